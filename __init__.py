@@ -1,0 +1,16 @@
+"""ComfyUI's door to the pack."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .nodes import NODES
+
+WEB_DIRECTORY = "./web"
+
+
+class Flux2TrainExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> Flux2TrainExtension:
+    return Flux2TrainExtension()

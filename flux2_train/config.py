@@ -1,0 +1,74 @@
+"""What the user asked for, typed and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+
+from .adapters.targets import PRESETS
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. ``epochs`` is used when ``steps`` is 0; ``alpha`` 0 means equal to ``rank``.
+
+    ``preservation`` weighs the loss that keeps the class word's prediction as the base model's; 0 is off.
+    ``differential_guidance`` 1 is off. ``guidance`` is the embedded guidance that dev is trained at.
+    """
+
+    name: str = "flux2_lora"
+    rank: int = 16
+    alpha: float = 0.0
+    steps: int = 1000
+    epochs: int = 0
+    learning_rate: float = 1e-4
+    batch: int = 1
+    seed: int = 0
+    targets: str = "all"
+    checkpointing: bool = True
+    preservation: float = 0.0
+    differential_guidance: float = 1.0
+    guidance: float = 1.0
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    validation_items: int = 4
+
+    def __post_init__(self):
+        for problem in self._problems():
+            raise UserError(problem)
+
+    @property
+    def scale_alpha(self) -> float:
+        """The alpha in force."""
+        return self.alpha or float(self.rank)
+
+    def _problems(self):
+        if not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", self.name) or self.name.strip(". ") == "":
+            yield f"The name {self.name!r} cannot be a file name; use letters, digits, spaces, '-', '_' or '.'."
+        for field, least in (("rank", 1), ("batch", 1), ("steps", 0), ("epochs", 0), ("validation_items", 0)):
+            if getattr(self, field) < least:
+                yield f"{field} is {getattr(self, field)}; it must be at least {least}."
+        if not self.steps and not self.epochs:
+            yield "steps and epochs are both 0; set one of them."
+        if not 0 < self.learning_rate <= 1:
+            yield f"learning rate is {self.learning_rate}; it must lie between 0 and 1 (1e-4 is a good value)."
+        if self.targets not in PRESETS:
+            yield f"targets is {self.targets!r}; choose one of {', '.join(PRESETS)}."
+        if self.preservation < 0 or self.differential_guidance <= 0 or self.alpha < 0:
+            yield "preservation and alpha must not be negative, differential guidance must be above 0."
+
+    def to_json(self) -> str:
+        """The configuration as JSON, for the run folder and the LoRA's metadata."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Inverse of ``to_json``. Raises UserError for a field that does not exist."""
+        values = json.loads(text)
+        unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise UserError(f"Unknown settings: {', '.join(sorted(unknown))}.")
+        return cls(**values)

@@ -1,0 +1,1 @@
+"""Folder, captions, geometry and the two caches."""

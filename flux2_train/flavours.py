@@ -1,0 +1,165 @@
+"""One row per FLUX.2 flavour: sizes, files, guidance, defaults. The only place that knows a flavour by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from . import nano
+from .errors import UserError
+
+BASE, DISTILLED = "base", "distilled"
+VARIANTS = ("auto", BASE, DISTILLED)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file by the name that ComfyUI's official templates give it, and where it comes from."""
+
+    name: str
+    folder: str
+    repository: str = ""
+    path: str = ""
+    gated: bool = False
+    generate: Callable[[], dict[str, Tensor]] | None = None
+
+    @property
+    def url(self) -> str:
+        """Direct download address, empty for a file that is generated."""
+        if not self.repository:
+            return ""
+        return f"https://huggingface.co/{self.repository}/resolve/main/{self.path}{self.name}"
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """Sizes as in the transformer's state dict; defaults as its makers sample it."""
+
+    name: str
+    hidden: int
+    double_blocks: int
+    single_blocks: int
+    context: int
+    transformers: dict[str, tuple[ModelFile, ...]]
+    text_encoders: tuple[ModelFile, ...]
+    vaes: tuple[ModelFile, ...]
+    embedded_guidance: bool = False
+    steps: dict[str, int] = field(default_factory=lambda: {BASE: 20, DISTILLED: 4})
+    guidance: float = 4.0
+    training_guidance: float = 1.0
+    resolution: int = 1024
+    text_encoder_config: dict[str, Any] | None = None
+    vae_config: dict[str, Any] | None = None
+    transformers_limit: str = ""  # newest transformers whose tokenizer ComfyUI can build for this text encoder
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(hidden, double blocks, single blocks, context), which tell the flavours apart."""
+        return self.hidden, self.double_blocks, self.single_blocks, self.context
+
+    def transformer_files(self, variant: str) -> tuple[ModelFile, ...]:
+        """Known transformer files, the preferred first; ``auto`` puts the base variant before the distilled."""
+        if variant == "auto":
+            return tuple(f for files in self.transformers.values() for f in files)
+        if variant not in self.transformers:
+            known = " and ".join(self.transformers)
+            raise UserError(f"{self.name} has no {variant} variant (it has: {known}); choose another variant.")
+        return self.transformers[variant]
+
+    def variant_of(self, file_name: str) -> str | None:
+        """Base or distilled by file name, ``None`` where the name does not tell (the weights never do)."""
+        for variant, files in self.transformers.items():
+            if any(file_name == f.name for f in files):
+                return variant
+        if len(self.transformers) == 1:
+            return next(iter(self.transformers))
+        lowered = file_name.lower()
+        return BASE if BASE in lowered else DISTILLED if DISTILLED in lowered else None
+
+
+def _bfl(name: str, repository: str, gated: bool = False) -> ModelFile:
+    return ModelFile(name, "diffusion_models", f"black-forest-labs/{repository}", gated=gated)
+
+
+def _comfy(name: str, folder: str, repository: str) -> ModelFile:
+    return ModelFile(name, folder, f"Comfy-Org/{repository}", f"split_files/{folder}/")
+
+
+_FLUX2_VAE = (_comfy("flux2-vae.safetensors", "vae", "flux2-dev"),)
+
+_ROWS = (
+    Flavour(
+        "klein-9b", 4096, 8, 24, 12288,
+        transformers={
+            BASE: (
+                _bfl("flux-2-klein-base-9b.safetensors", "FLUX.2-klein-base-9B", gated=True),
+                _bfl("flux-2-klein-base-9b-fp8.safetensors", "FLUX.2-klein-base-9b-fp8", gated=True),
+            ),
+            DISTILLED: (
+                _bfl("flux-2-klein-9b.safetensors", "FLUX.2-klein-9B", gated=True),
+                _bfl("flux-2-klein-9b-fp8.safetensors", "FLUX.2-klein-9b-fp8", gated=True),
+                _bfl("flux-2-klein-9b-kv-fp8.safetensors", "FLUX.2-klein-9b-kv-fp8", gated=True),
+            ),
+        },
+        text_encoders=(_comfy("qwen_3_8b_fp8mixed.safetensors", "text_encoders", "flux2-klein-9B"),),
+        vaes=_FLUX2_VAE,
+    ),
+    Flavour(
+        "klein-4b", 3072, 5, 20, 7680,
+        transformers={
+            BASE: (
+                _comfy("flux-2-klein-base-4b.safetensors", "diffusion_models", "flux2-klein"),
+                _bfl("flux-2-klein-base-4b-fp8.safetensors", "FLUX.2-klein-base-4b-fp8"),
+            ),
+            DISTILLED: (
+                _comfy("flux-2-klein-4b.safetensors", "diffusion_models", "flux2-klein"),
+                _bfl("flux-2-klein-4b-fp8.safetensors", "FLUX.2-klein-4b-fp8"),
+            ),
+        },
+        text_encoders=(_comfy("qwen_3_4b.safetensors", "text_encoders", "flux2-klein"),),
+        vaes=_FLUX2_VAE,
+    ),
+    Flavour(
+        "dev", 6144, 8, 48, 15360,
+        transformers={
+            BASE: (
+                _comfy("flux2_dev_fp8mixed.safetensors", "diffusion_models", "flux2-dev"),
+                _bfl("flux2-dev.safetensors", "FLUX.2-dev", gated=True),
+            )
+        },
+        text_encoders=(
+            _comfy("mistral_3_small_flux2_fp8.safetensors", "text_encoders", "flux2-dev"),
+            _comfy("mistral_3_small_flux2_bf16.safetensors", "text_encoders", "flux2-dev"),
+        ),
+        vaes=_FLUX2_VAE,
+        embedded_guidance=True,
+        transformers_limit="4.57.6",
+    ),
+    Flavour(
+        "nano", nano.HIDDEN, nano.DOUBLE_BLOCKS, nano.SINGLE_BLOCKS, nano.CONTEXT,
+        transformers={BASE: (ModelFile(nano.TRANSFORMER, "diffusion_models", generate=nano.transformer),)},
+        text_encoders=(ModelFile(nano.TEXT_ENCODER, "text_encoders", generate=nano.text_encoder),),
+        vaes=(ModelFile(nano.VAE, "vae", generate=nano.vae),),
+        resolution=nano.RESOLUTION,
+        text_encoder_config=nano.TEXT_ENCODER_CONFIG,
+        vae_config=nano.VAE_CONFIG,
+    ),
+)
+
+FLAVOURS: dict[str, Flavour] = {row.name: row for row in _ROWS}
+DEFAULT = _ROWS[0].name
+
+
+def flavour(name: str) -> Flavour:
+    """The row of that name. Raises UserError for an unknown one."""
+    if name not in FLAVOURS:
+        raise UserError(f"Unknown flavour {name!r}; choose one of {', '.join(FLAVOURS)}.")
+    return FLAVOURS[name]
+
+
+def by_sizes(sizes: tuple[int, int, int, int]) -> Flavour | None:
+    """The flavour with these (hidden, double, single, context) sizes, ``None`` for a FLUX.2 we do not know."""
+    return next((row for row in _ROWS if row.sizes == sizes), None)

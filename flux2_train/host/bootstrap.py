@@ -1,0 +1,51 @@
+"""Finding ComfyUI when we do not run inside it: tests, the terminal, benches.
+
+Our folder ``nodes/`` bears the name of ComfyUI's module ``nodes.py``, which core itself imports, so ComfyUI's
+path must come before ours on ``sys.path``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from ..errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def find_comfyui() -> Path:
+    """ComfyUI's folder: ``$COMFYUI_PATH``, else the one this checkout sits in, else ``.comfyui``."""
+    named = os.environ.get("COMFYUI_PATH")
+    candidates = [Path(named)] if named else [ROOT.parent.parent, ROOT / ".comfyui"]
+    for path in candidates:
+        if (path / "comfyui_version.py").is_file():
+            return path.resolve()
+    where = f"COMFYUI_PATH={named} holds no ComfyUI" if named else "No ComfyUI was found"
+    raise UserError(f"{where}; set COMFYUI_PATH to a ComfyUI folder or run scripts/test once to fetch one.")
+
+
+def import_comfyui(*arguments: str) -> Path:
+    """Put ComfyUI first on ``sys.path`` and let it read ``arguments`` as its command line. Returns its folder.
+
+    Without a GPU ``--cpu`` is added, which ComfyUI does not find out by itself.
+    """
+    path = find_comfyui()
+    if "comfy" in sys.modules:
+        return path
+    sys.path[:] = [str(path)] + [p for p in sys.path if Path(p or ".").resolve() != path]
+    import comfy.options
+    import torch
+
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        arguments = (*arguments, "--cpu")
+    ours, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args  # noqa: F401  reads sys.argv once, at import
+    finally:
+        sys.argv = ours
+    import nodes  # noqa: F401  core's: imported here so that its name is taken before our folder can take it
+
+    return path

@@ -1,0 +1,145 @@
+"""Borrowing the graph's MODEL for training and giving it back untouched.
+
+Three facts of ComfyUI's Flux decide what is swapped (each is pinned by a gradient test):
+
+* its weights may not be saved by autograd: every Linear becomes a FrozenLinear plus its adapter;
+* its blocks add residuals in place, which changes what LayerNorm saved: LayerNorm gets a copy of its input;
+* for the same reason a checkpointed block gets copies of its inputs, or the recomputation would start from
+  tensors that the first run has already changed.
+
+Only the ``forward`` attribute of module instances is set, through ``ModelPatcher.set_injections``, which ComfyUI
+undoes and redoes whenever it moves the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import comfy.ldm.flux.layers as flux_layers
+import comfy.model_management
+import torch
+from comfy.patcher_extension import PatcherInjection
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UserError
+from .frozen import frozen_linear, frozen_rms_norm
+
+KEY = "flux2_train"
+Delta = Callable[[Tensor], Tensor | None]  # an adapter's contribution to a Linear's output, from its input
+
+
+def linears(model) -> dict[str, nn.Module]:
+    """Every Linear of a MODEL's transformer by its dotted name, quantised ones (which are no nn.Linear) included."""
+    modules = model.model.diffusion_model.named_modules()
+    return {name: m for name, m in modules if hasattr(m, "in_features") and hasattr(m, "weight")}
+
+
+@contextmanager
+def borrow(model, deltas: dict[str, Delta], checkpointing: bool = True, memory_required: float = 0.0) -> Iterator:
+    """Yield a clone of ``model`` on its load device whose Linears run frozen, with ``deltas`` added by name.
+
+    ``checkpointing`` recomputes each block in backward instead of keeping its activations. ``memory_required``
+    is the room in bytes that training needs beside the weights. Call in the mode nodes run in (inference mode).
+    The model is given back untouched on every way out.
+    """
+    borrowed = model.clone()
+    swap = _Swap(model.model.diffusion_model, deltas, checkpointing)
+    swap.require_free()
+    borrowed.set_injections(KEY, [PatcherInjection(inject=lambda _: swap.inject(), eject=lambda _: swap.eject())])
+    try:
+        comfy.model_management.load_models_gpu([borrowed], memory_required=memory_required)
+        yield borrowed
+    finally:
+        borrowed.eject_model()
+        swap.eject()
+        borrowed.remove_injections(KEY)
+
+
+@contextmanager
+def training_mode() -> Iterator[None]:
+    """Autograd on inside a node, and ComfyUI told so: without its flag RoPE runs as an op that has no gradient."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+class _Swap:
+    """The replacement forwards of one borrowed model; inject and eject may be called any number of times."""
+
+    def __init__(self, transformer: nn.Module, deltas: dict[str, Delta], checkpointing: bool):
+        self.names = {m: name for name, m in transformer.named_modules()}
+        self.deltas, self.checkpointing = deltas, checkpointing
+        unknown = deltas.keys() - self.names.values()
+        if unknown:
+            raise UserError(f"The model has no layers named {', '.join(sorted(unknown)[:5])}.")
+
+    def require_free(self) -> None:
+        """Raise UserError if somebody else has already replaced a forward that we would replace."""
+        for module, name in self.names.items():
+            taken = module.__dict__.get("forward")
+            if taken is not None and getattr(taken, "__func__", None) is not type(module).forward:
+                raise UserError(
+                    f"The MODEL already runs {name} through another node's patch (a LoRA in bypass mode, or a "
+                    "compiled model); wire the model into LoRA Trainer without it, or merge the LoRA instead."
+                )
+
+    def inject(self) -> None:
+        for module, name in self.names.items():
+            forward = self._replacement(module, name)
+            if forward is not None:
+                module.forward = forward
+
+    def eject(self) -> None:
+        for module in self.names:
+            if isinstance(module.__dict__.get("forward"), _Forward):
+                del module.forward
+
+    def _replacement(self, module: nn.Module, name: str) -> _Forward | None:
+        original = type(module).forward.__get__(module)
+        if hasattr(module, "in_features") and hasattr(module, "weight"):
+            return _Forward(_linear, module, original, self.deltas.get(name))
+        if isinstance(module, nn.LayerNorm):
+            return _Forward(_layer_norm, original)
+        if isinstance(module, nn.RMSNorm):
+            return _Forward(_rms_norm, module, original)
+        if self.checkpointing and isinstance(module, (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)):
+            return _Forward(_block, original)
+        return None
+
+
+class _Forward(partial):
+    """A replacement forward, recognisable as ours when it is time to take it out."""
+
+
+def _linear(module: nn.Module, original: Callable, delta: Delta | None, x: Tensor) -> Tensor:
+    y = frozen_linear(module, x) if comfy.model_management.in_training else original(x)
+    extra = delta(x) if delta is not None else None
+    return y if extra is None else y + extra
+
+
+def _layer_norm(original: Callable, x: Tensor) -> Tensor:
+    return original(x.clone() if torch.is_grad_enabled() else x)
+
+
+def _rms_norm(module: nn.Module, original: Callable, x: Tensor) -> Tensor:
+    return frozen_rms_norm(module, x) if comfy.model_management.in_training else original(x)
+
+
+def _block(original: Callable, *args, **kwargs):
+    if not torch.is_grad_enabled():
+        return original(*args, **kwargs)
+    return checkpoint(_on_copies, original, args, kwargs, use_reentrant=False)
+
+
+def _on_copies(original: Callable, args: tuple, kwargs: dict):
+    """Run a block on copies of the streams it changes in place: ``x``, or ``img`` and ``txt``."""
+    streams = {k: v.clone() for k, v in kwargs.items() if k in ("img", "txt", "x")}
+    first = tuple(a.clone() for a in args[:1])
+    return original(*first, *args[1:], **{**kwargs, **streams})

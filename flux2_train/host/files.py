@@ -1,0 +1,77 @@
+"""Model files: where ComfyUI keeps them, and what to tell a person when one is missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+from safetensors.torch import save_file
+
+from ..errors import UserError
+from ..flavours import ModelFile
+
+AUTO = "auto"
+
+
+def choices(folder: str) -> list[str]:
+    """``auto`` and every file ComfyUI lists in that model folder."""
+    return [AUTO, *folder_paths.get_filename_list(folder)]
+
+
+def locate(files: tuple[ModelFile, ...], chosen: str = AUTO) -> Path:
+    """Path of the chosen file, or of the first known one that is there; a generated file is made on first use.
+
+    Raises UserError with file name, folder, repository and how to log in where nothing is there.
+    """
+    if chosen != AUTO:
+        return _existing(files[0].folder, chosen) or _missing_choice(files[0].folder, chosen)
+    for file in files:
+        path = _existing(file.folder, file.name)
+        if path is None and file.generate is not None:
+            path = _generate(file)
+        if path is not None:
+            return path
+    raise UserError(missing_message(files))
+
+
+def _existing(folder: str, name: str) -> Path | None:
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:  # the official templates put files in sub-folders too
+        nested = (n for n in folder_paths.get_filename_list(folder) if Path(n).name == name)
+        path = next((folder_paths.get_full_path(folder, n) for n in nested), None)
+    return Path(path) if path else None
+
+
+def _missing_choice(folder: str, name: str) -> Path:
+    raise UserError(
+        f"{name} is not in {model_folder(folder)}; choose 'auto' or a file that is there (press R to refresh the list)."
+    )
+
+
+def model_folder(folder: str) -> Path:
+    """The first path ComfyUI has for a kind of model, the one new files belong in."""
+    return Path(folder_paths.get_folder_paths(folder)[0])
+
+
+def missing_message(files: tuple[ModelFile, ...]) -> str:
+    """One sentence per thing to do: which file, into which folder, from which repository, logged in or not."""
+    file, others = files[0], [f.name for f in files[1:]]
+    lines = [f"Missing model file {file.name}: download it from {file.url} and put it into {model_folder(file.folder)}."]
+    if file.gated:
+        lines.append(
+            f"The repository {file.repository} is gated: accept its licence on its page while logged in, then "
+            "download there, or with `hf auth login` and `hf download`."
+        )
+    if others:
+        lines.append(f"Also usable: {', '.join(others)}.")
+    return " ".join(lines)
+
+
+def _generate(file: ModelFile) -> Path:
+    path = model_folder(file.folder) / file.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    save_file(file.generate(), partial, metadata={"format": "pt"})
+    os.replace(partial, path)  # another process sees the whole file or none
+    return path

@@ -1,0 +1,64 @@
+"""Frozen layers of ComfyUI's model, made differentiable in their input and nothing else.
+
+ComfyUI's weights may be inference tensors, quantised, on another device or gone by the time of backward, so
+autograd must never hold one. A frozen Linear therefore fetches its weight the way ComfyUI's own layers do
+(``comfy.ops.cast_bias_weight``: device moves, dequantisation, weight patches), in forward and again in backward,
+and saves nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+
+@contextmanager
+def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of a ComfyUI layer in ``dtype`` on ``device``, valid inside the block only."""
+    with torch.inference_mode():  # the mode ComfyUI's casting code expects; outside of it weights get cloned
+        weight, bias, handle = comfy.ops.cast_bias_weight(
+            layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True
+        )
+        plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        plain = plain.to(dtype)
+    try:
+        yield plain, bias
+    finally:
+        with torch.inference_mode():
+            comfy.ops.uncast_bias_weight(layer, weight, bias, handle)
+
+
+class FrozenLinear(torch.autograd.Function):
+    """``y = x W^T + b`` with ``dL/dx = dL/dy W``; no gradient for ``W`` and ``b``, nothing saved for backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        with fetched(layer, x.dtype, x.device) as (weight, bias):
+            return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        with fetched(ctx.layer, ctx.dtype, grad.device) as (weight, _):
+            return grad.to(ctx.dtype) @ weight, None
+
+
+def frozen_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output for ``x`` (..., in features), differentiable in ``x``."""
+    scale = getattr(layer, "pre_quant_scale", None)  # AWQ files scale the input, not the weight
+    if scale is not None:
+        x = x * scale.detach().clone().to(x)
+    return FrozenLinear.apply(x, layer)
+
+
+def frozen_rms_norm(layer: nn.Module, x: Tensor) -> Tensor:
+    """RMSNorm with its (tiny) scale copied, because autograd saves it and may not save ComfyUI's own tensor."""
+    with fetched(layer, x.dtype, x.device) as (weight, _):
+        own = weight.detach().clone()
+    return F.rms_norm(x, own.shape, own, layer.eps)

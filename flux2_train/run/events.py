@@ -1,0 +1,42 @@
+"""What a run tells its listeners: nodes, terminal and tests all read these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run begins."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know that does not stop the run."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """An optimizer step is done. ``step`` counts from 1; ``smoothed`` is a running mean of ``loss``."""
+
+    step: int
+    total: int
+    loss: float
+    smoothed: float
+    preservation: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The loss at fixed noise and timesteps before step ``step`` + 1."""
+
+    step: int
+    loss: float
+
+
+Event = Phase | Warned | Stepped | Validated

@@ -1,0 +1,108 @@
+"""What a run leaves behind: the LoRA file and a folder with configuration, losses, plot and report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from ..adapters import files
+from ..data.folder import Dataset
+from ..host import identify
+from .plot import loss_plot
+from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Results:
+    """Paths of what was written, and the LoRA itself as ComfyUI's LORA_MODEL."""
+
+    lora: dict[str, torch.Tensor]
+    lora_path: Path
+    folder: Path
+
+
+def write_results(
+    trainer: Trainer, dataset: Dataset, lora_folder: Path, run_folder: Path, stopped: bool = False
+) -> Results:
+    """Save the adapters as they are now; a run that was stopped early gets its step into the file name."""
+    weights = files.state_dict(trainer.adapters)
+    name = f"{trainer.config.name}_step{len(trainer.history.losses)}" if stopped else trainer.config.name
+    lora_path = files.save(weights, files.free_path(lora_folder, name), metadata(trainer, dataset))
+    folder = run_folder / lora_path.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(trainer.config.to_json() + "\n")
+    (folder / "report.json").write_text(json.dumps(report(trainer, dataset, lora_path), indent=2) + "\n")
+    _write_losses(trainer, folder / "loss.csv")
+    if trainer.history.losses:
+        loss_plot(trainer.history, lora_path.stem).save(folder / "loss.png")
+    return Results(weights, lora_path, folder)
+
+
+def _write_losses(trainer: Trainer, path: Path) -> None:
+    history = trainer.history
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("step", "loss", "smoothed", "preservation", "seconds"))
+        rows = zip(history.losses, history.smoothed, history.preservation, history.seconds, strict=True)
+        writer.writerows((step, *row) for step, row in enumerate(rows, 1))
+
+
+def report(trainer: Trainer, dataset: Dataset, lora_path: Path) -> dict:
+    """The run in figures: losses, seconds per step (median), peak memory in bytes."""
+    history = trainer.history
+    return {
+        "flavour": identify.flavour_name(trainer.model),
+        "base_file": identify.file_of(trainer.model),
+        "lora": lora_path.name,
+        "images": len(dataset.items),
+        "adapters": len(trainer.adapters.names),
+        "steps": len(history.losses),
+        "first_smoothed_loss": history.smoothed[min(9, len(history.smoothed) - 1)] if history.smoothed else None,
+        "last_smoothed_loss": history.smoothed[-1] if history.smoothed else None,
+        "validation_loss": {str(step): loss for step, loss in sorted(history.validation.items())},
+        "seconds_per_step": statistics.median(history.seconds) if history.seconds else None,
+        "peak_memory": peak_memory(trainer.device),
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: allocated on the GPU, or resident in the process where the CPU trains."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes if sys.platform == "darwin" else kibibytes * 1024
+
+
+def metadata(trainer: Trainer, dataset: Dataset) -> dict[str, str]:
+    """Header of the LoRA file: what it is, what it was trained on and how, for people and other tools."""
+    config, flavour = trainer.config, identify.flavour_name(trainer.model)
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"Flux.2-{flavour}/lora",
+        "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
+        "modelspec.title": config.name,
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "modelspec.resolution": f"{dataset.resolution}x{dataset.resolution}",
+        "modelspec.trigger_phrase": dataset.trigger,
+        "ss_base_model_version": f"flux_2_{flavour.replace('-', '_')}",
+        "ss_sd_model_name": identify.file_of(trainer.model),
+        "ss_network_module": "networks.lora_flux_2",
+        "ss_network_dim": str(config.rank),
+        # alpha is folded into the weights: readers must apply scale 1, which is alpha = rank
+        "ss_network_alpha": str(config.rank),
+        "ss_learning_rate": str(config.learning_rate),
+        "ss_steps": str(len(trainer.history.losses)),
+        "ss_seed": str(config.seed),
+        "flux2_train.version": __version__,
+        "flux2_train.config": config.to_json(),
+        "flux2_train.class_word": dataset.class_word,
+    }

@@ -1,0 +1,176 @@
+"""One step, one loop. The trainer never prints: it yields events."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..adapters import targets
+from ..adapters.lora import LoraAdapters
+from ..config import TrainConfig
+from ..data.cache import EmbedCache, LatentCache, Sample, samples
+from ..data.order import batches, step_count
+from ..errors import UserError
+from ..flow.target import differential_target, interpolate, mean_squared_error, velocity_target
+from ..flow.timesteps import linear_mu, logit_normal, shift
+from ..host import identify
+from ..host.borrow import borrow, linears, training_mode
+from ..host.velocity import Condition, check_embeds, velocity
+from .events import Event, Phase, Stepped, Validated, Warned
+from .validation import fixed_loss
+
+SMOOTHING = 0.95
+
+
+@dataclass
+class History:
+    """What a run has measured so far."""
+
+    losses: list[float] = field(default_factory=list)
+    smoothed: list[float] = field(default_factory=list)
+    preservation: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    validation: dict[int, float] = field(default_factory=dict)
+
+    def add(self, loss: float, preservation: float, seconds: float) -> None:
+        """Append one step; the running mean starts unbiased, as a plain mean of the first steps."""
+        weight = max(1 - SMOOTHING, 1 / (len(self.losses) + 1))
+        last = self.smoothed[-1] if self.smoothed else loss
+        self.losses.append(loss)
+        self.smoothed.append(last + weight * (loss - last))
+        self.preservation.append(preservation)
+        self.seconds.append(seconds)
+
+
+class Trainer:
+    """Trains LoRA adapters on a FLUX.2 MODEL from cached latents and embeds.
+
+    Everything that can be wrong with the inputs is refused here, before the first step. ``run`` does the work;
+    ``adapters`` and ``history`` are there at any time, also after it was stopped.
+    """
+
+    def __init__(self, model, embeds: EmbedCache, latents: LatentCache, config: TrainConfig):
+        identify.require_flux2(model)
+        self.model, self.config = model, config
+        self.samples = samples(embeds, latents)
+        self.repeats = latents.dataset.repeats
+        check_embeds(model, self.samples[0].embeds)
+        if config.preservation and not latents.dataset.class_word:
+            raise UserError("Preservation is on but Dataset Folder has no class word; fill it in (for example 'dog').")
+        if config.preservation and not latents.dataset.trigger:
+            raise UserError("Preservation is on but Dataset Folder has no trigger word; fill it in (for example 'ohwx').")
+        self.device = model.load_device
+        self.total = step_count(self.samples, config.batch, self.repeats, config.steps, config.epochs)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.history = History()
+        with training_mode():
+            self.adapters = self._build_adapters()
+            self.optimizer = torch.optim.AdamW(
+                self.adapters.trainable(), lr=config.learning_rate, weight_decay=config.weight_decay
+            )
+
+    def _build_adapters(self) -> LoraAdapters:
+        layers = linears(self.model)
+        chosen = targets.select(layers, self.config.targets)
+        sizes = {name: (layers[name].in_features, layers[name].out_features) for name in chosen}
+        return LoraAdapters(sizes, self.config.rank, self.config.scale_alpha, self.config.seed, self.device)
+
+    def run(self) -> Generator[Event, None, None]:
+        """Train, yielding an event after every step. Close it (or let it raise) at any time: the model is given back.
+
+        Autograd and ComfyUI's training flag are on inside a step only, so a listener may use ComfyUI as usual.
+        """
+        warning = identify.distilled_warning(self.model)
+        if warning:
+            yield Warned(warning)
+        yield Phase("loading")
+        config = self.config
+        order = batches(self.samples, config.batch, self.repeats, config.seed, config.steps, config.epochs)
+        with borrow(self.model, self.adapters.deltas(), config.checkpointing, self._room()) as borrowed:
+            yield from self._validate(borrowed, 0)
+            for step, indices in enumerate(order, 1):
+                yield self._timed_step(borrowed, step, [self.samples[i] for i in indices])
+            yield from self._validate(borrowed, self.total)
+
+    def _room(self) -> float:
+        """Bytes that training needs beside the weights: adapters with gradients and moments, and activations."""
+        adapters = 16 * sum(p.numel() for p in self.adapters.trainable())
+        hidden, double, single, _ = identify.sizes(self.model)
+        tokens = self.config.batch * max(512 + s.latent.shape[-1] * s.latent.shape[-2] for s in self.samples)
+        kept_per_block = 2 if self.config.checkpointing else 40  # activations of the hidden width, in 2-byte values
+        return adapters + 2.0 * tokens * hidden * (kept_per_block * (double + single) + 60)
+
+    def _timed_step(self, borrowed, step: int, batch: list[Sample]) -> Stepped:
+        started = time.perf_counter()
+        with training_mode():
+            loss, preservation = self._step(borrowed, batch)
+        self.history.add(loss, preservation, time.perf_counter() - started)
+        return Stepped(step, self.total, loss, self.history.smoothed[-1], preservation, self.history.seconds[-1])
+
+    def _step(self, borrowed, batch: list[Sample]) -> tuple[float, float]:
+        """One optimizer step on one batch. Returns the velocity error and the preservation loss."""
+        x0 = torch.cat([s.latent for s in batch]).to(self.device, torch.float32)
+        noise = torch.randn(x0.shape, generator=self.generator).to(self.device)
+        t = self._times(x0)
+        x_t = interpolate(x0, noise, t)
+        predicted = self._predict(borrowed, x_t, t, [s.embeds for s in batch])
+        target = velocity_target(x0, noise)
+        guided = differential_target(predicted, target, self.config.differential_guidance)
+        loss = mean_squared_error(predicted.detach(), target).mean().item()
+        if not math.isfinite(loss):
+            raise UserError(f"The loss is {loss} after {len(self.history.losses)} steps; lower the learning rate.")
+        mean_squared_error(predicted, guided).mean().backward()
+        preservation = self._preserve(borrowed, x_t, t, batch) if self.config.preservation else 0.0
+        torch.nn.utils.clip_grad_norm_(self.adapters.trainable(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, preservation
+
+    def _times(self, x0: Tensor) -> Tensor:
+        """(B,) logit-normal times, moved towards noise the more tokens the image has."""
+        return shift(logit_normal(len(x0), self.generator), linear_mu(x0[0, 0].numel())).to(self.device)
+
+    def _preserve(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample]) -> float:
+        """Backward of the preservation loss: with the class word the adapted model shall predict what the base does.
+
+        A second forward and backward of its own, so that only one graph is in memory at a time.
+        """
+        embeds = [s.class_embeds for s in batch]
+        with self._base_model(), torch.no_grad():
+            prior = self._predict(borrowed, x_t, t, embeds)
+        loss = mean_squared_error(self._predict(borrowed, x_t, t, embeds), prior).mean()
+        (self.config.preservation * loss).backward()
+        return loss.item()
+
+    @contextmanager
+    def _base_model(self) -> Iterator[None]:
+        self.adapters.enabled = False
+        try:
+            yield
+        finally:
+            self.adapters.enabled = True
+
+    def _predict(self, borrowed, x_t: Tensor, t: Tensor, embeds: list[Tensor]) -> Tensor:
+        conditions = [Condition(e.clone(), guidance=self.config.guidance) for e in embeds]
+        return velocity(borrowed, x_t, t, conditions)
+
+    def _validate(self, borrowed, step: int) -> Iterator[Event]:
+        chosen = self.samples[:: max(1, len(self.samples) // max(1, self.config.validation_items))]
+        chosen = chosen[: self.config.validation_items]
+        if not chosen:
+            return
+        yield Phase("validating")
+
+        def predict(x_t: Tensor, t: Tensor, batch: list[Sample]) -> Tensor:
+            with training_mode(), torch.no_grad():
+                return self._predict(borrowed, x_t.to(self.device), t.to(self.device), [s.embeds for s in batch])
+
+        loss = fixed_loss(predict, chosen, self.config.seed)
+        self.history.validation[step] = loss
+        yield Validated(step, loss)

@@ -1,0 +1,10 @@
+"""The nodes: a schema, one call into the engine, outputs."""
+
+from .apply import LoraApply
+from .cache import CacheEmbeds, CacheLatents
+from .dataset import DatasetFolder
+from .load import LoadFlux2
+from .sample import Flux2Sampler
+from .train import LoraTrainer
+
+NODES = [LoadFlux2, DatasetFolder, CacheEmbeds, CacheLatents, LoraTrainer, LoraApply, Flux2Sampler]

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..flux2_train.adapters import files
+from ..flux2_train.errors import UserError
+from ..flux2_train.host import lora as host
+from .progress import NodeProgress
+from .types import CATEGORY
+
+NO_FILE = "none"
+
+
+class LoraApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2LoraApply",
+            display_name="LoRA Apply",
+            category=CATEGORY,
+            description="Puts a LoRA on a FLUX.2 model: one just trained, or a file. Refuses one that does not fit.",
+            search_aliases=["load lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that gets the LoRA; the one wired in is not changed."),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05,
+                    tooltip="How strongly the LoRA acts. 1 is as trained, 0 is without, 0.6 to 1.2 are usual.",
+                ),
+                io.LoraModel.Input("lora", optional=True, tooltip="A LoRA from LoRA Trainer. Leave free to use a file."),
+                io.Combo.Input(
+                    "file", options=[NO_FILE, *folder_paths.get_filename_list("loras")], default=NO_FILE, optional=True,
+                    tooltip="A LoRA file from ComfyUI's loras folder, used when nothing is wired into 'lora'.",
+                ),
+                io.Combo.Input(
+                    "mode", options=list(host.MODES), default=host.AUTO, optional=True, advanced=True,
+                    tooltip="'merged' changes the weights while sampling, 'bypass' computes the LoRA beside them. "
+                    "'auto' bypasses on quantised models, where merging rounds much of a LoRA away.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, strength: float, lora: dict | None = None, file: str = NO_FILE, mode: str = host.AUTO
+    ) -> io.NodeOutput:
+        weights = lora if lora is not None else _load(file)
+        applied = host.apply(model, weights, strength, mode)
+        NodeProgress(cls.hidden.unique_id, 1).say(host.describe(model, weights, strength, mode))
+        return io.NodeOutput(applied)
+
+
+def _load(file: str) -> dict:
+    if file == NO_FILE:
+        raise UserError("LoRA Apply has no LoRA: wire LoRA Trainer into 'lora' or choose a file.")
+    return files.load(Path(folder_paths.get_full_path_or_raise("loras", file)))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..flux2_train import flavours
+from ..flux2_train.errors import UserError
+from ..flux2_train.host import files, identify, load
+from .progress import NodeProgress
+from .types import CATEGORY
+
+
+class LoadFlux2(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def file_input(id: str, folder: str, what: str):
+            return io.Combo.Input(
+                id, options=files.choices(folder), default=files.AUTO, optional=True, advanced=True,
+                tooltip=f"The {what} file. 'auto' takes the first official file of the flavour that you have "
+                "and tells you exactly which one to download when there is none.",
+            )  # fmt: skip
+
+        return io.Schema(
+            node_id="Flux2Load",
+            display_name="Load FLUX.2",
+            category=CATEGORY,
+            description="Loads transformer, text encoder and VAE of a FLUX.2 flavour as ComfyUI's own types.",
+            search_aliases=["flux2", "klein", "train", "lora"],
+            inputs=[
+                io.Combo.Input(
+                    "flavour", options=list(flavours.FLAVOURS), default=flavours.DEFAULT,
+                    tooltip="Which FLUX.2. klein-4b trains on the smallest cards, klein-9b is the good middle, dev "
+                    "is the largest. nano is generated on the spot: use it to try a graph without any download.",
+                ),
+                io.Combo.Input(
+                    "precision", options=list(load.PRECISIONS), default="as in file",
+                    tooltip="How the transformer's weights are stored in memory. 'as in file' is right for official "
+                    "files; 'fp8 (e4m3)' halves a bf16 file's memory at a small loss of quality.",
+                ),
+                io.Combo.Input(
+                    "variant", options=list(flavours.VARIANTS), default="auto", optional=True, advanced=True,
+                    tooltip="Base or distilled klein: the weights do not tell, so 'auto' goes by file name and prefers "
+                    "base. Train on base; a distilled model samples in 4 steps without guidance.",
+                ),
+                file_input("transformer", "diffusion_models", "transformer"),
+                file_input("text_encoder", "text_encoders", "text encoder"),
+                file_input("vae", "vae", "VAE"),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, flavour, variant="auto", transformer="auto", text_encoder="auto", vae="auto"):
+        """Says before the queue starts which file is missing and where to get it; also replaces core's own check."""
+        try:
+            _find(flavours.flavour(flavour), variant, transformer, text_encoder, vae)
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, flavour: str, precision: str, variant: str = "auto", transformer: str = "auto",
+        text_encoder: str = "auto", vae: str = "auto",
+    ) -> io.NodeOutput:  # fmt: skip
+        row = flavours.flavour(flavour)
+        paths = _find(row, variant, transformer, text_encoder, vae)
+        model = load.load_transformer(paths[0], precision)
+        identify.require_flavour(model, row, paths[0].name)
+        said = variant if variant != "auto" else row.variant_of(paths[0].name)
+        if said:
+            model.set_attachments(identify.VARIANT, said)
+        NodeProgress(cls.hidden.unique_id, 1).say("\n".join(path.name for path in paths))
+        return io.NodeOutput(model, load.load_text_encoder(paths[1], row), load.load_vae(paths[2], row))
+
+
+def _find(row: flavours.Flavour, variant: str, transformer: str, text_encoder: str, vae: str):
+    return (
+        files.locate(row.transformer_files(variant), transformer),
+        files.locate(row.text_encoders, text_encoder),
+        files.locate(row.vaes, vae),
+    )

@@ -1,0 +1,23 @@
+"""Progress on the node: ComfyUI's bar, preview image and text, none of which needs JavaScript."""
+
+from __future__ import annotations
+
+import comfy.utils
+from PIL import Image
+from server import PromptServer
+
+
+class NodeProgress:
+    """The bar and the text of one node. ``advance`` raises ComfyUI's interrupt when the user has cancelled."""
+
+    def __init__(self, node_id: str, total: int):
+        self.node_id, self.total = node_id, total
+        self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
+
+    def advance(self, value: int, preview: Image.Image | None = None) -> None:
+        image = ("PNG", preview, max(preview.size)) if preview is not None else None
+        self.bar.update_absolute(value, self.total, image)
+
+    def say(self, text: str) -> None:
+        if getattr(PromptServer, "instance", None) is not None:
+            PromptServer.instance.send_progress_text(text, self.node_id)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..flux2_train.adapters.targets import PRESETS
+from ..flux2_train.config import TrainConfig
+from ..flux2_train.data.folder import Dataset
+from ..flux2_train.data.images import to_tensor
+from ..flux2_train.run import events
+from ..flux2_train.run.plot import loss_plot
+from ..flux2_train.run.results import Results, write_results
+from ..flux2_train.run.trainer import Trainer
+from .progress import NodeProgress
+from .types import CATEGORY, FluxEmbeds, FluxLatents
+
+PREVIEW_SECONDS = 2.0
+
+
+class LoraTrainer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2LoraTrainer",
+            display_name="LoRA Trainer",
+            category=CATEGORY,
+            description="Trains a LoRA on the very MODEL wired in and gives it on to the graph. The MODEL itself is "
+            "not changed. The LoRA is saved in models/loras; plot, losses and report in output/flux2_train.",
+            search_aliases=["train", "lora", "dreambooth", "finetune"],
+            inputs=[
+                io.Model.Input("model", tooltip="The FLUX.2 model to train on; use a base model, not a distilled one."),
+                FluxEmbeds.Input("embeds", tooltip="Encoded captions: wire Cache Embeds."),
+                FluxLatents.Input("latents", tooltip="Encoded images: wire Cache Latents."),
+                io.String.Input(
+                    "name", default="flux2_lora",
+                    tooltip="File name of the LoRA. A number is added if that name is taken; nothing is overwritten.",
+                ),
+                io.Int.Input(
+                    "steps", default=1000, min=0, max=1_000_000,
+                    tooltip="How many optimizer steps. 500 to 2000 suit most subjects. 0 counts epochs instead.",
+                ),
+                io.Int.Input(
+                    "rank", default=16, min=1, max=1024,
+                    tooltip="Capacity of the LoRA: 8 to 16 for a style or a person, 32 and more for many things. "
+                    "File size and memory grow with it.",
+                ),
+                io.Float.Input(
+                    "learning_rate", default=1e-4, min=1e-7, max=1.0, step=1e-6, round=False,
+                    tooltip="How far each step goes. 1e-4 is good for most; halve it if pictures burn out. On nano use "
+                    "about 1e-3.",
+                ),
+                io.Combo.Input(
+                    "targets", options=list(PRESETS), default="all",
+                    tooltip="Which layers learn. 'all' is best; 'attention' and 'mlp' leave out layers of the double "
+                    "blocks, 'tiny' trains qkv only and makes the smallest file.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
+                    tooltip="Fixes the start, the order and the noise: the same seed gives the same LoRA.",
+                ),
+                io.Float.Input(
+                    "preservation", default=0.0, min=0.0, max=10.0, step=0.1, optional=True,
+                    tooltip="Differential output preservation: keeps what the class word means while the trigger is "
+                    "learned. 0 is off, 1 is strong. Needs trigger and class word on Dataset Folder; steps take about "
+                    "two and a half times as long.",
+                ),
+                io.Float.Input(
+                    "differential_guidance", default=1.0, min=0.1, max=10.0, step=0.1, optional=True,
+                    tooltip="Pushes past the target by this factor, which speeds learning up. 1 is off, 3 is usual. "
+                    "Multiplies the gradient, so it also outweighs preservation more.",
+                ),
+                io.Float.Input(
+                    "alpha", default=0.0, min=0.0, max=1024.0, step=1.0, optional=True, advanced=True,
+                    tooltip="The LoRA's scale is alpha / rank. 0 means equal to rank, scale 1, and is a good value.",
+                ),
+                io.Int.Input(
+                    "epochs", default=10, min=0, max=100_000, optional=True, advanced=True,
+                    tooltip="How often the whole data set is seen; counts only when steps is 0.",
+                ),
+                io.Int.Input(
+                    "batch", default=1, min=1, max=256, optional=True, advanced=True,
+                    tooltip="Images per step. More is steadier and needs more memory; 1 is right for small sets.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing", default=True, optional=True, advanced=True,
+                    tooltip="Recompute each block instead of keeping its activations: far less memory, about a third "
+                    "more time. Turn it off only if the card has room to spare.",
+                ),
+                io.Int.Input(
+                    "validation_items", default=4, min=0, max=1000, optional=True, advanced=True,
+                    tooltip="On how many images the loss is measured at fixed noise before and after training, which "
+                    "tells whether it fell. 0 turns it off.",
+                ),
+            ],
+            outputs=[
+                io.LoraModel.Output(display_name="lora"),
+                io.LossMap.Output(display_name="loss"),
+                io.String.Output(display_name="saved file"),
+                io.Image.Output(display_name="loss plot"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, embeds, latents, **settings) -> io.NodeOutput:
+        trainer = Trainer(model, embeds, latents, TrainConfig(**settings))
+        listener = _Listener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
+        try:
+            with closing(trainer.run()) as run:
+                for event in run:
+                    listener(event)
+        except BaseException:  # ComfyUI's interrupt is no Exception; what was learned is kept on every way out
+            if trainer.history.losses:
+                _save(trainer, latents.dataset, stopped=True)
+            raise
+        results = _save(trainer, latents.dataset)
+        listener.progress.say(f"{results.lora_path.name}\n{listener.text}")
+        plot = to_tensor(loss_plot(trainer.history, results.lora_path.stem))
+        return io.NodeOutput(results.lora, {"loss": trainer.history.losses}, results.lora_path.name, plot)
+
+
+class _Listener:
+    """Turns the run's events into ComfyUI's bar, text and preview."""
+
+    def __init__(self, trainer: Trainer, progress: NodeProgress):
+        self.trainer, self.progress = trainer, progress
+        self.warnings: list[str] = []
+        self.validation: list[float] = []
+        self.text, self.drawn = "", 0.0
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.Phase(text):
+                self.progress.say(text)
+                self.progress.advance(len(self.trainer.history.losses))
+            case events.Warned(text):
+                self.warnings.append(text)
+            case events.Validated(_, loss):
+                self.validation.append(loss)
+                self.text = self._describe()
+            case events.Stepped():
+                self._stepped(event)
+
+    def _stepped(self, event: events.Stepped) -> None:
+        now = time.monotonic()
+        due = now - self.drawn >= PREVIEW_SECONDS or event.step == event.total
+        if due:
+            self.drawn, self.text = now, self._describe(event)
+            self.progress.say(self.text)
+        self.progress.advance(event.step, loss_plot(self.trainer.history) if due else None)
+
+    def _describe(self, event: events.Stepped | None = None) -> str:
+        lines = list(self.warnings)
+        if event:
+            left = (event.total - event.step) * event.seconds
+            lines.append(f"step {event.step}/{event.total}, loss {event.smoothed:.4f}, {event.seconds:.2f} s/step, "
+                         f"{left / 60:.0f} min left")  # fmt: skip
+        if len(self.validation) > 1:
+            lines.append(f"validation loss {self.validation[0]:.4f} -> {self.validation[-1]:.4f}")
+        return "\n".join(lines)
+
+
+def _save(trainer: Trainer, dataset: Dataset, stopped: bool = False) -> Results:
+    loras = Path(folder_paths.get_folder_paths("loras")[0])
+    runs = Path(folder_paths.get_output_directory()) / "flux2_train"
+    return write_results(trainer, dataset, loras, runs, stopped)
+

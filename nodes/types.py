@@ -1,0 +1,9 @@
+"""The pack's own wire types and what all nodes share."""
+
+from comfy_api.latest import io
+
+CATEGORY = "FLUX.2/Train"
+
+FluxDataset = io.Custom("FLUX2_DATASET")
+FluxEmbeds = io.Custom("FLUX2_EMBEDS")
+FluxLatents = io.Custom("FLUX2_LATENTS")

@@ -1,0 +1,122 @@
+"""The demo: train and sample the shipped nano workflow in a real ComfyUI server, and lay out what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from comfy_server import ROOT, ComfyServer, ServerError
+from PIL import Image, ImageDraw
+
+WORKFLOW = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
+PIXELS = 256  # each picture's longer side in before_after.png
+
+
+class Printer:
+    """Prints the server's progress as it comes: nodes as they start, their texts, a line for training."""
+
+    def __init__(self, prompt: dict):
+        self.prompt, self.texts = prompt, {}
+        self.started = time.monotonic()
+
+    def __call__(self, kind: str, data: dict) -> None:
+        if kind == "executing" and data.get("node"):
+            self._say(self.prompt[data["node"]]["_meta"]["title"])
+        elif kind == "text":
+            self.texts[data["node"]] = data["text"]
+            self._say("  " + data["text"].replace("\n", "; "))
+
+    def _say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+    def text_of(self, class_type: str) -> str:
+        """The last text that the (first) node of a type showed."""
+        return next(text for node, text in self.texts.items() if self.prompt[node]["class_type"] == class_type)
+
+
+def pictures(prompt: dict, history: dict, output: Path) -> dict[str, Image.Image]:
+    """Saved pictures by the title of the node that saved them."""
+    found = {}
+    for node, result in history["outputs"].items():
+        for image in result.get("images", []):
+            if image["type"] == "output":
+                found[prompt[node]["_meta"]["title"]] = Image.open(output / image["subfolder"] / image["filename"])
+    return found
+
+
+def before_after(images: dict[str, Image.Image], prompts: dict[str, str]) -> Image.Image:
+    """Base above, LoRA below, a column per prompt. Titles read 'base 1', 'lora 1', 'base 2', ..."""
+    columns = sorted({title.split()[-1] for title in images if title.startswith("base ")})
+    gap, head = 12, 28
+    width, height = PIXELS + gap, PIXELS + head
+    sheet = Image.new("RGB", (gap + width * len(columns), gap + 2 * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, column in enumerate(columns):
+        for y, row in enumerate(("base", "lora")):
+            picture = images[f"{row} {column}"]
+            scale = PIXELS / max(picture.size)
+            picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.LANCZOS)
+            left, top = gap + x * width, gap + y * height
+            label = f"{'base model' if row == 'base' else 'with LoRA'}: {prompts[column]}"
+            draw.text((left, top), label[:46], fill="black", font_size=12)
+            sheet.paste(picture, (left, top + head - 8))
+    return sheet
+
+
+def prompts_of(prompt: dict) -> dict[str, str]:
+    """The text each numbered column was painted from."""
+    samplers = (node for node in prompt.values() if node["class_type"] == "Flux2Sampler")
+    return {n["_meta"]["title"].split()[-1]: n["inputs"]["prompt"] for n in samplers}
+
+
+def write(out: Path, server: ComfyServer, prompt: dict, history: dict, printer: Printer) -> list[Path]:
+    """Lay out the four results in ``out``."""
+    output = server.folder / "output"
+    file_name = printer.text_of("Flux2LoraTrainer").splitlines()[0]
+    run = output / "flux2_train" / Path(file_name).stem
+    shutil.copyfile(server.folder / "models" / "loras" / file_name, out / "lora.safetensors")
+    shutil.copyfile(run / "loss.png", out / "loss.png")
+    before_after(pictures(prompt, history, output), prompts_of(prompt)).save(out / "before_after.png")
+    report = json.loads((run / "report.json").read_text())
+    report["comfyui_version"] = server.get("/system_stats")["system"]["comfyui_version"]
+    report["keys_matched_on_load"] = re.match(r"\S+", printer.text_of("Flux2LoraApply"))[0]
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return [out / name for name in ("lora.safetensors", "before_after.png", "loss.png", "report.json")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/demo")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--serve", action="store_true")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    prompt = json.loads(WORKFLOW.read_text())
+    folder = ROOT / ".cache" / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    print("Starting ComfyUI ...", flush=True)
+    with ComfyServer(folder) as server:
+        printer = Printer(prompt)
+        history = server.run(prompt, printer)
+        written = write(out, server, prompt, history, printer)
+        print("\nWrote:\n" + "\n".join(f"  {path}" for path in written))
+        if options.serve:
+            print(f"\nComfyUI runs at {server.url} (Ctrl+C ends it). Open the menu Workflow > Browse Templates, "
+                  f"and in it this pack's flux2_lora_nano; or drag {WORKFLOW.parents[1] / 'flux2_lora_nano.json'} "
+                  "into the window.", flush=True)  # fmt: skip
+            server.process.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ServerError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

