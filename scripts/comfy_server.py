@@ -118,7 +118,17 @@ class ComfyServer:
                 failure = await _follow(socket_, queued["prompt_id"], on_event)
         if failure:
             raise ServerError(failure)
-        return self.get(f"/history/{queued['prompt_id']}")[queued["prompt_id"]]
+        return await asyncio.to_thread(self.history, queued["prompt_id"])
+
+    def history(self, prompt_id: str) -> dict:
+        """The finished graph's entry, which the server files a moment after its last event."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry:
+                return entry
+            time.sleep(0.05)
+        raise ServerError(f"graph {prompt_id} did not appear in the history")
 
 
 async def _follow(socket_, prompt_id: str, on_event: OnEvent) -> str:

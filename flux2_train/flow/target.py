@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -29,5 +30,6 @@ def differential_target(prediction: Tensor, target: Tensor, scale: float) -> Ten
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """(B,) mean over all but the batch axis, in fp32."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+    """(B,) mean over all but the batch axis, in fp32 at least."""
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    return (prediction.to(dtype) - target.to(dtype)).square().flatten(1).mean(1)

@@ -27,12 +27,17 @@ def locate(files: tuple[ModelFile, ...], chosen: str = AUTO) -> Path:
     if chosen != AUTO:
         return _existing(files[0].folder, chosen) or _missing_choice(files[0].folder, chosen)
     for file in files:
-        path = _existing(file.folder, file.name)
+        path = find(file)
         if path is None and file.generate is not None:
             path = _generate(file)
         if path is not None:
             return path
     raise UserError(missing_message(files))
+
+
+def find(file: ModelFile) -> Path | None:
+    """Where a known file lies, ``None`` if it is not there."""
+    return _existing(file.folder, file.name)
 
 
 def _existing(folder: str, name: str) -> Path | None:

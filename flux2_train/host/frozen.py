@@ -26,7 +26,7 @@ def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Itera
             layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True
         )
         plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-        plain = plain.to(dtype)
+        plain = plain.to(dtype).data  # .data: a parameter moved outside of inference mode has no version counter
     try:
         yield plain, bias
     finally:

@@ -55,7 +55,7 @@ def model_inputs(model, x: Tensor, condition: Condition) -> dict:
 
 
 def velocity(model, x_t: Tensor, t: Tensor, conditions: list[Condition]) -> Tensor:
-    """The model's velocity for ``x_t`` (B, 128, h, w) at times ``t`` (B,) fp32 in 0..1; fp32, same shape.
+    """The model's velocity for ``x_t`` (B, 128, h, w) at times ``t`` (B,) fp32 in 0..1; same shape, fp32 at least.
 
     Samples of one batch run together when their conditions have equal shapes, else one by one.
     """
@@ -88,7 +88,7 @@ def _apply(model, x_t: Tensor, t: Tensor, inputs: dict) -> Tensor:
 
     model.model.apply_model(x_t, t, transformer_options=_transformer_options(model, keep), **inputs)
     # The transformer's own output: apply_model returns x - t * velocity, from which small t cannot be divided out.
-    return raw[0].float()
+    return raw[0].to(torch.promote_types(raw[0].dtype, torch.float32))
 
 
 def _transformer_options(model, keep) -> dict:

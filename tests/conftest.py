@@ -1,0 +1,110 @@
+"""Real parts for every test: ComfyUI's classes in this process, and one real server process for all tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT)]
+
+from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
+
+os.environ["COMFYUI_PATH"] = str(import_comfyui())
+
+import folder_paths  # noqa: E402
+import torch  # noqa: E402
+from comfy_server import ComfyServer  # noqa: E402
+
+from flux2_train.data import cache, folder  # noqa: E402
+from flux2_train.flavours import FLAVOURS  # noqa: E402
+from flux2_train.host import encode, files, load  # noqa: E402
+
+MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run long tests at full size")
+
+
+@pytest.fixture(scope="session")
+def full_size(request) -> bool:
+    """True under --all: long tests then run at full size."""
+    return request.config.getoption("--all")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def comfy_folders(tmp_path_factory):
+    """ComfyUI's model, input and output folders of this process, moved to a temporary place."""
+    base = tmp_path_factory.mktemp("comfy")
+    for name in MODEL_FOLDERS:
+        (base / name).mkdir()
+        folder_paths.folder_names_and_paths[name][0][:] = [str(base / name)]
+    for name in ("input", "output", "temp"):
+        (base / name).mkdir()
+        getattr(folder_paths, f"set_{name}_directory")(str(base / name))
+    return base
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What Load FLUX.2 gives for nano."""
+
+    model: object
+    clip: object
+    vae: object
+
+
+@pytest.fixture(scope="session")
+def nano(comfy_folders) -> Graph:
+    """nano, loaded in inference mode as a node would load it."""
+    row = FLAVOURS["nano"]
+    with torch.inference_mode():
+        return Graph(
+            load.load_transformer(files.locate(row.transformer_files("auto"))),
+            load.load_text_encoder(files.locate(row.text_encoders), row),
+            load.load_vae(files.locate(row.vaes), row),
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set with both caches."""
+
+    dataset: folder.Dataset
+    embeds: cache.EmbedCache
+    latents: cache.LatentCache
+
+
+@pytest.fixture(scope="session")
+def robot(nano) -> Data:
+    """Six images of the shipped example at a quarter of nano's size, encoded by ComfyUI's own encoder and VAE."""
+    whole = folder.read_folder(ROOT / "examples" / "robot", 64, trigger="zbot", class_word="toy")
+    dataset = folder.Dataset(whole.folder, whole.items[:6], 1, "zbot", "toy", 64)
+    with torch.inference_mode():
+        embeds = {text: encode.encode_text(nano.clip, text) for text in cache.texts(dataset)}
+        latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(nano.vae, image)))
+    return Data(dataset, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents))
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """The pack, imported the way ComfyUI imports a custom node folder."""
+    name = "comfyui_flux2_train"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One ComfyUI server process with the pack in it, shared by all tests that need one."""
+    with ComfyServer(tmp_path_factory.mktemp("server")) as running:
+        yield running

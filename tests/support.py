@@ -1,0 +1,111 @@
+"""Small models for tests, built by ComfyUI's own loaders from state dicts made here, and a training problem."""
+
+from __future__ import annotations
+
+import comfy.ldm.flux.model
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.supported_models
+import torch
+
+from flux2_train import nano
+from flux2_train.adapters import targets
+from flux2_train.adapters.lora import LoraAdapters
+from flux2_train.host.borrow import linears, training_mode
+from flux2_train.host.velocity import Condition, velocity
+
+CPU = torch.device("cpu")
+
+
+def tiny_flux2(guidance: bool = False, context: int = 96, fp8: bool = False):
+    """A FLUX.2 MODEL of hidden size 128 with one double and two single blocks, from ComfyUI's stock loader.
+
+    ``fp8`` stores its blocks' Linears in core's scaled fp8 format.
+    """
+    weights = {
+        name: nano.uniform(name, shape, shape[-1] ** -0.5) if len(shape) > 1 else torch.ones(shape)
+        for name, shape in _tiny_shapes(context, guidance)
+    }
+    if fp8:
+        weights = scaled_fp8(weights)
+    with torch.inference_mode():
+        return comfy.sd.load_diffusion_model_state_dict(weights)
+
+
+def scaled_fp8(weights: dict) -> dict:
+    """The state dict with its blocks' matrices in fp8 with one scale each, as the official fp8 files have them."""
+    quantised = {}
+    for name, value in weights.items():
+        if value.ndim != 2 or "_blocks." not in name:
+            quantised[name] = value
+            continue
+        layer, scale = name.removesuffix(".weight"), value.abs().max() / 448
+        quantised[name] = (value / scale).to(torch.float8_e4m3fn)
+        quantised[f"{layer}.weight_scale"] = scale
+        quantised[f"{layer}.comfy_quant"] = torch.frombuffer(bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    return quantised
+
+
+def _tiny_shapes(context: int, guidance: bool):
+    transformer = comfy.ldm.flux.model.Flux(
+        in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=context, hidden_size=128, mlp_ratio=3.0,
+        num_heads=1, depth=1, depth_single_blocks=2, axes_dim=[32] * 4, theta=2000, patch_size=1, qkv_bias=False,
+        guidance_embed=guidance, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False,
+        device="meta", operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    return [(name, tuple(value.shape)) for name, value in transformer.state_dict().items()]
+
+
+def tiny_flux1():
+    """A FLUX.1 MODEL (16 latent channels, modulation per block), small."""
+    transformer = comfy.ldm.flux.model.Flux(
+        in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=64, hidden_size=256, mlp_ratio=4.0,
+        num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
+        guidance_embed=False, txt_ids_dims=[], device="cpu", operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    weights = {name: torch.zeros_like(value) for name, value in transformer.state_dict().items()}
+    return comfy.sd.load_diffusion_model_state_dict(weights)
+
+
+def sdxl():
+    """ComfyUI's own SDXL MODEL, without memory for its weights."""
+    config = {
+        "use_checkpoint": False, "image_size": 32, "out_channels": 4, "use_spatial_transformer": True, "legacy": False,
+        "num_classes": "sequential", "adm_in_channels": 2816, "in_channels": 4, "model_channels": 320,
+        "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 10, 10], "channel_mult": [1, 2, 4],
+        "transformer_depth_middle": 10, "use_linear_in_transformer": True, "context_dim": 2048,
+        "num_head_channels": 64, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "dtype": torch.float32,
+        "use_temporal_attention": False, "use_temporal_resblock": False,
+    }  # fmt: skip
+    model_config = comfy.supported_models.SDXL(config)
+    model = model_config.get_model({}, "", device="meta")
+    return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
+
+
+def adapters_for(model, preset="all", rank=2, dtype=torch.float32):
+    """Adapters on a MODEL whose B is not zero, where every gradient of A would vanish."""
+    layers = linears(model)
+    sizes = {n: (layers[n].in_features, layers[n].out_features) for n in targets.select(layers, preset)}
+    with training_mode():
+        adapters = LoraAdapters(sizes, rank, alpha=4.0, seed=0).to(dtype)
+        generator = torch.Generator().manual_seed(1)
+        for name in adapters.names:
+            torch.nn.init.normal_(adapters.layer(name).lora_B["default"].weight, std=0.05, generator=generator)
+    return adapters
+
+
+def problem(batch=2, references=0, context=96, dtype=torch.float64):
+    """(x_t, t, conditions, weights of the output in the loss) of a small batch."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 128, 3, 2, generator=g, dtype=dtype)
+    refs = tuple(torch.randn(1, 128, 2, 2, generator=g, dtype=dtype) for _ in range(references))
+    embeds = [torch.randn(1, 7, context, generator=g, dtype=dtype) for _ in range(batch)]
+    weights = torch.randn(x.shape, generator=g, dtype=dtype)
+    t = torch.linspace(0.3, 0.8, batch)
+    return x, t, [Condition(e, refs, guidance=4.0) for e in embeds], weights
+
+
+def loss_of(model, case):
+    x, t, conditions, weights = case
+    return (velocity(model, x, t, conditions) * weights).mean()

@@ -1,0 +1,102 @@
+"""The MODEL is given back as it was, whatever happens."""
+
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from support import adapters_for, loss_of, problem, sdxl, tiny_flux1, tiny_flux2
+
+from flux2_train.adapters import files
+from flux2_train.errors import UserError
+from flux2_train.host import identify, lora
+from flux2_train.host.borrow import borrow, training_mode
+from flux2_train.host.velocity import check_embeds
+
+
+def snapshot(model):
+    return {k: v.clone() for k, v in model.model.diffusion_model.state_dict().items()}
+
+
+def leftovers(model):
+    return [n for n, m in model.model.diffusion_model.named_modules() if "forward" in m.__dict__ or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError, comfy.model_management.InterruptProcessingException])
+def test_given_back_untouched_on_every_way_out(failure):
+    model = tiny_flux2()
+    before, adapters = snapshot(model), adapters_for(model)
+    try:
+        with borrow(model, adapters.deltas()) as borrowed:
+            assert leftovers(model)
+            with training_mode():
+                loss_of(borrowed, problem(1, dtype=torch.float32)).backward()
+                if failure:
+                    raise failure()
+    except BaseException as error:
+        assert isinstance(error, failure)
+    assert not leftovers(model)
+    assert comfy.model_management.in_training is False
+    assert not model.injections and not model.is_injected
+    after = model.model.diffusion_model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert all(not p.requires_grad or p.grad is None for p in model.model.diffusion_model.parameters())
+
+
+def test_survives_reloading_in_mid_training():
+    """ComfyUI ejects and injects again when it loads another clone of the model, as a preview does."""
+    model = tiny_flux2()
+    adapters = adapters_for(model)
+    with borrow(model, adapters.deltas()) as borrowed:
+        with training_mode():
+            before = loss_of(borrowed, problem(1, dtype=torch.float32)).item()
+        comfy.model_management.load_models_gpu([model.clone()])
+        assert not leftovers(model)
+        comfy.model_management.load_models_gpu([borrowed])
+        with training_mode():
+            assert loss_of(borrowed, problem(1, dtype=torch.float32)).item() == before
+    assert not leftovers(model)
+
+
+def test_refuses_a_model_with_a_bypass_lora_by_name():
+    model = tiny_flux2()
+    adapters = adapters_for(model)
+    bypassed = lora.apply(model, files.state_dict(adapters), 1.0, lora.BYPASS)
+    comfy.model_management.load_models_gpu([bypassed])
+    with pytest.raises(UserError, match="already runs .*_attn.* through another node's patch"), borrow(bypassed, {}):
+        pass
+
+
+def test_unknown_adapter_name_is_refused():
+    with pytest.raises(UserError, match="no layers named nowhere"), borrow(tiny_flux2(), {"nowhere": lambda x: x}):
+        pass
+
+
+@pytest.mark.parametrize("build, words", [(tiny_flux1, "Flux (flux)"), (sdxl, "SDXL")])
+def test_other_models_are_refused_in_one_sentence(build, words):
+    with pytest.raises(UserError) as error:
+        identify.require_flux2(build())
+    message = str(error.value)
+    assert words in message and "needs a FLUX.2 model" in message and "Load FLUX.2" in message
+    assert "\n" not in message
+
+
+def test_embeds_of_another_flavour_are_refused():
+    with pytest.raises(UserError, match="embeds are 384 wide but this MODEL reads 96"):
+        check_embeds(tiny_flux2(), torch.zeros(1, 512, 384))
+
+
+def test_identity_of_a_stock_loaded_model(nano):
+    assert identify.flavour_name(nano.model) == "nano"
+    assert identify.file_of(nano.model) == "flux2-nano-transformer.safetensors"
+    assert identify.flavour_name(tiny_flux2()) == "FLUX.2 128/1/2/96"
+    assert identify.file_of(tiny_flux2()) == ""
+    assert identify.distilled_warning(nano.model) == ""
+
+
+def test_training_on_a_distilled_model_names_the_base_file(nano, monkeypatch):
+    from flux2_train.flavours import FLAVOURS
+
+    distilled = nano.model.clone()
+    distilled.set_attachments(identify.VARIANT, "distilled")
+    monkeypatch.setattr(identify, "sizes", lambda model: FLAVOURS["klein-9b"].sizes)
+    assert "Train on flux-2-klein-base-9b.safetensors" in identify.distilled_warning(distilled.clone())

@@ -1,0 +1,171 @@
+"""The trainer on nano: it learns, it is repeatable, every option acts, and bad inputs are refused before any work."""
+
+from contextlib import closing
+from dataclasses import replace
+
+import comfy.model_management
+import pytest
+import torch
+from safetensors import safe_open
+from support import tiny_flux1
+
+from flux2_train.adapters import files
+from flux2_train.config import TrainConfig
+from flux2_train.data import cache
+from flux2_train.errors import UserError
+from flux2_train.run import events
+from flux2_train.run.results import write_results
+from flux2_train.run.trainer import Trainer
+
+SHORT = TrainConfig(name="short", steps=3, epochs=1, rank=4, learning_rate=2e-3, validation_items=0)
+
+
+def train(nano, robot, config=SHORT, **changes):
+    trainer = Trainer(nano.model, robot.embeds, robot.latents, replace(config, **changes))
+    with torch.inference_mode(), closing(trainer.run()) as run:  # as a node runs it
+        told = list(run)
+    return trainer, told
+
+
+def lora_of(nano, robot, **changes):
+    return files.state_dict(train(nano, robot, **changes)[0].adapters, torch.float32)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def plain(nano, robot):
+    return lora_of(nano, robot)
+
+
+def validation_fall(nano, robot, steps):
+    trainer, told = train(nano, robot, steps=steps, validation_items=3, learning_rate=4e-3, rank=8)
+    first, last = (e.loss for e in told if isinstance(e, events.Validated))
+    assert trainer.history.validation == {0: first, steps: last}
+    return (first - last) / first
+
+
+def test_the_loss_falls(nano, robot):
+    assert validation_fall(nano, robot, 25) > 0.15
+
+
+def test_without_optimizer_steps_it_does_not(nano, robot, monkeypatch):
+    """So the test above can fail: it measures learning and nothing else."""
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
+    assert validation_fall(nano, robot, 3) == 0
+
+
+def test_the_same_seed_gives_the_same_lora(nano, robot, plain):
+    assert same(plain, lora_of(nano, robot))
+    assert not same(plain, lora_of(nano, robot, seed=1))
+
+
+@pytest.mark.parametrize("change", [
+    {"alpha": 8.0}, {"batch": 2}, {"learning_rate": 1e-3}, {"preservation": 1.0}, {"differential_guidance": 3.0},
+    {"targets": "tiny"}, {"rank": 2}, {"steps": 2}, {"weight_decay": 0.5}, {"max_grad_norm": 1e-9},
+], ids=lambda c: next(iter(c)))  # fmt: skip
+def test_every_option_acts(nano, robot, plain, change):
+    assert not same(plain, lora_of(nano, robot, **change))
+
+
+@pytest.mark.parametrize("change", [
+    {"alpha": 4.0}, {"checkpointing": False}, {"preservation": 0.0}, {"differential_guidance": 1.0}, {"epochs": 7},
+    {"validation_items": 2}, {"guidance": 3.5},
+], ids=lambda c: next(iter(c)))  # fmt: skip
+def test_what_is_off_changes_no_bit(nano, robot, plain, change):
+    assert same(plain, lora_of(nano, robot, **change))
+
+
+def test_epochs_see_everything(nano, robot):
+    trainer, _ = train(nano, robot, steps=0, epochs=2, rank=1)
+    assert len(trainer.history.losses) == trainer.total == 2 * len(robot.dataset.items)
+
+
+def test_preservation_holds_the_class_word(nano, robot):
+    """With it, the adapted model stays nearer to the base model where the class word is used."""
+
+    def drift(weight):
+        trainer, told = train(nano, robot, steps=12, preservation=weight, learning_rate=4e-3)
+        sample = cache.samples(robot.embeds, robot.latents)[0]
+        from flux2_train.host.borrow import borrow, training_mode
+
+        with borrow(nano.model, trainer.adapters.deltas()) as borrowed, training_mode(), torch.no_grad():
+            x, t = torch.randn(sample.latent.shape, generator=torch.Generator().manual_seed(3)), torch.tensor([0.7])
+            adapted = trainer._predict(borrowed, x, t, [sample.class_embeds])
+            with trainer._base_model():
+                base = trainer._predict(borrowed, x, t, [sample.class_embeds])
+        if weight:
+            assert all(e.preservation > 0 for e in told if isinstance(e, events.Stepped) and e.step > 1)
+        return (adapted - base).norm().item()
+
+    assert drift(10.0) < 0.7 * drift(0.0)
+
+
+def test_the_model_is_bit_identical_after_training(nano, robot):
+    before = {k: v.clone() for k, v in nano.model.model.state_dict().items()}
+    train(nano, robot)
+    after = nano.model.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not [m for m in nano.model.model.modules() if "forward" in m.__dict__]
+
+
+def test_a_listener_that_raises_leaves_everything_in_order(nano, robot, plain):
+    trainer = Trainer(nano.model, robot.embeds, robot.latents, SHORT)
+    with pytest.raises(comfy.model_management.InterruptProcessingException), closing(trainer.run()) as run:
+        for event in run:
+            if isinstance(event, events.Stepped):
+                raise comfy.model_management.InterruptProcessingException
+    assert len(trainer.history.losses) == 1
+    assert comfy.model_management.in_training is False
+    assert not [m for m in nano.model.model.modules() if "forward" in m.__dict__]
+    assert same(plain, lora_of(nano, robot))
+
+
+def test_results_are_written_with_metadata_and_nothing_is_overwritten(nano, robot, tmp_path):
+    trainer, _ = train(nano, robot, name="zbot", validation_items=1)
+    first = write_results(trainer, robot.dataset, tmp_path / "loras", tmp_path / "runs")
+    second = write_results(trainer, robot.dataset, tmp_path / "loras", tmp_path / "runs", stopped=True)
+    assert (first.lora_path.name, second.lora_path.name) == ("zbot.safetensors", "zbot_step3.safetensors")
+    assert sorted(p.name for p in first.folder.iterdir()) == ["config.json", "loss.csv", "loss.png", "report.json"]
+    assert len((first.folder / "loss.csv").read_text().splitlines()) == 1 + 3
+    assert TrainConfig.from_json((first.folder / "config.json").read_text()) == trainer.config
+    with safe_open(first.lora_path, "pt") as file:
+        header = file.metadata()
+        assert set(file.keys()) == set(first.lora)
+    assert header["modelspec.trigger_phrase"] == "zbot"
+    assert header["ss_network_dim"] == header["ss_network_alpha"] == "4"
+    assert header["modelspec.architecture"] == "Flux.2-nano/lora"
+
+
+def test_nothing_flux1_gets_to_work(robot):
+    with pytest.raises(UserError, match="needs a FLUX.2 model"):
+        Trainer(tiny_flux1(), robot.embeds, robot.latents, SHORT)
+
+
+def test_preservation_names_what_is_missing(nano, robot):
+    bare = replace(robot.dataset, class_word="")
+    with pytest.raises(UserError, match="Dataset Folder has no class word"):
+        Trainer(nano.model, replace(robot.embeds, dataset=bare), replace(robot.latents, dataset=bare),
+                replace(SHORT, preservation=1.0))  # fmt: skip
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"name": "a/b"}, "cannot be a file name"), ({"name": "  "}, "cannot be a file name"), ({"rank": 0}, "rank is 0"),
+    ({"steps": 0, "epochs": 0}, "steps and epochs are both 0"), ({"learning_rate": 0.0}, "learning rate is 0.0"),
+    ({"targets": "most"}, "targets is 'most'"), ({"preservation": -1.0}, "must not be negative"),
+])  # fmt: skip
+def test_bad_settings_are_refused_with_their_value(change, words):
+    with pytest.raises(UserError, match=words):
+        replace(SHORT, **change)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_adapters_are_spoiled(nano, robot):
+    path = robot.dataset.items[0].path
+    spoiled = {**robot.latents.latents, path: torch.full_like(robot.latents.latents[path], float("nan"))}
+    trainer = Trainer(nano.model, robot.embeds, replace(robot.latents, latents=spoiled), replace(SHORT, steps=20))
+    with pytest.raises(UserError, match="The loss is nan after"), closing(trainer.run()) as run:
+        list(run)
+    assert all(torch.isfinite(p).all() for p in trainer.adapters.parameters())
