@@ -3,7 +3,6 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..flux2_train import flavours
-from ..flux2_train.errors import UserError
 from ..flux2_train.host import files, identify, load
 from .progress import NodeProgress
 from .types import CATEGORY
@@ -50,21 +49,16 @@ class LoadFlux2(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, flavour, variant="auto", transformer="auto", text_encoder="auto", vae="auto"):
-        """Says before the queue starts which file is missing and where to get it; also replaces core's own check."""
-        try:
-            _find(flavours.flavour(flavour), variant, transformer, text_encoder, vae)
-        except UserError as error:
-            return str(error)
-        return True
-
-    @classmethod
     def execute(
         cls, flavour: str, precision: str, variant: str = "auto", transformer: str = "auto",
         text_encoder: str = "auto", vae: str = "auto",
     ) -> io.NodeOutput:  # fmt: skip
         row = flavours.flavour(flavour)
-        paths = _find(row, variant, transformer, text_encoder, vae)
+        paths = (  # all of them before anything is loaded: a missing one is told at once
+            files.locate(row.transformer_files(variant), transformer),
+            files.locate(row.text_encoders, text_encoder),
+            files.locate(row.vaes, vae),
+        )
         model = load.load_transformer(paths[0], precision)
         identify.require_flavour(model, row, paths[0].name)
         said = variant if variant != "auto" else row.variant_of(paths[0].name)
@@ -73,10 +67,3 @@ class LoadFlux2(io.ComfyNode):
         NodeProgress(cls.hidden.unique_id, 1).say("\n".join(path.name for path in paths))
         return io.NodeOutput(model, load.load_text_encoder(paths[1], row), load.load_vae(paths[2], row))
 
-
-def _find(row: flavours.Flavour, variant: str, transformer: str, text_encoder: str, vae: str):
-    return (
-        files.locate(row.transformer_files(variant), transformer),
-        files.locate(row.text_encoders, text_encoder),
-        files.locate(row.vaes, vae),
-    )

@@ -19,7 +19,7 @@ class Flux2Sampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="Any FLUX.2 model, with or without LoRAs."),
                 io.Clip.Input("clip", tooltip="The text encoder of the same flavour."),
-                io.Vae.Input("vae", tooltip="FLUX.2's VAE."),
+                io.Vae.Input("vae", tooltip="The autoencoder that turns latents into pictures: VAE of Load FLUX.2."),
                 io.String.Input("prompt", multiline=True, tooltip="What to paint; include your trigger word."),
                 io.String.Input(
                     "negative", multiline=True, default="", optional=True, advanced=True,

@@ -55,8 +55,9 @@ def _missing_choice(folder: str, name: str) -> Path:
 
 
 def model_folder(folder: str) -> Path:
-    """The first path ComfyUI has for a kind of model, the one new files belong in."""
-    return Path(folder_paths.get_folder_paths(folder)[0])
+    """The path new files of that kind belong in: of the ones ComfyUI has, the first that bears its name."""
+    paths = [Path(path) for path in folder_paths.get_folder_paths(folder)]
+    return next((path for path in paths if path.name == folder), paths[0])
 
 
 def missing_message(files: tuple[ModelFile, ...]) -> str:

@@ -57,9 +57,9 @@ def encode_references(vae, images: list[Tensor], resize: bool) -> list[Tensor]:
         height, width = image.shape[1:3]
         if min(height, width) < MULTIPLE:
             raise UserError(f"A reference image is {width}x{height} pixels; it needs at least {MULTIPLE} on each side.")
-        if resize:
-            width, height = at_most(width, height, REFERENCE_PIXELS)
-            image = comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "center").movedim(1, -1)
+        fitted = at_most(width, height, REFERENCE_PIXELS)
+        if resize and fitted != (width, height):
+            image = comfy.utils.common_upscale(image.movedim(-1, 1), *fitted, "lanczos", "center").movedim(1, -1)
         latents += [vae.encode(image[i : i + 1, :, :, :3]) for i in range(image.shape[0])]
     return latents
 

@@ -1,0 +1,78 @@
+"""The two commands of the README: help, and what they say when something is missing."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command, **environment):
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def test_demo_explains_itself_without_setting_anything_up():
+    done = run("scripts/demo", "--help", COMFYUI_PATH="/nowhere")
+    assert done.returncode == 0
+    for word in ("--out DIR", "--serve", "before_after.png", "report.json"):
+        assert word in done.stdout
+
+
+def test_wrong_comfyui_is_one_line():
+    for script in ("scripts/demo", "scripts/test"):
+        done = run(script, COMFYUI_PATH="/nowhere")
+        assert done.returncode == 1
+        assert done.stderr.strip() == "error: COMFYUI_PATH=/nowhere holds no ComfyUI."
+
+
+def test_no_python_is_one_line(tmp_path):
+    for tool in ("bash", "dirname", "cat", "mkdir", "env"):
+        (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
+    done = run("/bin/bash", "scripts/test", PATH=str(tmp_path), FLUX2_PYTHON="")
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("error: no Python 3.10 or newer with venv was found")
+
+
+def clone(tmp_path):
+    """The set-up scripts alone, in a folder that nothing has been installed into."""
+    for name in ("scripts/setup.sh", "scripts/test", "scripts/constraints.txt", "scripts/requirements-dev.txt",
+                 "requirements.txt"):  # fmt: skip
+        target = tmp_path / "repository" / "deep" / "here" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+        target.chmod(0o755)
+    return tmp_path / "repository" / "deep" / "here"
+
+
+def environment_without_comfyui():
+    return {k: v for k, v in os.environ.items() if k not in ("COMFYUI_PATH", "FLUX2_PYTHON")}
+
+
+def test_no_network_is_said_with_the_log(tmp_path):
+    folder = clone(tmp_path)
+    offline = {**environment_without_comfyui(), "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0",
+               "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null"}  # fmt: skip
+    done = subprocess.run(["scripts/test"], cwd=folder, env=offline, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: could not download ComfyUI's source; is the network there? The log is" in done.stderr
+
+
+def test_no_disk_is_said_with_the_figures(tmp_path):
+    folder, tools = clone(tmp_path), tmp_path / "tools"
+    tools.mkdir()
+    (tools / "df").write_text("#!/bin/sh\necho header\necho 'disk 1 1 2097152 1% /'\n")
+    (tools / "df").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    done = subprocess.run(["scripts/test"], cwd=folder, env={**environment_without_comfyui(), "PATH": path},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 1
+    assert "only 2 GB are free" in done.stderr and "needs 9 GB" in done.stderr
+
+
+def test_a_changed_source_archive_is_refused(tmp_path):
+    folder = clone(tmp_path)
+    setup = folder / "scripts" / "setup.sh"
+    setup.write_text(setup.read_text().replace("de5d0c32", "00000000"))
+    done = subprocess.run(["scripts/test"], cwd=folder, env=environment_without_comfyui(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "expected 00000000" in done.stderr and "it is not the archive we know" in done.stderr

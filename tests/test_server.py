@@ -1,0 +1,209 @@
+"""The whole path through a real ComfyUI server process, as a person or a script would use it."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfy_server import ServerError
+from PIL import Image
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).resolve().parents[1]
+NANO = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
+OTHERS = sorted(p for p in NANO.parent.glob("*.json") if p != NANO)
+
+
+class Events:
+    """Everything the server told while a graph ran."""
+
+    def __init__(self):
+        self.all = []
+
+    def __call__(self, kind, data):
+        self.all.append((kind, data))
+
+    def of(self, kind):
+        return [data for k, data in self.all if k == kind]
+
+
+def small(steps=2, size=64, **trainer):
+    """A short graph: load, cache, train; numbered like the shipped one."""
+    prompt = {k: v for k, v in json.loads(NANO.read_text()).items() if int(k) <= 5}
+    prompt["2"]["inputs"].update(resolution=size, class_word="")
+    prompt["5"]["inputs"].update(steps=steps, rank=2, validation_items=0, name="small", **trainer)
+    return prompt
+
+
+def picture(server, history, node):
+    entry = history["outputs"][node]["images"][0]
+    return np.asarray(Image.open(server.folder / entry["type"] / entry["subfolder"] / entry["filename"]))
+
+
+@pytest.fixture(scope="module")
+def shipped(server):
+    """The shipped nano workflow, queued as it is. (history, events)"""
+    events = Events()
+    history = server.run(json.loads(NANO.read_text()), events, timeout=900)
+    return history, events
+
+
+def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
+    history, events = shipped
+    assert history["status"]["status_str"] == "success"
+    assert set(history["outputs"]) >= {"7", "9", "11", "13", "15"}
+    lora = load_file(server.folder / "models" / "loras" / "zbot_nano.safetensors")
+    assert len(lora) == 56
+    run = server.folder / "output" / "flux2_train" / "zbot_nano"
+    report = json.loads((run / "report.json").read_text())
+    assert report["flavour"] == "nano" and report["steps"] == 120
+    first, last = report["validation_loss"].values()
+    assert last < 0.75 * first
+    for base, with_lora in (("9", "11"), ("13", "15")):
+        before, after = (picture(server, history, node).astype(float) for node in (base, with_lora))
+        assert before.shape == (128, 128, 3)
+        assert np.abs(before - after).mean() > 2
+
+
+def test_progress_is_told_while_it_trains(shipped):
+    _, events = shipped
+    steps = [d for d in events.of("progress") if d["node"] == "5"]
+    assert steps[-1]["value"] == steps[-1]["max"] == 120
+    assert [d["value"] for d in steps] == sorted(d["value"] for d in steps)
+    texts = [d["text"] for d in events.of("text") if d["node"] == "5"]
+    assert any("step " in t and " s/step" in t for t in texts)
+    assert texts[-1].startswith("zbot_nano.safetensors") and "validation loss" in texts[-1]
+    assert [d["text"] for d in events.of("text") if d["node"] == "6"] == ["56/56 keys on 28 layers, merged, strength 1"]
+    assert any(k in ("preview", "b_preview_with_metadata") for k, _ in events.all)
+
+
+def sampling_graph(*loaders, steps=2):
+    """Load nano, put a LoRA on it in each way, sample each with one seed."""
+    shipped = json.loads(NANO.read_text())
+    prompt = {"1": shipped["1"]}
+    for number, loader in enumerate(loaders, 1):
+        sampler = json.loads(json.dumps(shipped["8"]))
+        sampler["inputs"].update(steps=steps, model=[f"l{number}", 0] if loader else ["1", 0], width=64, height=64)
+        prompt[f"s{number}"] = sampler
+        prompt[f"i{number}"] = {"class_type": "PreviewImage", "inputs": {"images": [f"s{number}", 0]}}
+        if loader:
+            prompt[f"l{number}"] = loader
+    return prompt
+
+
+def test_stock_nodes_load_the_saved_file_to_the_same_picture(server, shipped):
+    name = "zbot_nano.safetensors"
+    graph = sampling_graph(
+        None,
+        {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "lora_name": name, "strength_model": 1.0}},
+        {"class_type": "Flux2LoraApply", "inputs": {"model": ["1", 0], "strength": 1.0, "file": name, "mode": "merged"}},
+        {"class_type": "Flux2LoraApply", "inputs": {"model": ["1", 0], "strength": 1.0, "file": name, "mode": "bypass"}},
+    )
+    history = server.run(graph)
+    base, stock, merged, bypass = (picture(server, history, f"i{n}").astype(int) for n in range(1, 5))
+    assert np.array_equal(stock, merged)
+    assert np.abs(stock - bypass).max() <= 2  # one rounding step of 8-bit pixels either way
+    assert np.abs(stock - base).mean() > 1
+    assert "lora key not loaded" not in server.log.read_text()
+
+
+def test_stock_nodes_take_the_trainers_outputs(server):
+    graph = small(steps=3)
+    graph |= {
+        "20": {"class_type": "LoraModelLoader", "inputs": {"model": ["1", 0], "lora": ["5", 0], "strength_model": 1.0,
+                                                           "bypass": False}},
+        "21": {"class_type": "LossGraphNode", "inputs": {"loss": ["5", 1], "filename_prefix": "loss"}},
+        "22": {"class_type": "SaveLoRA", "inputs": {"lora": ["5", 0], "prefix": "loras/stock"}},
+        "23": {"class_type": "PreviewAny", "inputs": {"source": ["5", 2]}},
+        "24": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "zbot"}},
+        "25": {"class_type": "EmptyFlux2LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "26": {"class_type": "KSampler", "inputs": {
+            "model": ["20", 0], "seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple",
+            "positive": ["24", 0], "negative": ["24", 0], "latent_image": ["25", 0], "denoise": 1.0}},
+        "27": {"class_type": "VAEDecode", "inputs": {"samples": ["26", 0], "vae": ["1", 2]}},
+        "28": {"class_type": "PreviewImage", "inputs": {"images": ["27", 0]}},
+    }  # fmt: skip
+    history = server.run(graph)
+    assert picture(server, history, "28").shape == (64, 64, 3)
+    saved = list((server.folder / "output" / "loras").glob("stock*.safetensors"))
+    assert len(load_file(saved[0])) == 56
+
+
+def test_stock_loaders_can_stand_in_for_load_flux2(server):
+    graph = small(steps=1)
+    graph["30"] = {"class_type": "UNETLoader", "inputs": {"unet_name": "flux2-nano-transformer.safetensors",
+                                                          "weight_dtype": "default"}}  # fmt: skip
+    graph["5"]["inputs"]["model"] = ["30", 0]
+    assert server.run(graph)["status"]["status_str"] == "success"
+
+
+def test_references_reach_the_model(server):
+    graph = sampling_graph(None, None)
+    graph["r"] = {"class_type": "EmptyImage", "inputs": {"width": 48, "height": 32, "batch_size": 1, "color": 255}}
+    graph["s2"]["inputs"].update({"references.reference0": ["r", 0], "references.reference1": ["r", 0]})
+    history = server.run(graph)
+    assert not np.array_equal(picture(server, history, "i1"), picture(server, history, "i2"))
+
+
+def test_an_unchanged_graph_is_not_trained_again(server):
+    graph = small(steps=2, seed=77)
+    server.run(graph)
+    before = len(list((server.folder / "models" / "loras").iterdir()))
+    events = Events()
+    server.run(graph, events)
+    assert not events.of("progress")
+    assert len(list((server.folder / "models" / "loras").iterdir())) == before
+
+
+def test_cancel_saves_what_was_learned_and_the_next_run_works(server):
+    graph = small(steps=100000, seed=5)
+    graph["5"]["inputs"]["name"] = "cancelled"
+
+    def cancel(kind, data):
+        if kind == "progress" and data["node"] == "5" and data["value"] >= 2:
+            threading.Thread(target=server.post, args=("/interrupt", {})).start()
+
+    with pytest.raises(ServerError, match="Flux2LoraTrainer: interrupted"):
+        server.run(graph, cancel)
+    deadline = time.monotonic() + 20
+    while not list((server.folder / "models" / "loras").glob("cancelled_step*.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert server.run(small(steps=1, seed=6))["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize("workflow", OTHERS, ids=lambda p: p.stem)
+def test_workflows_without_their_models_are_refused_with_the_way_to_get_them(server, workflow):
+    with pytest.raises(ServerError) as error:
+        server.run(json.loads(workflow.read_text()))
+    message = str(error.value)
+    for part in ("Flux2Load: Missing model file", "https://huggingface.co/", "models/diffusion_models"):
+        assert part in message
+    assert "Traceback" not in message
+
+
+def test_an_error_inside_a_node_is_one_sentence(server):
+    graph = small()
+    graph["2"]["inputs"]["folder"] = "nowhere"
+    with pytest.raises(ServerError, match="Flux2DatasetFolder: .*There is no folder .*nowhere; name a folder of images"):
+        server.run(graph)
+
+
+def test_the_template_browser_lists_our_workflows_with_pictures(server):
+    from comfy_server import PACK
+
+    listed = server.get("/workflow_templates")[PACK]
+    assert sorted(listed) == sorted(p.stem for p in NANO.parents[1].glob("*.json"))
+    for name in listed:
+        graph = server.get(f"/api/workflow_templates/{PACK}/{name}.json")
+        assert graph["nodes"] and graph["version"] == 0.4
+        assert server.get_bytes(f"/api/workflow_templates/{PACK}/{name}.jpg")[:2] == b"\xff\xd8"
+
+
+def test_help_pages_are_served(server):
+    from comfy_server import PACK
+
+    assert b"LoRA Trainer" in server.get_bytes(f"/extensions/{PACK}/docs/Flux2LoraTrainer.md")
