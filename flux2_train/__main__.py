@@ -16,7 +16,8 @@ def list_flavours() -> None:
     for row in FLAVOURS.values():
         print(row.name)
         for file in (*row.transformer_files("auto"), *row.text_encoders, *row.vaes):
-            print(f"  {file.folder}/{file.name}: {find(file) or ('generated on first use' if file.generate else 'missing')}")
+            where = find(file) or ("generated on first use" if file.generate else "missing")
+            print(f"  {file.folder}/{file.name}: {where}")
 
 
 def main(arguments: list[str]) -> int:

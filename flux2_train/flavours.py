@@ -90,6 +90,7 @@ def _comfy(name: str, folder: str, repository: str) -> ModelFile:
 
 _FLUX2_VAE = (_comfy("flux2-vae.safetensors", "vae", "flux2-dev"),)
 
+# fmt: off
 _ROWS = (
     Flavour(
         "klein-9b", 4096, 8, 24, 12288,
@@ -148,6 +149,8 @@ _ROWS = (
         vae_config=nano.VAE_CONFIG,
     ),
 )
+
+# fmt: on
 
 FLAVOURS: dict[str, Flavour] = {row.name: row for row in _ROWS}
 DEFAULT = _ROWS[0].name

@@ -19,9 +19,7 @@ HEAD_DIM, CHANNELS = 128, 128
 TEXT_HIDDEN, TEXT_MLP, TEXT_LAYERS, VOCABULARY = 128, 256, 28, 151936
 CONTEXT = 3 * TEXT_HIDDEN
 RESOLUTION = 128
-TRANSFORMER, TEXT_ENCODER, VAE = (
-    f"flux2-nano-{part}.safetensors" for part in ("transformer", "text-encoder", "vae")
-)
+TRANSFORMER, TEXT_ENCODER, VAE = (f"flux2-nano-{part}.safetensors" for part in ("transformer", "text-encoder", "vae"))
 
 TEXT_ENCODER_CONFIG = {
     "hidden_size": TEXT_HIDDEN,

@@ -29,7 +29,7 @@ class LoraApply(io.ComfyNode):
                     "strength", default=1.0, min=-10.0, max=10.0, step=0.05,
                     tooltip="How strongly the LoRA acts. 1 is as trained, 0 is without, 0.6 to 1.2 are usual.",
                 ),
-                io.LoraModel.Input("lora", optional=True, tooltip="A LoRA from LoRA Trainer. Leave free to use a file."),
+                io.LoraModel.Input("lora", optional=True, tooltip="From LoRA Trainer. Leave free to use a file."),
                 io.Combo.Input(
                     "file", options=[NO_FILE, *folder_paths.get_filename_list("loras")], default=NO_FILE, optional=True,
                     tooltip="A LoRA file from ComfyUI's loras folder, used when nothing is wired into 'lora'.",

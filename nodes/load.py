@@ -66,4 +66,3 @@ class LoadFlux2(io.ComfyNode):
             model.set_attachments(identify.VARIANT, said)
         NodeProgress(cls.hidden.unique_id, 1).say("\n".join(path.name for path in paths))
         return io.NodeOutput(model, load.load_text_encoder(paths[1], row), load.load_vae(paths[2], row))
-

@@ -27,7 +27,7 @@ class Flux2Sampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps", default=0, min=0, max=200,
-                    tooltip="Sampling steps. 0 takes what the model was made for: 20 for base and dev, 4 for distilled.",
+                    tooltip="Sampling steps. 0 takes what the model was made for: 20 for base and dev, 4 distilled.",
                 ),
                 io.Float.Input(
                     "guidance", default=0.0, min=0.0, max=30.0, step=0.1,

@@ -169,4 +169,3 @@ def _save(trainer: Trainer, dataset: Dataset, stopped: bool = False) -> Results:
     loras = Path(folder_paths.get_folder_paths("loras")[0])
     runs = Path(folder_paths.get_output_directory()) / "flux2_train"
     return write_results(trainer, dataset, loras, runs, stopped)
-

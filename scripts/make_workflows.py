@@ -60,21 +60,30 @@ def build(settings: Settings) -> list[Node]:
     files = [files[0] for files in (row.transformer_files("auto"), row.text_encoders, row.vaes)]
     load = Node("Flux2Load", "Load FLUX.2", (0, 0), (320, 220), {"flavour": row.name},
                 models=[{"name": f.name, "url": f.url, "directory": f.folder} for f in files if f.url])  # fmt: skip
-    dataset = Node("Flux2DatasetFolder", "Dataset Folder", (0, 280), (320, 320),
-                   {"folder": "robot", "trigger": "zbot", "class_word": "toy", "resolution": settings.resolution})
-    embeds = Node("Flux2CacheEmbeds", "Cache Embeds", (380, 160), (260, 80),
-                  links={"clip": (load, 1), "dataset": (dataset, 0)})
-    latents = Node("Flux2CacheLatents", "Cache Latents", (380, 300), (260, 80),
-                   links={"vae": (load, 2), "dataset": (dataset, 0)})
+    dataset = Node(
+        "Flux2DatasetFolder",
+        "Dataset Folder",
+        (0, 280),
+        (320, 320),
+        {"folder": "robot", "trigger": "zbot", "class_word": "toy", "resolution": settings.resolution},
+    )
+    embeds = Node(
+        "Flux2CacheEmbeds", "Cache Embeds", (380, 160), (260, 80), links={"clip": (load, 1), "dataset": (dataset, 0)}
+    )
+    latents = Node(
+        "Flux2CacheLatents", "Cache Latents", (380, 300), (260, 80), links={"vae": (load, 2), "dataset": (dataset, 0)}
+    )
     trainer = Node(
         "Flux2LoraTrainer", "LoRA Trainer", (700, 0), (360, 560),
         {"name": f"zbot_{row.name}", "steps": settings.steps, "learning_rate": settings.learning_rate},
         {"model": (load, 0), "embeds": (embeds, 0), "latents": (latents, 0)},
     )  # fmt: skip
-    apply = Node("Flux2LoraApply", "LoRA Apply", (1120, 0), (320, 160),
-                 links={"model": (load, 0), "lora": (trainer, 0)})
-    plot = Node("SaveImage", "loss plot", (1120, 220), (320, 300), {"filename_prefix": "flux2/loss"},
-                {"images": (trainer, 3)})
+    apply = Node(
+        "Flux2LoraApply", "LoRA Apply", (1120, 0), (320, 160), links={"model": (load, 0), "lora": (trainer, 0)}
+    )
+    plot = Node(
+        "SaveImage", "loss plot", (1120, 220), (320, 300), {"filename_prefix": "flux2/loss"}, {"images": (trainer, 3)}
+    )
     nodes = [load, dataset, embeds, latents, trainer, apply, plot]
     for column, prompt in enumerate(settings.prompts, 1):
         for line, (label, source) in enumerate((("base", load), ("lora", apply))):
@@ -90,8 +99,14 @@ def _picture(settings: Settings, load: Node, source: Node, prompt: str, title: s
         {"prompt": prompt, "width": size, "height": size, "seed": 7},
         {"model": (source, 0), "clip": (load, 1), "vae": (load, 2)},
     )  # fmt: skip
-    save = Node("SaveImage", title, (at[0] + 370, at[1]), (320, 420),
-                {"filename_prefix": f"flux2/{title.replace(' ', '_')}"}, {"images": (sampler, 0)})
+    save = Node(
+        "SaveImage",
+        title,
+        (at[0] + 370, at[1]),
+        (320, 420),
+        {"filename_prefix": f"flux2/{title.replace(' ', '_')}"},
+        {"images": (sampler, 0)},
+    )
     return [sampler, save]
 
 

@@ -43,7 +43,9 @@ def scaled_fp8(weights: dict) -> dict:
         layer, scale = name.removesuffix(".weight"), value.abs().max() / 448
         quantised[name] = (value / scale).to(torch.float8_e4m3fn)
         quantised[f"{layer}.weight_scale"] = scale
-        quantised[f"{layer}.comfy_quant"] = torch.frombuffer(bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+        quantised[f"{layer}.comfy_quant"] = torch.frombuffer(
+            bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8
+        )
     return quantised
 
 

@@ -18,7 +18,9 @@ def snapshot(model):
 
 
 def leftovers(model):
-    return [n for n, m in model.model.diffusion_model.named_modules() if "forward" in m.__dict__ or m._forward_pre_hooks]
+    return [
+        n for n, m in model.model.diffusion_model.named_modules() if "forward" in m.__dict__ or m._forward_pre_hooks
+    ]
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, comfy.model_management.InterruptProcessingException])

@@ -6,12 +6,12 @@ from pathlib import Path
 import comfy.model_management
 import comfy_extras.nodes_train
 import folder_paths
-import nodes as core
 import pytest
 import torch
 from safetensors.torch import load_file
 from support import adapters_for, problem, tiny_flux2
 
+import nodes as core
 from flux2_train.adapters import files
 from flux2_train.errors import UserError
 from flux2_train.host import lora
@@ -82,7 +82,9 @@ def test_strength_scales_and_zero_is_the_base(model, adapters):
     weights = files.state_dict(adapters, torch.float32)
     assert lora.apply(model, weights, 0.0) is model
     base, one = predict(model), predict(lora.apply(model, weights, 1.0, lora.BYPASS))
-    half = predict(lora.apply(model, {k: v * 0.5 if "lora_B" in k else v for k, v in weights.items()}, 1.0, lora.BYPASS))
+    half = predict(
+        lora.apply(model, {k: v * 0.5 if "lora_B" in k else v for k, v in weights.items()}, 1.0, lora.BYPASS)
+    )
     assert error_of(predict(lora.apply(model, weights, 0.5, lora.BYPASS)), half, base) < 1e-5
     assert error_of(one, half, base) > 0.1
 
@@ -114,7 +116,9 @@ def test_a_lora_of_another_model_is_refused_by_key(model):
 def test_a_lora_of_another_flavour_is_refused_by_size(model):
     name = "diffusion_model.single_blocks.0.linear2"
     weights = {f"{name}.lora_A.weight": torch.zeros(2, 1024), f"{name}.lora_B.weight": torch.zeros(256, 2)}
-    with pytest.raises(UserError, match="another FLUX.2 flavour: .* is 128x512 in FLUX.2 128/1/2/96, the LoRA's is 256x1024"):
+    with pytest.raises(
+        UserError, match="another FLUX.2 flavour: .* is 128x512 in FLUX.2 128/1/2/96, the LoRA's is 256x1024"
+    ):
         lora.apply(model, weights, 1.0)
 
 

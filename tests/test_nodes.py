@@ -139,7 +139,15 @@ def test_caches_train_apply_and_sample(nodes, loaded, dataset, comfy_folders):
         assert report["steps"] == 2 and report["adapters"] == 28
         applied = nodes["Flux2LoraApply"].execute(model, 1.0, lora).args[0]
         from_file = nodes["Flux2LoraApply"].execute(model, 1.0, None, name).args[0]
-        common = {"prompt": "zbot", "steps": 2, "guidance": 0.0, "sampler": "euler", "width": 64, "height": 48, "seed": 1}
+        common = {
+            "prompt": "zbot",
+            "steps": 2,
+            "guidance": 0.0,
+            "sampler": "euler",
+            "width": 64,
+            "height": 48,
+            "seed": 1,
+        }
         a, b = (nodes["Flux2Sampler"].execute(m, clip, vae, **common).args[0] for m in (applied, from_file))
     assert a.shape == (1, 48, 64, 3) and torch.equal(a, b)
 

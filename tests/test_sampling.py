@@ -1,21 +1,20 @@
 """The sampler's rules per flavour, and agreement with a graph of stock nodes."""
 
-import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom
 import comfy_extras.nodes_flux as flux
-import nodes as core
 import pytest
 import torch
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from support import sdxl, tiny_flux2
 
+import nodes as core
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import identify, sampling
 
 
 def stock_graph(nano, prompt, cfg, steps, references=()):
-    """The official klein base graph: CFGGuider with an empty negative, Flux2Scheduler, ReferenceLatent on both sides."""
+    """The official klein base graph: CFGGuider, empty negative, Flux2Scheduler, ReferenceLatent on both sides."""
     positive, negative = (core.CLIPTextEncode().encode(nano.clip, text)[0] for text in (prompt, ""))
     for image in references:
         latent = core.VAEEncode().encode(nano.vae, image)[0]
@@ -70,7 +69,9 @@ def test_guidance_and_steps_per_flavour(nano, monkeypatch):
 def test_distilled_runs_the_model_once_per_step(nano, monkeypatch):
     calls = []
     forward = type(nano.model.model).apply_model
-    monkeypatch.setattr(type(nano.model.model), "apply_model", lambda s, x, *a, **k: (calls.append(len(x)), forward(s, x, *a, **k))[1])
+    monkeypatch.setattr(
+        type(nano.model.model), "apply_model", lambda s, x, *a, **k: (calls.append(len(x)), forward(s, x, *a, **k))[1]
+    )
     for variant, rows in (("base", 2), ("distilled", 1)):
         calls.clear()
         model = nano.model.clone()

@@ -73,6 +73,8 @@ def test_a_changed_source_archive_is_refused(tmp_path):
     folder = clone(tmp_path)
     setup = folder / "scripts" / "setup.sh"
     setup.write_text(setup.read_text().replace("de5d0c32", "00000000"))
-    done = subprocess.run(["scripts/test"], cwd=folder, env=environment_without_comfyui(), capture_output=True, text=True)
+    done = subprocess.run(
+        ["scripts/test"], cwd=folder, env=environment_without_comfyui(), capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "expected 00000000" in done.stderr and "it is not the archive we know" in done.stderr

@@ -52,7 +52,7 @@ def shipped(server):
 
 
 def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
-    history, events = shipped
+    history, _ = shipped
     assert history["status"]["status_str"] == "success"
     assert set(history["outputs"]) >= {"7", "9", "11", "13", "15"}
     lora = load_file(server.folder / "models" / "loras" / "zbot_nano.safetensors")
@@ -99,8 +99,14 @@ def test_stock_nodes_load_the_saved_file_to_the_same_picture(server, shipped):
     graph = sampling_graph(
         None,
         {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "lora_name": name, "strength_model": 1.0}},
-        {"class_type": "Flux2LoraApply", "inputs": {"model": ["1", 0], "strength": 1.0, "file": name, "mode": "merged"}},
-        {"class_type": "Flux2LoraApply", "inputs": {"model": ["1", 0], "strength": 1.0, "file": name, "mode": "bypass"}},
+        {
+            "class_type": "Flux2LoraApply",
+            "inputs": {"model": ["1", 0], "strength": 1.0, "file": name, "mode": "merged"},
+        },
+        {
+            "class_type": "Flux2LoraApply",
+            "inputs": {"model": ["1", 0], "strength": 1.0, "file": name, "mode": "bypass"},
+        },
     )
     history = server.run(graph)
     base, stock, merged, bypass = (picture(server, history, f"i{n}").astype(int) for n in range(1, 5))
@@ -188,7 +194,9 @@ def test_workflows_without_their_models_are_refused_with_the_way_to_get_them(ser
 def test_an_error_inside_a_node_is_one_sentence(server):
     graph = small()
     graph["2"]["inputs"]["folder"] = "nowhere"
-    with pytest.raises(ServerError, match="Flux2DatasetFolder: .*There is no folder .*nowhere; name a folder of images"):
+    with pytest.raises(
+        ServerError, match="Flux2DatasetFolder: .*There is no folder .*nowhere; name a folder of images"
+    ):
         server.run(graph)
 
 

@@ -63,7 +63,9 @@ def model_folder(folder: str) -> Path:
 def missing_message(files: tuple[ModelFile, ...]) -> str:
     """One sentence per thing to do: which file, into which folder, from which repository, logged in or not."""
     file, others = files[0], [f.name for f in files[1:]]
-    lines = [f"Missing model file {file.name}: download it from {file.url} and put it into {model_folder(file.folder)}."]
+    lines = [
+        f"Missing model file {file.name}: download it from {file.url} and put it into {model_folder(file.folder)}."
+    ]
     if file.gated:
         lines.append(
             f"The repository {file.repository} is gated: accept its licence on its page while logged in, then "

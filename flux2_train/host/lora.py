@@ -126,7 +126,7 @@ class _Bypass:
 
 
 class _Chain:
-    """A Linear's forward with LoRA contributions added; ``previous`` is what another pack had put there, if anything."""
+    """A Linear's forward with LoRA contributions added; ``previous`` is what another pack had put there."""
 
     def __init__(self, layer: nn.Module):
         self.layer, self.parts = layer, []

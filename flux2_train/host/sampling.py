@@ -14,9 +14,9 @@ import torch
 from comfy_extras.nodes_flux import get_schedule
 from torch import Tensor
 
-from ..geometry import MULTIPLE, at_most
 from ..errors import UserError
 from ..flavours import BASE, DISTILLED
+from ..geometry import MULTIPLE, at_most
 from . import identify
 
 REFERENCE_PIXELS = 1024 * 1024

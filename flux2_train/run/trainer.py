@@ -64,7 +64,9 @@ class Trainer:
         if config.preservation and not latents.dataset.class_word:
             raise UserError("Preservation is on but Dataset Folder has no class word; fill it in (for example 'dog').")
         if config.preservation and not latents.dataset.trigger:
-            raise UserError("Preservation is on but Dataset Folder has no trigger word; fill it in (for example 'ohwx').")
+            raise UserError(
+                "Preservation is on but Dataset Folder has no trigger word; fill it in (for example 'ohwx')."
+            )
         self.device = model.load_device
         self.total = step_count(self.samples, config.batch, self.repeats, config.steps, config.epochs)
         self.generator = torch.Generator().manual_seed(config.seed)
