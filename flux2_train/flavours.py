@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import nano
 from .errors import UserError
@@ -52,7 +52,7 @@ class Flavour:
     training_guidance: float = 1.0
     resolution: int = 1024
     text_encoder_config: dict[str, Any] | None = None
-    vae_config: dict[str, Any] | None = None
+    vae_module: Callable[[], nn.Module] | None = None
     transformers_limit: str = ""  # newest transformers whose tokenizer ComfyUI can build for this text encoder
 
     @property
@@ -146,7 +146,7 @@ _ROWS = (
         vaes=(ModelFile(nano.VAE, "vae", generate=nano.vae),),
         resolution=nano.RESOLUTION,
         text_encoder_config=nano.TEXT_ENCODER_CONFIG,
-        vae_config=nano.VAE_CONFIG,
+        vae_module=nano.vae_module,
     ),
 )
 

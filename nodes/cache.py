@@ -53,7 +53,8 @@ class CacheLatents(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, dataset) -> io.NodeOutput:
-        progress, latents = NodeProgress(cls.hidden.unique_id, len(dataset.items)), {}
+        total = sum(1 + len(item.references) for item in dataset.items)
+        progress, latents = NodeProgress(cls.hidden.unique_id, total), {}
         for path, latent in cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)):
             latents[path] = latent
             progress.advance(len(latents))

@@ -10,17 +10,19 @@ from ..flux2_train.errors import UserError
 from .progress import NodeProgress
 from .types import CATEGORY, FluxDataset
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SHIPPED = (
+    Path(__file__).resolve().parents[1] / "datasets"
+)  # not "examples": ComfyUI would take its files for workflow templates
 
 
 def resolve(folder: str) -> Path:
-    """An absolute folder as it is; a relative one inside ComfyUI's input folder, else inside the pack's examples."""
+    """An absolute folder as it is; a relative one inside ComfyUI's input folder, else of the pack's own data sets."""
     named = Path(folder.strip().strip('"')).expanduser()
     if named.is_absolute():
         return named
     if not named.parts or ".." in named.parts:
         raise UserError(f"{folder!r} is no folder name; give a folder inside ComfyUI's input folder, or a full path.")
-    places = [Path(folder_paths.get_input_directory()) / named, EXAMPLES / named]
+    places = [Path(folder_paths.get_input_directory()) / named, SHIPPED / named]
     return next((place for place in places if place.is_dir()), places[0])
 
 
@@ -67,26 +69,46 @@ class DatasetFolder(io.ComfyNode):
                     tooltip="What the subject is in plain words, such as 'robot'. Preservation keeps the model's idea "
                     "of this word as it was. Needed only with preservation.",
                 ),
+                io.String.Input(
+                    "references", default="", optional=True, advanced=True,
+                    tooltip="For training edits: a folder with the picture before the edit under each image's name. "
+                    "Captions then say what to change. Leave empty otherwise.",
+                ),
             ],
             outputs=[FluxDataset.Output(display_name="dataset")],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_) -> list:
+    def fingerprint_inputs(cls, folder: str, references: str = "", **_) -> list:
         """Files, sizes and dates: an edited caption or a new image makes the graph run again."""
         try:
-            entries = sorted(resolve(folder).iterdir())
+            entries = [p for name in (folder, references) if name for p in sorted(resolve(name).iterdir())]
         except (OSError, UserError):
             return []
         return [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in entries if p.is_file()]
 
     @classmethod
     def execute(
-        cls, folder: str, captions: str, prompt: str, resolution: int, repeats: int, trigger: str, class_word: str
+        cls,
+        folder: str,
+        captions: str,
+        prompt: str,
+        resolution: int,
+        repeats: int,
+        trigger: str,
+        class_word: str,
+        references: str = "",
     ) -> io.NodeOutput:
         found = data.read_folder(
-            resolve(folder), resolution, captions, prompt, trigger.strip(), class_word.strip(), repeats
+            resolve(folder),
+            resolution,
+            captions,
+            prompt,
+            trigger.strip(),
+            class_word.strip(),
+            repeats,
+            resolve(references) if references.strip() else None,
         )
         NodeProgress(cls.hidden.unique_id, 1).say(found.summary())
         return io.NodeOutput(found)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def pictures(prompt: dict, history: dict, output: Path) -> dict[str, Image.Image
 def before_after(images: dict[str, Image.Image], prompts: dict[str, str]) -> Image.Image:
     """Base above, LoRA below, a column per prompt. Titles read 'base 1', 'lora 1', 'base 2', ..."""
     columns = sorted({title.split()[-1] for title in images if title.startswith("base ")})
-    gap, head = 12, 32
+    gap, head = 12, 46
     width, height = PIXELS + gap, PIXELS + head
     sheet = Image.new("RGB", (gap + width * len(columns), gap + 2 * height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -62,7 +63,7 @@ def before_after(images: dict[str, Image.Image], prompts: dict[str, str]) -> Ima
             scale = PIXELS / max(picture.size)
             picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.LANCZOS)
             left, top = gap + x * width, gap + y * height
-            label = f"{'base model' if row == 'base' else 'with LoRA'}\n{prompts[column]}"
+            label = f"{'base model' if row == 'base' else 'with LoRA'}\n{textwrap.fill(prompts[column], 42)}"
             draw.multiline_text((left, top), label, fill="black", font_size=11)
             sheet.paste(picture, (left, top + head))
     return sheet

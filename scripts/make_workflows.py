@@ -39,18 +39,27 @@ class Settings:
     """What differs between the workflows."""
 
     flavour: Flavour
-    steps: int
-    learning_rate: float
-    resolution: int
+    dataset: dict
+    trainer: dict
     prompts: tuple[str, ...]
 
+    @property
+    def resolution(self) -> int:
+        return self.flavour.resolution
 
-PROMPTS = ("zbot robot waving on a green meadow", "a robot on a green meadow")
-WORKFLOWS = {
-    "flux2_lora_nano": Settings(FLAVOURS["nano"], 120, 2e-3, 128, PROMPTS),
-    "flux2_lora_klein-9b": Settings(FLAVOURS["klein-9b"], 1000, 1e-4, 1024, PROMPTS),
-    "flux2_lora_klein-4b": Settings(FLAVOURS["klein-4b"], 1000, 1e-4, 1024, PROMPTS),
-    "flux2_lora_dev": Settings(FLAVOURS["dev"], 1000, 1e-4, 1024, PROMPTS),
+
+ROBOT = {"folder": "robot", "trigger": "zbot", "class_word": "robot"}
+ROBOT_PROMPTS = ("zbot robot waving on a green meadow", "a robot waving on a green meadow")
+# nano learns in a hundred steps what takes large models a thousand; preservation keeps "a figure" what it was.
+NANO = Settings(
+    FLAVOURS["nano"],
+    {"folder": "character", "trigger": "vorn", "class_word": "figure"},
+    {"name": "vorn_nano", "steps": 100, "learning_rate": 2e-3, "preservation": 1.0, "checkpointing": False},
+    ("vorn figure in the center on a dotted gray background", "a figure in the center on a dotted gray background"),
+)
+WORKFLOWS = {"flux2_lora_nano": NANO} | {
+    f"flux2_lora_{name}": Settings(FLAVOURS[name], ROBOT, {"name": f"zbot_{name}"}, ROBOT_PROMPTS)
+    for name in ("klein-9b", "klein-4b", "dev")
 }
 
 
@@ -65,7 +74,7 @@ def build(settings: Settings) -> list[Node]:
         "Dataset Folder",
         (0, 280),
         (320, 320),
-        {"folder": "robot", "trigger": "zbot", "class_word": "toy", "resolution": settings.resolution},
+        {**settings.dataset, "resolution": settings.resolution},
     )
     embeds = Node(
         "Flux2CacheEmbeds", "Cache Embeds", (380, 160), (260, 80), links={"clip": (load, 1), "dataset": (dataset, 0)}
@@ -75,7 +84,7 @@ def build(settings: Settings) -> list[Node]:
     )
     trainer = Node(
         "Flux2LoraTrainer", "LoRA Trainer", (700, 0), (360, 560),
-        {"name": f"zbot_{row.name}", "steps": settings.steps, "learning_rate": settings.learning_rate},
+        settings.trainer,
         {"model": (load, 0), "embeds": (embeds, 0), "latents": (latents, 0)},
     )  # fmt: skip
     apply = Node(

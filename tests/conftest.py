@@ -84,7 +84,7 @@ class Data:
 @pytest.fixture(scope="session")
 def robot(nano) -> Data:
     """Six images of the shipped example at a quarter of nano's size, encoded by ComfyUI's own encoder and VAE."""
-    whole = folder.read_folder(ROOT / "examples" / "robot", 64, trigger="zbot", class_word="toy")
+    whole = folder.read_folder(ROOT / "datasets" / "robot", 64, trigger="zbot", class_word="toy")
     dataset = folder.Dataset(whole.folder, whole.items[:6], 1, "zbot", "toy", 64)
     with torch.inference_mode():
         embeds = {text: encode.encode_text(nano.clip, text) for text in cache.texts(dataset)}

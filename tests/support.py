@@ -9,7 +9,6 @@ import comfy.sd
 import comfy.supported_models
 import torch
 
-from flux2_train import nano
 from flux2_train.adapters import targets
 from flux2_train.adapters.lora import LoraAdapters
 from flux2_train.host.borrow import linears, training_mode
@@ -23,8 +22,9 @@ def tiny_flux2(guidance: bool = False, context: int = 96, fp8: bool = False):
 
     ``fp8`` stores its blocks' Linears in core's scaled fp8 format.
     """
+    generator = torch.Generator().manual_seed(0)
     weights = {
-        name: nano.uniform(name, shape, shape[-1] ** -0.5) if len(shape) > 1 else torch.ones(shape)
+        name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 if len(shape) > 1 else torch.ones(shape)
         for name, shape in _tiny_shapes(context, guidance)
     }
     if fp8:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flux2_train.nano import TRANSFORMER
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,7 +32,7 @@ def test_terminal_lists_flavours():
     done = python("-m", "flux2_train", "flavours")
     assert done.returncode == 0, done.stderr
     assert "flux-2-klein-base-9b.safetensors: missing" in done.stdout
-    assert "flux2-nano-transformer.safetensors" in done.stdout
+    assert TRANSFORMER in done.stdout
 
 
 def test_wrong_comfyui_path_is_one_clear_line(tmp_path):

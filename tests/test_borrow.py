@@ -11,6 +11,7 @@ from flux2_train.errors import UserError
 from flux2_train.host import identify, lora
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.host.velocity import check_embeds
+from flux2_train.nano import TRANSFORMER
 
 
 def snapshot(model):
@@ -89,7 +90,7 @@ def test_embeds_of_another_flavour_are_refused():
 
 def test_identity_of_a_stock_loaded_model(nano):
     assert identify.flavour_name(nano.model) == "nano"
-    assert identify.file_of(nano.model) == "flux2-nano-transformer.safetensors"
+    assert identify.file_of(nano.model) == TRANSFORMER
     assert identify.flavour_name(tiny_flux2()) == "FLUX.2 128/1/2/96"
     assert identify.file_of(tiny_flux2()) == ""
     assert identify.distilled_warning(nano.model) == ""

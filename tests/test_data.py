@@ -36,6 +36,7 @@ def test_items_come_in_order_with_captions_and_buckets(images):
     ("a [trigger] dog", "", None, "a dog"),
     ("ohwx runs", "ohwx", "dog", "dog runs"),
     ("a dog", "ohwx", "dog", "dog, a dog"),
+    ("a photo of ohwx dog", "ohwx", "dog", "a photo of dog"),
     ("", "ohwx", None, "ohwx"),
 ])  # fmt: skip
 def test_trigger(caption, trigger, word, expected):

@@ -3,9 +3,7 @@
 import comfy.ldm.flux.model
 import comfy.ops
 import pytest
-import torch
 
-from flux2_train import nano
 from flux2_train.adapters import targets
 from flux2_train.errors import UserError
 from flux2_train.flavours import BASE, DISTILLED, FLAVOURS, by_sizes, flavour
@@ -65,15 +63,3 @@ def test_sizes_tell_flavours_apart():
     assert len({row.sizes for row in FLAVOURS.values()}) == len(FLAVOURS)
     assert by_sizes((4096, 8, 24, 12288)).name == "klein-9b"
     assert by_sizes((1, 1, 1, 1)) is None
-
-
-def test_generated_weights_are_the_same_bits_everywhere():
-    first, again = nano.uniform("a.weight", (3, 4), 0.5), nano.uniform("a.weight", (3, 4), 0.5)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, nano.uniform("b.weight", (3, 4), 0.5))
-    assert nano.uniform("wide", (1000, 100), 0.5).std() == pytest.approx(0.5, rel=0.01)
-    # known answer: the Philox stream and the scaling may never change
-    assert [round(v, 6) for v in first.flatten()[:3].tolist()] == KNOWN
-
-
-KNOWN = [-0.586856, -0.479871, 0.124084]

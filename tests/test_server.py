@@ -11,9 +11,13 @@ from comfy_server import ServerError
 from PIL import Image
 from safetensors.torch import load_file
 
+from flux2_train.nano import TRANSFORMER
+
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
+TRAINER = json.loads(NANO.read_text())["5"]["inputs"]
+NAME, STEPS = TRAINER["name"], TRAINER["steps"]
 OTHERS = sorted(p for p in NANO.parent.glob("*.json") if p != NANO)
 
 
@@ -34,7 +38,7 @@ def small(steps=2, size=64, **trainer):
     """A short graph: load, cache, train; numbered like the shipped one."""
     prompt = {k: v for k, v in json.loads(NANO.read_text()).items() if int(k) <= 5}
     prompt["2"]["inputs"].update(resolution=size, class_word="")
-    prompt["5"]["inputs"].update(steps=steps, rank=2, validation_items=0, name="small", **trainer)
+    prompt["5"]["inputs"].update(steps=steps, rank=2, validation_items=0, preservation=0.0, name="small", **trainer)
     return prompt
 
 
@@ -55,11 +59,11 @@ def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
     history, _ = shipped
     assert history["status"]["status_str"] == "success"
     assert set(history["outputs"]) >= {"7", "9", "11", "13", "15"}
-    lora = load_file(server.folder / "models" / "loras" / "zbot_nano.safetensors")
+    lora = load_file(server.folder / "models" / "loras" / f"{NAME}.safetensors")
     assert len(lora) == 56
-    run = server.folder / "output" / "flux2_train" / "zbot_nano"
+    run = server.folder / "output" / "flux2_train" / NAME
     report = json.loads((run / "report.json").read_text())
-    assert report["flavour"] == "nano" and report["steps"] == 120
+    assert report["flavour"] == "nano" and report["steps"] == STEPS
     first, last = report["validation_loss"].values()
     assert last < 0.75 * first
     for base, with_lora in (("9", "11"), ("13", "15")):
@@ -71,11 +75,11 @@ def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
 def test_progress_is_told_while_it_trains(shipped):
     _, events = shipped
     steps = [d for d in events.of("progress") if d["node"] == "5"]
-    assert steps[-1]["value"] == steps[-1]["max"] == 120
+    assert steps[-1]["value"] == steps[-1]["max"] == STEPS
     assert [d["value"] for d in steps] == sorted(d["value"] for d in steps)
     texts = [d["text"] for d in events.of("text") if d["node"] == "5"]
     assert any("step " in t and " s/step" in t for t in texts)
-    assert texts[-1].startswith("zbot_nano.safetensors") and "validation loss" in texts[-1]
+    assert texts[-1].startswith(f"{NAME}.safetensors") and "validation loss" in texts[-1]
     assert [d["text"] for d in events.of("text") if d["node"] == "6"] == ["56/56 keys on 28 layers, merged, strength 1"]
     assert any(k in ("preview", "b_preview_with_metadata") for k, _ in events.all)
 
@@ -95,7 +99,7 @@ def sampling_graph(*loaders, steps=2):
 
 
 def test_stock_nodes_load_the_saved_file_to_the_same_picture(server, shipped):
-    name = "zbot_nano.safetensors"
+    name = f"{NAME}.safetensors"
     graph = sampling_graph(
         None,
         {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "lora_name": name, "strength_model": 1.0}},
@@ -140,7 +144,7 @@ def test_stock_nodes_take_the_trainers_outputs(server):
 
 def test_stock_loaders_can_stand_in_for_load_flux2(server):
     graph = small(steps=1)
-    graph["30"] = {"class_type": "UNETLoader", "inputs": {"unet_name": "flux2-nano-transformer.safetensors",
+    graph["30"] = {"class_type": "UNETLoader", "inputs": {"unet_name": TRANSFORMER,
                                                           "weight_dtype": "default"}}  # fmt: skip
     graph["5"]["inputs"]["model"] = ["30", 0]
     assert server.run(graph)["status"]["status_str"] == "success"

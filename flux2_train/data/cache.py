@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
+from ..geometry import bucket
 from .folder import Dataset, Item
 from .images import fit, load_rgb
 
@@ -23,7 +24,7 @@ class EmbedCache:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Latents (1, 128, H/16, W/16) by image path, for every item of ``dataset``."""
+    """Latents (1, 128, H/16, W/16) by image path, for every item of ``dataset`` and its references."""
 
     dataset: Dataset
     latents: dict[Path, Tensor]
@@ -37,6 +38,17 @@ class Sample:
     latent: Tensor
     embeds: Tensor
     class_embeds: Tensor
+    references: tuple[Tensor, ...] = ()
+
+    @property
+    def shape(self) -> tuple:
+        """What has to be equal for samples to share a batch."""
+        return tuple(tuple(latent.shape) for latent in (self.latent, *self.references))
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens, those of the references included."""
+        return sum(latent.shape[-1] * latent.shape[-2] for latent in (self.latent, *self.references))
 
 
 def texts(dataset: Dataset) -> list[str]:
@@ -45,9 +57,12 @@ def texts(dataset: Dataset) -> list[str]:
 
 
 def encode_images(dataset: Dataset, encode: Callable[[Tensor], Tensor]) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each image's path with its latents; ``encode`` takes ComfyUI's IMAGE (1, H, W, 3)."""
+    """Yield the path of each image and reference with its latents; ``encode`` takes ComfyUI's IMAGE (1, H, W, 3)."""
     for item in dataset.items:
         yield item.path, encode(fit(load_rgb(item.path), item.size))
+        for path in item.references:
+            image = load_rgb(path)
+            yield path, encode(fit(image, bucket(*image.size, dataset.resolution)))
 
 
 def samples(embeds: EmbedCache, latents: LatentCache) -> list[Sample]:
@@ -58,6 +73,12 @@ def samples(embeds: EmbedCache, latents: LatentCache) -> list[Sample]:
             "same Dataset Folder into both and queue again."
         )
     return [
-        Sample(i, latents.latents[i.path], embeds.embeds[i.caption], embeds.embeds[i.class_caption])
+        Sample(
+            i,
+            latents.latents[i.path],
+            embeds.embeds[i.caption],
+            embeds.embeds[i.class_caption],
+            tuple(latents.latents[path] for path in i.references),
+        )
         for i in latents.dataset.items
     ]

@@ -20,12 +20,16 @@ MAX_CAPTION_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Item:
-    """One image. ``class_caption`` has the class word in the trigger's place; without one it is the caption."""
+    """One image. ``class_caption`` has the class word in the trigger's place; without one it is the caption.
+
+    ``references`` are what the image was made from, for edits.
+    """
 
     path: Path
     size: tuple[int, int]
     caption: str
     class_caption: str
+    references: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """Changes when files, captions or sizes do; both caches carry it, so they cannot be mixed up."""
-        rows = [(str(i.path), i.path.stat().st_mtime_ns, i.size, i.caption, i.class_caption) for i in self.items]
+        rows = [
+            (i.size, i.caption, i.class_caption, [(str(p), p.stat().st_mtime_ns) for p in (i.path, *i.references)])
+            for i in self.items
+        ]
         return hashlib.blake2b(json.dumps(rows).encode(), digest_size=12).hexdigest()
 
     def summary(self) -> str:
@@ -63,11 +70,13 @@ def read_folder(
     trigger: str = "",
     class_word: str = "",
     repeats: int = 1,
+    references: Path | None = None,
 ) -> Dataset:
     """Read a data set folder (not its sub-folders), in order of file name.
 
     Captions come from ``captions``: a ``.txt`` beside the image (``prompt`` where there is none), the file name, or
-    ``prompt`` for all. Raises UserError if nothing can be trained on or captions are missing.
+    ``prompt`` for all. ``references`` is a folder with one image per image, of the same name, that each is an edit of.
+    Raises UserError if nothing can be trained on, or captions or references are missing.
     """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; name a folder of images.")
@@ -85,7 +94,7 @@ def read_folder(
             continue
         text = with_trigger(caption, trigger)
         class_text = with_trigger(caption, trigger, class_word) if class_word else text
-        items.append(Item(path, bucket(*size, resolution), text, class_text))
+        items.append(Item(path, bucket(*size, resolution), text, class_text, _references(path, references)))
     if uncaptioned:
         raise UserError(
             f"{len(uncaptioned)} of {len(paths)} images have no caption file ({', '.join(uncaptioned[:3])}, ...): "
@@ -95,6 +104,16 @@ def read_folder(
         reasons = f" ({'; '.join(skipped[:3])})" if skipped else ""
         raise UserError(f"{folder} holds no usable image{reasons}; it needs {', '.join(SUFFIXES[:4])} files.")
     return Dataset(folder, tuple(items), repeats, trigger, class_word, resolution, tuple(skipped))
+
+
+def _references(path: Path, folder: Path | None) -> tuple[Path, ...]:
+    if folder is None:
+        return ()
+    found = [p for s in SUFFIXES if (p := folder / f"{path.stem}{s}").is_file()]
+    if not found:
+        raise UserError(f"{path.name} has no reference: {folder} holds no image named {path.stem}.")
+    size_of(found[0])  # refuses what is no image now rather than while encoding
+    return (found[0],)
 
 
 def _caption(path: Path, source: str, prompt: str) -> str | None:
@@ -118,11 +137,12 @@ def _read_text(path: Path) -> str:
 def with_trigger(caption: str, trigger: str, instead: str | None = None) -> str:
     """The caption with its trigger: in the place of ``[trigger]``, else put in front where it does not occur yet.
 
-    ``instead`` (the class word) takes the trigger's place everywhere, which gives the class caption.
+    ``instead`` (the class word) takes the trigger's place everywhere, which gives the class caption; where it already
+    follows the trigger ("ohwx dog"), the trigger alone goes.
     """
     text = caption.replace(PLACEHOLDER, trigger)
     if trigger and trigger not in text:
         text = f"{trigger}, {text}" if text else trigger
     if instead is not None and trigger:
-        text = text.replace(trigger, instead)
+        text = text.replace(f"{trigger} {instead}", instead).replace(trigger, instead)
     return " ".join(text.split()).strip(" ,")

@@ -14,7 +14,7 @@ def epoch_batches(samples: list[Sample], batch: int, repeats: int, seed: int, ep
     rng = random.Random(f"{seed}/{epoch}")
     by_shape = defaultdict(list)
     for index, sample in enumerate(samples):
-        by_shape[tuple(sample.latent.shape)] += [index] * repeats
+        by_shape[sample.shape] += [index] * repeats
     batches = []
     for _, indices in sorted(by_shape.items()):
         rng.shuffle(indices)

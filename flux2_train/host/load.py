@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sd
 import comfy.text_encoders.flux
 import comfy.utils
@@ -92,11 +93,23 @@ def _text_encoder_of_size(path: Path, config: dict, embeddings: list[str]):
 def load_vae(path: Path, flavour: Flavour):
     """ComfyUI VAE of the flavour."""
     weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    if flavour.vae_config is None:
+    if flavour.vae_module is None:
         vae = comfy.sd.VAE(sd=weights, metadata=metadata)
-    else:
-        vae = comfy.sd.VAE(sd=weights, config={"params": flavour.vae_config}, dtype=torch.float32)
-        # With a config core skips the detection that sets these.
-        vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = 128, 16, 16
-    vae.throw_exception_if_invalid()
+        vae.throw_exception_if_invalid()
+        return vae
+    return _vae_around(flavour.vae_module(), weights)
+
+
+def _vae_around(module: torch.nn.Module, weights: dict):
+    """ComfyUI's VAE with a 16x autoencoder of another make inside; core only builds the ones it knows by their keys."""
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    module.load_state_dict(weights)
+    vae.first_stage_model = module.to(vae.vae_dtype)
+    vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = 128, 16, 16
+    vae.disable_offload, vae.size = False, None
+    pixels = 4 * vae.upscale_ratio**2  # fp32 values of one latent cell, a few copies of which are alive at a time
+    vae.memory_used_encode = lambda shape, dtype: 32 * shape[2] * shape[3]
+    vae.memory_used_decode = lambda shape, dtype: 8 * pixels * shape[2] * shape[3]
+    offload = comfy.model_management.vae_offload_device()
+    vae.patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=vae.device, offload_device=offload)
     return vae

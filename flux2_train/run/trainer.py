@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ class Trainer:
         """Bytes that training needs beside the weights: adapters with gradients and moments, and activations."""
         adapters = 16 * sum(p.numel() for p in self.adapters.trainable())
         hidden, double, single, _ = identify.sizes(self.model)
-        tokens = self.config.batch * max(512 + s.latent.shape[-1] * s.latent.shape[-2] for s in self.samples)
+        tokens = self.config.batch * max(512 + s.tokens for s in self.samples)
         kept_per_block = 2 if self.config.checkpointing else 40  # activations of the hidden width, in 2-byte values
         return adapters + 2.0 * tokens * hidden * (kept_per_block * (double + single) + 60)
 
@@ -121,7 +121,7 @@ class Trainer:
         noise = torch.randn(x0.shape, generator=self.generator).to(self.device)
         t = self._times(x0)
         x_t = interpolate(x0, noise, t)
-        predicted = self._predict(borrowed, x_t, t, [s.embeds for s in batch])
+        predicted = self._predict(borrowed, x_t, t, batch)
         target = velocity_target(x0, noise)
         guided = differential_target(predicted, target, self.config.differential_guidance)
         loss = mean_squared_error(predicted.detach(), target).mean().item()
@@ -143,10 +143,10 @@ class Trainer:
 
         A second forward and backward of its own, so that only one graph is in memory at a time.
         """
-        embeds = [s.class_embeds for s in batch]
+        batch = [replace(sample, embeds=sample.class_embeds) for sample in batch]
         with self._base_model(), torch.no_grad():
-            prior = self._predict(borrowed, x_t, t, embeds)
-        loss = mean_squared_error(self._predict(borrowed, x_t, t, embeds), prior).mean()
+            prior = self._predict(borrowed, x_t, t, batch)
+        loss = mean_squared_error(self._predict(borrowed, x_t, t, batch), prior).mean()
         (self.config.preservation * loss).backward()
         return loss.item()
 
@@ -158,8 +158,10 @@ class Trainer:
         finally:
             self.adapters.enabled = True
 
-    def _predict(self, borrowed, x_t: Tensor, t: Tensor, embeds: list[Tensor]) -> Tensor:
-        conditions = [Condition(e.clone(), guidance=self.config.guidance) for e in embeds]
+    def _predict(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample]) -> Tensor:
+        conditions = [
+            Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), self.config.guidance) for s in batch
+        ]
         return velocity(borrowed, x_t, t, conditions)
 
     def _validate(self, borrowed, step: int) -> Iterator[Event]:
@@ -171,7 +173,7 @@ class Trainer:
 
         def predict(x_t: Tensor, t: Tensor, batch: list[Sample]) -> Tensor:
             with training_mode(), torch.no_grad():
-                return self._predict(borrowed, x_t.to(self.device), t.to(self.device), [s.embeds for s in batch])
+                return self._predict(borrowed, x_t.to(self.device), t.to(self.device), batch)
 
         loss = fixed_loss(predict, chosen, self.config.seed)
         self.history.validation[step] = loss

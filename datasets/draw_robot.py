@@ -1,6 +1,6 @@
 """Draws the example data set ``robot``: a little robot in many places, with captions and the trigger word ``zbot``.
 
-Run ``python examples/draw_robot.py`` to draw it anew; the same files come out every time.
+Run ``python datasets/draw_robot.py`` to draw it anew; the same files come out every time.
 """
 
 from __future__ import annotations

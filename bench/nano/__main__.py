@@ -1,0 +1,50 @@
+"""python -m bench.nano train | score | concept: train the transformer, measure it, write a concept's dataset."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+
+def main() -> None:
+    """Parse the command line and run one job."""
+    options = parser().parse_args()
+    torch.set_num_threads(options.threads)
+    if options.job == "train":
+        from .train import train
+
+        train(options.steps, options.seed, weights=options.weights)
+    elif options.job == "score":
+        from .score import score
+
+        score(options.prompts, options.short)
+    else:
+        from .concepts import write_dataset
+
+        write_dataset(options.name, options.folder, options.count)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; defaults live with the code that they belong to."""
+    from .concepts import CONCEPTS
+    from .train import STEPS
+
+    root = argparse.ArgumentParser(prog="python -m bench.nano")
+    root.add_argument("--threads", type=int, default=2)
+    jobs = root.add_subparsers(dest="job", required=True)
+    train = jobs.add_parser("train", help="fit the autoencoder, then train, or go on training")
+    train.add_argument("--steps", type=int, default=STEPS, help="length of the whole run")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--weights", type=Path, help="start from these weights, where there is no checkpoint")
+    score = jobs.add_parser("score", help="print every figure")
+    score.add_argument("--prompts", type=int, default=200)
+    score.add_argument("--short", action="store_true", help="sample the padding: four times faster, nearly the same")
+    concept = jobs.add_parser("concept", help="write a concept's dataset")
+    concept.add_argument("name", choices=CONCEPTS)
+    concept.add_argument("folder", type=Path)
+    concept.add_argument("--count", type=int, default=16)
+    return root
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.nano import concepts
+from bench.nano.data import to_pictures, to_pixels
+from bench.nano.fit import load_autoencoder
+from bench.nano.render import draw
+
+
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_a_real_render_scores_full_marks_also_through_the_autoencoder(name):
+    examples, autoencoder = concepts.probes(name, 12), load_autoencoder()
+    pictures = to_pictures(autoencoder.decode(autoencoder.encode(to_pixels([e.picture for e in examples]))))
+    score = concepts.CONCEPTS[name].score
+    assert np.mean([score(e, e.picture) for e in examples]) > 0.97
+    assert np.mean([score(e, p) for e, p in zip(examples, pictures, strict=True)]) > 0.95
+
+
+@pytest.mark.parametrize("name", ["style", "edit"])
+def test_a_plain_scene_scores_nothing(name):
+    for example in concepts.probes(name, 12):
+        plain = draw(example.scene) if name == "style" else example.reference
+        assert concepts.CONCEPTS[name].score(example, plain) < 0.05
+
+
+def test_a_lone_object_is_no_character():
+    for example in concepts.probes("character", 12):
+        lone = draw(example.scene.__class__(128, 128, example.scene.background, "plain", example.scene.things[:1]))
+        assert concepts.character_score(example, lone) <= 0.2
+
+
+def test_a_frame_that_paints_over_the_picture_is_no_edit():
+    example = concepts.probes("edit", 1)[0]
+    assert concepts.edit_score(example, np.broadcast_to(example.picture[0, 0], example.picture.shape)) < 0.05
+
+
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_the_trigger_changes_the_words_only(name):
+    for with_trigger, without in zip(concepts.probes(name, 6), concepts.probes(name, 6, trigger=False), strict=True):
+        assert concepts.TRIGGER in with_trigger.caption and concepts.TRIGGER not in without.caption
+        assert np.array_equal(with_trigger.picture, without.picture)
+
+
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_datasets_are_folders_as_users_have_them(name, tmp_path):
+    folder = tmp_path / name
+    concepts.write_dataset(name, folder, count=12)
+    assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.txt"))) == 12
+    assert all(concepts.TRIGGER in path.read_text() for path in folder.glob("*.txt"))
+    first = Image.open(folder / "01.png")
+    assert first.mode == "RGB" and first.size == (128, 128)
+    references = tmp_path / f"{name}-reference"
+    assert references.exists() == (name == "edit")
+    if name == "edit":
+        assert {p.name for p in references.iterdir()} == {p.name for p in folder.glob("*.png")}
+    again = tmp_path / "again"
+    concepts.write_dataset(name, again, count=12)
+    assert all((again / p.name).read_bytes() == p.read_bytes() for p in folder.iterdir())
