@@ -82,7 +82,7 @@ class DatasetFolder(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str, references: str = "", **_) -> list:
         """Files, sizes and dates: an edited caption or a new image makes the graph run again."""
-        try:
+        try:  # names that come over a wire are not known yet, and are None
             entries = [p for name in (folder, references) if name for p in sorted(resolve(name).iterdir())]
         except (OSError, UserError):
             return []

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,13 @@ MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras")
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="run long tests at full size")
+
+
+def pytest_configure(config):
+    hypothesis.settings.register_profile(
+        "tests", max_examples=2000 if config.getoption("--all") else 100, deadline=None
+    )
+    hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""python -m bench.nano train | score | concept: train the transformer, measure it, write a concept's dataset."""
+"""python -m bench.nano train | score | learn | concept: train nano, measure it, teach it concepts, write a data set."""
 
 import argparse
 from pathlib import Path
@@ -18,6 +18,10 @@ def main() -> None:
         from .score import score
 
         score(options.prompts, options.short)
+    elif options.job == "learn":
+        from .learn import learn
+
+        learn(options.names, options.seeds, options.probes, options.short)
     else:
         from .concepts import write_dataset
 
@@ -39,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
     score = jobs.add_parser("score", help="print every figure")
     score.add_argument("--prompts", type=int, default=200)
     score.add_argument("--short", action="store_true", help="sample the padding: four times faster, nearly the same")
+    learn = jobs.add_parser("learn", help="train a LoRA per concept and seed, and score it")
+    learn.add_argument("--names", nargs="+", choices=CONCEPTS, default=list(CONCEPTS))
+    learn.add_argument("--seeds", type=int, default=3)
+    learn.add_argument("--probes", type=int, default=20)
+    learn.add_argument("--short", action="store_true", help="sample the padding: four times faster, nearly the same")
     concept = jobs.add_parser("concept", help="write a concept's dataset")
     concept.add_argument("name", choices=CONCEPTS)
     concept.add_argument("folder", type=Path)

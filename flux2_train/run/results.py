@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import resource
 import statistics
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from .. import __version__
@@ -78,8 +78,12 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes in use so far: allocated on the GPU, or resident in the process where the CPU trains."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes if sys.platform == "darwin" else kibibytes * 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kibibytes on Linux
 
 
 def metadata(trainer: Trainer, dataset: Dataset) -> dict[str, str]:

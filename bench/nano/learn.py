@@ -1,0 +1,108 @@
+"""Does a LoRA of the demo's length learn a concept, and only with its trigger? Trains through the engine, as the node does.
+
+For each concept and seed: the concept's score of the base model, of the LoRA, and of the LoRA without the trigger in
+the prompt, each the mean over the same probes (0 nothing of the concept, 100 a real render).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import concepts, data, score
+from .fit import load_autoencoder
+from .host import ROOT, use_comfyui
+
+DEMO = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
+# What takes the trigger's place in class captions; an edit has no subject, so it gets an instruction of its own.
+CLASS_WORDS = {"edit": "same"}
+
+
+def demo_settings() -> dict:
+    """LoRA Trainer's settings in the shipped workflow."""
+    trainer = next(n for n in json.loads(DEMO.read_text()).values() if n["class_type"] == "Flux2LoraTrainer")
+    return {name: value for name, value in trainer["inputs"].items() if not isinstance(value, list)}
+
+
+def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch.Tensor]:
+    """A LoRA on the concept's data set, fp32, with the demo's settings."""
+    use_comfyui()
+    from flux2_train.adapters import files
+    from flux2_train.config import TrainConfig
+    from flux2_train.data import cache
+    from flux2_train.data.folder import read_folder
+    from flux2_train.flavours import FLAVOURS
+    from flux2_train.host import encode, load
+    from flux2_train.host.files import locate
+    from flux2_train.run.trainer import Trainer
+
+    concept, row = concepts.CONCEPTS[name], FLAVOURS["nano"]
+    pictures, before = folder / name, folder / f"{name}-reference"
+    concepts.write_dataset(name, pictures)
+    dataset = read_folder(
+        pictures,
+        row.resolution,
+        trigger=concept.trigger,
+        class_word=CLASS_WORDS.get(name, concept.class_word),
+        references=before if before.is_dir() else None,
+    )
+    config = TrainConfig(**{**demo_settings(), "seed": seed, "validation_items": 0, **changes})
+    with torch.inference_mode():
+        model = load.load_transformer(locate(row.transformer_files("auto")))
+        clip = load.load_text_encoder(locate(row.text_encoders), row)
+        vae = load.load_vae(locate(row.vaes), row)
+        embeds = {text: encode.encode_text(clip, text) for text in cache.texts(dataset)}
+        latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)))
+        trainer = Trainer(model, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents), config)
+        with closing(trainer.run()) as run:
+            for _ in run:
+                pass
+    return files.state_dict(trainer.adapters, torch.float32)
+
+
+def merged(base: nn.Module, lora: dict[str, torch.Tensor]) -> nn.Module:
+    """A copy of the transformer with ``B A`` added to its weights."""
+    model = copy.deepcopy(base)
+    for key, down in lora.items():
+        if key.endswith(".lora_A.weight"):
+            layer = model.get_submodule(key.removeprefix("diffusion_model.").removesuffix(".lora_A.weight"))
+            layer.weight += lora[key.replace("lora_A", "lora_B")] @ down
+    return model
+
+
+def concept_score(name: str, model: nn.Module, trigger: bool, count: int, short: bool) -> float:
+    """Mean score, 0 to 100, of ``count`` pictures painted from the concept's probes."""
+    concept, autoencoder = concepts.CONCEPTS[name], load_autoencoder()
+    examples = concepts.probes(name, count, trigger)
+    references = [e.reference for e in examples if e.reference is not None]
+    known = autoencoder.encode(data.to_pixels(references)) if references else None
+    captions = [e.caption for e in examples]
+    size = score.scenes.SIZES[0]
+    pictures = score.paint(model, autoencoder, captions, size, short=short, reference=known)
+    return 100 * statistics.mean(concept.score(e, p) for e, p in zip(examples, pictures, strict=True))
+
+
+def learn(names: list[str], seeds: int, count: int, short: bool, **changes) -> None:
+    """Print a line per concept and seed."""
+    base = score.load_transformer()
+    for name in names:
+        before = concept_score(name, base, True, count, short)
+        for seed in range(seeds):
+            started = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                lora = train_lora(name, seed, Path(folder), **changes)
+            taught, seconds = merged(base, lora), time.perf_counter() - started
+            after, without = (concept_score(name, taught, trigger, count, short) for trigger in (True, False))
+            print(
+                f"{name} seed {seed}: base {before:.0f}, LoRA {after:.0f} ({after - before:+.0f}), without trigger "
+                f"{without:.0f} ({without - before:+.0f}); {seconds:.0f} s of training",
+                flush=True,
+            )
