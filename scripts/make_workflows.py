@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from flux2_train.flavours import FLAVOURS, Flavour  # noqa: E402
+from flux2_train.flavours import BASE, FLAVOURS, Flavour, ModelFile  # noqa: E402
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -39,6 +39,7 @@ class Settings:
     """What differs between the workflows."""
 
     flavour: Flavour
+    files: tuple[ModelFile, ...]
     dataset: dict
     trainer: dict
     prompts: tuple[str, ...]
@@ -48,17 +49,31 @@ class Settings:
         return self.flavour.resolution
 
 
+FILE_INPUTS = {"diffusion_models": "transformer", "text_encoders": "text_encoder", "vae": "vae"}
+
+
+def template_files(name: str) -> tuple[ModelFile, ...]:
+    """The files of ComfyUI's own templates: fp8 where the bf16 file is gated and twice as large.
+
+    They are named in the widgets, because ComfyUI's missing-model dialog only offers files that a widget asks for.
+    """
+    row = FLAVOURS[name]
+    base = row.transformer_files(BASE)
+    return (next((f for f in base if "fp8" in f.name and base[0].gated), base[0]), row.text_encoders[0], row.vaes[0])
+
+
 ROBOT = {"folder": "robot", "trigger": "zbot", "class_word": "robot"}
 ROBOT_PROMPTS = ("zbot robot waving on a green meadow", "a robot waving on a green meadow")
 # nano learns in a hundred steps what takes large models a thousand; preservation keeps "a figure" what it was.
 NANO = Settings(
     FLAVOURS["nano"],
+    (),
     {"folder": "character", "trigger": "vorn", "class_word": "figure"},
     {"name": "vorn_nano", "steps": 100, "learning_rate": 2e-3, "preservation": 1.0, "checkpointing": False},
     ("vorn figure in the center on a dotted gray background", "a figure in the center on a dotted gray background"),
 )
 WORKFLOWS = {"flux2_lora_nano": NANO} | {
-    f"flux2_lora_{name}": Settings(FLAVOURS[name], ROBOT, {"name": f"zbot_{name}"}, ROBOT_PROMPTS)
+    f"flux2_lora_{name}": Settings(FLAVOURS[name], template_files(name), ROBOT, {"name": f"zbot_{name}"}, ROBOT_PROMPTS)
     for name in ("klein-9b", "klein-4b", "dev")
 }
 
@@ -66,9 +81,9 @@ WORKFLOWS = {"flux2_lora_nano": NANO} | {
 def build(settings: Settings) -> list[Node]:
     """The whole path: load, dataset, caches, train, apply, and each prompt painted without and with the LoRA."""
     row = settings.flavour
-    files = [files[0] for files in (row.transformer_files("auto"), row.text_encoders, row.vaes)]
-    load = Node("Flux2Load", "Load FLUX.2", (0, 0), (320, 220), {"flavour": row.name},
-                models=[{"name": f.name, "url": f.url, "directory": f.folder} for f in files if f.url])  # fmt: skip
+    load = Node("Flux2Load", "Load FLUX.2", (0, 0), (320, 220), 
+                {"flavour": row.name} | {FILE_INPUTS[f.folder]: f.name for f in settings.files},
+                models=[{"name": f.name, "url": f.url, "directory": f.folder} for f in settings.files])  # fmt: skip
     dataset = Node(
         "Flux2DatasetFolder",
         "Dataset Folder",

@@ -89,6 +89,18 @@ def test_missing_files_are_told_apart_by_name_folder_repository_and_gate(nodes):
     open_one = load_error(nodes, "klein-4b", variant="distilled")
     assert "flux-2-klein-4b.safetensors" in open_one and "gated" not in open_one
     assert "not-there.safetensors is not in" in load_error(nodes, "nano", transformer="not-there.safetensors")
+    chosen = load_error(nodes, "klein-9b", transformer="flux-2-klein-base-9b-fp8.safetensors")
+    assert "Missing model file flux-2-klein-base-9b-fp8.safetensors: download it from https://" in chosen
+
+
+def test_a_chosen_file_that_is_missing_names_the_one_that_is_there(nodes, comfy_folders):
+    there = comfy_folders / "diffusion_models" / "flux-2-klein-base-9b.safetensors"
+    there.touch()
+    try:
+        message = load_error(nodes, "klein-9b", transformer="flux-2-klein-base-9b-fp8.safetensors")
+        assert message.endswith("Or choose 'auto', which takes the flux-2-klein-base-9b.safetensors that you have.")
+    finally:
+        there.unlink()
 
 
 def test_a_file_of_another_flavour_is_refused(nodes, loaded, comfy_folders):

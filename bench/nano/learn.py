@@ -1,4 +1,4 @@
-"""Does a LoRA of the demo's length learn a concept, and only with its trigger? Trains through the engine, as the node does.
+"""Does a LoRA of the demo's length learn a concept, and only with its trigger? It is trained as the node trains it.
 
 For each concept and seed: the concept's score of the base model, of the LoRA, and of the LoRA without the trigger in
 the prompt, each the mean over the same probes (0 nothing of the concept, 100 a real render).

@@ -25,7 +25,10 @@ def locate(files: tuple[ModelFile, ...], chosen: str = AUTO) -> Path:
     Raises UserError with file name, folder, repository and how to log in where nothing is there.
     """
     if chosen != AUTO:
-        return _existing(files[0].folder, chosen) or _missing_choice(files[0].folder, chosen)
+        path = _existing(files[0].folder, chosen)
+        if path is None:
+            raise UserError(_missing_choice(files, chosen))
+        return path
     for file in files:
         path = find(file)
         if path is None and file.generate is not None:
@@ -48,10 +51,14 @@ def _existing(folder: str, name: str) -> Path | None:
     return Path(path) if path else None
 
 
-def _missing_choice(folder: str, name: str) -> Path:
-    raise UserError(
-        f"{name} is not in {model_folder(folder)}; choose 'auto' or a file that is there (press R to refresh the list)."
-    )
+def _missing_choice(files: tuple[ModelFile, ...], name: str) -> str:
+    known = next((file for file in files if file.name == name), None)
+    if known is None:
+        where = model_folder(files[0].folder)
+        return f"{name} is not in {where}; choose 'auto' or a file that is there (press R to refresh the list)."
+    there = [file.name for file in files if find(file)]
+    have = f" Or choose 'auto', which takes the {there[0]} that you have." if there else ""
+    return missing_message((known, *(file for file in files if file != known))) + have
 
 
 def model_folder(folder: str) -> Path:
