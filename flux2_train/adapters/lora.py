@@ -40,19 +40,23 @@ def shadow(sizes: dict[str, tuple[int, int]], device: torch.device) -> nn.Module
 
 
 class LoraAdapters(nn.Module):
-    """LoRA adapters for named Linears: ``W x + alpha / rank * B A dropout(x)``, master weights in fp32.
+    """LoRA adapters for named Linears: ``W x + alpha / rank * B A x``, master weights in fp32.
 
     ``A`` starts Kaiming-uniform from ``seed``, ``B`` at zero (Hu et al. 2021), both initialised by peft on the CPU,
     so a seed gives the same adapters on every device. ``enabled`` switches all of them off and on, which gives the
     base model for preservation. Call where autograd is on (``host.borrow.training_mode``).
     """
 
-    def __init__(self, sizes: dict[str, tuple[int, int]], rank: int, alpha: float, seed: int,
-                 device: torch.device | str = "cpu", dropout: float = 0.0):  # fmt: skip
+    def __init__(
+        self,
+        sizes: dict[str, tuple[int, int]],
+        rank: int,
+        alpha: float,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ):
         super().__init__()
-        config = peft.LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(sizes), inference_mode=False
-        )
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(sizes), inference_mode=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.tree = peft.inject_adapter_in_model(config, shadow(sizes, torch.device("cpu")), adapter_name=NAME)
@@ -72,14 +76,13 @@ class LoraAdapters(nn.Module):
         return {name: self._delta(self.layer(name)) for name in self.names}
 
     def _delta(self, layer: nn.Module) -> Callable[[Tensor], Tensor | None]:
-        down, up = layer.lora_A[NAME], layer.lora_B[NAME]
-        dropout, scale = layer.lora_dropout[NAME], layer.scaling[NAME]
+        down, up, scale = layer.lora_A[NAME], layer.lora_B[NAME], layer.scaling[NAME]
 
         def delta(x: Tensor) -> Tensor | None:
             if not self.enabled:
                 return None
             # fp32 masters, computed in the model's own dtype
-            return F.linear(F.linear(dropout(x), down.weight.to(x.dtype)), up.weight.to(x.dtype)) * scale
+            return F.linear(F.linear(x, down.weight.to(x.dtype)), up.weight.to(x.dtype)) * scale
 
         return delta
 
