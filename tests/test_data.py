@@ -55,6 +55,23 @@ def test_caption_sources(images):
         captions()
 
 
+def test_references_belong_to_images_by_name(images, tmp_path_factory):
+    before = tmp_path_factory.mktemp("before")
+    for name in "ab":
+        Image.new("RGB", (64, 32)).save(before / f"{name}.jpg")
+    with pytest.raises(UserError, match=r"c.png has no reference: .* holds no image named c"):
+        folder.read_folder(images, 64, references=before)
+    Image.new("RGB", (32, 64)).save(before / "c.bmp")
+    dataset = folder.read_folder(images, 64, references=before)
+    assert [[p.name for p in item.references] for item in dataset.items] == [["a.jpg"], ["b.jpg"], ["c.bmp"]]
+    shapes = {path.name: pixels.shape[1:3] for path, pixels in cache.encode_images(dataset, lambda pixels: pixels)}
+    assert shapes == dict.fromkeys(("a.png", "a.jpg", "b.jpg"), (48, 80)) | {
+        "b.png": (64, 64),
+        "c.png": (64, 64),
+        "c.bmp": (80, 48),
+    }
+
+
 def test_without_a_class_word_nothing_more_is_encoded(images):
     dataset = folder.read_folder(images, 64, trigger="zbot")
     assert len(cache.texts(dataset)) == 3

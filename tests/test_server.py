@@ -1,6 +1,7 @@
 """The whole path through a real ComfyUI server process, as a person or a script would use it."""
 
 import json
+import random
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from comfy_server import ServerError
 from PIL import Image
 from safetensors.torch import load_file
 
+from bench.nano.concepts import character_example, character_score
 from flux2_train.nano import TRANSFORMER
 
 pytestmark = pytest.mark.server
@@ -70,6 +72,28 @@ def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
         before, after = (picture(server, history, node).astype(float) for node in (base, with_lora))
         assert before.shape == (128, 128, 3)
         assert np.abs(before - after).mean() > 2
+
+
+def test_a_person_sees_the_character_and_only_with_its_trigger(server, shipped):
+    """Scored by colours at their places: hat over head over body in the centre, as the prompt says."""
+    history, _ = shipped
+    example = figure_in_the_center()
+
+    def score(node):
+        return character_score(example, picture(server, history, node).astype(np.float32) / 255)
+
+    base, lora, base_without, lora_without = (score(node) for node in ("9", "11", "13", "15"))
+    assert lora - base >= 0.4
+    assert lora_without - base_without < 0.4
+
+
+def figure_in_the_center():
+    """An example of the character concept that stands where the shipped prompts want it."""
+    rng = random.Random(0)
+    while True:
+        example = character_example(rng)
+        if example.spec.place == "center":
+            return example
 
 
 def test_progress_is_told_while_it_trains(shipped):

@@ -78,6 +78,18 @@ def test_what_is_off_changes_no_bit(nano, robot, plain, change):
     assert same(plain, lora_of(nano, robot, **change))
 
 
+def test_references_reach_the_model(nano, robot, plain):
+    items = tuple(replace(item, references=(robot.dataset.items[0].path,)) for item in robot.dataset.items)
+    dataset = replace(robot.dataset, items=items)
+    edits = replace(
+        robot,
+        dataset=dataset,
+        embeds=replace(robot.embeds, dataset=dataset),
+        latents=replace(robot.latents, dataset=dataset),
+    )
+    assert not same(plain, lora_of(nano, edits))
+
+
 def test_epochs_see_everything(nano, robot):
     trainer, _ = train(nano, robot, steps=0, epochs=2, rank=1)
     assert len(trainer.history.losses) == trainer.total == 2 * len(robot.dataset.items)

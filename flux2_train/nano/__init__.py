@@ -14,7 +14,7 @@ from torch import Tensor
 from . import textgen
 from .autoencoder import PatchAutoencoder
 
-VERSION = 1
+VERSION = 2
 HIDDEN, DOUBLE_BLOCKS, SINGLE_BLOCKS = 256, 2, 6
 CONTEXT = 3 * textgen.HIDDEN
 RESOLUTION = 128
