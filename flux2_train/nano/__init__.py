@@ -1,6 +1,6 @@
 """`nano`: a FLUX.2 in small that comes with the pack, so that every job runs anywhere without a download.
 
-Same classes and keys as the released flavours, only sizes differ. ``bench/nano`` trained it; CARD.md here says how, on
+Same classes and keys as the released flavours, only sizes differ. ``bench/nano`` trained it; its README says how, on
 what, and where its limits are. The names of its files carry a version, so that new weights never meet old files.
 """
 
