@@ -146,7 +146,7 @@ _ROWS = (
         vaes=(ModelFile(nano.VAE, "vae", generate=nano.vae),),
         resolution=nano.RESOLUTION,
         text_encoder_config=nano.TEXT_ENCODER_CONFIG,
-        vae_module=nano.vae_module,
+        vae_module=nano.PatchAutoencoder,
     ),
 )
 

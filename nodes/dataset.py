@@ -10,9 +10,8 @@ from ..flux2_train.errors import UserError
 from .progress import NodeProgress
 from .types import CATEGORY, FluxDataset
 
-SHIPPED = (
-    Path(__file__).resolve().parents[1] / "datasets"
-)  # not "examples": ComfyUI would take its files for workflow templates
+# Not a folder named "examples": ComfyUI would look for workflow templates in it instead of in workflows/.
+SHIPPED = Path(__file__).resolve().parents[1] / "datasets"
 
 
 def resolve(folder: str) -> Path:

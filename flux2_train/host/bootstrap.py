@@ -43,7 +43,7 @@ def import_comfyui(*arguments: str) -> Path:
     ours, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         comfy.options.enable_args_parsing()
-        import comfy.cli_args
+        import comfy.cli_args  # reads sys.argv, once, while it is imported
     finally:
         sys.argv = ours
     import nodes  # noqa: F401  core's: imported here so that its name is taken before our folder can take it

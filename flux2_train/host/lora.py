@@ -50,12 +50,17 @@ def chosen_mode(model, mode: str) -> str:
     return mode if mode != AUTO else BYPASS if is_quantised(model) else MERGED
 
 
+def _layer_name(key: str) -> str:
+    """The Linear's name in the transformer for a key of ComfyUI's patches."""
+    return key.removeprefix("diffusion_model.").removesuffix(".weight")
+
+
 def _check_sizes(model, loaded: dict) -> None:
     layers = linears(model)
     for key, patch in loaded.items():
         if not isinstance(key, str) or getattr(patch, "name", "") != "lora":
             continue
-        layer = layers.get(key.removeprefix("diffusion_model.").removesuffix(".weight"))
+        layer = layers.get(_layer_name(key))
         up, down = patch.weights[0], patch.weights[1]
         if layer is not None and (up.shape[0], down.shape[-1]) != (layer.out_features, layer.in_features):
             raise UserError(
@@ -106,8 +111,7 @@ class _Bypass:
 
     def __init__(self, model, loaded: dict, strength: float):
         layers = linears(model)
-        names = {key: key.removeprefix("diffusion_model.").removesuffix(".weight") for key in loaded}
-        self.parts = [(layers[names[key]], _Contribution(patch, strength)) for key, patch in loaded.items()]
+        self.parts = [(layers[_layer_name(key)], _Contribution(patch, strength)) for key, patch in loaded.items()]
 
     def inject(self) -> None:
         for layer, part in self.parts:

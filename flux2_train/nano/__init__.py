@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import textgen
-from .autoencoder import PatchAutoencoder
+from .autoencoder import PatchAutoencoder  # noqa: F401  part of the flavour, like the weights below
 
 VERSION = 2
 HIDDEN, DOUBLE_BLOCKS, SINGLE_BLOCKS = 256, 2, 6
@@ -39,8 +39,3 @@ def text_encoder() -> dict[str, Tensor]:
 def vae() -> dict[str, Tensor]:
     """The autoencoder's state dict, fp32."""
     return load_file(WEIGHTS / "vae.safetensors")
-
-
-def vae_module() -> PatchAutoencoder:
-    """The autoencoder's module, without weights."""
-    return PatchAutoencoder()
