@@ -1,7 +1,7 @@
 """What an adapter adds to one Linear, whatever trained it or whichever file it came from.
 
-The common ground of training, file formats and LoRA Apply: live parameters, a file's tensors and ComfyUI's patches are all
-read as one of these, and everything that is done with an adapter is done with these.
+The common ground of training, file formats and LoRA Apply: live parameters, a file's tensors and ComfyUI's patches
+are all read as one of these, and everything that is done with an adapter is done with these.
 """
 
 from __future__ import annotations
