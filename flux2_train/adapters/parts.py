@@ -6,7 +6,7 @@ are all read as one of these, and everything that is done with an adapter is don
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,14 @@ class LowRank:
     """LoRA (Hu et al. 2021): ``dW = scale * up @ down``, ``down`` (rank, in), ``up`` (out, rank).
 
     With ``magnitude`` (out,) it is DoRA (Liu et al. 2024): ``W' = magnitude * (W + dW) / |W + dW|``, the norm per row.
+    ``of_base``: as ComfyUI reads a file's ``dora_scale``, with ``|W|`` for the norm.
     """
 
     down: Tensor
     up: Tensor
     scale: float = 1.0
     magnitude: Tensor | None = None
+    of_base: bool = False
 
     def delta(self) -> Tensor:
         """dW (out, in), for DoRA without its magnitude."""
@@ -79,7 +81,64 @@ class Kronecker:
         return (left @ blocks).flatten(-2) * self.scale
 
 
-Part = LowRank | Hadamard | Kronecker
+@dataclass(frozen=True)
+class Split:
+    """Parts of a fused Linear's output rows, each from its row in ``starts``: q, k and v on their own, for example."""
+
+    out: int
+    starts: tuple[int, ...]
+    parts: tuple[LowRank | Hadamard | Kronecker, ...]
+
+    def delta(self) -> Tensor:
+        """dW (out, in), zero in rows that no part has."""
+        deltas = [part.delta() for part in self.parts]
+        whole = deltas[0].new_zeros(self.out, deltas[0].shape[1])
+        for start, delta in zip(self.starts, deltas, strict=True):
+            whole[start : start + len(delta)] = delta
+        return whole
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` (..., in) to ``x dW^T`` (..., out)."""
+        y = x.new_zeros(*x.shape[:-1], self.out)
+        for start, part in zip(self.starts, self.parts, strict=True):
+            y[..., start : start + size_of(part)[1]] = part(x)
+        return y
+
+
+Part = LowRank | Hadamard | Kronecker | Split
+
+
+def size_of(part: Part) -> tuple[int, int]:
+    """(in features, out features) of the Linear that a part belongs to."""
+    match part:
+        case LowRank():
+            return part.down.shape[1], part.up.shape[0]
+        case Hadamard():
+            return part.down1.shape[1], part.up1.shape[0]
+        case Kronecker():
+            (a, b), (c, d) = ((matrices[0].shape[0], matrices[-1].shape[1]) for matrices in (part.left, part.right))
+            return b * d, a * c
+        case Split():
+            return size_of(part.parts[0])[0], part.out
+
+
+def rows(part: Part, start: int, count: int) -> Part:
+    """The part of ``count`` output rows from ``start``. Raises ValueError where it has none: a LoKr cut in a block."""
+    end = start + count
+    match part:
+        case LowRank():
+            magnitude = None if part.magnitude is None else part.magnitude[start:end]
+            return replace(part, up=part.up[start:end], magnitude=magnitude)
+        case Hadamard():
+            return replace(part, up1=part.up1[start:end], up2=part.up2[start:end])
+        case Kronecker():
+            block = part.right[0].shape[0]
+            if start % block or count % block:
+                raise ValueError(f"rows {start} to {end} cut a Kronecker block of {block}")
+            first = part.left[0][start // block : end // block]
+            return replace(part, left=(first, *part.left[1:]))
+        case Split():
+            raise ValueError("it is split already")
 
 
 def _product(matrices: tuple[Tensor, ...]) -> Tensor:

@@ -1,0 +1,97 @@
+"""Which Linear of ComfyUI's transformer a name in a LoRA file means, whoever wrote the file.
+
+Two families of names: Black Forest Labs' own, which ComfyUI, ai-toolkit and musubi use, and those of diffusers, which
+SimpleTuner uses too and which split the fused qkv in three. Either comes with dots or with underscores, and with a
+prefix or without.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Sizes = dict[str, tuple[int, int]]  # (in features, out features) of every Linear by its name in ComfyUI's transformer
+
+_DOTTED = re.compile(r"(base_model\.model\.|model\.|diffusion_model\.|transformer\.|unet\.)+")
+_UNDERSCORED = re.compile(r"(lora_unet_|lora_transformer_|lycoris_)")
+
+# A Linear's names in diffusers: alternatives, each of which splits its rows in equal parts.
+_IN_DOUBLE_BLOCK = {
+    "img_attn.qkv": (("attn.to_q", "attn.to_k", "attn.to_v"),),
+    "img_attn.proj": (("attn.to_out.0",),),
+    "img_mlp.0": (("ff.linear_in",), ("ff.net.0.proj",)),
+    "img_mlp.2": (("ff.linear_out",), ("ff.net.2",)),
+    "txt_attn.qkv": (("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),),
+    "txt_attn.proj": (("attn.to_add_out",),),
+    "txt_mlp.0": (("ff_context.linear_in",), ("ff_context.net.0.proj",)),
+    "txt_mlp.2": (("ff_context.linear_out",), ("ff_context.net.2",)),
+}
+_IN_SINGLE_BLOCK = {
+    "linear1": (("attn.to_qkv_mlp_proj",),),
+    "linear2": (("attn.to_out",), ("proj_out",)),
+}
+_OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "final_layer.linear": "proj_out",
+}
+SWAPPED = "final_layer.adaLN_modulation.1"  # diffusers' norm_out.linear has its (shift, scale) halves the other way
+
+
+@dataclass(frozen=True)
+class Place:
+    """A Linear, or ``count`` of its output rows from ``start``; ``swapped``: the halves of its rows trade places."""
+
+    name: str
+    start: int
+    count: int
+    swapped: bool = False
+
+
+def in_diffusers(name: str) -> list[tuple[str, ...]]:
+    """The names of a Linear in diffusers, FLUX.2's first; several in one alternative split its rows equally."""
+    parts = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", name)
+    if not parts:
+        return [(_OUTSIDE[name],)] if name in _OUTSIDE else []
+    table = _IN_DOUBLE_BLOCK if parts[1] == "double" else _IN_SINGLE_BLOCK
+    block = f"{'single_' if parts[1] == 'single' else ''}transformer_blocks.{parts[2]}."
+    return [tuple(block + last for last in names) for names in table.get(parts[3], ())]
+
+
+class Names:
+    """Looks up what a name in a file means in a model whose Linears have these sizes."""
+
+    def __init__(self, sizes: Sizes):
+        self.places = {alias: place for name, size in sizes.items() for alias, place in _aliases(name, *size)}
+        self.underscored = {alias.replace(".", "_"): place for alias, place in self.places.items()}
+
+    def find(self, stem: str) -> Place | None:
+        """The place for a key's stem (the key without ``.lora_A.weight`` and the like), ``None`` if there is none."""
+        if _UNDERSCORED.match(stem):
+            return self.underscored.get(_UNDERSCORED.sub("", stem, count=1))
+        bare = bare_name(stem)  # musubi's converter leaves names that are dotted in part only
+        return self.places.get(bare) or self.underscored.get(bare.replace(".", "_"))
+
+
+def bare_name(stem: str) -> str:
+    """A stem without the prefixes that programs put before the transformer's own names."""
+    return _DOTTED.sub("", stem, count=1) if _DOTTED.match(stem) else stem
+
+
+def _aliases(name: str, into: int, out: int):
+    yield name, Place(name, 0, out)
+    for alternative in in_diffusers(name):
+        count = out // len(alternative)
+        for index, alias in enumerate(alternative):
+            yield alias, Place(name, index * count, count)
+    if name == SWAPPED:
+        yield "norm_out.linear", Place(name, 0, out, swapped=True)
+    if name.endswith(".linear1"):
+        yield f"{name}_qkv", Place(name, 0, 3 * into)

@@ -1,0 +1,184 @@
+"""LoRA files' tensors from parts, in the formats other programs read.
+
+``comfyui``: ``diffusion_model.<name>.lora_A/lora_B.weight`` with the scale folded into B. That form, and no ``.alpha``
+keys, is the one that ComfyUI, diffusers and ai-toolkit all load unconverted at the same strength: diffusers raises on
+``.alpha``, ComfyUI never reads an alpha from the header. LoHa and LoKr get LyCORIS's names, DoRA a ``dora_scale``;
+ComfyUI alone reads those. ``diffusers`` is the same file, for plain LoRA only. ``kohya``: ``lora_unet_*`` with
+``.alpha``, for ComfyUI, diffusers and musubi-tuner. ``peft``: peft's own folder, in diffusers' names of the layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .names import in_diffusers
+from .parts import Hadamard, Kronecker, LowRank, Part, Split, rows, size_of
+
+FORMATS = ("comfyui", "diffusers", "kohya", "peft")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PREFIX = "diffusion_model."
+
+
+def tensors(parts: dict[str, Part], format: str = "comfyui", dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """The tensors of a LoRA file, on the CPU. Raises UserError naming what the format cannot carry exactly.
+
+    A DoRA must be in the form the format has, ComfyUI's (``of_base``) or peft's: see ``host.lora.with_norm``.
+    """
+    require_carried(parts, format)
+    write = {"comfyui": _dotted, "diffusers": _dotted, "kohya": _kohya, "peft": _peft}[format]
+    found = {}
+    for name, part in parts.items():
+        for key, tensor in write(name, part).items():
+            found[key] = _stored(key, tensor, dtype)
+    return found
+
+
+def require_carried(parts: dict[str, Part], format: str) -> None:
+    """Raise UserError naming the first part that ``format`` cannot carry exactly."""
+    if format not in FORMATS:
+        raise UserError(f"Unknown LoRA format {format!r}; choose one of {', '.join(FORMATS)}.")
+    for name, part in parts.items():
+        why = _refusal(name, part, format)
+        if why:
+            raise UserError(
+                f"The format {format!r} cannot carry the {kind(part)} at {name}: {why}. Save in format 'comfyui', or "
+                "as plain LoRA, which states its error."
+            )
+
+
+def kind(part: Part) -> str:
+    """What an adapter of that kind is called."""
+    match part:
+        case LowRank():
+            return "LoRA" if part.magnitude is None else "DoRA"
+        case Hadamard():
+            return "LoHa"
+        case Kronecker():
+            return "LoKr"
+        case Split():
+            return f"{kind(part.parts[0])} on parts of a layer"
+
+
+def _refusal(name: str, part: Part, format: str) -> str:
+    match format, kind(part):
+        case "diffusers", "DoRA":
+            return "diffusers drops its magnitudes"
+        case "diffusers", "LoHa" | "LoKr":
+            return "diffusers has none"
+        case "kohya", "DoRA":
+            return "the programs that read it drop its magnitudes"
+        case "peft", "LoKr":
+            return "peft fixes the sizes of its factors, which are others for q, k and v on their own"
+        case "peft", _ if not in_diffusers(name):
+            return "diffusers has no such layer"
+        case (("diffusers" | "kohya" | "peft"), _) if isinstance(part, Split):
+            return "it has one adapter for a whole layer"
+    return ""
+
+
+def _stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # A magnitude scales the whole weight: rounded to bf16 it would change more than a small LoRA does.
+    exact = key.endswith((".dora_scale", ".alpha")) or ".lora_magnitude_vector" in key
+    stored = tensor.detach().to("cpu", torch.float32 if exact else dtype).clone(memory_format=torch.contiguous_format)
+    if not stored.isfinite().all():
+        raise UserError(f"{key} holds values that {dtype} cannot; save in fp32 or bf16.")
+    return stored
+
+
+def _dotted(name: str, part: Part) -> dict[str, Tensor]:
+    if isinstance(part, Split):
+        stems = [stem for alternative in in_diffusers(name)[:1] for stem in alternative]
+        count = part.out // len(stems)
+        found = [(stems[start // count], piece) for start, piece in zip(part.starts, part.parts, strict=True)]
+        return {key: t for stem, piece in found for key, t in _folded(f"transformer.{stem}", piece).items()}
+    return _folded(PREFIX + name, part)
+
+
+def _folded(stem: str, part: Part) -> dict[str, Tensor]:
+    """Without ``.alpha``, which programs read differently: the scale is multiplied in."""
+    match part:
+        case LowRank():
+            found = {f"{stem}.lora_A.weight": part.down, f"{stem}.lora_B.weight": part.up.float() * part.scale}
+            if part.magnitude is not None:
+                found[f"{stem}.dora_scale"] = _magnitude(stem, part, of_base=True)[:, None]
+            return found
+        case Hadamard():
+            return _loha(stem, part, part.scale)
+        case Kronecker():
+            return _lokr(stem, part)
+
+
+def _kohya(name: str, part: Part) -> dict[str, Tensor]:
+    stem = f"lora_unet_{name.replace('.', '_')}"
+    match part:
+        case LowRank():
+            found = {f"{stem}.lora_down.weight": part.down, f"{stem}.lora_up.weight": part.up}
+            return found | {f"{stem}.alpha": torch.tensor(part.scale * len(part.down))}
+        case Hadamard():
+            return _loha(stem, part, 1.0) | {f"{stem}.alpha": torch.tensor(part.scale * len(part.down1))}
+        case Kronecker():  # alpha = rank is scale 1 for every reader, also for those that divide by it
+            rank = next((len(factor[1]) for factor in (part.right, part.left) if len(factor) == 2), 1)
+            return _lokr(stem, part) | {f"{stem}.alpha": torch.tensor(float(rank))}
+
+
+def _loha(stem: str, part: Hadamard, scale: float) -> dict[str, Tensor]:
+    return {
+        f"{stem}.hada_w1_a": part.up1.float() * scale,
+        f"{stem}.hada_w1_b": part.down1,
+        f"{stem}.hada_w2_a": part.up2,
+        f"{stem}.hada_w2_b": part.down2,
+    }
+
+
+def _lokr(stem: str, part: Kronecker) -> dict[str, Tensor]:
+    left, right = part.left, part.right
+    if len(left) == len(right) == 2 and len(left[1]) != len(right[1]):
+        left = (left[0] @ left[1],)  # one alpha cannot serve two ranks
+    left = (left[0].float() * part.scale, *left[1:])
+    found = {}
+    for factor, matrices in (("w1", left), ("w2", right)):
+        ends = ("",) if len(matrices) == 1 else ("_a", "_b")
+        found |= {f"{stem}.lokr_{factor}{end}": matrix for end, matrix in zip(ends, matrices, strict=True)}
+    return found
+
+
+def _magnitude(stem: str, part: LowRank, of_base: bool) -> Tensor:
+    if part.of_base != of_base:
+        raise ValueError(f"the DoRA at {stem} is of the {'base' if part.of_base else 'adapted'} weight's norm")
+    return part.magnitude
+
+
+def _peft(name: str, part: Part) -> dict[str, Tensor]:
+    stems = in_diffusers(name)[0]
+    count, found = size_of(part)[1] // len(stems), {}
+    for index, stem in enumerate(stems):
+        piece, stem = rows(part, index * count, count), f"base_model.model.{stem}"
+        if isinstance(piece, Hadamard):
+            found |= _loha(stem, piece, piece.scale)
+            continue
+        found |= {f"{stem}.lora_A.weight": piece.down, f"{stem}.lora_B.weight": piece.up.float() * piece.scale}
+        if piece.magnitude is not None:
+            found[f"{stem}.lora_magnitude_vector"] = _magnitude(stem, piece, of_base=False)
+    return found
+
+
+def peft_config(parts: dict[str, Part]) -> dict:
+    """What stands in ``adapter_config.json`` beside ``tensors(parts, "peft")``; the scale is in the tensors."""
+    require_carried(parts, "peft")
+    kinds = {kind(part) for part in parts.values()}
+    if len(kinds) > 1:
+        raise UserError(f"peft's folder holds one kind of adapter, these are {', '.join(sorted(kinds))}.")
+    ranks = {stem: len(_down(part)) for name, part in parts.items() for stem in in_diffusers(name)[0]}
+    rank = max(ranks.values())
+    patterns = {stem: r for stem, r in ranks.items() if r != rank}
+    config = {"r": rank, "rank_pattern": patterns, "alpha_pattern": patterns, "target_modules": sorted(ranks)}
+    if kinds == {"LoHa"}:
+        return {"peft_type": "LOHA", "alpha": rank, "inference_mode": True, **config}
+    dora = kinds == {"DoRA"}
+    return {"peft_type": "LORA", "lora_alpha": rank, "use_dora": dora, "inference_mode": True, **config}
+
+
+def _down(part: LowRank | Hadamard) -> Tensor:
+    return part.down if isinstance(part, LowRank) else part.down1
