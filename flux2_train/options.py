@@ -1,0 +1,249 @@
+"""The training options beside LoRA Trainer's face, in sections; every default is what the trainer does without them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .errors import UserError
+
+
+class Section:
+    """A part of the configuration, checked as a whole as soon as it is made."""
+
+    def __post_init__(self):
+        for problem in self.problems():
+            raise UserError(problem)
+
+    def problems(self) -> Iterator[str]:
+        """One sentence for each thing that cannot be."""
+        yield from ()
+
+
+def _choices(section: Section, **allowed: tuple[str, ...]) -> Iterator[str]:
+    for name, values in allowed.items():
+        if getattr(section, name) not in values:
+            yield f"{_spoken(name)} is {getattr(section, name)!r}; choose one of {', '.join(values)}."
+
+
+def _ranges(section: Section, **limits: tuple[float, float]) -> Iterator[str]:
+    for name, (least, most) in limits.items():
+        value = getattr(section, name)
+        if not least <= value <= most:
+            upper = "" if math.isinf(most) else f" and at most {most:g}"
+            yield f"{_spoken(name)} is {value:g}; it must be at least {least:g}{upper}."
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+INF = math.inf
+
+
+@dataclass(frozen=True)
+class TimestepConfig(Section):
+    """Which times ``t`` are trained on (1 is pure noise), and how much each counts.
+
+    ``values`` are times for ``list`` (above 1 they are thousandths) and heights at equal distances for ``curve``.
+    ``strata`` 0 draws independently. ``weights`` are for weighting ``table``, at equal distances over t.
+    """
+
+    DISTRIBUTIONS: ClassVar = ("sigmoid", "uniform", "weighted", "beta", "mode", "curve", "list", "round robin")
+    SHIFTS: ClassVar = ("linear", "empirical", "constant", "none")
+    BIASES: ClassVar = ("balanced", "high noise", "low noise")
+    WEIGHTINGS: ClassVar = ("none", "sigma_sqrt", "cosmap", "bell", "measured", "table")
+
+    distribution: str = "sigmoid"
+    scale: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+    alpha: float = 2.0
+    beta: float = 2.0
+    mode_scale: float = 1.29
+    values: tuple[float, ...] = ()
+    shift: str = "linear"
+    shift_factor: float = 3.0
+    shift_steps: int = 20
+    bias: str = "balanced"
+    least: float = 0.0
+    most: float = 1.0
+    strata: int = 0
+    weighting: str = "none"
+    weights: tuple[float, ...] = ()
+
+    @property
+    def listed(self) -> bool:
+        """The times are given one by one: they are neither shifted nor moved."""
+        return self.distribution in ("list", "round robin")
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The listed times in 0..1, without those outside the limits."""
+        times = self.values if max(self.values, default=0) <= 1 else tuple(v / 1000 for v in self.values)
+        return tuple(t for t in times if self.least <= t <= self.most)
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from _choices(self, distribution=self.DISTRIBUTIONS, shift=self.SHIFTS, bias=self.BIASES,
+                            weighting=self.WEIGHTINGS)  # fmt: skip
+        yield from _ranges(self, scale=(0.01, 100), std=(0.01, 100), alpha=(0.01, 1000), beta=(0.01, 1000),
+                           mode_scale=(-1, 1.75), shift_factor=(0.01, 100), shift_steps=(1, 1000), strata=(0, 100_000),
+                           least=(0, 1), most=(0, 1))  # fmt: skip
+        if self.least >= self.most:
+            yield f"The times are limited to {self.least:g}..{self.most:g}; the least must be below the most."
+        if self.listed and not self.times:
+            yield f"The distribution {self.distribution!r} has no time within its limits; list some, like 1, 0.5."
+        if self.listed and min(self.values) <= 0:
+            yield f"The list of times holds {min(self.values):g}; every time must be above 0."
+        if self.distribution == "curve" and not _is_density(self.values):
+            yield "The distribution 'curve' needs two heights or more, none below 0 and not all of them 0."
+        if self.distribution == "weighted" and self.weighting != "none":
+            yield "The distribution 'weighted' brings the measured weighting with it; set weighting to 'none'."
+        if self.weighting == "table" and not _is_density(self.weights):
+            yield "The weighting 'table' needs two weights or more, none below 0 and not all of them 0."
+
+
+def _is_density(values: tuple[float, ...]) -> bool:
+    return len(values) >= 2 and min(values) >= 0 and 0 < max(values) < INF
+
+
+@dataclass(frozen=True)
+class LossConfig(Section):
+    """How far a prediction is from its target. ``width`` is Huber's c, ``detail`` the weight of the fine wavelets.
+
+    ``least`` and ``most`` clamp each sample's loss, 0 for no limit.
+    """
+
+    KINDS: ClassVar = ("mse", "mae", "huber", "smooth_l1", "wavelet")
+    WIDTH_SCHEDULES: ClassVar = ("constant", "exponential", "snr")
+
+    kind: str = "mse"
+    width: float = 0.1
+    width_schedule: str = "constant"
+    detail: float = 2.0
+    least: float = 0.0
+    most: float = 0.0
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from _choices(self, kind=self.KINDS, width_schedule=self.WIDTH_SCHEDULES)
+        yield from _ranges(self, width=(1e-4, 10), detail=(0, 100), least=(0, INF), most=(0, INF))
+        if self.most and self.least >= self.most:
+            yield f"The loss is clamped to {self.least:g}..{self.most:g}; the least must be below the most."
+
+
+@dataclass(frozen=True)
+class GuidanceConfig(Section):
+    """Guidance in training. ``most`` above 0 draws dev's embedded guidance between TrainConfig's ``guidance`` and it.
+
+    ``contrastive`` 1 and ``cfg`` 1 are off. ``references`` says at which time reference images are shown.
+    """
+
+    SCHEDULES: ClassVar = ("constant", "sigma")
+    REFERENCES: ClassVar = ("index", "index_timestep_zero")
+
+    most: float = 0.0
+    contrastive: float = 1.0
+    contrastive_schedule: str = "constant"
+    contrastive_project: bool = False
+    cfg: float = 1.0
+    references: str = "index"
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from _choices(self, contrastive_schedule=self.SCHEDULES, references=self.REFERENCES)
+        yield from _ranges(self, most=(0, 100), contrastive=(0, 100), cfg=(0, 100))
+        if self.contrastive != 1 and self.cfg != 1:
+            yield "Contrastive guidance and true CFG are both on; they teach the same twice, choose one of them."
+
+
+@dataclass(frozen=True)
+class PreservationConfig(Section):
+    """What TrainConfig's ``preservation`` weighs: the caption with the class word, or no caption at all (``blank``).
+
+    ``every`` n-th step only. ``together`` runs both adapter-on passes as one, with both graphs in memory.
+    ``outside_mask`` weighs the base model's prediction where an item's mask is dark; 0 is off.
+    """
+
+    KINDS: ClassVar = ("class", "blank")
+
+    kind: str = "class"
+    every: int = 1
+    together: bool = False
+    outside_mask: float = 0.0
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from _choices(self, kind=self.KINDS)
+        yield from _ranges(self, every=(1, 1_000_000), outside_mask=(0, 1000))
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """How gradients become steps. ``warmup`` below 1 is a part of all steps, from 1 a number of them.
+
+    ``end`` is the learning rate's last value as a part of the first. ``block_rates`` multiplies the learning rate of
+    layers by regular expression. ``accumulation`` batches are averaged into one step. ``max_grad_norm`` 0 is off.
+    No ``betas``, and ``eps`` 0, take the optimizer's own.
+    """
+
+    NAMES: ClassVar = ("adamw", "adamw8bit", "adafactor", "prodigy", "lion", "schedulefree")
+    SCHEDULES: ClassVar = ("constant", "linear", "cosine", "cosine with restarts", "polynomial", "rex")
+
+    name: str = "adamw"
+    betas: tuple[float, ...] = ()
+    eps: float = 0.0
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+    schedule: str = "constant"
+    warmup: float = 0.0
+    end: float = 0.0
+    cycles: int = 1
+    power: float = 2.0
+    block_rates: tuple[tuple[str, float], ...] = ()
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from _choices(self, name=self.NAMES, schedule=self.SCHEDULES)
+        yield from _ranges(self, eps=(0, 1), weight_decay=(0, 10), max_grad_norm=(0, INF), accumulation=(1, 100_000),
+                           warmup=(0, INF), end=(0, 1), cycles=(1, 1000), power=(0.1, 10))  # fmt: skip
+        if len(self.betas) not in (0, 2) or not all(0 <= beta < 1 for beta in self.betas):
+            yield f"The betas are {self.betas}; two are needed (like 0.9, 0.99), each at least 0 and below 1."
+        if self.name == "schedulefree" and self.schedule != "constant":
+            yield f"The schedule is {self.schedule!r}, but schedule-free AdamW has none; set it to 'constant'."
+        if any(rate < 0 for _, rate in self.block_rates):
+            yield "A block's learning rate factor is below 0; 0 keeps its adapters as they are."
+
+
+@dataclass(frozen=True)
+class EmaConfig(Section):
+    """A running mean of the adapters' weights. ``decay`` 0 is off; before step ``warmup`` it just follows them.
+
+    ``export`` and ``preview`` choose the mean over the last weights for the LoRA file and for what is measured.
+    """
+
+    decay: float = 0.0
+    warmup: int = 0
+    export: bool = True
+    preview: bool = True
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from _ranges(self, decay=(0, 0.999999), warmup=(0, 1_000_000))
+
+
+@dataclass(frozen=True)
+class GuardConfig(Section):
+    """``bad_losses`` in a row stop a run. ``divergence`` times the best mean loss is told, or stops; 0 is off."""
+
+    bad_losses: int = 5
+    divergence: float = 3.0
+    stop_on_divergence: bool = False
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from _ranges(self, bad_losses=(1, 1_000_000), divergence=(0, 1e6))

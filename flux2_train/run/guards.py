@@ -1,0 +1,97 @@
+"""What watches a run and speaks up: losses that are no numbers, a loss that runs away, adapters that do not learn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+
+WINDOW = 20  # steps over which losses are averaged
+PATIENCE = 3  # successive steps without gradient that make an adapter dead
+
+
+@dataclass
+class BadLosses:
+    """Steps whose loss is NaN or infinite are left out; ``limit`` of them in a row stop the run."""
+
+    limit: int
+    total: int = 0
+    in_a_row: int = 0
+    items: set[str] = field(default_factory=set)
+
+    def skip(self, loss: float, items: list[str], step: int) -> bool:
+        """True if the step must be left out. ``items`` are the file names of the batch."""
+        if math.isfinite(loss):
+            self.in_a_row = 0
+            return False
+        self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
+        self.items.update(items)
+        if self.in_a_row >= self.limit:
+            raise UserError(
+                f"The loss is {loss} after {step} steps, {self.in_a_row} times in a row (images: "
+                f"{', '.join(sorted(self.items)[:5])}). Lower the learning rate, look at these images, or clear the "
+                "latent cache."
+            )
+        return True
+
+
+class Divergence:
+    """Tells once when the mean loss of the last steps is ``factor`` times the lowest such mean so far."""
+
+    def __init__(self, factor: float, stop: bool = False):
+        self.factor, self.stop, self.told = factor, stop, False
+        self.recent: list[float] = []
+        self.best = math.inf
+
+    def check(self, loss: float) -> str | None:
+        """A sentence the first time the loss has run away. Raises UserError instead if it shall stop the run."""
+        if not self.factor or self.told:
+            return None
+        self.recent = [*self.recent, loss][-WINDOW:]
+        if len(self.recent) < WINDOW:
+            return None
+        mean = sum(self.recent) / WINDOW
+        self.best = min(self.best, mean)
+        if mean <= self.factor * self.best:
+            return None
+        self.told = True
+        text = (
+            f"The loss of the last {WINDOW} steps averages {mean:.3g}, {mean / self.best:.1f} times its lowest "
+            f"({self.best:.3g}): training diverges. Lower the learning rate or the guidance scale."
+        )
+        if self.stop:
+            raise UserError(text)
+        return text
+
+
+class DeadAdapters:
+    """Raises when an adapter gets no gradient at all on PATIENCE successive steps that should have given it one."""
+
+    def __init__(self, layers: dict[str, list[nn.Parameter]]):
+        self.layers = layers
+        self.silent = dict.fromkeys(layers, 0)
+
+    def check(self, loss: float) -> None:
+        """Look at the gradients of a step with a learning rate. Call after backward, before they are cleared."""
+        if not loss:
+            return
+        alive = self._alive()
+        for name in self.layers:
+            self.silent[name] = 0 if name in alive else self.silent[name] + 1
+        dead = [name for name, steps in self.silent.items() if steps >= PATIENCE]
+        if dead:
+            raise UserError(
+                f"{len(dead)} of {len(self.layers)} adapters get no gradient ({', '.join(dead[:3])}): they would stay "
+                "untrained. Another node's patch on the MODEL may cut them off; wire it in without patches."
+            )
+
+    def _alive(self) -> set[str]:
+        named = [(name, p.grad) for name, parameters in self.layers.items() for p in parameters if p.grad is not None]
+        if not named:
+            return set()
+        largest = torch.stack(torch._foreach_norm([gradient for _, gradient in named], float("inf"))).tolist()
+        return {name for (name, _), size in zip(named, largest, strict=True) if size > 0}

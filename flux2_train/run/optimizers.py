@@ -1,0 +1,112 @@
+"""Optimizers from the libraries that keep them, imported when chosen; never one in another's place."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..options import OptimizerConfig
+
+Groups = list[dict]
+
+
+def build(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+    """The optimizer over parameter groups, each with ``params`` and ``lr``.
+
+    Raises UserError if its library is not installed, or it cannot work on these parameters.
+    """
+    return _BUILDERS[config.name](config, groups)
+
+
+def by_block(groups: Groups, names: dict[nn.Parameter, str], rates: tuple[tuple[str, float], ...]) -> Groups:
+    """The groups with their learning rate multiplied where a parameter's layer matches; the first match counts.
+
+    ``names`` gives the layer of each parameter. Raises UserError for an expression that matches no layer.
+    """
+    for pattern, _ in rates:
+        if not any(re.search(pattern, name) for name in names.values()):
+            raise UserError(
+                f"Block rate {pattern!r} matches no layer; layers are named like {next(iter(names.values()))}."
+            )
+    if not rates:
+        return groups
+
+    def factor(parameter: nn.Parameter) -> float:
+        return next((rate for pattern, rate in rates if re.search(pattern, names[parameter])), 1.0)
+
+    split = []
+    for group in groups:
+        for value in dict.fromkeys(factor(p) for p in group["params"]):
+            chosen = [p for p in group["params"] if factor(p) == value]
+            split.append({**group, "params": chosen, "lr": group["lr"] * value})
+    return split
+
+
+def _adamw(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, **_moments(config))
+
+
+def _adamw8bit(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+    library = _library("bitsandbytes", "bitsandbytes", config.name)
+    device = groups[0]["params"][0].device
+    if device.type != "cuda":
+        raise UserError(f"adamw8bit needs a CUDA device, but this run is on {device}; choose adamw.")
+    return library.optim.AdamW8bit(groups, weight_decay=config.weight_decay, **_moments(config))
+
+
+def _adafactor(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+    # the user's own rate: transformers' default would ignore it and find one from the step's number
+    adafactor = _library("transformers.optimization", "transformers", config.name).Adafactor
+    return adafactor(groups, relative_step=False, scale_parameter=False, warmup_init=False,
+                     weight_decay=config.weight_decay)  # fmt: skip
+
+
+def _prodigy(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+    prodigy = _library("prodigyopt", "prodigyopt", config.name).Prodigy
+    rates = {group["lr"] for group in groups if group["lr"]}
+    if len(rates) > 1:
+        raise UserError(
+            f"Prodigy has one learning rate for all layers, but there are {len(rates)}; turn LoRA+ and block rates off."
+        )
+    if max(rates, default=1.0) < 0.1:
+        raise UserError(
+            f"Prodigy finds the learning rate itself and multiplies it by yours, which is {max(rates):g}; set it to 1."
+        )
+    return prodigy(groups, weight_decay=config.weight_decay, use_bias_correction=True, safeguard_warmup=True,
+                   **_moments(config))  # fmt: skip
+
+
+def _lion(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+    lion = _library("lion_pytorch", "lion-pytorch", config.name).Lion
+    return lion(groups, weight_decay=config.weight_decay, **({"betas": config.betas} if config.betas else {}))
+
+
+def _schedulefree(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+    library = _library("schedulefree", "schedulefree", config.name)
+    return library.AdamWScheduleFree(groups, weight_decay=config.weight_decay, **_moments(config))
+
+
+_BUILDERS: dict[str, Callable[[OptimizerConfig, Groups], torch.optim.Optimizer]] = {
+    "adamw": _adamw, "adamw8bit": _adamw8bit, "adafactor": _adafactor, "prodigy": _prodigy, "lion": _lion,
+    "schedulefree": _schedulefree,
+}  # fmt: skip
+
+
+def _moments(config: OptimizerConfig) -> dict:
+    """The settings of both moments that the user has set."""
+    return ({"betas": config.betas} if config.betas else {}) | ({"eps": config.eps} if config.eps else {})
+
+
+def _library(module: str, package: str, optimizer: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"The optimizer {optimizer} needs {package}, which could not be imported ({error}); run "
+            f"'pip install {package}' with the Python that runs ComfyUI, or choose adamw."
+        ) from error
