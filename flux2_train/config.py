@@ -16,7 +16,8 @@ class TrainConfig:
     """One training run. ``epochs`` is used when ``steps`` is 0; ``alpha`` 0 means equal to ``rank``.
 
     ``preservation`` weighs the loss that keeps the class word's prediction as the base model's; 0 is off.
-    ``differential_guidance`` 1 is off. ``guidance`` is the embedded guidance that dev is trained at.
+    A step takes ``accumulate`` batches of ``batch`` images in each process. ``differential_guidance`` 1 is off.
+    ``guidance`` is the embedded guidance that dev is trained at.
     """
 
     name: str = "flux2_lora"
@@ -26,6 +27,7 @@ class TrainConfig:
     epochs: int = 0
     learning_rate: float = 1e-4
     batch: int = 1
+    accumulate: int = 1
     seed: int = 0
     targets: str = "all"
     checkpointing: bool = True
@@ -48,7 +50,8 @@ class TrainConfig:
     def _problems(self):
         if not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", self.name) or self.name.strip(". ") == "":
             yield f"The name {self.name!r} cannot be a file name; use letters, digits, spaces, '-', '_' or '.'."
-        for field, least in (("rank", 1), ("batch", 1), ("steps", 0), ("epochs", 0), ("validation_items", 0)):
+        at_least = {"rank": 1, "batch": 1, "accumulate": 1, "steps": 0, "epochs": 0, "validation_items": 0}
+        for field, least in at_least.items():
             if getattr(self, field) < least:
                 yield f"{field} is {getattr(self, field)}; it must be at least {least}."
         if not self.steps and not self.epochs:

@@ -85,6 +85,11 @@ class LoraTrainer(io.ComfyNode):
                     "batch", default=1, min=1, max=256, optional=True, advanced=True,
                     tooltip="Images per step. More is steadier and needs more memory; 1 is right for small sets.",
                 ),
+                io.Int.Input(
+                    "accumulate", default=1, min=1, max=1024, optional=True, advanced=True,
+                    tooltip="Batches per step: the effect of a batch that many times as large in the memory of one, "
+                    "at that many times the time per step.",
+                ),
                 io.Boolean.Input(
                     "checkpointing", default=True, optional=True, advanced=True,
                     tooltip="Recompute each block instead of keeping its activations: far less memory, about a third "

@@ -63,8 +63,9 @@ def test_the_same_seed_gives_the_same_lora(nano, robot, plain):
 
 
 @pytest.mark.parametrize("change", [
-    {"alpha": 8.0}, {"batch": 2}, {"learning_rate": 1e-3}, {"preservation": 1.0}, {"differential_guidance": 3.0},
-    {"targets": "tiny"}, {"rank": 2}, {"steps": 2}, {"weight_decay": 0.5}, {"max_grad_norm": 1e-9},
+    {"alpha": 8.0}, {"batch": 2}, {"accumulate": 2}, {"learning_rate": 1e-3}, {"preservation": 1.0},
+    {"differential_guidance": 3.0}, {"targets": "tiny"}, {"rank": 2}, {"steps": 2}, {"weight_decay": 0.5},
+    {"max_grad_norm": 1e-9},
 ], ids=lambda c: next(iter(c)))  # fmt: skip
 def test_every_option_acts(nano, robot, plain, change):
     assert not same(plain, lora_of(nano, robot, **change))
@@ -167,6 +168,7 @@ def test_preservation_names_what_is_missing(nano, robot):
 
 @pytest.mark.parametrize("change, words", [
     ({"name": "a/b"}, "cannot be a file name"), ({"name": "  "}, "cannot be a file name"), ({"rank": 0}, "rank is 0"),
+    ({"accumulate": 0}, "accumulate is 0"),
     ({"steps": 0, "epochs": 0}, "steps and epochs are both 0"), ({"learning_rate": 0.0}, "learning rate is 0.0"),
     ({"targets": "most"}, "targets is 'most'"), ({"preservation": -1.0}, "must not be negative"),
 ])  # fmt: skip

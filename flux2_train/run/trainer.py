@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ..adapters import targets
@@ -22,6 +23,7 @@ from ..flow.timesteps import linear_mu, logit_normal, shift
 from ..host import identify
 from ..host.borrow import borrow, linears, training_mode
 from ..host.velocity import Condition, check_embeds, velocity
+from . import processes
 from .events import Event, Phase, Stepped, Validated, Warned
 from .validation import fixed_loss
 
@@ -53,10 +55,23 @@ class Trainer:
 
     Everything that can be wrong with the inputs is refused here, before the first step. ``run`` does the work;
     ``adapters`` and ``history`` are there at any time, also after it was stopped.
+
+    With the ``accelerator`` of several processes they take each step together: all hold the same adapters, draw the
+    same randomness, compute their share of the samples and add the gradients up. ``is_main`` is true in the one that
+    tells events and writes files.
     """
 
-    def __init__(self, model, embeds: EmbedCache, latents: LatentCache, config: TrainConfig):
+    def __init__(
+        self,
+        model,
+        embeds: EmbedCache,
+        latents: LatentCache,
+        config: TrainConfig,
+        accelerator: Accelerator | None = None,
+    ):
         identify.require_flux2(model)
+        self.accelerator = accelerator or processes.alone()
+        self.is_main = self.accelerator.process_index == 0
         self.model, self.config = model, config
         self.samples = samples(embeds, latents)
         self.repeats = latents.dataset.repeats
@@ -68,7 +83,8 @@ class Trainer:
                 "Preservation is on but Dataset Folder has no trigger word; fill it in (for example 'ohwx')."
             )
         self.device = model.load_device
-        self.total = step_count(self.samples, config.batch, self.repeats, config.steps, config.epochs)
+        self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
+        self.total = step_count(self.samples, self.step_size, self.repeats, config.steps, config.epochs)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history = History()
         with training_mode():
@@ -88,12 +104,18 @@ class Trainer:
 
         Autograd and ComfyUI's training flag are on inside a step only, so a listener may use ComfyUI as usual.
         """
+        with closing(self._run()) as told:
+            for event in told:
+                if self.is_main:
+                    yield event
+
+    def _run(self) -> Generator[Event, None, None]:
         warning = identify.distilled_warning(self.model)
         if warning:
             yield Warned(warning)
         yield Phase("loading")
         config = self.config
-        order = batches(self.samples, config.batch, self.repeats, config.seed, config.steps, config.epochs)
+        order = batches(self.samples, self.step_size, self.repeats, config.seed, config.steps, config.epochs)
         with borrow(self.model, self.adapters.deltas(), config.checkpointing, self._room()) as borrowed:
             yield from self._validate(borrowed, 0)
             for step, indices in enumerate(order, 1):
@@ -116,29 +138,46 @@ class Trainer:
         return Stepped(step, self.total, loss, self.history.smoothed[-1], preservation, self.history.seconds[-1])
 
     def _step(self, borrowed, batch: list[Sample]) -> tuple[float, float]:
-        """One optimizer step on one batch. Returns the velocity error and the preservation loss."""
-        x0 = torch.cat([s.latent for s in batch]).to(self.device, torch.float32)
-        noise = torch.randn(x0.shape, generator=self.generator).to(self.device)
-        t = self._times(x0)
-        x_t = interpolate(x0, noise, t)
-        predicted = self._predict(borrowed, x_t, t, batch)
-        target = velocity_target(x0, noise)
-        guided = differential_target(predicted, target, self.config.differential_guidance)
-        loss = mean_squared_error(predicted.detach(), target).mean().item()
+        """One optimizer step on the samples of all processes. Returns the velocity error and the preservation loss.
+
+        Noise and times are drawn for all samples in every process, so that they do not depend on the split.
+        """
+        noise = torch.randn((len(batch), *batch[0].latent.shape[1:]), generator=self.generator)
+        times = self._times(noise)
+        losses = torch.zeros(2, dtype=torch.float64)
+        for rows, weight in processes.shares(self.accelerator, len(batch), self.config.batch):
+            losses += self._backward(borrowed, [batch[i] for i in rows], noise[rows], times[rows], weight)
+        loss, preservation = self._total(losses).tolist()
         if not math.isfinite(loss):
             raise UserError(f"The loss is {loss} after {len(self.history.losses)} steps; lower the learning rate.")
-        mean_squared_error(predicted, guided).mean().backward()
-        preservation = self._preserve(borrowed, x_t, t, batch) if self.config.preservation else 0.0
-        torch.nn.utils.clip_grad_norm_(self.adapters.trainable(), self.config.max_grad_norm)
+        parameters = self.adapters.trainable()
+        processes.add_gradients(self.accelerator, parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, preservation
 
-    def _times(self, x0: Tensor) -> Tensor:
-        """(B,) logit-normal times, moved towards noise the more tokens the image has."""
-        return shift(logit_normal(len(x0), self.generator), linear_mu(x0[0, 0].numel())).to(self.device)
+    def _backward(self, borrowed, batch: list[Sample], noise: Tensor, t: Tensor, weight: float) -> Tensor:
+        """Add gradients of samples that weigh ``weight`` each. Returns (2,): their velocity error and preservation."""
+        x0 = torch.cat([s.latent for s in batch]).to(self.device, torch.float32)
+        noise, t = noise.to(self.device), t.to(self.device)
+        x_t = interpolate(x0, noise, t)
+        predicted = self._predict(borrowed, x_t, t, batch)
+        target = velocity_target(x0, noise)
+        guided = differential_target(predicted, target, self.config.differential_guidance)
+        loss = weight * mean_squared_error(predicted.detach(), target).sum().item()
+        self.accelerator.backward(weight * mean_squared_error(predicted, guided).sum())
+        preservation = self._preserve(borrowed, x_t, t, batch, weight) if self.config.preservation else 0.0
+        return torch.tensor([loss, preservation], dtype=torch.float64)
 
-    def _preserve(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample]) -> float:
+    def _total(self, losses: Tensor) -> Tensor:
+        return processes.total(self.accelerator, losses.to(self.accelerator.device))
+
+    def _times(self, noise: Tensor) -> Tensor:
+        """(B,) logit-normal times, moved towards noise the more tokens the image has."""
+        return shift(logit_normal(len(noise), self.generator), linear_mu(noise[0, 0].numel()))
+
+    def _preserve(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample], weight: float) -> float:
         """Backward of the preservation loss: with the class word the adapted model shall predict what the base does.
 
         A second forward and backward of its own, so that only one graph is in memory at a time.
@@ -146,8 +185,8 @@ class Trainer:
         batch = [replace(sample, embeds=sample.class_embeds) for sample in batch]
         with self._base_model(), torch.no_grad():
             prior = self._predict(borrowed, x_t, t, batch)
-        loss = mean_squared_error(self._predict(borrowed, x_t, t, batch), prior).mean()
-        (self.config.preservation * loss).backward()
+        loss = weight * mean_squared_error(self._predict(borrowed, x_t, t, batch), prior).sum()
+        self.accelerator.backward(self.config.preservation * loss)
         return loss.item()
 
     @contextmanager
@@ -175,6 +214,9 @@ class Trainer:
             with training_mode(), torch.no_grad():
                 return self._predict(borrowed, x_t.to(self.device), t.to(self.device), batch)
 
-        loss = fixed_loss(predict, chosen, self.config.seed)
+        losses = torch.zeros(1, dtype=torch.float64)
+        for rows, weight in processes.shares(self.accelerator, len(chosen), 1):
+            losses += sum(weight * fixed_loss(predict, chosen[i], self.config.seed + i) for i in rows)
+        loss = self._total(losses).item()
         self.history.validation[step] = loss
         yield Validated(step, loss)

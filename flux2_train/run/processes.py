@@ -1,0 +1,89 @@
+"""The processes of a run: one inside ComfyUI, any number under ``accelerate launch``, and what each of them does."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, patch_environment
+from torch import Tensor, nn
+
+STATES = (PartialState, AcceleratorState, GradientState)
+PATIENCE = timedelta(days=1)  # for the others, while one encodes a data set
+
+
+def alone() -> Accelerator:
+    """An Accelerator of this process only, whatever the environment says, which leaves nothing behind.
+
+    accelerate keeps its state in class attributes, where another pack may have put its own: this one gets a state to
+    itself. ``cpu`` is for accelerate alone, so that it looks for no device: which one trains is ComfyUI's choice.
+    """
+    before = [vars(state)["_shared_state"] for state in STATES]
+    try:
+        for state in STATES:
+            state._shared_state = {}
+        with patch_environment(LOCAL_RANK=-1, WORLD_SIZE=1):
+            return _accelerator(cpu=True)
+    finally:
+        for state, shared in zip(STATES, before, strict=True):
+            state._shared_state = shared
+
+
+@contextmanager
+def launched() -> Iterator[Accelerator]:
+    """The Accelerator of a process in a terminal: of all that ``accelerate launch`` started, else of this one only.
+
+    Enter before ComfyUI is imported, which takes the device that is current by then.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield alone()
+        return
+    accelerator = _accelerator(cpu=not torch.cuda.is_available())
+    try:
+        yield accelerator
+    finally:
+        accelerator.end_training()
+
+
+def _accelerator(cpu: bool) -> Accelerator:
+    # The loop divides by what it has, and ComfyUI chooses dtypes and devices: accelerate's environment must not.
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no",
+        device_placement=False,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+
+
+def shares(accelerator: Accelerator, count: int, batch: int) -> list[tuple[list[int], float]]:
+    """This process's part of ``count`` samples: batches of indices, and what each sample in them weighs.
+
+    The weights of all processes add up to 1. Every process gets the same number of batches, because a model that is
+    sharded over them runs in all or in none; one that is left with nothing takes the first sample, at weight 0.
+    """
+    mine = range(accelerator.process_index, count, accelerator.num_processes)
+    rounds = math.ceil(math.ceil(count / accelerator.num_processes) / batch)
+    parts = [list(mine[i * batch : (i + 1) * batch]) for i in range(rounds)]
+    return [(part, 1 / count) if part else ([0], 0.0) for part in parts]
+
+
+def total(accelerator: Accelerator, value: Tensor) -> Tensor:
+    """The sum of every process's ``value``, the same in all of them."""
+    return value if accelerator.num_processes == 1 else accelerator.reduce(value, "sum")
+
+
+def add_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """Give every process the sum of all gradients, in one message."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    summed = total(accelerator, torch.cat([g.flatten() for g in gradients]))
+    for parameter, part in zip(parameters, summed.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)

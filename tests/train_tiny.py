@@ -1,0 +1,30 @@
+"""One process of several that ``accelerate launch`` started: trains the tiny FLUX.2.
+
+Arguments: the pickled caches, the file to write (with the process's number behind it), TrainConfig as JSON.
+"""
+
+import pickle
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from flux2_train.config import TrainConfig
+from flux2_train.host.bootstrap import import_comfyui
+from flux2_train.run import processes
+
+caches, target, config = sys.argv[1:]
+
+with processes.launched() as accelerator:
+    import_comfyui()
+    import torch
+    from support import tiny_flux2
+
+    from flux2_train.run.trainer import Trainer
+
+    trainer = Trainer(
+        tiny_flux2(), *pickle.loads(Path(caches).read_bytes()), TrainConfig.from_json(config), accelerator
+    )
+    with torch.inference_mode(), closing(trainer.run()) as run:
+        told = list(run)
+    matrices = {name: (down, up) for name, (down, up, _) in trainer.adapters.matrices().items()}
+    Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps((matrices, told, trainer.history.losses)))
