@@ -140,7 +140,7 @@ def test_velocity_is_the_untouched_models():
         for i, condition in enumerate(conditions):
             one = x[i : i + 1]
             conds = model.model.extra_conds(
-                cross_attn=condition.embeds, noise=one, device=one.device, guidance=4.0,
+                cross_attn=condition.embeds, pooled_output=None, noise=one, device=one.device, guidance=4.0,
                 reference_latents=list(condition.references),
             )  # fmt: skip
             inputs = {k: v.process_cond(batch_size=1).cond for k, v in conds.items()}

@@ -46,6 +46,8 @@ def import_comfyui(*arguments: str) -> Path:
         import comfy.cli_args  # reads sys.argv, once, while it is imported
     finally:
         sys.argv = ours
+    import utils  # noqa: F401  core's: up to 0.24.0 its nodes.py puts comfy/ first on sys.path, which has a utils.py
+
     import nodes  # noqa: F401  core's: imported here so that its name is taken before our folder can take it
 
     return path

@@ -46,6 +46,7 @@ def model_inputs(model, x: Tensor, condition: Condition) -> dict:
     """
     conds = model.model.extra_conds(
         cross_attn=condition.embeds.to(x.device),
+        pooled_output=None,  # FLUX.2 has none, but up to 0.18.2 the key must be there
         noise=x,
         device=x.device,
         guidance=condition.guidance,
