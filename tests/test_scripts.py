@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,12 @@ def test_wrong_comfyui_is_one_line():
         done = run(script, COMFYUI_PATH="/nowhere")
         assert done.returncode == 1
         assert done.stderr.strip() == "error: COMFYUI_PATH=/nowhere holds no ComfyUI."
+
+
+def test_an_unknown_comfyui_is_one_line_with_the_known_ones():
+    done = run("scripts/test", "--comfyui", "0.1.0", FLUX2_PYTHON=sys.executable)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("error: ComfyUI 0.1.0 is not one we know where to fetch; known are 0.16.3")
 
 
 def test_no_python_is_one_line(tmp_path):
