@@ -3,8 +3,12 @@
 from .apply import LoraApply
 from .cache import CacheEmbeds, CacheLatents
 from .dataset import DatasetFolder
+from .dataset_options import CaptionOptions, CropOptions
 from .load import LoadFlux2
 from .sample import Flux2Sampler
 from .train import LoraTrainer
 
-NODES = [LoadFlux2, DatasetFolder, CacheEmbeds, CacheLatents, LoraTrainer, LoraApply, Flux2Sampler]
+NODES = [
+    LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, CacheEmbeds,
+    CacheLatents, LoraTrainer, LoraApply, Flux2Sampler,
+]  # fmt: skip

@@ -26,7 +26,7 @@ class CacheEmbeds(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, dataset) -> io.NodeOutput:
-        texts = cache.texts(dataset)
+        texts = dataset.texts()
         progress, embeds = NodeProgress(cls.hidden.unique_id, len(texts)), {}
         for text in texts:
             embeds[text] = encode.encode_text(clip, text)
@@ -53,10 +53,10 @@ class CacheLatents(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, dataset) -> io.NodeOutput:
-        total = sum(1 + len(item.references) for item in dataset.items)
+        total = sum(1 for _ in dataset.views())
         progress, latents = NodeProgress(cls.hidden.unique_id, total), {}
-        for path, latent in cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)):
-            latents[path] = latent
+        for view, latent in cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)):
+            latents[view] = latent
             progress.advance(len(latents))
         progress.say(f"{len(latents)} images encoded")
         return io.NodeOutput(cache.LatentCache(dataset, latents))

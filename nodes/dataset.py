@@ -3,12 +3,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
-from ..flux2_train.data import folder as data
+from ..flux2_train.data import captions, crops
+from ..flux2_train.data.captions import CaptionOptions
+from ..flux2_train.data.crops import CropOptions
+from ..flux2_train.data.dataset import Source
+from ..flux2_train.data.folder import Request, read_folder
+from ..flux2_train.data.images import to_tensor
+from ..flux2_train.data.index import Index
+from ..flux2_train.data.pairs import states
+from ..flux2_train.data.report import contact_sheet, summary
 from ..flux2_train.errors import UserError
 from .progress import NodeProgress
-from .types import CATEGORY, FluxDataset
+from .types import CATEGORY, FluxCaptionOptions, FluxCropOptions, FluxDataset
 
 # Not a folder named "examples": ComfyUI would look for workflow templates in it instead of in workflows/.
 SHIPPED = Path(__file__).resolve().parents[1] / "datasets"
@@ -23,6 +31,11 @@ def resolve(folder: str) -> Path:
         raise UserError(f"{folder!r} is no folder name; give a folder inside ComfyUI's input folder, or a full path.")
     places = [Path(folder_paths.get_input_directory()) / named, SHIPPED / named]
     return next((place for place in places if place.is_dir()), places[0])
+
+
+def cache_folder() -> Path:
+    """Where what was found out about files is kept, out of reach of ComfyUI's own routes."""
+    return Path(folder_paths.get_system_user_directory("flux2_train"))
 
 
 class DatasetFolder(io.ComfyNode):
@@ -41,9 +54,9 @@ class DatasetFolder(io.ComfyNode):
                     "the example that comes with the pack. 10 to 30 varied images make a good LoRA.",
                 ),
                 io.Combo.Input(
-                    "captions", options=list(data.CAPTION_SOURCES), default=data.TEXT_FILE,
-                    tooltip="Where captions come from: a .txt of the same name beside each image (best), the "
-                    "image's file name, or one prompt for all.",
+                    "captions", options=list(captions.SOURCES), default=captions.TEXT_FILE,
+                    tooltip="Where captions come from: a .txt, .caption or .json of the same name beside each image "
+                    "(best), the image's file name, one prompt for all, or a .jsonl file in the folder.",
                 ),
                 io.String.Input(
                     "prompt", default="", multiline=True,
@@ -71,7 +84,32 @@ class DatasetFolder(io.ComfyNode):
                 io.String.Input(
                     "references", default="", optional=True, advanced=True,
                     tooltip="For training edits: a folder with the picture before the edit under each image's name. "
-                    "Captions then say what to change. Leave empty otherwise.",
+                    "Captions then say what to change. Several folders are separated by ';'. Leave empty otherwise.",
+                ),
+                io.Combo.Input(
+                    "bad_files", options=[crops.SKIP, crops.REFUSE], default=crops.SKIP, optional=True, advanced=True,
+                    tooltip="What to do with files that are broken or no usable image: leave them out and say so, or "
+                    "stop and name them.",
+                ),
+                io.Boolean.Input(
+                    "subfolders", default=True, optional=True, advanced=True,
+                    tooltip="Also take images from folders inside the folder.",
+                ),
+                io.String.Input(
+                    "background", default="white", optional=True, advanced=True,
+                    tooltip="The colour put behind images that are transparent somewhere: a name or #rrggbb.",
+                ),
+                io.Int.Input(
+                    "max_samples", default=0, min=0, max=10_000_000, optional=True, advanced=True,
+                    tooltip="Take at most this many of the images, always the same ones; 0 takes all.",
+                ),
+                FluxCaptionOptions.Input(
+                    "caption_options", optional=True,
+                    tooltip="Rarer choices about captions: wire Caption Options.",
+                ),
+                FluxCropOptions.Input(
+                    "crop_options", optional=True,
+                    tooltip="Rarer choices about sizes, crops and flips: wire Crop Options.",
                 ),
             ],
             outputs=[FluxDataset.Output(display_name="dataset")],
@@ -80,12 +118,9 @@ class DatasetFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, references: str = "", **_) -> list:
-        """Files, sizes and dates: an edited caption or a new image makes the graph run again."""
-        try:  # names that come over a wire are not known yet, and are None
-            entries = [p for name in (folder, references) if name for p in sorted(resolve(name).iterdir())]
-        except (OSError, UserError):
-            return []
-        return [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in entries if p.is_file()]
+        """Names, sizes, dates and inodes of all files: an edited caption or a new image makes the graph run again."""
+        names = [folder, *(references or "").split(";")]  # a name that comes over a wire is not known yet, and is None
+        return [state for name in names if name and name.strip() for state in _states(name)]
 
     @classmethod
     def execute(
@@ -98,16 +133,31 @@ class DatasetFolder(io.ComfyNode):
         trigger: str,
         class_word: str,
         references: str = "",
+        caption_options: CaptionOptions | None = None,
+        crop_options: CropOptions | None = None,
+        **chosen,
     ) -> io.NodeOutput:
-        found = data.read_folder(
+        request = Request(
             resolve(folder),
             resolution,
             captions,
             prompt,
             trigger.strip(),
             class_word.strip(),
-            repeats,
-            resolve(references) if references.strip() else None,
+            tuple(resolve(name) for name in references.split(";") if name.strip()),
+            source=Source(Path(), repeats),
+            caption=caption_options or CaptionOptions(),
+            crop=crop_options or CropOptions(),
+            **chosen,
         )
-        NodeProgress(cls.hidden.unique_id, 1).say(found.summary())
-        return io.NodeOutput(found)
+        progress = NodeProgress(cls.hidden.unique_id, 1)
+        found = read_folder(request, Index(cache_folder()), progress.phase)
+        progress.say(summary(found))
+        return io.NodeOutput(found, ui=ui.PreviewImage(to_tensor(contact_sheet(found)), cls=cls))
+
+
+def _states(name: str) -> list[tuple]:
+    try:
+        return states(resolve(name))
+    except (OSError, UserError):  # execute says what is wrong
+        return []

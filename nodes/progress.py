@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import comfy.utils
 from PIL import Image
 from server import PromptServer
+
+TEXT_SECONDS = 0.5
 
 
 class NodeProgress:
@@ -12,6 +16,7 @@ class NodeProgress:
 
     def __init__(self, node_id: str, total: int):
         self.node_id, self.total = node_id, total
+        self.told = 0.0
         self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
 
     def advance(self, value: int, preview: Image.Image | None = None) -> None:
@@ -21,3 +26,11 @@ class NodeProgress:
     def say(self, text: str) -> None:
         if getattr(PromptServer, "instance", None) is not None:
             PromptServer.instance.send_progress_text(text, self.node_id)
+
+    def phase(self, text: str, done: int, total: int) -> None:
+        """Show how far one part of the work is, at most a few times a second."""
+        now = time.monotonic()
+        if done == total or now - self.told >= TEXT_SECONDS:
+            self.told = now
+            self.say(f"{text}: {done} of {total}")
+            self.bar.update_absolute(done, total)

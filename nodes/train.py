@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..flux2_train.adapters.targets import PRESETS
 from ..flux2_train.config import TrainConfig
-from ..flux2_train.data.folder import Dataset
+from ..flux2_train.data.dataset import Dataset
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.run import events
 from ..flux2_train.run.plot import loss_plot

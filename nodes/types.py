@@ -7,3 +7,5 @@ CATEGORY = "FLUX.2/Train"
 FluxDataset = io.Custom("FLUX2_DATASET")
 FluxEmbeds = io.Custom("FLUX2_EMBEDS")
 FluxLatents = io.Custom("FLUX2_LATENTS")
+FluxCaptionOptions = io.Custom("FLUX2_CAPTION_OPTIONS")
+FluxCropOptions = io.Custom("FLUX2_CROP_OPTIONS")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import hypothesis
@@ -22,7 +22,9 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
 
-from flux2_train.data import cache, folder  # noqa: E402
+from flux2_train.data import cache  # noqa: E402
+from flux2_train.data.dataset import Dataset  # noqa: E402
+from flux2_train.data.folder import Request, read_folder  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
 from flux2_train.host import encode, files, load  # noqa: E402
 
@@ -61,7 +63,7 @@ def comfy_folders(tmp_path_factory):
     for name in MODEL_FOLDERS:
         (base / name).mkdir()
         folder_paths.folder_names_and_paths[name][0][:] = [str(base / name)]
-    for name in ("input", "output", "temp"):
+    for name in ("input", "output", "temp", "user"):
         (base / name).mkdir()
         getattr(folder_paths, f"set_{name}_directory")(str(base / name))
     return base
@@ -92,7 +94,7 @@ def nano(comfy_folders) -> Graph:
 class Data:
     """A data set with both caches."""
 
-    dataset: folder.Dataset
+    dataset: Dataset
     embeds: cache.EmbedCache
     latents: cache.LatentCache
 
@@ -100,10 +102,10 @@ class Data:
 @pytest.fixture(scope="session")
 def robot(nano) -> Data:
     """Six images of the shipped example at a quarter of nano's size, encoded by ComfyUI's own encoder and VAE."""
-    whole = folder.read_folder(ROOT / "datasets" / "robot", 64, trigger="zbot", class_word="toy")
-    dataset = folder.Dataset(whole.folder, whole.items[:6], 1, "zbot", "toy", 64)
+    whole = read_folder(Request(ROOT / "datasets" / "robot", 64, trigger="zbot", class_word="toy"))
+    dataset = replace(whole, items=whole.items[:6])
     with torch.inference_mode():
-        embeds = {text: encode.encode_text(nano.clip, text) for text in cache.texts(dataset)}
+        embeds = {text: encode.encode_text(nano.clip, text) for text in dataset.texts()}
         latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(nano.vae, image)))
     return Data(dataset, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents))
 

@@ -1,70 +1,50 @@
-"""Folders as people have them: image kinds, captions, triggers, and what is said about files that cannot be used."""
+"""Folders as people have them: what is found, in which order, and what is said about files that cannot be used."""
 
-import numpy as np
+import os
+from dataclasses import replace
+
 import pytest
 import torch
+from pictures import captions_of, picture, read
 from PIL import Image
 
-from flux2_train.data import cache, folder
-from flux2_train.data.images import fit, load_rgb, size_of
+from flux2_train.data import cache
+from flux2_train.data.folder import Request, read_folder
+from flux2_train.data.index import Index
 from flux2_train.data.order import batches, epoch_batches, step_count
+from flux2_train.data.report import contact_sheet, summary
 from flux2_train.errors import UserError
 
 
 @pytest.fixture
 def images(tmp_path):
-    for name, size in (("b", (64, 64)), ("a", (96, 64)), ("c", (64, 64))):
-        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.txt").write_text(f"[trigger] picture {name}\n")
+    for name, size, colour in (("b", (64, 64), "red"), ("a", (96, 64), "red"), ("c", (64, 64), "blue")):
+        picture(tmp_path / f"{name}.png", size, colour, f"[trigger] picture {name}\n")
     return tmp_path
 
 
 def test_items_come_in_order_with_captions_and_buckets(images):
-    dataset = folder.read_folder(images, 64, trigger="zbot", class_word="toy")
+    dataset = read(images, trigger="zbot", class_word="toy")
     assert [(i.path.stem, i.size, i.caption, i.class_caption) for i in dataset.items] == [
         ("a", (80, 48), "zbot picture a", "toy picture a"),
         ("b", (64, 64), "zbot picture b", "toy picture b"),
         ("c", (64, 64), "zbot picture c", "toy picture c"),
     ]
-    assert dataset.summary().splitlines() == [f"3 images x 1 from {images.name}", "64x64: 2", "80x48: 1"]
-
-
-@pytest.mark.parametrize("caption, trigger, word, expected", [
-    ("a [trigger] dog", "ohwx", None, "a ohwx dog"),
-    ("a dog", "ohwx", None, "ohwx, a dog"),
-    ("a dog", "", None, "a dog"),
-    ("a [trigger] dog", "", None, "a dog"),
-    ("ohwx runs", "ohwx", "dog", "dog runs"),
-    ("a dog", "ohwx", "dog", "dog, a dog"),
-    ("a photo of ohwx dog", "ohwx", "dog", "a photo of dog"),
-    ("", "ohwx", None, "ohwx"),
-])  # fmt: skip
-def test_trigger(caption, trigger, word, expected):
-    assert folder.with_trigger(caption, trigger, word) == expected
-
-
-def test_caption_sources(images):
-    def captions(**kwargs):
-        return [i.caption for i in folder.read_folder(images, 64, **kwargs).items]
-
-    assert captions(captions=folder.FILE_NAME) == ["a", "b", "c"]
-    assert captions(captions=folder.ONE_PROMPT, prompt="a thing") == ["a thing"] * 3
-    (images / "b.txt").unlink()
-    assert captions(prompt="fallback") == ["picture a", "fallback", "picture c"]
-    with pytest.raises(UserError, match=r"1 of 3 images have no caption file \(b.png"):
-        captions()
+    assert summary(dataset).splitlines() == [
+        f"3 images x 1 from {images.name}", "64x64: 2", "80x48: 1", "3 steps per epoch at batch 1",
+    ]  # fmt: skip
 
 
 def test_references_belong_to_images_by_name(images, tmp_path_factory):
     before = tmp_path_factory.mktemp("before")
     for name in "ab":
-        Image.new("RGB", (64, 32)).save(before / f"{name}.jpg")
-    with pytest.raises(UserError, match=r"c.png has no reference: .* holds no image named c"):
-        folder.read_folder(images, 64, references=before)
+        Image.new("RGB", (64, 32), "green" if name == "a" else "black").save(before / f"{name}.jpg")
+    with pytest.raises(UserError, match=r"1 images have no reference: .* holds no image named c"):
+        read(images, references=(before,))
     Image.new("RGB", (32, 64)).save(before / "c.bmp")
-    dataset = folder.read_folder(images, 64, references=before)
-    assert [[p.name for p in item.references] for item in dataset.items] == [["a.jpg"], ["b.jpg"], ["c.bmp"]]
-    shapes = {path.name: pixels.shape[1:3] for path, pixels in cache.encode_images(dataset, lambda pixels: pixels)}
+    dataset = read(images, references=(before,))
+    assert [[v.path.name for v in item.references] for item in dataset.items] == [["a.jpg"], ["b.jpg"], ["c.bmp"]]
+    shapes = {view.path.name: pixels.shape[1:3] for view, pixels in cache.encode_images(dataset, lambda pixels: pixels)}
     assert shapes == dict.fromkeys(("a.png", "a.jpg", "b.jpg"), (48, 80)) | {
         "b.png": (64, 64),
         "c.png": (64, 64),
@@ -73,70 +53,219 @@ def test_references_belong_to_images_by_name(images, tmp_path_factory):
 
 
 def test_without_a_class_word_nothing_more_is_encoded(images):
-    dataset = folder.read_folder(images, 64, trigger="zbot")
-    assert len(cache.texts(dataset)) == 3
-    assert len(cache.texts(folder.read_folder(images, 64, trigger="zbot", class_word="toy"))) == 6
+    assert len(read(images, trigger="zbot").texts()) == 3
+    assert len(read(images, trigger="zbot", class_word="toy").texts()) == 6
 
 
-def test_unusable_files_are_named_with_the_reason(images):
+@pytest.fixture
+def bad(images):
+    """The three good images among one of every kind of bad one, by name with what must be said about it."""
     (images / "broken.png").write_bytes(b"not a picture")
     (images / "empty.jpg").write_bytes(b"")
-    dataset = folder.read_folder(images, 64)
-    assert len(dataset.items) == 3
-    assert [s.split()[0] for s in dataset.skipped] == ["broken.png", "empty.jpg"]
+    Image.new("RGB", (1, 1)).save(images / "dot.png")
+    for suffix in ("png", "jpg", "webp"):
+        Image.effect_noise((256, 256), 90).save(images / f"whole.{suffix}")
+        data = (images / f"whole.{suffix}").read_bytes()
+        (images / f"whole.{suffix}").unlink()
+        (images / f"cut.{suffix}").write_bytes(data[: len(data) * 2 // 3])
+    (images / "bomb.png").write_bytes(bomb())
+    (images / "photo.heic").write_bytes(b"ftypheic")
+    (images / "link.png").symlink_to(images / "nowhere.png")
+    return images, {
+        "broken.png": "cannot be read as an image",
+        "empty.jpg": "is empty (0 bytes)",
+        "dot.png": "is 1x1 pixels; both sides must have at least 16",
+        "cut.png": "cannot be read as an image",
+        "cut.jpg": "cannot be read as an image",
+        "cut.webp": "cannot be read as an image",
+        "bomb.png": "cannot be read as an image (Image size",
+        "photo.heic": "is of a kind that is not read here",
+        "link.png": "cannot be read",
+    }
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has ten thousand megapixels."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_unusable_files_are_named_with_the_reason(bad):
+    images, reasons = bad
+    dataset = read(images)
+    assert [item.path.stem for item in dataset.items] == ["a", "b", "c"]
+    assert len(dataset.skipped) == len(reasons)
+    for name, reason in reasons.items():
+        assert any(said.startswith(f"{name} {reason}") for said in dataset.skipped), (name, dataset.skipped)
+        assert name in summary(dataset)
+
+
+def test_unusable_files_are_refused_by_name_if_the_user_wants_that(bad):
+    images, reasons = bad
+    with pytest.raises(
+        UserError, match="8 files cannot be used"
+    ) as error:  # a kind that is not read was never asked for
+        read(images, bad_files="refuse")
+    assert all(f"{name} {reason}" in str(error.value) for name, reason in reasons.items() if name != "photo.heic")
+    assert len(read(images, bad_files="skip").items) == 3
 
 
 def test_hopeless_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="There is no folder"):
-        folder.read_folder(tmp_path / "nowhere", 64)
+        read(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no usable image"):
-        folder.read_folder(tmp_path, 64)
+        read(tmp_path)
     Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match=r"x.txt is not UTF-8"):
-        folder.read_folder(tmp_path, 64)
+        read(tmp_path)
+    with pytest.raises(UserError, match="background is 'pale'"):
+        read(tmp_path, background="pale")
 
 
-def test_sideways_photos_are_turned(tmp_path):
-    picture = Image.new("RGB", (40, 20), "red")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture.save(tmp_path / "turned.jpg", exif=exif)
-    assert size_of(tmp_path / "turned.jpg") == load_rgb(tmp_path / "turned.jpg").size == (20, 40)
+def test_names_of_every_kind_links_and_folders_within(tmp_path):
+    names = [
+        "ünïcödé 猫.png",
+        "with spaces and (brackets).png",
+        "n" * 200 + ".png",
+        "UPPER.PNG",
+        "a.b.c.png",
+        "sub/x.png",
+    ]
+    for number, name in enumerate(names):
+        picture(tmp_path / "data" / name, colour=(number, 0, 0), caption=f"number {number}")
+    picture(tmp_path / "elsewhere" / "far.png", colour="blue", caption="far")
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "back").symlink_to(tmp_path / "data")  # leads round in a circle
+    (tmp_path / "data" / "single.png").symlink_to(tmp_path / "elsewhere" / "far.png")
+    (tmp_path / "data" / ".hidden").mkdir()
+    picture(tmp_path / "data" / ".hidden" / "h.png")
+    dataset = read(tmp_path / "data", prompt="from the prompt")
+    said = {item.path.name: item.caption for item in dataset.items}
+    assert said == {os.path.basename(n): f"number {i}" for i, n in enumerate(names)} | {
+        "far.png": "far", "single.png": "from the prompt",
+    }  # fmt: skip
+    flat = read(tmp_path / "data", subfolders=False, prompt="x")
+    assert {i.path.name for i in flat.items} == set(said) - {"x.png", "far.png"}
 
 
-def test_transparency_is_flattened_on_white_and_deep_grey_keeps_its_range(tmp_path):
-    Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert load_rgb(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
-    Image.fromarray(np.full((16, 16), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert load_rgb(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
-    Image.new("CMYK", (16, 16)).save(tmp_path / "print.jpg")
-    Image.new("P", (16, 16)).save(tmp_path / "palette.png")
-    assert load_rgb(tmp_path / "print.jpg").mode == load_rgb(tmp_path / "palette.png").mode == "RGB"
+def test_max_samples_keeps_a_fixed_choice(tmp_path):
+    for number in range(20):
+        picture(tmp_path / f"{number:02}.png", colour=(number, 0, 0), caption=str(number))
+    few = captions_of(tmp_path, max_samples=5)
+    assert len(few) == 5 and few == captions_of(tmp_path, max_samples=5)
+    picture(tmp_path / "new.png", colour="white", caption="new")
+    assert len(set(few) & set(captions_of(tmp_path, max_samples=5))) >= 4
+    assert len(captions_of(tmp_path, max_samples=50)) == 21
 
 
-def test_truncated_files_are_named(tmp_path):
-    Image.effect_noise((256, 256), 90).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:20000])
-    with pytest.raises(UserError, match=r"cut.png cannot be read as an image"):
-        load_rgb(tmp_path / "cut.png")
+def test_what_the_user_should_know_is_said(tmp_path):
+    for name in "abc":
+        picture(tmp_path / f"{name}.png", (32, 32), caption="the same")
+    dataset = read(
+        tmp_path, resolution=64, trigger="zbot", caption=replace(Request(tmp_path, 64).caption, prepend_trigger=False)
+    )
+    said = summary(dataset)
+    assert "warning: 3 images are smaller than they are trained at and scaled up: a.png, b.png, c.png" in said
+    assert "warning: the trigger 'zbot' is in no caption" in said
+    assert "warning: all captions are equal" in said
+    assert "warning: the same image is there 3 times: a.png, b.png, c.png" in said
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.txt").write_text("")
+    picture(tmp_path / "c.png", caption="[trigger] is here", colour="blue")
+    assert "1 images have no caption of their own and get 'prompt': a.png" not in summary(read(tmp_path, prompt="p"))
+    said = summary(read(tmp_path, prompt="p"))
+    assert "warning: 2 images have no caption of their own and get 'prompt': a.png, b.png" in said
+    assert "warning: captions contain [trigger] but trigger is empty" in said
+    clean = read(picture(tmp_path / "own" / "x.png", caption="[trigger]").parent, trigger="zbot")
+    assert clean.warnings == ()
 
 
-def test_fit_crops_the_centre():
-    stripes = Image.new("RGB", (96, 32), "red")
-    stripes.paste("blue", (32, 0, 64, 32))
-    pixels = fit(stripes, (32, 32))
-    assert pixels.shape == (1, 32, 32, 3)
-    assert torch.equal(pixels[0, 16, 16], torch.tensor([0.0, 0.0, 1.0]))
+def test_the_contact_sheet_shows_pictures_and_crop_boxes(images):
+    sheet = contact_sheet(read(images))
+    colours = {colour for _, colour in sheet.getcolors(1 << 20)}
+    assert {(255, 0, 0), (0, 0, 255), (221, 34, 34)} <= colours  # both pictures' and the boxes'
+    wide = contact_sheet(read(images.parent / images.name, resolution=256))
+    assert wide.size == sheet.size
 
 
-def test_caches_of_different_datasets_do_not_mix(robot):
-    other = folder.Dataset(robot.dataset.folder, robot.dataset.items[:5], 1, "zbot", "toy", 64)
-    with pytest.raises(UserError, match="different data sets"):
-        cache.samples(robot.embeds, cache.LatentCache(other, robot.latents.latents))
+def test_files_are_read_again_only_if_they_changed(images, tmp_path_factory, monkeypatch):
+    """Also if size and date are restored: ctime and inode tell."""
+    folder, opened = tmp_path_factory.mktemp("index"), []
+    import flux2_train.data.index as index
+
+    real = index.read_bytes
+    monkeypatch.setattr(index, "read_bytes", lambda path: opened.append(path.name) or real(path))
+    monkeypatch.setattr(index, "SETTLED_SECONDS", -60.0)
+
+    def looked_at():
+        opened.clear()
+        dataset = read_folder(Request(images, 64), Index(folder))
+        return sorted(set(opened)), dataset.fingerprint
+
+    assert looked_at()[0] == ["a.png", "b.png", "c.png"]
+    nothing, before = looked_at()
+    assert nothing == []
+    stat = (images / "b.png").stat()
+    data = bytearray((images / "b.png").read_bytes())
+    Image.new("RGB", (64, 64), (254, 0, 0)).save(images / "new.png")
+    data = (images / "new.png").read_bytes()
+    (images / "new.png").unlink()
+    assert len(data) == stat.st_size
+    (images / "b.png").write_bytes(data)
+    os.utime(images / "b.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (images / "b.png").stat().st_mtime_ns == stat.st_mtime_ns
+    again, after = looked_at()
+    assert again == ["b.png"] and after != before
 
 
-def test_every_image_once_per_repeat_and_epoch_in_batches_of_one_shape(robot):
+def test_a_file_that_is_still_warm_is_not_trusted(images, tmp_path):
+    """Two writes within one tick of the clock leave the same size and dates."""
+    index = Index(tmp_path / "index")
+    read_folder(Request(images, 64), index)
+    assert index.rows("SELECT COUNT(*) FROM files") == [(0,)]
+    old = 1_000_000_000
+    for name in "abc":
+        os.utime(images / f"{name}.png", (old, old))  # ctime stays now
+    read_folder(Request(images, 64), index)
+    assert index.rows("SELECT COUNT(*) FROM files") == [(0,)]
+
+
+def test_an_index_that_is_no_database_is_made_anew(tmp_path):
+    (tmp_path / "index.sqlite").write_bytes(b"no database at all" * 100)
+    index = Index(tmp_path)
+    index.remember("face", "x", [1, 2])
+    assert Index(tmp_path).remembered("face", ["x"]) == {"x": [1, 2]}
+
+
+def test_the_fingerprint_follows_content_not_place(images, tmp_path_factory):
+    import shutil
+
+    other = tmp_path_factory.mktemp("moved") / "copy"
+    shutil.copytree(images, other)
+    assert read(images).fingerprint == read(other).fingerprint
+    (other / "a.txt").write_text("another caption")
+    assert read(images).fingerprint != read(other).fingerprint
+
+
+def test_caches_of_different_data_are_refused(robot):
+    other = replace(robot.dataset, items=robot.dataset.items[:5])
+    with pytest.raises(UserError, match="wire the same Dataset Folder into both"):
+        cache.samples(replace(robot.embeds, dataset=other), robot.latents)
+
+
+def test_every_sample_is_seen_once_per_repeat_and_batches_share_a_shape(robot):
     samples = cache.samples(robot.embeds, robot.latents)
     seen = epoch_batches(samples, 2, 3, seed=1, epoch=0)
     assert sorted(i for b in seen for i in b) == sorted(list(range(6)) * 3)
@@ -150,3 +279,10 @@ def test_steps_and_epochs_are_counted_exactly(robot):
     assert len(list(batches(samples, 2, 1, 0, steps=17, epochs=0))) == 17
     for epochs in (1, 3):
         assert len(list(batches(samples, 2, 2, 0, 0, epochs))) == step_count(samples, 2, 2, 0, epochs)
+
+
+def test_a_file_that_changes_while_it_is_encoded_is_noticed(images):
+    dataset = read(images)
+    Image.new("RGB", (64, 64), "green").save(images / "b.png")
+    with pytest.raises(UserError, match=r"b.png has changed since Dataset Folder read it; queue again"):
+        list(cache.encode_images(dataset, torch.clone))

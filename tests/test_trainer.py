@@ -80,7 +80,7 @@ def test_what_is_off_changes_no_bit(nano, robot, plain, change):
 
 
 def test_references_reach_the_model(nano, robot, plain):
-    items = tuple(replace(item, references=(robot.dataset.items[0].path,)) for item in robot.dataset.items)
+    items = tuple(replace(item, references=(robot.dataset.items[0].view,)) for item in robot.dataset.items)
     dataset = replace(robot.dataset, items=items)
     edits = replace(
         robot,
@@ -160,7 +160,7 @@ def test_nothing_flux1_gets_to_work(robot):
 
 
 def test_preservation_names_what_is_missing(nano, robot):
-    bare = replace(robot.dataset, class_word="")
+    bare = replace(robot.dataset, sources=(replace(robot.dataset.sources[0], class_word=""),))
     with pytest.raises(UserError, match="Dataset Folder has no class word"):
         Trainer(nano.model, replace(robot.embeds, dataset=bare), replace(robot.latents, dataset=bare),
                 replace(SHORT, preservation=1.0))  # fmt: skip
@@ -178,8 +178,8 @@ def test_bad_settings_are_refused_with_their_value(change, words):
 
 
 def test_a_loss_that_is_no_number_stops_before_the_adapters_are_spoiled(nano, robot):
-    path = robot.dataset.items[0].path
-    spoiled = {**robot.latents.latents, path: torch.full_like(robot.latents.latents[path], float("nan"))}
+    view = robot.dataset.items[0].view
+    spoiled = {**robot.latents.latents, view: torch.full_like(robot.latents.latents[view], float("nan"))}
     trainer = Trainer(nano.model, robot.embeds, replace(robot.latents, latents=spoiled), replace(SHORT, steps=20))
     with pytest.raises(UserError, match="The loss is nan after"), closing(trainer.run()) as run:
         list(run)

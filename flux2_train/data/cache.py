@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from ..errors import UserError
-from ..geometry import bucket
-from .folder import Dataset, Item
-from .images import fit, load_rgb
+from .dataset import Dataset, Item, Mask, View
+from .render import pixels
 
 
 @dataclass(frozen=True)
 class EmbedCache:
-    """Text embeddings (1, L, D) by text, for every caption and class caption of ``dataset``."""
+    """Text embeddings (1, L, D) by text, for everything ``dataset`` says."""
 
     dataset: Dataset
-    embeds: dict[str, Tensor]
+    embeds: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Latents (1, 128, H/16, W/16) by image path, for every item of ``dataset`` and its references."""
+    """Latents (1, 128, H/16, W/16) by view for every image and reference of ``dataset``, and its masks' values."""
 
     dataset: Dataset
-    latents: dict[Path, Tensor]
+    latents: Mapping[View | Mask, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,10 @@ class Sample:
         return sum(latent.shape[-1] * latent.shape[-2] for latent in (self.latent, *self.references))
 
 
-def texts(dataset: Dataset) -> list[str]:
-    """Every distinct text to encode, in a fixed order."""
-    return list(dict.fromkeys(t for item in dataset.items for t in (item.caption, item.class_caption)))
-
-
-def encode_images(dataset: Dataset, encode: Callable[[Tensor], Tensor]) -> Iterator[tuple[Path, Tensor]]:
-    """Yield the path of each image and reference with its latents; ``encode`` takes ComfyUI's IMAGE (1, H, W, 3)."""
-    for item in dataset.items:
-        yield item.path, encode(fit(load_rgb(item.path), item.size))
-        for path in item.references:
-            image = load_rgb(path)
-            yield path, encode(fit(image, bucket(*image.size, dataset.resolution)))
+def encode_images(dataset: Dataset, encode: Callable[[Tensor], Tensor]) -> Iterator[tuple[View, Tensor]]:
+    """Yield each image and reference with its latents; ``encode`` takes ComfyUI's IMAGE (1, H, W, 3)."""
+    for view in dataset.views():
+        yield view, encode(pixels(view))
 
 
 def samples(embeds: EmbedCache, latents: LatentCache) -> list[Sample]:
@@ -75,10 +65,10 @@ def samples(embeds: EmbedCache, latents: LatentCache) -> list[Sample]:
     return [
         Sample(
             i,
-            latents.latents[i.path],
+            latents.latents[i.view],
             embeds.embeds[i.caption],
             embeds.embeds[i.class_caption],
-            tuple(latents.latents[path] for path in i.references),
+            tuple(latents.latents[view] for view in i.references),
         )
         for i in latents.dataset.items
     ]

@@ -1,58 +1,159 @@
-"""Reading images as people have them into plain RGB."""
+"""Reading images as people have them: upright, 8-bit, and never more of a file than is safe."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import UserError
-from ..geometry import cover
+from ..geometry import MULTIPLE, cover
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+OTHER_SUFFIXES = (
+    ".gif",
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".psd",
+    ".svg",
+    ".tga",
+    ".raw",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+    ".exr",
+)
 MAX_PIXELS = 200_000_000
+MAX_BYTES = 1 << 30
+ORIENTATION = 0x0112
+DEEP_MODES = ("I", "F")
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """(width, height) as the image is meant to be seen, read from the header only.
+@dataclass(frozen=True)
+class Facts:
+    """What a look at one file's content told: upright size, whether it is transparent anywhere, or what is wrong."""
 
-    Raises UserError with the file's name if it cannot be an image for training.
-    """
+    width: int = 0
+    height: int = 0
+    alpha: bool = False
+    problem: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+
+def digest_of(data: bytes) -> str:
+    """Identity of a file's content: blake2b, 128 bits, hexadecimal."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file. Raises UserError if it cannot be read or is larger than any image should be."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path.name} cannot be read as an image ({error}).") from error
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{path.name} has {width}x{height} pixels; at most {MAX_PIXELS // 10**6} megapixels are read.")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(
+                f"{path.name} is {path.stat().st_size >> 20} MB large; at most {MAX_BYTES >> 20} MB are read."
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be read ({error.strerror or error}).") from error
+
+
+def examine(data: bytes) -> Facts:
+    """Decode an image once to find out whether that works; ``problem`` says why it does not."""
+    if not data:
+        return Facts(problem="is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            problem = _size_problem(*image.size)
+            if problem:
+                return Facts(*image.size, problem=problem)
+            return Facts(*_decoded_size(image), transparent(image))
+    except Exception as error:  # a broken file makes decoders raise almost anything
+        return Facts(problem=f"cannot be read as an image ({error or type(error).__name__})")
+
+
+def _decoded_size(image: Image.Image) -> tuple[int, int]:
+    """The upright size, after reading the image to its end."""
+    if image.format != "JPEG":
+        return ImageOps.exif_transpose(image).size
+    width, height = image.size
+    sideways = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    image.draft("L", (1, 1))  # decodes at an eighth of the size
+    image.load()
     return (height, width) if sideways else (width, height)
 
 
-def load_rgb(path: Path) -> Image.Image:
-    """The image upright, in 8-bit RGB, transparency flattened on white. Raises UserError with the file's name."""
+def _size_problem(width: int, height: int) -> str:
+    if width * height > MAX_PIXELS:
+        return f"has {width}x{height} pixels; at most {MAX_PIXELS // 10**6} megapixels are read"
+    if min(width, height) < MULTIPLE:
+        return f"is {width}x{height} pixels; both sides must have at least {MULTIPLE}"
+    return ""
+
+
+def transparent(image: Image.Image) -> bool:
+    """Whether an image has transparency, in an alpha channel or as a colour that stands for it."""
+    return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+
+
+def open_upright(data: bytes, name: str) -> Image.Image:
+    """The decoded image, turned as its EXIF says. Raises UserError with the file's name."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             upright = ImageOps.exif_transpose(image)
             upright.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path.name} cannot be read as an image ({error}).") from error
-    if upright.mode.startswith("I") or upright.mode == "F":
-        return _from_deep(upright)
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return upright.convert("RGB")
+    except Exception as error:  # a broken file makes decoders raise almost anything
+        raise UserError(f"{name} cannot be read as an image ({error or type(error).__name__}).") from error
+    return upright
+
+
+def load_rgb(path: Path, background: str = "white") -> Image.Image:
+    """The image upright, in 8-bit RGB, transparency flattened. Raises UserError with the file's name."""
+    return to_rgb(open_upright(read_bytes(path), path.name), background)
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """8-bit RGB; transparency flattened on ``background``."""
+    if image.mode.split(";")[0] in DEEP_MODES:
+        return _from_deep(image)
+    if not transparent(image):
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB")
+
+
+def to_alpha(image: Image.Image) -> Image.Image:
+    """The opacity as 8-bit grey; opaque everywhere for an image without transparency."""
+    return image.convert("RGBA").getchannel("A") if transparent(image) else Image.new("L", image.size, 255)
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    """8-bit grey, as a mask is read; transparency counts as black."""
+    return to_rgb(image, "black").convert("L")
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    """16-bit grey to RGB; Pillow's own conversion clips instead of scaling."""
-    values = np.asarray(image, dtype=np.float32)
-    scale = 65535.0 if values.max() > 255 else 255.0
-    return Image.fromarray((values / scale * 255 + 0.5).clip(0, 255).astype(np.uint8)).convert("RGB")
+    """16-bit and floating-point grey to RGB; Pillow's own conversion clips instead of scaling."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    scaled = values / _full_scale(image.mode, float(values.max())) * 255 + 0.5
+    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _full_scale(mode: str, largest: float) -> float:
+    if mode == "F":
+        return 1.0 if largest <= 1.0 else 255.0 if largest <= 255.0 else 65535.0
+    return 65535.0 if largest <= 65535.0 else float(2 ** math.ceil(math.log2(largest)) - 1)
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from .. import __version__
 from ..adapters import files
-from ..data.folder import Dataset
+from ..data.dataset import Dataset
 from ..host import identify
 from .plot import loss_plot
 from .trainer import Trainer

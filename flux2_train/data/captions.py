@@ -1,0 +1,190 @@
+"""Captions in the forms people keep them in, the trigger word, and the variants a step draws from."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+
+TEXT_FILE, FILE_NAME, ONE_PROMPT, JSONL = "text file", "file name", "one prompt", "jsonl"
+SOURCES = (TEXT_FILE, FILE_NAME, ONE_PROMPT, JSONL)
+JOIN, CHOOSE = "join", "choose"
+SEVERAL = (JOIN, CHOOSE)
+PLACEHOLDER = "[trigger]"
+SUFFIXES = (".txt", ".caption", ".json")
+MAX_BYTES = 64 * 1024
+MAX_LINES_BYTES = 1 << 28  # of a JSONL file
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """``several`` captions of one image (lines of a text file, a list in JSON) are joined to one or chosen per step.
+
+    ``shuffle`` is the number of orders the parts between ``separator`` are put in, after the first ``keep_tokens``.
+    With probability ``dropout`` a step sees ``dropout_caption`` instead.
+    """
+
+    several: str = JOIN
+    shuffle: int = 0
+    keep_tokens: int = 0
+    separator: str = ","
+    prepend_trigger: bool = True
+    dropout: float = 0.0
+    dropout_caption: str = ""
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.dropout <= 1:
+            raise UserError(f"caption_dropout is {self.dropout}; it is a probability between 0 and 1.")
+        if self.shuffle and not self.separator:
+            raise UserError("shuffle is on but separator is empty; captions are usually split at ','.")
+
+
+def beside(image: Path) -> tuple[Path, ...]:
+    """The files that may hold the caption of an image, the preferred first, whether they exist or not."""
+    return tuple(image.with_name(image.stem + suffix) for suffix in SUFFIXES)
+
+
+def read_file(path: Path) -> list[str]:
+    """The captions in a text or JSON file: one per line, or the ``caption`` of a JSON object, which may be a list.
+
+    Raises UserError with the file's name if it is too large, no UTF-8, or JSON without a caption.
+    """
+    text = _read_text(path, MAX_BYTES)
+    if path.suffix.lower() == ".json":
+        return _from_json(text, path.name)
+    return [line for line in map(_clean, text.splitlines()) if line]
+
+
+def _from_json(text: str, name: str) -> list[str]:
+    try:
+        found = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{name} is not JSON ({error}); correct it or use a .txt file.") from error
+    if not isinstance(found, dict) or "caption" not in found:
+        raise UserError(f'{name} has no key "caption"; write {{"caption": "..."}}.')
+    return _strings(found["caption"], name)
+
+
+def _strings(value: object, name: str) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, str) for v in values):
+        raise UserError(f'"caption" in {name} is neither a text nor a list of texts; correct it.')
+    return [v for v in map(_clean, values) if v]
+
+
+def _read_text(path: Path, limit: int) -> str:
+    try:
+        if path.stat().st_size > limit:
+            raise UserError(f"{path.name} is {path.stat().st_size} bytes long; at most {limit} are read as captions.")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} is not UTF-8 text; save it as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be read ({error.strerror or error}).") from error
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.split())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a JSONL file; ``captions`` is None where the line has none."""
+
+    image: Path
+    captions: list[str] | None
+    controls: tuple[Path, ...]
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """The rows of a JSONL file with ``image``, ``caption`` and ``control`` (or other trainers' names for them).
+
+    Paths are relative to the file and may not leave its folder. Raises UserError with file and line.
+    """
+    lines = _read_text(path, MAX_LINES_BYTES).splitlines()
+    return [_row(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _row(line: str, path: Path, number: int) -> Row:
+    where = f"{path.name}, line {number}"
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({error}); every line is one object.") from error
+    if not isinstance(row, dict):
+        raise UserError(f'{where} is no object; write {{"image": "a.png", "caption": "..."}}.')
+    image = next((row[k] for k in ("image", "image_path", "file_name") if k in row), None)
+    caption = next((row[k] for k in ("caption", "text") if k in row), None)
+    controls = row.get("control", row.get("control_path", [])) or _numbered_controls(row)
+    names = [image, *(controls if isinstance(controls, list) else [controls])]
+    if not all(isinstance(name, str) and name for name in names):
+        raise UserError(f'{where} has no "image", or one that is no file name.')
+    first, *others = (_inside(path.parent, name, where) for name in names)
+    return Row(first, None if caption is None else _strings(caption, where), tuple(others))
+
+
+def _numbered_controls(row: dict) -> list:
+    keys = [k for k in row if re.fullmatch(r"control_path_\d+", k)]
+    return [row[k] for k in sorted(keys, key=lambda k: int(k.rsplit("_", 1)[1]))]
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(os.path.normpath(folder)):
+        raise UserError(f"{where} names {name}, which lies outside {folder}; name files relative to the JSONL file.")
+    return path
+
+
+def from_file_name(path: Path) -> str:
+    """The caption a file's name stands for."""
+    return _clean(path.stem.replace("_", " ").replace("-", " "))
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether ``word`` occurs in ``text`` by itself: "man" is not in "woman"."""
+    return re.search(_word(word), text) is not None
+
+
+def _word(word: str) -> str:
+    return rf"(?<!\w){re.escape(word)}(?!\w)"
+
+
+def with_trigger(caption: str, trigger: str, instead: str | None = None, prepend: bool = True) -> str:
+    """The caption with its trigger: in the place of ``[trigger]``, else put in front where it does not occur yet.
+
+    ``instead`` (the class word) takes the trigger's place everywhere, which gives the class caption; where it already
+    follows the trigger ("ohwx dog"), the trigger alone goes.
+    """
+    text = caption.replace(PLACEHOLDER, trigger)
+    if trigger and prepend and not has_word(text, trigger):
+        text = f"{trigger}, {text}" if text else trigger
+    if instead is not None and trigger:
+        doubled = rf"{_word(trigger)}\s+{_word(instead)}"
+        text = re.sub(doubled, lambda _: instead, text) if instead else text
+        text = re.sub(_word(trigger), lambda _: instead, text)
+    return _clean(text).strip(" ,")
+
+
+def variants(captions: list[str], options: CaptionOptions, key: str) -> tuple[str, ...]:
+    """What a step may draw for one image, before triggers; ``key`` makes the shuffles of an image its own."""
+    if options.several == JOIN:
+        captions = [_clean(" ".join(captions))]
+    captions = captions or [""]
+    if not options.shuffle:
+        return tuple(dict.fromkeys(captions))
+    rng = random.Random(f"{options.seed}/{key}")
+    return tuple(dict.fromkeys(_shuffled(text, options, rng) for text in captions for _ in range(options.shuffle)))
+
+
+def _shuffled(text: str, options: CaptionOptions, rng: random.Random) -> str:
+    parts = [part.strip() for part in text.split(options.separator) if part.strip()]
+    kept, free = parts[: options.keep_tokens], parts[options.keep_tokens :]
+    rng.shuffle(free)
+    glue = options.separator if options.separator.endswith(" ") else f"{options.separator} "
+    return glue.join(kept + free)

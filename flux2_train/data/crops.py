@@ -1,0 +1,240 @@
+"""Which part of an image is trained on, and at what size: decided once per image, seeded, and kept.
+
+Everything here is arithmetic on pixels and a hash; a ``Crop`` then serves the image, its mask and its strict
+references alike.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import UserError
+from ..geometry import MULTIPLE, bucket
+
+PIXEL_AREA, AREA, PIXEL = "pixel_area", "area", "pixel"
+RESOLUTION_TYPES = (PIXEL_AREA, AREA, PIXEL)
+CLOSEST, PRESERVE, SQUARE, RANDOM = "closest", "preserve", "square", "random"
+ASPECTS = (CLOSEST, PRESERVE, SQUARE, RANDOM)
+CENTER, CORNER, FACE = "center", "corner", "face"
+STYLES = (CENTER, RANDOM, CORNER, FACE)
+ACCEPT, SKIP, REFUSE = "accept", "skip", "refuse"
+UPSCALE, DOWNSCALE = "upscale", "downscale"
+EACH, NEAREST = "each", "nearest"
+MEGAPIXEL = 1024**2
+LONGEST = 8.0  # longer shapes than 8:1 are cropped to it, or reported where nothing may be cropped
+
+Size = tuple[int, int]  # (width, height)
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright source
+
+
+@dataclass(frozen=True)
+class Crop:
+    """``box`` of the upright source, scaled to ``size``, then flipped."""
+
+    box: Box
+    size: Size
+    flip_x: bool = False
+    flip_y: bool = False
+
+    def on(self, width: int, height: int, other: Size) -> Crop:
+        """The same part of a partner of size ``other``, for a source of ``width`` x ``height``."""
+        x, y = other[0] / width, other[1] / height
+        left, top, right, bottom = self.box
+        box = (left * x, top * y, min(right * x, float(other[0])), min(bottom * y, float(other[1])))
+        return Crop(box, self.size, self.flip_x, self.flip_y)
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """``resolutions`` (none: the data set's) are used ``each`` or the ``nearest`` one per image, in the unit of
+    ``resolution_type``: ``pixel_area`` is the side of a square of that many pixels, ``area`` megapixels of 1024²,
+    ``pixel`` the shorter side. ``minimum`` and ``maximum`` have the same unit, 0 is none.
+    """
+
+    resolutions: tuple[float, ...] = ()
+    use: str = EACH
+    resolution_type: str = PIXEL_AREA
+    minimum: float = 0.0
+    maximum: float = 0.0
+    too_small: str = UPSCALE
+    too_large: str = DOWNSCALE
+    upscale: bool = True
+    crop: bool = True
+    aspect: str = CLOSEST
+    aspects: tuple[float, ...] = ()
+    style: str = CENTER
+    crops: int = 1
+    flip_x: bool = False
+    flip_y: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for problem in self._problems():
+            raise UserError(problem)
+
+    def _problems(self):
+        if any(not 0 < r < 1e5 for r in self.resolutions):
+            yield f"resolutions are {list(self.resolutions)}; each must be above 0, such as 512, 768, 1024."
+        if any(not 1 / LONGEST <= a <= LONGEST for a in self.aspects):
+            yield f"aspects are {list(self.aspects)}; each must lie between 1:8 and 8:1, such as 1:1, 3:2, 0.75."
+        if self.crop and self.aspect == RANDOM and not self.aspects:
+            yield "crop_aspect is 'random' but aspects is empty; list the shapes to draw from, such as 1:1, 3:2, 2:3."
+        if self.crops > 1 and not (self.crop and self.style == RANDOM):
+            yield f"crops is {self.crops}, which takes crop on and crop_style 'random'; else all are the same."
+        if 0 < self.maximum < self.minimum:
+            yield f"maximum {self.maximum:g} is below minimum {self.minimum:g}; no image could be used."
+
+
+def parse_numbers(text: str, name: str) -> tuple[float, ...]:
+    """Numbers and ratios ("3:2") between commas or spaces. Raises UserError naming the widget ``name``."""
+    values = []
+    for part in text.replace(",", " ").replace(";", " ").split():
+        try:
+            top, _, below = part.replace("/", ":").partition(":")
+            values.append(float(top) / float(below or 1))
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(f"{name} has {part!r}, which is no number; write them as 512, 768 or 1:1, 3:2.") from error
+    return tuple(values)
+
+
+def edge(resolution: float, kind: str) -> float:
+    """A resolution in pixels: the side of the square of that area, or the shorter side for ``pixel``."""
+    return math.sqrt(resolution * MEGAPIXEL) if kind == AREA else resolution
+
+
+def measure(width: int, height: int, kind: str) -> float:
+    """What ``edge`` is compared with."""
+    return float(min(width, height)) if kind == PIXEL else math.sqrt(width * height)
+
+
+def shape_near(aspect: float, side: float, kind: str = PIXEL_AREA) -> Size:
+    """(width, height) in multiples of 16 whose ratio is nearest to ``aspect``.
+
+    At most ``side``² pixels (where 16 is not too coarse for that), or about ``side`` on the shorter side for ``pixel``.
+    """
+    aspect = min(max(aspect, 1 / LONGEST), LONGEST)
+    if kind == PIXEL:
+        return tuple(_aligned(side * max(1.0, stretch), round) for stretch in (aspect, 1 / aspect))
+    sides = side * math.sqrt(aspect), side / math.sqrt(aspect)
+    shapes = [
+        (_aligned(sides[0], a), _aligned(sides[1], b)) for a in (math.floor, math.ceil) for b in (math.floor, math.ceil)
+    ]
+    fitting = [s for s in shapes if s[0] * s[1] <= side * side] or [min(shapes)]
+    return min(fitting, key=lambda s: (round(abs(math.log(s[0] / s[1] / aspect)), 6), -s[0] * s[1], s))
+
+
+def _aligned(side: float, rounding: Callable[[float], int]) -> int:
+    return max(MULTIPLE, rounding(round(side / MULTIPLE, 9)) * MULTIPLE)
+
+
+def problem(width: int, height: int, options: CropOptions) -> tuple[str, str]:
+    """(what to do, what is wrong) for an image's own size: ``accept``, ``skip`` or ``refuse`` and the reason."""
+    kind = options.resolution_type
+    least, most = (edge(value, kind) for value in (options.minimum, options.maximum))
+    own, unit = measure(width, height, kind), "on its shorter side" if kind == PIXEL else "squared"
+    if least and own < least and options.too_small != UPSCALE:
+        return options.too_small, f"{width}x{height} is below the minimum of {least:.0f} pixels {unit}"
+    if most and own > most and options.too_large != DOWNSCALE:
+        return options.too_large, f"{width}x{height} is above the maximum of {most:.0f} pixels {unit}"
+    if not options.crop and max(width, height) > LONGEST * min(width, height):
+        return SKIP, f"{width}x{height} is longer than 8:1, which only works with crop on"
+    return ACCEPT, ""
+
+
+def crops(
+    width: int,
+    height: int,
+    digest: str,
+    resolution: float,
+    options: CropOptions,
+    focus: Callable[[], tuple[float, float] | None] = lambda: None,
+) -> tuple[Crop, ...]:
+    """Every crop of an image of that size and content: one per resolution, number and flip.
+
+    ``focus`` finds the point (x, y) to centre on for ``face``; without one the centre is taken.
+    """
+    found = []
+    for side in _sides(width, height, resolution, options):
+        for number in range(options.crops):
+            rng = random.Random(f"{options.seed}/{digest}/{side:g}/{number}")
+            found.append(_crop(width, height, side, options, rng, focus))
+    flips = [(x, y) for y in _either(options.flip_y) for x in _either(options.flip_x)]
+    return tuple(dict.fromkeys(Crop(c.box, c.size, x, y) for x, y in flips for c in found))
+
+
+def _either(on: bool) -> tuple[bool, ...]:
+    return (False, True) if on else (False,)
+
+
+def _sides(width: int, height: int, resolution: float, options: CropOptions) -> list[float]:
+    kind = options.resolution_type
+    listed = [edge(r, kind) for r in options.resolutions] or [float(resolution)]
+    if options.use == EACH:
+        return list(dict.fromkeys(listed))
+    own = measure(width, height, kind)
+    return [min(listed, key=lambda side: (abs(math.log(side / own)), side))]
+
+
+def _crop(width: int, height: int, side: float, options: CropOptions, rng: random.Random, focus) -> Crop:
+    if not options.crop:
+        own = side if options.upscale else min(side, measure(width, height, options.resolution_type))
+        return Crop((0.0, 0.0, float(width), float(height)), _whole(width, height, own, options.resolution_type))
+    size = _size(width, height, side, options, rng)
+    if not options.upscale:
+        size = _no_larger(width, height, size)
+    return Crop(_box(width, height, size, options.style, rng, focus), size)
+
+
+def _whole(width: int, height: int, side: float, kind: str) -> Size:
+    """The whole image's size in multiples of 16, which stretches it by at most half of one."""
+    stretch = math.sqrt(width / height)
+    wanted = (
+        (side * max(1.0, width / height), side * max(1.0, height / width))
+        if kind == PIXEL
+        else (side * stretch, side / stretch)
+    )
+    return tuple(_aligned(value, round) for value in wanted)
+
+
+def _size(width: int, height: int, side: float, options: CropOptions, rng: random.Random) -> Size:
+    own, kind = width / height, options.resolution_type
+    if options.aspect == SQUARE:
+        return shape_near(1.0, side, kind)
+    if options.aspect == PRESERVE:
+        return shape_near(own, side, kind)
+    if options.aspect == RANDOM:
+        return shape_near(rng.choice(options.aspects), side, kind)
+    if options.aspects:
+        return shape_near(min(options.aspects, key=lambda a: abs(math.log(a / own))), side, kind)
+    if kind == PIXEL:
+        return shape_near(own, side, kind)
+    return bucket(width, height, max(MULTIPLE, round(side)))
+
+
+def _no_larger(width: int, height: int, size: Size) -> Size:
+    """``size``, or the largest of its shape in multiples of 16 that needs no scaling up."""
+    scale = min(1.0, width / size[0], height / size[1])
+    return size if scale == 1.0 else tuple(_aligned(value * scale, math.floor) for value in size)
+
+
+def _box(width: int, height: int, size: Size, style: str, rng: random.Random, focus) -> Box:
+    scale = min(width / size[0], height / size[1])
+    w, h = min(size[0] * scale, float(width)), min(size[1] * scale, float(height))
+    left, top = _corner(width - w, height - h, w, h, style, rng, focus)
+    return left, top, min(left + w, float(width)), min(top + h, float(height))
+
+
+def _corner(
+    free_x: float, free_y: float, w: float, h: float, style: str, rng: random.Random, focus
+) -> tuple[float, float]:
+    if style == CORNER:
+        return 0.0, 0.0
+    if style == RANDOM:
+        return rng.random() * free_x, rng.random() * free_y
+    point = focus() if style == FACE else None
+    if point is None:
+        return free_x / 2, free_y / 2
+    return min(max(point[0] - w / 2, 0.0), free_x), min(max(point[1] - h / 2, 0.0), free_y)

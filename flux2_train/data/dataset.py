@@ -1,0 +1,200 @@
+"""What will be trained on, as values: a data set is found once, then only read, hashed and chained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from ..errors import UserError
+from .crops import Crop, Size
+
+COMBINED, RANDOM = "combined", "random"
+SAMPLINGS = (COMBINED, RANDOM)
+FORMAT = 1  # of cached entries: what the same key means
+
+
+def canonical_hash(value: object) -> str:
+    """Identity of a value of plain types, whatever order its mappings have."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class View:
+    """One image file as it is encoded. ``background`` lies behind transparency and is empty where there is none."""
+
+    path: Path
+    digest: str
+    crop: Crop
+    background: str = ""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(1, 128, H/16, W/16)."""
+        return 1, 128, self.crop.size[1] // 16, self.crop.size[0] // 16
+
+    def canonical(self) -> dict:
+        """What its latents depend on; neither path nor date."""
+        return {"format": FORMAT, "digest": self.digest, "background": self.background, **asdict(self.crop)}
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where the loss counts: the grey of ``view``'s file, or its opacity where ``alpha`` is set."""
+
+    view: View
+    alpha: bool = False
+    invert: bool = False
+    minimum: float = 0.0
+
+    def canonical(self) -> dict:
+        """What its values depend on."""
+        return {**self.view.canonical(), "mask": [self.alpha, self.invert, self.minimum]}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image at one size and crop. A step draws one of ``captions`` and the class caption at the same place.
+
+    ``references`` is what the image was made from, for edits: one tuple of views per reference folder. ``source`` is
+    the index of the folder it came from.
+    """
+
+    view: View
+    captions: tuple[str, ...]
+    class_captions: tuple[str, ...]
+    references: tuple[View, ...] = ()
+    mask: Mask | None = None
+    source: int = 0
+
+    @property
+    def path(self) -> Path:
+        return self.view.path
+
+    @property
+    def size(self) -> Size:
+        return self.view.crop.size
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0]
+
+    @property
+    def class_caption(self) -> str:
+        return self.class_captions[0]
+
+    def canonical(self) -> list:
+        """All that matters for training, without paths."""
+        references = [v.canonical() for v in self.references]
+        mask = self.mask and self.mask.canonical()
+        return [self.view.canonical(), self.captions, self.class_captions, references, mask, self.source]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One folder's part in a data set: how often it is seen and how much it counts.
+
+    An epoch sees ``repeats`` x ``probability`` of its items. ``is_reg`` marks regularisation images, which teach no
+    trigger; with ``base_target`` they are trained towards the base model's prediction instead of the image.
+    """
+
+    folder: Path
+    repeats: int = 1
+    probability: float = 1.0
+    weight: float = 1.0
+    is_reg: bool = False
+    base_target: bool = False
+    trigger: str = ""
+    class_word: str = ""
+    caption_dropout: float = 0.0
+    dropout_caption: str = ""
+    dropout_class_caption: str = ""
+    reference_dropout: float = 0.0
+    reference_sampling: str = COMBINED
+
+    def __post_init__(self):
+        for name in ("probability", "caption_dropout", "reference_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
+        if self.repeats < 1 or self.probability == 0:
+            raise UserError(f"repeats is {self.repeats} and probability {self.probability}; both must be above 0.")
+        if self.weight < 0:
+            raise UserError(f"loss_weight is {self.weight}; it must not be negative.")
+
+    def canonical(self) -> dict:
+        """All that matters for training."""
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Items of one or several folders. ``skipped`` names files that cannot be used, with the reason; ``warnings``
+    what the user should know; ``settings`` identifies what was asked for, whatever the files hold now.
+    """
+
+    items: tuple[Item, ...]
+    sources: tuple[Source, ...]
+    resolution: int
+    skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    settings: str = field(default="", compare=False)
+
+    @property
+    def folder(self) -> Path:
+        return self.sources[0].folder
+
+    @property
+    def repeats(self) -> int:
+        """How often the first folder's images are seen per epoch."""
+        return self.sources[0].repeats
+
+    @property
+    def trigger(self) -> str:
+        """Every folder's trigger words."""
+        return ", ".join(dict.fromkeys(s.trigger for s in self.sources if s.trigger))
+
+    @property
+    def class_word(self) -> str:
+        """Every folder's class words."""
+        return ", ".join(dict.fromkeys(s.class_word for s in self.sources if s.class_word))
+
+    def without_class(self) -> list[str]:
+        """Folders that teach something but lack the trigger or the class word that preservation compares."""
+        return [s.folder.name for s in self.sources if not s.is_reg and not (s.trigger and s.class_word)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when anything that matters for training does; both caches carry it, so they cannot be mixed up."""
+        return canonical_hash([[i.canonical() for i in self.items], [s.canonical() for s in self.sources]])
+
+    def texts(self) -> list[str]:
+        """Every distinct text to encode, in a fixed order."""
+        found = [t for item in self.items for t in (*item.captions, *item.class_captions)]
+        for source in self.sources:
+            if source.caption_dropout:
+                found += [source.dropout_caption, source.dropout_class_caption]
+        return list(dict.fromkeys(found))
+
+    def views(self) -> Iterator[View]:
+        """Every image to encode once, references included."""
+        return iter(dict.fromkeys(v for item in self.items for v in (item.view, *item.references)))
+
+    def masks(self) -> Iterator[Mask]:
+        """Every mask to read once."""
+        return iter(dict.fromkeys(item.mask for item in self.items if item.mask))
+
+    def chained(self, other: Dataset) -> Dataset:
+        """This data set followed by another one."""
+        moved = tuple(replace(item, source=item.source + len(self.sources)) for item in other.items)
+        return Dataset(
+            self.items + moved,
+            self.sources + other.sources,
+            max(self.resolution, other.resolution),
+            self.skipped + other.skipped,
+            self.warnings + other.warnings,
+            canonical_hash([self.settings, other.settings]),
+        )

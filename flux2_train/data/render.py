@@ -1,0 +1,38 @@
+"""From a file and a crop to the pixels that are encoded."""
+
+from __future__ import annotations
+
+from PIL import Image
+from torch import Tensor
+
+from ..errors import UserError
+from .crops import Crop, Size
+from .dataset import View
+from .images import digest_of, open_upright, read_bytes, to_rgb, to_tensor
+
+
+def checked_bytes(view: View) -> bytes:
+    """The file's content. Raises UserError if it is not what the data set was made from."""
+    data = read_bytes(view.path)
+    if digest_of(data) != view.digest:
+        raise UserError(f"{view.path.name} has changed since Dataset Folder read it; queue again.")
+    return data
+
+
+def cut(image: Image.Image, crop: Crop, size: Size | None = None, resample=Image.Resampling.LANCZOS) -> Image.Image:
+    """The crop of an upright image at ``size`` (its own unless given), flips included."""
+    out = image.resize(size or crop.size, resample, box=crop.box)
+    if crop.flip_x:
+        out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return out.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if crop.flip_y else out
+
+
+def render(view: View) -> Image.Image:
+    """The pixels that are encoded, as an RGB picture."""
+    image = open_upright(checked_bytes(view), view.path.name)
+    return cut(to_rgb(image, view.background or "white"), view.crop)
+
+
+def pixels(view: View) -> Tensor:
+    """ComfyUI's IMAGE (1, H, W, 3) in 0..1."""
+    return to_tensor(render(view))

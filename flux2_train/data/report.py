@@ -1,0 +1,89 @@
+"""What a data set looks like, for people: text and a contact sheet with the crop boxes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import groupby
+
+from PIL import Image, ImageDraw
+
+from ..errors import UserError
+from .dataset import Dataset, Item
+from .images import open_upright, read_bytes, to_rgb
+
+THUMBNAIL = 192  # pixels
+MOST = 48  # pictures on a sheet
+GAP = 6
+LISTED = 20  # lines of one kind in the text
+
+
+def summary(dataset: Dataset, batch: int = 1) -> str:
+    """Counts, buckets, steps per epoch, and everything the user should know."""
+    lines = []
+    for number, source in enumerate(dataset.sources):
+        count = sum(item.source == number for item in dataset.items)
+        kind = " (regularisation)" if source.is_reg else ""
+        share = f", probability {source.probability:g}" if source.probability < 1 else ""
+        lines.append(f"{count} images x {source.repeats} from {source.folder.name}{kind}{share}")
+    lines += [f"{w}x{h}: {n}" for (w, h), n in sorted(Counter(item.size for item in dataset.items).items())]
+    lines.append(f"{steps_per_epoch(dataset, batch)} steps per epoch at batch {batch}")
+    lines += _shortened([f"warning: {warning}" for warning in dataset.warnings])
+    lines += _shortened([f"skipped {reason}" for reason in dataset.skipped])
+    return "\n".join(lines)
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    rest = len(lines) - LISTED
+    return lines[:LISTED] + ([f"... and {rest} more"] if rest > 0 else [])
+
+
+def steps_per_epoch(dataset: Dataset, batch: int) -> int:
+    """Batches of one epoch: each holds images of one size."""
+    sizes = Counter()
+    for number, source in enumerate(dataset.sources):
+        for size, items in groupby(sorted(i.size for i in dataset.items if i.source == number)):
+            sizes[size, source.is_reg] += len(list(items)) * source.repeats * source.probability
+    return sum(math.ceil(count / batch) for count in sizes.values())
+
+
+def contact_sheet(dataset: Dataset) -> Image.Image:
+    """Small pictures with their crop boxes, sizes and names; evenly chosen where there are many."""
+    chosen = _chosen(dataset)
+    columns = min(8, max(1, math.ceil(math.sqrt(len(chosen)))))
+    cell = THUMBNAIL + GAP, THUMBNAIL + 26
+    rows = math.ceil(len(chosen) / columns)
+    sheet = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + GAP), "white")
+    for number, items in enumerate(chosen):
+        at = GAP + number % columns * cell[0], GAP + number // columns * cell[1]
+        _draw(sheet, at, items)
+    return sheet
+
+
+def _chosen(dataset: Dataset) -> list[list[Item]]:
+    """The items of each chosen file, which differ in crop, size or flip."""
+    by_file: dict = {}
+    for item in dataset.items:
+        by_file.setdefault(item.path, []).append(item)
+    groups = list(by_file.values())
+    if len(groups) <= MOST:
+        return groups
+    return [groups[i * len(groups) // MOST] for i in range(MOST)]
+
+
+def _draw(sheet: Image.Image, at: tuple[int, int], items: list[Item]) -> None:
+    draw, first = ImageDraw.Draw(sheet), items[0]
+    try:
+        picture = open_upright(read_bytes(first.path), first.path.name)
+    except UserError:  # gone since; the text says what is trained on, the sheet only shows it
+        return
+    width = picture.width
+    thumbnail = to_rgb(picture, first.view.background or "white")
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+    sheet.paste(thumbnail, at)
+    scale = thumbnail.width / width
+    for item in items:
+        left, top, right, bottom = (value * scale for value in item.view.crop.box)
+        draw.rectangle((at[0] + left, at[1] + top, at[0] + right - 1, at[1] + bottom - 1), outline="#d22")
+    sizes = ", ".join(dict.fromkeys(f"{i.size[0]}x{i.size[1]}" for i in items))
+    draw.text((at[0], at[1] + THUMBNAIL + 2), f"{first.path.name[:28]}\n{sizes[:28]}", fill="black", font_size=10)

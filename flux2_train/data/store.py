@@ -1,0 +1,297 @@
+"""Tensors on disk by what they are: one safetensors file per entry, whole or not there at all.
+
+A key is the hash of everything that changes the result, so an entry never becomes stale, only unused. Files are
+written beside their place and renamed into it, which makes ``kill -9``, two processes at once and a full disk harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import shutil
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import UserError
+from .index import BATCH, Index, Signature, signature
+
+PARTIAL = ".partial"
+ENTRY = ".safetensors"
+NAME = "entry:"  # before a key in the index, where sources have their path
+MAX_HEADER = 1 << 20
+NARROW = {torch.float32: torch.bfloat16}
+_numbers = itertools.count()
+
+
+class Damaged(Exception):
+    """An entry's file is not what was written."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Entries and bytes: all, and those no data set uses."""
+
+    entries: int
+    size: int
+    unused_entries: int
+    unused_size: int
+
+
+class Store:
+    """The entries below ``folder``. Raises UserError if the folder cannot be used."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.index = Index(folder)
+        self.pending: list[tuple] = []
+        self._sweep()
+
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}{ENTRY}"
+
+    def has(self, key: str) -> bool:
+        """Whether the entry is there and whole."""
+        return not self.missing([key])
+
+    def missing(self, keys: list[str]) -> list[str]:
+        """The keys whose entries have to be made. Damaged entries are removed, and so are made again."""
+        known = self._trusted(keys)
+        absent = [key for key in dict.fromkeys(keys) if not self._sound(key, known.get(key))]
+        self.flush()
+        return absent
+
+    def _trusted(self, keys: list[str]) -> dict[str, Signature]:
+        found = {}
+        for start in range(0, len(keys), BATCH):
+            names = [_name(key) for key in keys[start : start + BATCH]]
+            query = f"SELECT path, size, mtime, ctime, inode FROM files WHERE path IN ({','.join('?' * len(names))})"
+            found.update((name.removeprefix(NAME), tuple(state)) for name, *state in self.index.rows(query, names))
+        return found
+
+    def _sound(self, key: str, known: Signature | None) -> bool:
+        path = self.path(key)
+        try:
+            if signature(path.stat()) == known:
+                return True
+            self._verify(path)
+        except FileNotFoundError:
+            return False
+        except Damaged:
+            self.remove(key)
+            return False
+        except OSError as error:
+            raise UserError(f"The cache {self.folder} cannot be read ({error.strerror or error}).") from error
+        self._trust(key)
+        return True
+
+    def read(self, key: str) -> Tensor:
+        """The tensor of an entry, memory-mapped until something reads it. Raises UserError if it is gone or damaged."""
+        path = self.path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored, checks = file.get_tensor("value"), file.metadata() or {}
+        except FileNotFoundError as error:
+            self.index_changed()
+            raise UserError(
+                f"{path.name} is no longer in the cache {self.folder}; queue again to make it anew."
+            ) from error
+        except (SafetensorError, OSError) as error:
+            self._lost(key, error)
+        if _checksum(stored) != checks.get("crc"):
+            self._lost(key, "its checksum is wrong")
+        return restore(stored, checks.get("dtype", ""))
+
+    def _lost(self, key: str, reason: object) -> None:
+        self.remove(key)
+        self.index_changed()
+        raise UserError(f"An entry of the cache {self.folder} was damaged ({reason}) and has been removed; "
+                        "queue again to make it anew.")  # fmt: skip
+
+    def write(self, key: str, value: Tensor) -> None:
+        """Put a tensor into the store. Raises UserError if that is impossible; the entry is then not there."""
+        stored = narrow(value.detach().cpu().contiguous())
+        data = save({"value": stored}, {"crc": _checksum(stored), "dtype": _dtype_name(value.dtype)})
+        path = self.path(key)
+        partial = path.with_name(f"{key}.{_host()}-{os.getpid()}-{next(_numbers)}{PARTIAL}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            partial.write_bytes(data)
+            os.replace(partial, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise UserError(self._write_problem(error, len(data))) from error
+        self._trust(key)
+
+    def _write_problem(self, error: OSError, size: int) -> str:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(self.folder).free
+            return (f"The disk is full: {size} bytes did not fit into the cache {self.folder} ({free} bytes "
+                f"free). Make "
+                    "room, prune the cache, or choose another place for it; what is done so far is kept.")  # fmt: skip
+        return (f"The cache {self.folder} cannot be written ({error.strerror or error}); make the folder writable or "
+                "choose another place for the cache.")  # fmt: skip
+
+    def _trust(self, key: str) -> None:
+        """Remember an entry's state, so that it need not be verified until it changes."""
+        with contextlib.suppress(FileNotFoundError):
+            self.pending.append((_name(key), *signature(self.path(key).stat()), ""))
+        if len(self.pending) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is remembered; what a killed process could not write is only verified once more."""
+        rows, self.pending = self.pending, []
+        if rows:
+            with self.index.writing() as connection:
+                connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def _verify(self, path: Path) -> None:
+        """Raise Damaged unless a file's length fits its header and its content its checksum."""
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if length > MAX_HEADER:
+                    raise Damaged(f"a header of {length} bytes")
+                header = json.loads(file.read(length))
+                data = file.read()
+            if f"{zlib.crc32(data):08x}" != header["__metadata__"]["crc"]:
+                raise Damaged("wrong checksum")
+        except (ValueError, KeyError, TypeError) as error:
+            raise Damaged(str(error)) from error
+
+    def remove(self, key: str) -> None:
+        """Take an entry out."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path(key).unlink()
+        with self.index.writing() as connection:
+            connection.execute("DELETE FROM files WHERE path = ?", (_name(key),))
+
+    # who uses what
+
+    def use(self, owner: str, folder: Path, keys: list[str]) -> None:
+        """Note that a data set uses these entries, and no others any more."""
+        with self.index.writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (owner, str(folder), time.time()))
+            connection.execute("DELETE FROM uses WHERE owner = ?", (owner,))
+            connection.executemany("INSERT OR IGNORE INTO uses VALUES (?, ?)", [(owner, key) for key in keys])
+
+    def sizes(self) -> Sizes:
+        """What there is, and how much of it no data set uses."""
+        used = self._used()
+        found = [(path.stem, path.stat().st_size) for path in self.entries()]
+        unused = [size for key, size in found if key not in used]
+        return Sizes(len(found), sum(size for _, size in found), len(unused), sum(unused))
+
+    def _used(self) -> set[str]:
+        return {key for (key,) in self.index.rows("SELECT DISTINCT entry FROM uses")}
+
+    def entries(self) -> Iterator[Path]:
+        """Every entry's file."""
+        return self.folder.glob(f"??/*{ENTRY}")
+
+    def prune(self, older_than_days: float | None = None) -> Sizes:
+        """Remove entries that no data set uses, and tell what was there.
+
+        Data sets whose folder is gone count no longer, nor those not used for ``older_than_days``.
+        """
+        self._forget(older_than_days)
+        sizes, used = self.sizes(), self._used()
+        for path in list(self.entries()):
+            if path.stem not in used:
+                self.remove(path.stem)
+        self.index_changed()
+        return sizes
+
+    def _forget(self, older_than_days: float | None) -> None:
+        rows = self.index.rows("SELECT owner, folder, used FROM owners")
+        limit = time.time() - older_than_days * 86400 if older_than_days is not None else 0.0
+        gone = [owner for owner, folder, used in rows if not Path(folder).exists() or used < limit]
+        with self.index.writing() as connection:
+            for owner in gone:
+                connection.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+                connection.execute("DELETE FROM uses WHERE owner = ?", (owner,))
+
+    def bound(self, limit: float, owners: set[str]) -> int:
+        """Remove entries, those of the longest unused data sets first, until ``limit`` bytes are left. Returns "
+        "how many.
+
+        What ``owners`` use stays, however large it is.
+        """
+        total = self.sizes().size
+        if not limit or total <= limit:
+            return 0
+        marks = ",".join("?" * len(owners))
+        kept = {key for (key,) in self.index.rows(f"SELECT entry FROM uses WHERE owner IN ({marks})", sorted(owners))}
+        last = dict(self.index.rows("SELECT entry, MAX(used) FROM uses JOIN owners USING (owner) GROUP BY entry"))
+        removed = 0
+        for path in sorted(self.entries(), key=lambda p: (last.get(p.stem, 0.0), p.stem)):
+            if total <= limit:
+                break
+            if path.stem not in kept:
+                total -= path.stat().st_size
+                self.remove(path.stem)
+                removed += 1
+        self.index_changed()
+        return removed
+
+    def index_changed(self) -> None:
+        """Count up ``changes``: entries have gone that somebody may still believe in."""
+        with self.index.writing() as connection:
+            connection.execute("INSERT INTO changes VALUES (1)")
+
+    def changes(self) -> int:
+        """How often entries have been taken away."""
+        return self.index.rows("SELECT COUNT(*) FROM changes")[0][0]
+
+    def _sweep(self) -> None:
+        """Remove what killed processes of this computer left half written; others' are left alone for a day."""
+        for path in self.folder.glob(f"??/*{PARTIAL}"):
+            host, pid, _ = path.stem.split(".")[-1].rsplit("-", 2)
+            with contextlib.suppress(OSError):
+                ours = host == _host()
+                if (ours and not psutil.pid_exists(int(pid))) or time.time() - path.stat().st_mtime > 86400:
+                    path.unlink()
+
+
+def _name(key: str) -> str:
+    return NAME + key
+
+
+def _host() -> str:
+    return "".join(c for c in socket.gethostname() if c.isalnum()) or "host"
+
+
+def _checksum(value: Tensor) -> str:
+    return f"{zlib.crc32(value.contiguous().flatten().view(torch.uint8).numpy()):08x}"
+
+
+def narrow(value: Tensor) -> Tensor:
+    """The value in half the bytes where that loses no bit: encoders often compute in bf16 and answer in fp32."""
+    small = NARROW.get(value.dtype)
+    if small is None:
+        return value
+    narrowed = value.to(small)
+    return narrowed if torch.equal(narrowed.to(value.dtype), value) else value
+
+
+def restore(value: Tensor, dtype: str) -> Tensor:
+    """Inverse of ``narrow``."""
+    return value.to(getattr(torch, dtype)) if dtype in ("float32", "bfloat16", "float16") else value
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
