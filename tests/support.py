@@ -111,3 +111,23 @@ def problem(batch=2, references=0, context=96, dtype=torch.float64):
 def loss_of(model, case):
     x, t, conditions, weights = case
     return (velocity(model, x, t, conditions) * weights).mean()
+
+
+def by_diffusers(transformer, x, t, conditions):
+    """Velocity of diffusers' FLUX.2 (from ``bench.as_diffusers``), called as diffusers' pipeline calls it.
+
+    References are numbered 10, 20, ... on the first axis of the positions; text is padded on the left with zeros.
+    """
+    images = [x, *(torch.cat(r) for r in zip(*(c.references for c in conditions), strict=True))]
+    tokens = torch.cat([image.flatten(2).transpose(1, 2) for image in images], 1)
+    text = torch.cat([torch.nn.functional.pad(c.embeds, (0, 0, 512 - c.embeds.shape[1], 0)) for c in conditions])
+    zero = torch.tensor([0])
+    words = torch.cartesian_prod(zero, zero, zero, torch.arange(512))
+    pixels = [
+        torch.cartesian_prod(torch.tensor([10 * n]), *(torch.arange(side) for side in image.shape[2:]), zero)
+        for n, image in enumerate(images)
+    ]
+    guidance = torch.tensor([c.guidance for c in conditions])
+    with torch.no_grad():
+        out = transformer(tokens, text, t, torch.cat(pixels), words, guidance, return_dict=False)[0]
+    return out[:, : x[0, 0].numel()].transpose(1, 2).reshape(x.shape)
