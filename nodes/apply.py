@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..flux2_train.adapters import files
+from ..flux2_train.adapters import read
 from ..flux2_train.errors import UserError
 from ..flux2_train.host import lora as host
 from .progress import NodeProgress
@@ -39,6 +39,21 @@ class LoraApply(io.ComfyNode):
                     tooltip="'merged' changes the weights while sampling, 'bypass' computes the LoRA beside them. "
                     "'auto' bypasses on quantised models, where merging rounds much of a LoRA away.",
                 ),
+                io.String.Input(
+                    "include", default="", optional=True, advanced=True,
+                    tooltip="Only these layers of the LoRA act: glob patterns on layer names with commas between, such "
+                    "as double_blocks.* or *.linear2. Empty takes all.",
+                ),
+                io.String.Input(
+                    "exclude", default="", optional=True, advanced=True,
+                    tooltip="These layers of the LoRA do not act: glob patterns on layer names with commas between, "
+                    "such as *txt*. Empty leaves none out.",
+                ),
+                io.Boolean.Input(
+                    "allow_unmatched", default=False, optional=True, advanced=True,
+                    tooltip="Put on what fits even if the file has keys that mean nothing in this model, such as a "
+                    "text encoder's. Off refuses such a file by name.",
+                ),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -46,15 +61,17 @@ class LoraApply(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, strength: float, lora: dict | None = None, file: str = NO_FILE, mode: str = host.AUTO
-    ) -> io.NodeOutput:
+        cls, model, strength: float, lora: dict | None = None, file: str = NO_FILE, mode: str = host.AUTO,
+        include: str = "", exclude: str = "", allow_unmatched: bool = False,
+    ) -> io.NodeOutput:  # fmt: skip
         weights = lora if lora is not None else _load(file)
-        applied = host.apply(model, weights, strength, mode)
-        NodeProgress(cls.hidden.unique_id, 1).say(host.describe(model, weights, strength, mode))
+        loaded = host.on_layers(host.read(model, weights, allow_unmatched), include, exclude)
+        applied = host.put(model, loaded, strength, mode)
+        NodeProgress(cls.hidden.unique_id, 1).say(host.describe(model, loaded, strength, mode))
         return io.NodeOutput(applied)
 
 
 def _load(file: str) -> dict:
     if file == NO_FILE:
         raise UserError("LoRA Apply has no LoRA: wire LoRA Trainer into 'lora' or choose a file.")
-    return files.load(Path(folder_paths.get_full_path_or_raise("loras", file)))
+    return read.load(Path(folder_paths.get_full_path_or_raise("loras", file)))

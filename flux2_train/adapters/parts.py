@@ -6,6 +6,8 @@ are all read as one of these, and everything that is done with an adapter is don
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -120,6 +122,19 @@ def size_of(part: Part) -> tuple[int, int]:
             return b * d, a * c
         case Split():
             return size_of(part.parts[0])[0], part.out
+
+
+def mapped(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
+    """The part with ``change`` applied to each of its tensors."""
+
+    def changed(value):
+        if isinstance(value, tuple):
+            return tuple(map(changed, value))
+        if dataclasses.is_dataclass(value):
+            return mapped(value, change)
+        return change(value) if isinstance(value, Tensor) else value
+
+    return replace(part, **{f.name: changed(getattr(part, f.name)) for f in dataclasses.fields(part)})
 
 
 def rows(part: Part, start: int, count: int) -> Part:

@@ -1,102 +1,111 @@
-"""Putting a LoRA on a MODEL: merged into the weights by ComfyUI's patches, or beside them in bypass."""
+"""Putting a LoRA on a MODEL: merged into the weights by ComfyUI's patches, or beside them in bypass.
+
+Both modes act on the same parts, which are read once, from any format (``adapters.read``). Merged hands them to
+ComfyUI's own loader; bypass computes them here, because the stock bypass drops DoRA's magnitudes and split q, k and v.
+"""
 
 from __future__ import annotations
 
+import re
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import comfy.lora
-import comfy.lora_convert
 import comfy.sd
 import torch
-import torch.nn.functional as F
 from comfy.patcher_extension import PatcherInjection
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
+from ..adapters import read as reading
+from ..adapters import write
+from ..adapters.names import Sizes, bare_name
+from ..adapters.parts import LowRank, Part, mapped
 from ..errors import UserError
 from .borrow import linears
+from .frozen import fetched
 from .identify import flavour_name, require_flux2
 
 MERGED, BYPASS, AUTO = "merged", "bypass", "auto"
 MODES = (AUTO, MERGED, BYPASS)
 
 
-def patches(model, weights: dict[str, Tensor]) -> dict:
-    """ComfyUI's own reading of a LoRA file for this MODEL. Raises UserError naming keys that match nothing."""
-    converted = comfy.lora_convert.convert_lora(weights)
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    loaded = comfy.lora.load_lora(converted, keys, log_missing=False)
-    used = {key for patch in loaded.values() for key in getattr(patch, "loaded_keys", ())}
-    used |= {key for key in converted if key.rpartition(".")[0] in keys}  # .diff, .alpha and the like
-    unmatched = sorted(converted.keys() - used)
-    if unmatched or not loaded:
-        names = ", ".join(unmatched[:3]) or "it has no LoRA keys"
-        raise UserError(
-            f"{len(unmatched)} of {len(converted)} keys of this LoRA match nothing in {flavour_name(model)} ({names}): "
-            "it was made for another model."
-        )
-    _check_sizes(model, loaded)
-    return loaded
+@dataclass(frozen=True)
+class Loaded:
+    """A LoRA as read for a MODEL: parts by Linear name, changes of other weights by theirs, how many keys that was.
+
+    ComfyUI's own trainer also trains norms: those are the ``others``.
+    """
+
+    parts: dict[str, Part]
+    others: dict[str, Tensor]
+    keys: int
 
 
-def describe(model, weights: dict[str, Tensor], strength: float, mode: str) -> str:
-    """One line on a LoRA that ``apply`` accepted: keys matched, layers, how it acts."""
-    how = chosen_mode(model, mode)
-    return f"{len(weights)}/{len(weights)} keys on {len(patches(model, weights))} layers, {how}, strength {strength:g}"
+def sizes(model) -> Sizes:
+    """(in features, out features) of every Linear of a MODEL's transformer."""
+    return {name: (layer.in_features, layer.out_features) for name, layer in linears(model).items()}
+
+
+def read(model, weights: dict[str, Tensor], allow_unmatched: bool = False) -> Loaded:
+    """A LoRA file's tensors (``adapters.read.load``) as parts for this MODEL.
+
+    Raises UserError if it is not FLUX.2, naming keys that match nothing unless those are allowed, and for a LoRA of
+    another flavour.
+    """
+    require_flux2(model)
+    parts, unmatched = reading.read(weights, sizes(model), flavour_name(model))
+    state = model.model.diffusion_model.state_dict()
+    names = {key: f"{bare_name(key).removesuffix('.diff')}.weight" for key in unmatched if key.endswith(".diff")}
+    others = {name: weights[key] for key, name in names.items() if _fits(weights[key], state.get(name))}
+    unmatched = [key for key in unmatched if names.get(key) not in others]
+    if not allow_unmatched or not parts:
+        reading.require_matched(unmatched, len(weights), flavour_name(model))
+    return Loaded(parts, others, len(weights) - len(unmatched))
+
+
+def _fits(change: Tensor, weight: Tensor | None) -> bool:
+    return weight is not None and not isinstance(weight, QuantizedTensor) and weight.shape == change.shape
+
+
+def on_layers(loaded: Loaded, include: str = "", exclude: str = "") -> Loaded:
+    """The LoRA on those of its layers only that the glob patterns leave (commas between, empty for no restriction).
+
+    Raises UserError naming a pattern that fits no layer of the LoRA.
+    """
+    if not include.strip() and not exclude.strip():
+        return loaded
+    names = restricted([*loaded.parts, *loaded.others], include, exclude)
+    parts, others = ({n: v for n, v in found.items() if n in names} for found in (loaded.parts, loaded.others))
+    return replace(loaded, parts=parts, others=others)
+
+
+def restricted(names: list[str], include: str, exclude: str) -> set[str]:
+    """The names that any ``include`` pattern fits (all, where there is none) and no ``exclude`` pattern."""
+    return (_matching(names, include) if include.strip() else set(names)) - _matching(names, exclude)
+
+
+def _matching(names: list[str], patterns: str) -> set[str]:
+    found = set()
+    for pattern in filter(None, map(str.strip, re.split(r"[,\n]", patterns))):
+        fitting = {name for name in names if fnmatchcase(name, pattern)}
+        if not fitting:
+            raise UserError(f"The pattern {pattern!r} fits no layer of this LoRA; its layers are such as {names[0]!r}.")
+        found |= fitting
+    return found
+
+
+def describe(model, loaded: Loaded, strength: float, mode: str) -> str:
+    """One line on a LoRA that was put on a MODEL: keys matched, layers, how it acts."""
+    kinds = "+".join(sorted({write.kind(part) for part in loaded.parts.values()}))
+    return f"{kinds}: {loaded.keys} keys on {len(loaded.parts)} layers, {chosen_mode(model, mode)}, strength {strength:g}"
 
 
 def chosen_mode(model, mode: str) -> str:
     """``auto`` bypasses on quantised models, where merging would round the LoRA away, and merges on others."""
     return mode if mode != AUTO else BYPASS if is_quantised(model) else MERGED
-
-
-def _layer_name(key: str) -> str:
-    """The Linear's name in the transformer for a key of ComfyUI's patches."""
-    return key.removeprefix("diffusion_model.").removesuffix(".weight")
-
-
-def _check_sizes(model, loaded: dict) -> None:
-    layers = linears(model)
-    for key, patch in loaded.items():
-        if not isinstance(key, str) or getattr(patch, "name", "") != "lora":
-            continue
-        layer = layers.get(_layer_name(key))
-        up, down = patch.weights[0], patch.weights[1]
-        if layer is not None and (up.shape[0], down.shape[-1]) != (layer.out_features, layer.in_features):
-            raise UserError(
-                f"This LoRA was trained on another FLUX.2 flavour: {key} is {layer.out_features}x{layer.in_features} "
-                f"in {flavour_name(model)}, the LoRA's is {up.shape[0]}x{down.shape[-1]}."
-            )
-
-
-def apply(model, weights: dict[str, Tensor], strength: float, mode: str = AUTO):
-    """A clone of ``model`` with the LoRA at ``strength``; ``model`` itself stays as it is.
-
-    Raises UserError if a key of the LoRA matches nothing, or if it cannot act in that mode.
-    """
-    require_flux2(model)
-    loaded = patches(model, weights)
-    if strength == 0:
-        return model
-    clone = model.clone()
-    if chosen_mode(model, mode) == MERGED:
-        clone.add_patches(loaded, strength)
-        return clone
-    odd = [k for k, p in loaded.items() if not (isinstance(k, str) and _is_plain_lora(p))]
-    if odd:
-        raise UserError(
-            f"{len(odd)} of {len(loaded)} parts of this LoRA are not plain low-rank pairs on whole layers "
-            f"({odd[0]}), which bypass cannot carry; set mode to 'merged'."
-        )
-    bypass = _Bypass(model, loaded, strength)
-    injection = PatcherInjection(inject=lambda _: bypass.inject(), eject=lambda _: bypass.eject())
-    clone.set_injections(f"flux2_train.bypass.{uuid.uuid4()}", [injection])
-    return clone
-
-
-def _is_plain_lora(patch) -> bool:
-    """Up, down and alpha, without a middle matrix, DoRA scale or reshaping."""
-    return getattr(patch, "name", "") == "lora" and not any(part is not None for part in patch.weights[3:6])
 
 
 def is_quantised(model) -> bool:
@@ -106,58 +115,131 @@ def is_quantised(model) -> bool:
     return any(isinstance(weight, QuantizedTensor) or weight.dtype not in floats for weight in weights)
 
 
-class _Bypass:
-    """A LoRA computed beside the Linears it sits on. Any number may sit on one Linear, put on and off in any order."""
+def apply(model, weights: dict[str, Tensor], strength: float, mode: str = AUTO, include: str = "", exclude: str = ""):
+    """A clone of ``model`` with a LoRA file's tensors at ``strength``: ``read``, ``on_layers`` and ``put`` in one."""
+    return put(model, on_layers(read(model, weights), include, exclude), strength, mode)
 
-    def __init__(self, model, loaded: dict, strength: float):
+
+def put(model, loaded: Loaded, strength: float, mode: str = AUTO):
+    """A clone of ``model`` with the LoRA at ``strength``; ``model`` itself stays as it is.
+
+    ``W' = W + strength * (W1 - W)`` where ``W1`` is the weight with the LoRA at full strength: for all but DoRA that is
+    ``W + strength * dW``. Raises UserError where merging cannot act.
+    """
+    if strength == 0:
+        return model
+    clone = model.clone()
+    clone.add_patches({f"diffusion_model.{n}": ("diff", (change,)) for n, change in loaded.others.items()}, strength)
+    if chosen_mode(model, mode) == MERGED:
+        clone.add_patches(_patches(model, loaded.parts), strength)
+        return clone
+    bypass = _Bypass(model, loaded.parts, strength)
+    injection = PatcherInjection(inject=lambda _: bypass.inject(), eject=lambda _: bypass.eject())
+    clone.set_injections(f"flux2_train.bypass.{uuid.uuid4()}", [injection])
+    return clone
+
+
+def _patches(model, parts: dict[str, Part]) -> dict:
+    layers = linears(model)
+    for name in parts:
+        if getattr(layers[name], "pre_quant_scale", None) is not None:
+            raise UserError(f"{name} scales its input (AWQ), so a LoRA merged into it acts wrongly; use mode 'bypass'.")
+    tensors = write.tensors(with_norm(model, parts, of_base=True), "comfyui", torch.float32)
+    found = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
+    missing = parts.keys() - {_layer_name(key) for key in found}
+    if missing:
+        raise UserError(f"This ComfyUI cannot merge the LoRA at {', '.join(sorted(missing)[:3])}; use mode 'bypass'.")
+    return found
+
+
+def _layer_name(key: str | tuple) -> str:
+    """The Linear's name in the transformer for a key of ComfyUI's patches."""
+    whole = key if isinstance(key, str) else key[0]
+    return whole.removeprefix("diffusion_model.").removesuffix(".weight")
+
+
+def with_norm(model, parts: dict[str, Part], of_base: bool) -> dict[str, Part]:
+    """The parts with every DoRA's magnitude for the other norm: of the base ``|W|`` (ComfyUI) or ``|W + dW|`` (paper).
+
+    Same weights, written for the formula that will read them; needs the MODEL they sit on.
+    """
+    layers, found = linears(model), dict(parts)
+    for name, part in parts.items():
+        if isinstance(part, LowRank) and part.magnitude is not None and part.of_base != of_base:
+            ratio = _row_scale(layers[name], part, model.load_device)
+            other = replace(part, magnitude=torch.ones_like(part.magnitude), of_base=of_base)
+            magnitude = ratio / _row_scale(layers[name], other, model.load_device)
+            found[name] = replace(other, magnitude=magnitude.to(part.magnitude))
+    return found
+
+
+def change(model) -> Callable[[str, Part], Tensor]:
+    """For ``adapters.plain.as_plain``: what a part changes in its Linear's weight, ``W' - W`` (out, in), in fp32."""
+    layers = linears(model)
+
+    def of(name: str, part: Part) -> Tensor:
+        part = mapped(part, lambda tensor: tensor.to(model.load_device, torch.float32))
+        if not isinstance(part, LowRank) or part.magnitude is None:
+            return part.delta()
+        scale = _row_scale(layers[name], part, model.load_device)[:, None]
+        with fetched(layers[name], torch.float32, model.load_device) as (weight, _):
+            return (scale - 1) * weight + scale * part.delta()
+
+    return of
+
+
+def _row_scale(layer: nn.Module, part: LowRank, device: torch.device) -> Tensor:
+    """What DoRA multiplies the rows of ``W + dW`` by (out,): magnitude / norm, fp32 on ``device``."""
+    moved = mapped(part, lambda tensor: tensor.to(device, torch.float32))
+    with fetched(layer, torch.float32, device) as (weight, _):
+        normed = weight if part.of_base else weight + moved.delta()
+        return moved.magnitude / torch.linalg.vector_norm(normed, dim=1)
+
+
+class _Bypass:
+    """A LoRA computed beside the Linears it sits on, by forward hooks: any number may sit on one Linear, beside other
+    packs' replaced forwards, and come off in any order."""
+
+    def __init__(self, model, parts: dict[str, Part], strength: float):
         layers = linears(model)
-        self.parts = [(layers[_layer_name(key)], _Contribution(patch, strength)) for key, patch in loaded.items()]
+        self.sites = [(layers[name], part) for name, part in parts.items()]
+        self.strength, self.handles = strength, []
 
     def inject(self) -> None:
-        for layer, part in self.parts:
-            if not isinstance(layer.__dict__.get("forward"), _Chain):
-                layer.forward = _Chain(layer)
-            if part not in layer.forward.parts:
-                layer.forward.parts.append(part)
+        if not self.handles:  # ComfyUI may inject twice
+            self.handles = [
+                layer.register_forward_hook(_Contribution(part, self.strength)) for layer, part in self.sites
+            ]
 
     def eject(self) -> None:
-        for layer, part in self.parts:
-            chain = layer.__dict__.get("forward")
-            if isinstance(chain, _Chain) and part in chain.parts:
-                chain.parts.remove(part)
-                if not chain.parts:
-                    chain.restore()
-
-
-class _Chain:
-    """A Linear's forward with LoRA contributions added; ``previous`` is what another pack had put there."""
-
-    def __init__(self, layer: nn.Module):
-        self.layer, self.parts = layer, []
-        self.previous = layer.__dict__.get("forward")
-        self.forward = self.previous or type(layer).forward.__get__(layer)
-
-    def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
-        y = self.forward(x, *args, **kwargs)
-        for part in self.parts:
-            y = y + part(x)
-        return y
-
-    def restore(self) -> None:
-        if self.previous is None:
-            del self.layer.forward
-        else:
-            self.layer.forward = self.previous
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
 
 
 class _Contribution:
-    """``strength * alpha / rank * B A x`` of a LoRA adapter as ComfyUI read it (up, down, alpha, ...)."""
+    """A forward hook that adds what a part does at a strength to its Linear's output."""
 
-    def __init__(self, patch, strength: float):
-        self.up, self.down, alpha = patch.weights[:3]
-        self.scale = strength * (alpha / self.down.shape[0] if alpha is not None else 1.0)
+    def __init__(self, part: Part, strength: float):
+        self.part, self.strength = part, strength
+        self.moved, self.where, self.row_scale = part, None, None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.up.device != x.device or self.up.dtype != x.dtype:  # once: kept where the model computes
-            self.up, self.down = self.up.to(x), self.down.to(x)
-        return F.linear(F.linear(x, self.down), self.up) * self.scale
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """``inputs`` hold x (..., in), ``y`` (..., out) is the Linear's own output."""
+        x = inputs[0]
+        self._move(x)
+        if not isinstance(self.part, LowRank) or self.part.magnitude is None:
+            return y + self.moved(x) * self.strength
+        if self.row_scale is None:
+            self.row_scale = _row_scale(layer, self.part, x.device)
+        bias = getattr(layer, "bias", None)
+        plain = y if bias is None else y - bias.to(y)
+        rows = self.strength * self.row_scale
+        return y + (rows - self.strength).to(x) * plain + rows.to(x) * self.moved(x)
+
+    def _move(self, x: Tensor) -> None:
+        """Keep the part where the model computes. What inference mode makes, autograd may not save: hence its flag."""
+        where = (x.device, x.dtype, torch.is_inference_mode_enabled())
+        if self.where != where:
+            self.moved = mapped(self.part, lambda tensor: tensor.to(x.device, x.dtype, copy=True))
+            self.where, self.row_scale = where, None
