@@ -2,6 +2,7 @@
 
 import comfy.model_management
 import comfy.sd
+import comfy_extras.nodes_train
 import pytest
 import torch
 from support import adapters_for, loss_of, problem, sdxl, tiny_flux1, tiny_flux2
@@ -9,7 +10,7 @@ from support import adapters_for, loss_of, problem, sdxl, tiny_flux1, tiny_flux2
 from flux2_train.adapters import files
 from flux2_train.errors import UserError
 from flux2_train.host import identify, lora
-from flux2_train.host.borrow import borrow, training_mode
+from flux2_train.host.borrow import borrow, linears, training_mode
 from flux2_train.host.velocity import check_embeds
 from flux2_train.nano import TRANSFORMER
 
@@ -60,13 +61,43 @@ def test_survives_reloading_in_mid_training():
     assert not leftovers(model)
 
 
-def test_refuses_a_model_with_a_bypass_lora_by_name():
+def test_refuses_a_model_with_another_packs_bypass_lora_by_name():
     model = tiny_flux2()
-    adapters = adapters_for(model)
-    bypassed = lora.apply(model, files.state_dict(adapters), 1.0, lora.BYPASS)
+    weights = files.state_dict(adapters_for(model))
+    bypassed = comfy_extras.nodes_train.LoraModelLoader.execute(model, weights, 1.0, True)[0]
     comfy.model_management.load_models_gpu([bypassed])
     with pytest.raises(UserError, match="already runs .*_attn.* through another node's patch"), borrow(bypassed, {}):
         pass
+
+
+@pytest.mark.parametrize("mode", [lora.MERGED, lora.BYPASS])
+def test_loras_already_on_the_model_stay_in_effect_with_exact_gradients(mode):
+    """As if their change stood in the weights themselves."""
+    model = tiny_flux2()
+    weights, adapters = files.state_dict(adapters_for(model, rank=3), torch.float32), adapters_for(model)
+
+    def trained_on(base):
+        with torch.inference_mode():
+            base = base()
+        with torch.inference_mode(), borrow(base, adapters.deltas()) as borrowed, training_mode():
+            loss = loss_of(borrowed, problem(1, dtype=torch.float32))
+            return loss.item(), torch.autograd.grad(loss, adapters.trainable())
+
+    def by_hand():
+        other = tiny_flux2()
+        for name, layer in linears(other).items():
+            if f"diffusion_model.{name}.lora_A.weight" in weights:
+                layer.weight += (
+                    weights[f"diffusion_model.{name}.lora_B.weight"] @ weights[f"diffusion_model.{name}.lora_A.weight"]
+                )
+        return other
+
+    loss, gradients = trained_on(lambda: lora.apply(model, weights, 1.0, mode))
+    expected, reference = trained_on(by_hand)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert abs(loss - trained_on(lambda: model)[0]) > 1e-3 * abs(loss)
+    for found, wanted in zip(gradients, reference, strict=True):
+        assert (found - wanted).norm() <= 1e-4 * wanted.norm()
 
 
 def test_unknown_adapter_name_is_refused():

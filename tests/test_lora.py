@@ -1,6 +1,8 @@
 """LoRA files: what we save acts the same in stock nodes, in LoRA Apply and in the trainer itself."""
 
 import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management
@@ -12,10 +14,11 @@ from safetensors.torch import load_file
 from support import adapters_for, problem, tiny_flux2
 
 import nodes as core
-from flux2_train.adapters import files
+from flux2_train.adapters import files, write
+from flux2_train.adapters.parts import Hadamard, Kronecker, LowRank
 from flux2_train.errors import UserError
 from flux2_train.host import lora
-from flux2_train.host.borrow import borrow, training_mode
+from flux2_train.host.borrow import borrow, linears, training_mode
 from flux2_train.host.velocity import velocity
 
 
@@ -97,7 +100,7 @@ def test_loras_stack_and_come_off_in_any_order(model, adapters, modes):
     stacked = lora.apply(lora.apply(model, weights, 1.0, modes[0]), weights, 1.0, modes[1])
     assert error_of(predict(stacked), expected, base) < 1e-4
     assert torch.equal(predict(model), base)
-    assert not [m for m in model.model.diffusion_model.modules() if "forward" in m.__dict__]
+    assert not hooks(model)
 
 
 def test_bypass_stacks_with_stock_bypass(model, adapters):
@@ -122,14 +125,157 @@ def test_a_lora_of_another_flavour_is_refused_by_size(model):
         lora.apply(model, weights, 1.0)
 
 
-def test_slices_are_refused_in_bypass_and_merge(model):
-    weights = {
-        f"transformer.transformer_blocks.0.attn.to_q.lora_{x}.weight": torch.zeros(*shape)
-        for x, shape in (("A", (2, 128)), ("B", (128, 2)))
+def plain_flux2_with(change_of, strength=1.0):
+    """The tiny model with other numbers in its weights: what a LoRA on it has to act like."""
+    changed = tiny_flux2()
+    with torch.inference_mode():
+        for name, layer in linears(changed).items():
+            if name in change_of:
+                layer.weight += strength * change_of[name](layer.weight)
+    return changed
+
+
+def parts_for(model, make):
+    torch.manual_seed(0)
+    return {
+        name: make(layer.in_features, layer.out_features)
+        for name, layer in linears(model).items()
+        if "_blocks." in name
     }
-    lora.apply(model, weights, 1.0, lora.MERGED)
-    with pytest.raises(UserError, match="set mode to 'merged'"):
-        lora.apply(model, weights, 1.0, lora.BYPASS)
+
+
+def lora_part(into, out):
+    return LowRank(0.1 * torch.randn(3, into), torch.randn(out, 3), 0.5)
+
+
+def dora_part(into, out):
+    return LowRank(0.1 * torch.randn(3, into), torch.randn(out, 3), 0.5, 1 + 0.2 * torch.randn(out), of_base=True)
+
+
+def loha_part(into, out):
+    return Hadamard(torch.randn(out, 2), 0.1 * torch.randn(2, into), torch.randn(out, 2), torch.randn(2, into), 0.3)
+
+
+def lokr_part(into, out):
+    return Kronecker((torch.randn(4, 8),), (torch.randn(out // 4, 2), 0.1 * torch.randn(2, into // 8)), 0.5)
+
+
+KINDS = [lora_part, dora_part, loha_part, lokr_part]
+
+
+def expected_change(part, weight):
+    """By the formulas, from the parts' numbers alone."""
+    delta = part.delta()
+    if getattr(part, "magnitude", None) is None:
+        return delta
+    return part.magnitude[:, None] * (weight + delta) / weight.norm(dim=1, keepdim=True) - weight
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6, -0.5])
+@pytest.mark.parametrize("mode", [lora.MERGED, lora.BYPASS])
+@pytest.mark.parametrize("make", KINDS)
+def test_every_kind_acts_as_its_formula_says(model, make, mode, strength):
+    parts = parts_for(model, make)
+    base = predict(model)
+    changes = {n: partial(expected_change, part) for n, part in parts.items()}
+    expected = predict(plain_flux2_with(changes, strength))
+    found = predict(lora.apply(model, write.tensors(parts, dtype=torch.float32), strength, mode))
+    assert error_of(found, expected, base) < 1e-4
+    assert torch.equal(predict(model), base)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_stock_merged_loading_acts_like_ours(model, make):
+    weights, base = write.tensors(parts_for(model, make), dtype=torch.float32), predict(model)
+    stock = comfy_extras.nodes_train.LoraModelLoader.execute(model, weights, 0.7, False)[0]
+    assert error_of(predict(lora.apply(model, weights, 0.7, lora.BYPASS)), predict(stock), base) < 1e-4
+
+
+@pytest.mark.parametrize("mode", [lora.MERGED, lora.BYPASS])
+def test_pefts_dora_is_read_by_the_papers_formula(model, mode):
+    parts = {n: replace(part, of_base=False) for n, part in parts_for(model, dora_part).items()}
+
+    def papers(part, weight):
+        adapted = weight + part.delta()
+        return part.magnitude[:, None] * adapted / adapted.norm(dim=1, keepdim=True) - weight
+
+    base, expected = predict(model), predict(plain_flux2_with({n: partial(papers, p) for n, p in parts.items()}))
+    found = predict(lora.apply(model, write.tensors(parts, "peft", torch.float32), 1.0, mode))
+    assert error_of(found, expected, base) < 1e-4
+
+
+@pytest.mark.parametrize("make", [lora_part, loha_part, lokr_part])
+@pytest.mark.parametrize("mode", [lora.MERGED, lora.BYPASS])
+def test_split_qkv_acts_in_both_modes(model, make, mode):
+    torch.manual_seed(0)
+    pieces = [make(128, 128) for _ in range(3)]
+    weights = {}
+    for name, piece in zip(("to_q", "to_k", "to_v"), pieces, strict=True):
+        own = write.tensors({"x": piece}, dtype=torch.float32)
+        weights |= {k.replace("diffusion_model.x", f"transformer.transformer_blocks.0.attn.{name}"): t
+                    for k, t in own.items()}  # fmt: skip
+    delta = torch.cat([piece.delta() for piece in pieces])
+    expected = predict(plain_flux2_with({"double_blocks.0.img_attn.qkv": lambda weight: delta}))
+    assert error_of(predict(lora.apply(model, weights, 1.0, mode)), expected, predict(model)) < 1e-4
+
+
+@pytest.mark.parametrize("mode", [lora.MERGED, lora.BYPASS])
+@pytest.mark.parametrize(
+    "include, exclude, left",
+    [
+        ("double_blocks.*", "", lambda name: name.startswith("double")),
+        ("", "*linear1, *txt*", lambda name: not name.endswith("linear1") and "txt" not in name),
+        ("*linear?\n*qkv", "single_blocks.1.*", lambda n: ("linear" in n or "qkv" in n) and "blocks.1." not in n),
+    ],
+)
+def test_patterns_restrict_what_acts(model, mode, include, exclude, left):
+    parts = parts_for(model, lora_part)
+    chosen = {name: part for name, part in parts.items() if left(name)}
+    assert 0 < len(chosen) < len(parts)
+    weights, base = write.tensors(parts, dtype=torch.float32), predict(model)
+    found = predict(lora.apply(model, weights, 1.0, mode, include, exclude))
+    expected = predict(lora.apply(model, write.tensors(chosen, dtype=torch.float32), 1.0, mode))
+    assert torch.equal(found, expected) and not torch.equal(found, base)
+
+
+def test_a_pattern_that_fits_nothing_is_an_error_that_names_it(model):
+    weights = write.tensors(parts_for(model, lora_part))
+    for patterns in (("img_*", ""), ("", "double_blocks.*, nothing")):
+        with pytest.raises(UserError, match="pattern '(img_\\*|nothing)' fits no layer of this LoRA"):
+            lora.apply(model, weights, 1.0, include=patterns[0], exclude=patterns[1])
+
+
+def test_core_trainers_norms_act_and_other_keys_are_refused_unless_allowed(model):
+    name = "double_blocks.0.img_attn.norm.key_norm"
+    weights = write.tensors(parts_for(model, lora_part), dtype=torch.float32)
+    with_norm = {**weights, f"diffusion_model.{name}.diff": torch.linspace(-1, 1, 128)}
+    stock = comfy_extras.nodes_train.LoraModelLoader.execute(model, with_norm, 1.0, False)[0]
+    expected = predict(stock)
+    for mode in (lora.MERGED, lora.BYPASS):
+        assert error_of(predict(lora.apply(model, with_norm, 1.0, mode)), expected, predict(model)) < 1e-4
+    odd = {**weights, "lora_te1_x.alpha": torch.tensor(1.0), f"diffusion_model.{name}.diff": torch.ones(3)}
+    with pytest.raises(UserError, match="2 of .* keys of this LoRA match nothing .*key_norm.diff"):
+        lora.read(model, odd)
+    loaded = lora.read(model, odd, allow_unmatched=True)
+    assert (loaded.keys, loaded.total) == (len(weights), len(weights) + 2)
+    with pytest.raises(UserError, match="1 of 1 keys"):
+        lora.read(model, {"lora_te1_x.alpha": torch.tensor(1.0)}, allow_unmatched=True)
+
+
+def hooks(model):
+    return [m for m in model.model.diffusion_model.modules() if m._forward_hooks or "forward" in m.__dict__]
+
+
+def test_comes_off_without_a_trace_also_under_another_packs_injection(model, adapters):
+    base, weights = predict(model), files.state_dict(adapters, torch.float32)
+    twice = {k: v * 2 if "lora_B" in k else v for k, v in weights.items()}
+    expected = predict(lora.apply(model, twice, 1.0, lora.MERGED))
+    ours = lora.apply(model, weights, 1.0, lora.BYPASS)
+    both = comfy_extras.nodes_train.LoraModelLoader.execute(ours, weights, 1.0, True)[0]
+    assert error_of(predict(both), expected, base) < 1e-4
+    assert error_of(predict(ours), expected, base) > 0.1
+    assert torch.equal(predict(model), base)
+    assert not any(m._forward_hooks for m in model.model.diffusion_model.modules())
 
 
 def test_auto_bypasses_on_a_quantised_model():

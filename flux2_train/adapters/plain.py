@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from .parts import LowRank, Part
+from ..errors import UserError
+from .dora import Weights, change, is_dora
+from .parts import LowRank, Part, mapped
 
-Change = Callable[[str, Part], Tensor]  # a Linear's whole change W' - W (out, in) by its name and part
 
-
-def as_plain(parts: dict[str, Part], rank: int, change: Change) -> tuple[dict[str, LowRank], float]:
+def as_plain(
+    parts: dict[str, Part], rank: int, weights: Weights | None = None, device: torch.device | str = "cpu"
+) -> tuple[dict[str, LowRank], float]:
     """LoRAs of at most ``rank``, and their error ``|approximation - dW| / |dW|`` over all Linears together.
 
-    A LoRA that fits already stays as it is. ``change`` is asked for the others; for all but DoRA it is the part's
-    ``delta()``, DoRA's needs the weight it sits on (``host.lora.change``).
+    A LoRA that fits already stays as it is. Only DoRA asks for ``weights``. Computed on ``device``, given on the CPU.
+    Raises UserError where DoRA has no weights.
     """
     plain, missed, total = {}, 0.0, 0.0
     for name, part in parts.items():
-        delta = change(name, part).float()
-        fits = isinstance(part, LowRank) and part.magnitude is None and len(part.down) <= rank
+        delta = _change(name, part, weights, device)
+        fits = isinstance(part, LowRank) and not is_dora(part) and len(part.down) <= rank
         plain[name] = part if fits else low_rank(delta, rank)
         total += delta.square().sum().item()
         missed += 0.0 if fits else (plain[name].delta().to(delta) - delta).square().sum().item()
     return plain, (missed / total) ** 0.5 if total else 0.0
+
+
+def _change(name: str, part: Part, weights: Weights | None, device: torch.device | str) -> Tensor:
+    if not is_dora(part):
+        return mapped(part, lambda tensor: tensor.to(device, torch.float32)).delta()
+    if weights is None:
+        raise UserError(f"The DoRA at {name} depends on the weights it sits on: give the base model too.")
+    with weights(name) as weight:
+        return change(part, weight.to(device))
 
 
 def low_rank(delta: Tensor, rank: int) -> LowRank:

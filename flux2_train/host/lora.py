@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -19,10 +20,11 @@ from comfy.patcher_extension import PatcherInjection
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
+from ..adapters import dora, write
 from ..adapters import read as reading
-from ..adapters import write
+from ..adapters.dora import Weights
 from ..adapters.names import Sizes, bare_name
-from ..adapters.parts import LowRank, Part, mapped
+from ..adapters.parts import Part, mapped
 from ..errors import UserError
 from .borrow import linears
 from .frozen import fetched
@@ -36,12 +38,13 @@ MODES = (AUTO, MERGED, BYPASS)
 class Loaded:
     """A LoRA as read for a MODEL: parts by Linear name, changes of other weights by theirs, how many keys that was.
 
-    ComfyUI's own trainer also trains norms: those are the ``others``.
+    ComfyUI's own trainer also trains norms: those are the ``others``. ``keys`` of ``total`` keys in the file matched.
     """
 
     parts: dict[str, Part]
     others: dict[str, Tensor]
     keys: int
+    total: int
 
 
 def sizes(model) -> Sizes:
@@ -63,7 +66,7 @@ def read(model, weights: dict[str, Tensor], allow_unmatched: bool = False) -> Lo
     unmatched = [key for key in unmatched if names.get(key) not in others]
     if not allow_unmatched or not parts:
         reading.require_matched(unmatched, len(weights), flavour_name(model))
-    return Loaded(parts, others, len(weights) - len(unmatched))
+    return Loaded(parts, others, len(weights) - len(unmatched), len(weights))
 
 
 def _fits(change: Tensor, weight: Tensor | None) -> bool:
@@ -100,7 +103,8 @@ def _matching(names: list[str], patterns: str) -> set[str]:
 def describe(model, loaded: Loaded, strength: float, mode: str) -> str:
     """One line on a LoRA that was put on a MODEL: keys matched, layers, how it acts."""
     kinds = "+".join(sorted({write.kind(part) for part in loaded.parts.values()}))
-    return f"{kinds}: {loaded.keys} keys on {len(loaded.parts)} layers, {chosen_mode(model, mode)}, strength {strength:g}"
+    matched = f"{loaded.keys}/{loaded.total} keys on {len(loaded.parts)} layers"
+    return f"{kinds}, {matched}, {chosen_mode(model, mode)}, strength {strength:g}"
 
 
 def chosen_mode(model, mode: str) -> str:
@@ -144,7 +148,7 @@ def _patches(model, parts: dict[str, Part]) -> dict:
     for name in parts:
         if getattr(layers[name], "pre_quant_scale", None) is not None:
             raise UserError(f"{name} scales its input (AWQ), so a LoRA merged into it acts wrongly; use mode 'bypass'.")
-    tensors = write.tensors(with_norm(model, parts, of_base=True), "comfyui", torch.float32)
+    tensors = write.tensors(dora.with_norm(parts, weights(model), of_base=True), "comfyui", torch.float32)
     found = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
     missing = parts.keys() - {_layer_name(key) for key in found}
     if missing:
@@ -158,42 +162,16 @@ def _layer_name(key: str | tuple) -> str:
     return whole.removeprefix("diffusion_model.").removesuffix(".weight")
 
 
-def with_norm(model, parts: dict[str, Part], of_base: bool) -> dict[str, Part]:
-    """The parts with every DoRA's magnitude for the other norm: of the base ``|W|`` (ComfyUI) or ``|W + dW|`` (paper).
-
-    Same weights, written for the formula that will read them; needs the MODEL they sit on.
-    """
-    layers, found = linears(model), dict(parts)
-    for name, part in parts.items():
-        if isinstance(part, LowRank) and part.magnitude is not None and part.of_base != of_base:
-            ratio = _row_scale(layers[name], part, model.load_device)
-            other = replace(part, magnitude=torch.ones_like(part.magnitude), of_base=of_base)
-            magnitude = ratio / _row_scale(layers[name], other, model.load_device)
-            found[name] = replace(other, magnitude=magnitude.to(part.magnitude))
-    return found
-
-
-def change(model) -> Callable[[str, Part], Tensor]:
-    """For ``adapters.plain.as_plain``: what a part changes in its Linear's weight, ``W' - W`` (out, in), in fp32."""
+def weights(model) -> Weights:
+    """A MODEL's weights one by one, as ``adapters.dora`` and ``adapters.plain`` ask for them."""
     layers = linears(model)
 
-    def of(name: str, part: Part) -> Tensor:
-        part = mapped(part, lambda tensor: tensor.to(model.load_device, torch.float32))
-        if not isinstance(part, LowRank) or part.magnitude is None:
-            return part.delta()
-        scale = _row_scale(layers[name], part, model.load_device)[:, None]
+    @contextmanager
+    def of(name: str) -> Iterator[Tensor]:
         with fetched(layers[name], torch.float32, model.load_device) as (weight, _):
-            return (scale - 1) * weight + scale * part.delta()
+            yield weight
 
     return of
-
-
-def _row_scale(layer: nn.Module, part: LowRank, device: torch.device) -> Tensor:
-    """What DoRA multiplies the rows of ``W + dW`` by (out,): magnitude / norm, fp32 on ``device``."""
-    moved = mapped(part, lambda tensor: tensor.to(device, torch.float32))
-    with fetched(layer, torch.float32, device) as (weight, _):
-        normed = weight if part.of_base else weight + moved.delta()
-        return moved.magnitude / torch.linalg.vector_norm(normed, dim=1)
 
 
 class _Bypass:
@@ -228,10 +206,11 @@ class _Contribution:
         """``inputs`` hold x (..., in), ``y`` (..., out) is the Linear's own output."""
         x = inputs[0]
         self._move(x)
-        if not isinstance(self.part, LowRank) or self.part.magnitude is None:
+        if not dora.is_dora(self.part):
             return y + self.moved(x) * self.strength
         if self.row_scale is None:
-            self.row_scale = _row_scale(layer, self.part, x.device)
+            with fetched(layer, torch.float32, x.device) as (weight, _):
+                self.row_scale = dora.row_scale(self.part, weight)
         bias = getattr(layer, "bias", None)
         plain = y if bias is None else y - bias.to(y)
         rows = self.strength * self.row_scale
