@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import comfy.ldm.flux.model
 import comfy.model_patcher
 import comfy.ops
@@ -11,10 +14,14 @@ import torch
 
 from flux2_train.adapters import targets
 from flux2_train.adapters.lora import LoraAdapters
+from flux2_train.data import cache
+from flux2_train.data.dataset import Source
+from flux2_train.data.folder import Request, read_folder
 from flux2_train.host.borrow import linears, training_mode
 from flux2_train.host.velocity import Condition, velocity
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def tiny_flux2(guidance: bool = False, context: int = 96, fp8: bool = False):
@@ -106,6 +113,17 @@ def problem(batch=2, references=0, context=96, dtype=torch.float64):
     weights = torch.randn(x.shape, generator=g, dtype=dtype)
     t = torch.linspace(0.3, 0.8, batch)
     return x, t, [Condition(e, refs, guidance=4.0) for e in embeds], weights
+
+
+def tiny_caches(items=5, repeats=1, seed=0):
+    """(embeds, latents) for the tiny FLUX.2: not of the pictures, but as good to compute with; three shapes."""
+    source = Source(Path(), repeats)
+    whole = read_folder(Request(ROOT / "datasets" / "robot", 64, trigger="zbot", class_word="toy", source=source))
+    dataset = replace(whole, items=whole.items[:items])
+    generator = torch.Generator().manual_seed(seed)
+    embeds = {text: torch.randn(1, 7, 96, generator=generator) for text in dataset.texts()}
+    latents = {view: torch.randn(view.latent_shape, generator=generator) for view in dataset.views()}
+    return cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents)
 
 
 def loss_of(model, case):

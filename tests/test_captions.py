@@ -133,9 +133,11 @@ def test_the_dropout_caption_is_encoded_with_its_class_form(tmp_path):
     picture(tmp_path / "a.png", caption="x")
     plain = read(tmp_path, trigger="ohwx", class_word="dog")
     dropped = read(tmp_path, trigger="ohwx", class_word="dog", caption=CaptionOptions(dropout=0.1))
-    assert dropped.texts() == [*plain.texts(), ""]
+    assert set(dropped.texts()) == set(plain.texts()) >= {""}
+    assert dropped.sources[0].dropout_caption == ""
     own = CaptionOptions(dropout=0.1, dropout_caption="[trigger]")
-    assert read(tmp_path, trigger="ohwx", class_word="dog", caption=own).texts() == [*plain.texts(), "ohwx", "dog"]
+    with_own = read(tmp_path, trigger="ohwx", class_word="dog", caption=own)
+    assert set(with_own.texts()) == {*plain.texts(), "ohwx", "dog"}
 
 
 @pytest.mark.parametrize("settings, words", [({"dropout": 1.5}, "caption_dropout is 1.5"),

@@ -53,8 +53,9 @@ def test_references_belong_to_images_by_name(images, tmp_path_factory):
 
 
 def test_without_a_class_word_nothing_more_is_encoded(images):
-    assert len(read(images, trigger="zbot").texts()) == 3
-    assert len(read(images, trigger="zbot", class_word="toy").texts()) == 6
+    assert len(read(images, trigger="zbot").texts()) == 3 + 1
+    assert len(read(images, trigger="zbot", class_word="toy").texts()) == 6 + 1
+    assert read(images).texts()[-1] == ""
 
 
 @pytest.fixture

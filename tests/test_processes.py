@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
-from support import tiny_flux2
+from support import tiny_caches, tiny_flux2
 
 from flux2_train.config import TrainConfig
-from flux2_train.data import cache, folder
+from flux2_train.data import cache
 from flux2_train.data.order import epoch_batches
 from flux2_train.run import processes
 from flux2_train.run.events import Stepped, Validated
@@ -32,15 +32,7 @@ CONFIG = TrainConfig(
 @pytest.fixture(scope="module")
 def caches():
     """(embeds, latents), not of the pictures but as good to compute with: five items of three shapes, three times."""
-    whole = folder.read_folder(ROOT / "datasets" / "robot", 64, trigger="zbot", class_word="toy")
-    dataset = replace(whole, items=whole.items[:5], repeats=3)
-    generator = torch.Generator().manual_seed(0)
-    embeds = {text: torch.randn(1, 7, 96, generator=generator) for text in cache.texts(dataset)}
-    latents = {
-        item.path: torch.randn(1, 128, item.size[1] // 16, item.size[0] // 16, generator=generator)
-        for item in dataset.items
-    }
-    return cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents)
+    return tiny_caches(repeats=3)
 
 
 def train(caches, config):

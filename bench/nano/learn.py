@@ -38,7 +38,7 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     from flux2_train.adapters import files
     from flux2_train.config import TrainConfig
     from flux2_train.data import cache
-    from flux2_train.data.folder import read_folder
+    from flux2_train.data.folder import Request, read_folder
     from flux2_train.flavours import FLAVOURS
     from flux2_train.host import encode, load
     from flux2_train.host.files import locate
@@ -48,18 +48,20 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     pictures, before = folder / name, folder / f"{name}-reference"
     concepts.write_dataset(name, pictures)
     dataset = read_folder(
-        pictures,
-        row.resolution,
-        trigger=concept.trigger,
-        class_word=CLASS_WORDS.get(name, concept.class_word),
-        references=before if before.is_dir() else None,
+        Request(
+            pictures,
+            row.resolution,
+            trigger=concept.trigger,
+            class_word=CLASS_WORDS.get(name, concept.class_word),
+            references=(before,) if before.is_dir() else (),
+        )
     )
     config = TrainConfig(**{**demo_settings(), "seed": seed, "validation_items": 0, **changes})
     with torch.inference_mode():
         model = load.load_transformer(locate(row.transformer_files("auto")))
         clip = load.load_text_encoder(locate(row.text_encoders), row)
         vae = load.load_vae(locate(row.vaes), row)
-        embeds = {text: encode.encode_text(clip, text) for text in cache.texts(dataset)}
+        embeds = {text: encode.encode_text(clip, text) for text in dataset.texts()}
         latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)))
         trainer = Trainer(model, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents), config)
         with closing(trainer.run()) as run:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from ..canonical import canonical_hash
 from ..errors import UserError
 from .crops import Crop, Size
 
 COMBINED, RANDOM = "combined", "random"
 SAMPLINGS = (COMBINED, RANDOM)
 FORMAT = 1  # of cached entries: what the same key means
-
-
-def canonical_hash(value: object) -> str:
-    """Identity of a value of plain types, whatever order its mappings have."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -172,12 +165,12 @@ class Dataset:
         return canonical_hash([[i.canonical() for i in self.items], [s.canonical() for s in self.sources]])
 
     def texts(self) -> list[str]:
-        """Every distinct text to encode, in a fixed order."""
+        """Every distinct text to encode, in a fixed order; no caption at all is one of them."""
         found = [t for item in self.items for t in (*item.captions, *item.class_captions)]
         for source in self.sources:
             if source.caption_dropout:
                 found += [source.dropout_caption, source.dropout_class_caption]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys([*found, ""]))
 
     def views(self) -> Iterator[View]:
         """Every image to encode once, references included."""

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from PIL import ImageColor
 
+from ..canonical import canonical_hash
 from ..errors import UserError
 from . import captions as texts
 from . import crops, faces
 from .captions import FILE_NAME, JSONL, ONE_PROMPT, TEXT_FILE, CaptionOptions, Row
 from .crops import ACCEPT, REFUSE, SKIP, Crop, CropOptions
-from .dataset import Dataset, Item, Mask, Source, View, canonical_hash
+from .dataset import Dataset, Item, Mask, Source, View
 from .images import SUFFIXES, Facts, open_upright, read_bytes
 from .index import Index
 from .masks import MaskOptions
