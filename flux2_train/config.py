@@ -10,6 +10,57 @@ from dataclasses import dataclass
 from .adapters.targets import PRESETS
 from .errors import UserError
 
+KINDS = ("lora", "lokr", "loha")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What kind of adapter, and on which of the chosen layers.
+
+    ``rslora`` scales by alpha / sqrt(rank) instead of alpha / rank. ``dropout`` is of the adapter's input.
+    ``lora_plus`` is how many times faster B learns than A; 1 is off. ``compute`` is the adapter's own arithmetic: the
+    model's or fp32. ``lokr_factor`` -1 splits as evenly as can be; ``lokr_decompose_both`` makes both factors low-rank.
+    ``include``, ``exclude``: glob patterns on layer names, with commas between. ``double_blocks``, ``single_blocks``:
+    block numbers such as ``0-3, 7``. ``ranks``: ``pattern = rank`` or ``pattern = rank : alpha``, with commas between;
+    the last that fits a layer holds. Empty means no restriction.
+    """
+
+    kind: str = "lora"
+    dora: bool = False
+    rslora: bool = False
+    dropout: float = 0.0
+    lora_plus: float = 1.0
+    compute: str = "model"
+    lokr_factor: int = -1
+    lokr_decompose_both: bool = False
+    include: str = ""
+    exclude: str = ""
+    double_blocks: str = ""
+    single_blocks: str = ""
+    ranks: str = ""
+
+    def __post_init__(self):
+        for problem in self._problems():
+            raise UserError(problem)
+
+    def _problems(self):
+        if self.kind not in KINDS:
+            yield f"adapter kind is {self.kind!r}; choose one of {', '.join(KINDS)}."
+        if self.compute not in ("model", "fp32"):
+            yield f"adapter compute is {self.compute!r}; choose 'model' or 'fp32'."
+        if not 0 <= self.dropout < 1:
+            yield f"adapter dropout is {self.dropout}; it must be at least 0 and below 1."
+        if self.lora_plus < 1:
+            yield f"lora_plus is {self.lora_plus}; it must be at least 1, which is off (16 is usual)."
+        if self.lokr_factor != -1 and self.lokr_factor < 2:
+            yield f"lokr_factor is {self.lokr_factor}; it must be -1 or at least 2."
+        for name, default in (("dora", False), ("rslora", False), ("lora_plus", 1)):
+            if self.kind != "lora" and getattr(self, name) != default:
+                yield f"{name} belongs to LoRA and does nothing for {self.kind}; turn it off or choose kind 'lora'."
+        for name, default in (("lokr_factor", -1), ("lokr_decompose_both", False)):
+            if self.kind != "lokr" and getattr(self, name) != default:
+                yield f"{name} belongs to LoKr and does nothing for {self.kind}; reset it or choose kind 'lokr'."
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -30,6 +81,7 @@ class TrainConfig:
     accumulate: int = 1
     seed: int = 0
     targets: str = "all"
+    adapter: AdapterConfig = AdapterConfig()
     checkpointing: bool = True
     preservation: float = 0.0
     differential_guidance: float = 1.0
@@ -71,7 +123,13 @@ class TrainConfig:
     def from_json(cls, text: str) -> TrainConfig:
         """Inverse of ``to_json``. Raises UserError for a field that does not exist."""
         values = json.loads(text)
-        unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise UserError(f"Unknown settings: {', '.join(sorted(unknown))}.")
-        return cls(**values)
+        if "adapter" in values:
+            values["adapter"] = _build(AdapterConfig, values["adapter"])
+        return _build(cls, values)
+
+
+def _build(kind: type, values: dict):
+    unknown = values.keys() - {f.name for f in dataclasses.fields(kind)}
+    if unknown:
+        raise UserError(f"Unknown settings: {', '.join(sorted(unknown))}.")
+    return kind(**values)

@@ -1,12 +1,13 @@
 """FLUX.2's transformer, written anew: plain functions on a state dict, nothing in place, no ComfyUI.
 
-What the engine's forward and gradients are compared with. Weights are used as they are, LoRA pairs (A, B, scale) by
-Linear name are added as ``x A^T B^T scale``; autograd does the rest.
+What the engine's forward and gradients are compared with. An adapter is a function from a Linear's weight to the
+weight in its place; autograd does the rest.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,15 @@ HEAD_DIM, THETA, AXES = 128, 2000, 4
 class Flux2:
     """Velocity of a FLUX.2 with the given state dict; sizes are read off the weights."""
 
-    def __init__(self, weights: dict[str, Tensor], lora: dict[str, tuple[Tensor, Tensor, float]] | None = None):
-        self.w, self.lora = weights, lora or {}
+    def __init__(self, weights: dict[str, Tensor], adapted: dict[str, Callable[[Tensor], Tensor]] | None = None):
+        self.w = dict(weights)
+        for name, change in (adapted or {}).items():
+            self.w[f"{name}.weight"] = change(weights[f"{name}.weight"])
         self.double = len({k.split(".")[1] for k in weights if k.startswith("double_blocks.")})
         self.single = len({k.split(".")[1] for k in weights if k.startswith("single_blocks.")})
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        y = x @ self.w[f"{name}.weight"].T
-        if name in self.lora:
-            down, up, scale = self.lora[name]
-            y = y + x @ down.T @ up.T * scale
-        return y
+        return x @ self.w[f"{name}.weight"].T
 
     def __call__(self, x: Tensor, t: Tensor, text: Tensor, references=(), guidance: float | None = None) -> Tensor:
         """x (B, 128, h, w), t (B,), text (B, L, D) already padded; references (B, 128, h, w) each."""

@@ -2,58 +2,102 @@
 
 from __future__ import annotations
 
+import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import comfy.ldm.flux.model
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.sd
 import comfy.supported_models
 import torch
 
 from flux2_train.adapters import targets
-from flux2_train.adapters.lora import LoraAdapters
+from flux2_train.adapters.live import Adapters, Site
+from flux2_train.config import AdapterConfig
 from flux2_train.data import cache
 from flux2_train.data.dataset import Source
 from flux2_train.data.folder import Request, read_folder
 from flux2_train.host.borrow import linears, training_mode
+from flux2_train.host.frozen import row_norms
 from flux2_train.host.velocity import Condition, velocity
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def tiny_flux2(guidance: bool = False, context: int = 96, fp8: bool = False):
+PLAIN = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}  # fmt: skip
+# format in comfy_quant, layout, what the layout's quantiser wants, what else comfy_quant says
+QUANTISED = {
+    "scaled_fp8_e4m3": ("float8_e4m3fn", {"scale": "recalculate"}, {}),
+    "scaled_fp8_e5m2": ("float8_e5m2", {"scale": "recalculate"}, {}),
+    "nvfp4": ("nvfp4", {}, {}),
+    "nvfp4_awq": ("nvfp4", {}, {}),
+    "mxfp8": ("mxfp8", {}, {}),
+    "int8": ("int8_tensorwise", {"is_weight": True}, {}),
+    "int8_convrot": (
+        "int8_tensorwise",
+        {"is_weight": True, "per_channel": True, "convrot": True, "convrot_groupsize": 64},
+        {"convrot": True, "convrot_groupsize": 64},
+    ),
+    "convrot_w4a4": ("convrot_w4a4", {"convrot_groupsize": 64}, {"convrot_groupsize": 64}),
+}
+FORMATS = (*PLAIN, *QUANTISED, "old_scaled_fp8")
+
+
+def tiny_flux2(guidance: bool = False, context: int = 96, format: str = "fp32"):
     """A FLUX.2 MODEL of hidden size 128 with one double and two single blocks, from ComfyUI's stock loader.
 
-    ``fp8`` stores its blocks' Linears in core's scaled fp8 format.
+    ``format`` says how its blocks' Linears are stored, one of FORMATS; the model computes in fp32.
     """
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 if len(shape) > 1 else torch.ones(shape)
         for name, shape in _tiny_shapes(context, guidance)
     }
-    if fp8:
-        weights = scaled_fp8(weights)
     with torch.inference_mode():
-        return comfy.sd.load_diffusion_model_state_dict(weights)
+        options = {"dtype": PLAIN[format]} if format in PLAIN else {}
+        return comfy.sd.load_diffusion_model_state_dict(stored(weights, format), model_options=options)
 
 
-def scaled_fp8(weights: dict) -> dict:
-    """The state dict with its blocks' matrices in fp8 with one scale each, as the official fp8 files have them."""
-    quantised = {}
+def stored(weights: dict, format: str) -> dict:
+    """The state dict with its blocks' matrices in a format that ComfyUI reads from files."""
+    if format in PLAIN:
+        return {k: v.to(PLAIN[format]) if _in_block(k, v) else v for k, v in weights.items()}
+    found = {}
     for name, value in weights.items():
-        if value.ndim != 2 or "_blocks." not in name:
-            quantised[name] = value
-            continue
-        layer, scale = name.removesuffix(".weight"), value.abs().max() / 448
-        quantised[name] = (value / scale).to(torch.float8_e4m3fn)
-        quantised[f"{layer}.weight_scale"] = scale
-        quantised[f"{layer}.comfy_quant"] = torch.frombuffer(
-            bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8
-        )
-    return quantised
+        layer = name.removesuffix(".weight")
+        if not _in_block(name, value):
+            found[name] = value
+        elif format == "old_scaled_fp8":
+            scale = value.abs().max() / 448
+            found |= {name: (value / scale).to(torch.float8_e4m3fn), f"{layer}.scale_weight": scale}
+        else:
+            found |= _quantised(layer, value, format)
+    return found | ({"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)} if format == "old_scaled_fp8" else {})
+
+
+def _in_block(name: str, value: torch.Tensor) -> bool:
+    return value.ndim == 2 and "_blocks." in name
+
+
+def _quantised(layer: str, value: torch.Tensor, format: str) -> dict:
+    kind, options, notes = QUANTISED[format]
+    layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    tensor = comfy.quant_ops.QuantizedTensor.from_float(value, layout, **options)
+    found = dict(tensor.state_dict(f"{layer}.weight"))
+    found[f"{layer}.comfy_quant"] = torch.frombuffer(
+        bytearray(json.dumps({"format": kind, **notes}).encode()), dtype=torch.uint8
+    )
+    if format == "nvfp4_awq":
+        found[f"{layer}.pre_quant_scale"] = torch.linspace(0.5, 2.0, value.shape[1])
+    return found
 
 
 def _tiny_shapes(context: int, guidance: bool):
@@ -92,15 +136,19 @@ def sdxl():
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
-def adapters_for(model, preset="all", rank=2, dtype=torch.float32):
-    """Adapters on a MODEL whose B is not zero, where every gradient of A would vanish."""
+def adapters_for(model, preset="all", rank=2, dtype=torch.float32, **kind):
+    """Adapters on a MODEL, with what starts at zero drawn: other parameters' gradients would vanish."""
     layers = linears(model)
-    sizes = {n: (layers[n].in_features, layers[n].out_features) for n in targets.select(layers, preset)}
     with training_mode():
-        adapters = LoraAdapters(sizes, rank, alpha=4.0, seed=0).to(dtype)
+        sites = {
+            n: Site(layers[n].in_features, layers[n].out_features, rank, 4.0) for n in targets.select(layers, preset)
+        }
+        adapters = Adapters(sites, AdapterConfig(**kind), 0, CPU, lambda name: row_norms(layers[name], CPU)).to(dtype)
         generator = torch.Generator().manual_seed(1)
-        for name in adapters.names:
-            torch.nn.init.normal_(adapters.layer(name).lora_B["default"].weight, std=0.05, generator=generator)
+        with torch.no_grad():
+            for parameter in adapters.trainable():
+                if not parameter.any():
+                    parameter.normal_(std=0.05, generator=generator)
     return adapters
 
 
@@ -149,3 +197,10 @@ def by_diffusers(transformer, x, t, conditions):
     with torch.no_grad():
         out = transformer(tokens, text, t, torch.cat(pixels), words, guidance, return_dict=False)[0]
     return out[:, : x[0, 0].numel()].transpose(1, 2).reshape(x.shape)
+
+
+def drawn(pairs, count):
+    """A few of the pairs; the seed is printed so that a failure can be repeated."""
+    seed = random.randrange(10**6)
+    print(f"parameters drawn with seed {seed}")
+    return random.Random(seed).sample(pairs, count)

@@ -1,14 +1,12 @@
 """Gradients of the adapters on ComfyUI's own model against finite differences, in float64."""
 
-import random
-
 import comfy.ldm.flux.layers
 import comfy.ldm.flux.math
 import comfy.model_management
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
-from support import adapters_for, loss_of, problem, tiny_flux2
+from support import adapters_for, drawn, loss_of, problem, tiny_flux2
 
 from flux2_train.host.borrow import borrow, linears, training_mode
 from flux2_train.host.velocity import velocity
@@ -42,13 +40,6 @@ def test_gradients_equal_finite_differences(full_size, rope_in_float64, checkpoi
             direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).double()
             exact = (gradient * direction).sum().item()
             assert exact == pytest.approx(central_difference(borrowed, case, parameter, direction), rel=2e-6, abs=1e-12)
-
-
-def drawn(pairs, count):
-    """A few of the pairs; the seed is printed so that a failure can be repeated."""
-    seed = random.randrange(10**6)
-    print(f"parameters drawn with seed {seed}")
-    return random.Random(seed).sample(pairs, count)
 
 
 def central_difference(model, case, parameter, direction, step=1e-4):
@@ -113,7 +104,7 @@ def _equal(a, b):
 
 
 def test_gradients_of_a_quantised_model_are_those_of_its_dequantised_weights(rope_in_float64):
-    quantised, plain = tiny_flux2(fp8=True), tiny_flux2()
+    quantised, plain = tiny_flux2(format="scaled_fp8_e4m3"), tiny_flux2()
     with torch.inference_mode():
         for name, layer in linears(plain).items():
             weight = linears(quantised)[name].weight

@@ -52,11 +52,11 @@ def error_of(found, expected, base):
 def test_alpha_is_folded_and_no_alpha_key_is_left(adapters):
     weights = files.state_dict(adapters, torch.float32)
     assert len(weights) == 2 * len(adapters.names)
-    down, up, scale = adapters.matrices()["single_blocks.0.linear1"]
-    assert scale == pytest.approx(4.0 / 3)
+    part = adapters.parts()["single_blocks.0.linear1"]
+    assert part.scale == pytest.approx(4.0 / 3)
     name = "diffusion_model.single_blocks.0.linear1"
-    assert torch.equal(weights[f"{name}.lora_A.weight"], down)
-    assert torch.equal(weights[f"{name}.lora_B.weight"], up * scale)
+    assert torch.equal(weights[f"{name}.lora_A.weight"], part.down)
+    assert torch.equal(weights[f"{name}.lora_B.weight"], part.up * part.scale)
     assert not [key for key in weights if "alpha" in key]
 
 
@@ -280,12 +280,12 @@ def test_comes_off_without_a_trace_also_under_another_packs_injection(model, ada
 
 def test_auto_bypasses_on_a_quantised_model():
     assert lora.chosen_mode(tiny_flux2(), lora.AUTO) == lora.MERGED
-    assert lora.chosen_mode(tiny_flux2(fp8=True), lora.AUTO) == lora.BYPASS
+    assert lora.chosen_mode(tiny_flux2(format="scaled_fp8_e4m3"), lora.AUTO) == lora.BYPASS
 
 
 def test_on_a_quantised_model_bypass_is_exact_and_merging_is_not(caplog):
     """Why ``auto`` bypasses: merging into fp8 rounds to steps that are larger than a small LoRA."""
-    model = tiny_flux2(fp8=True)
+    model = tiny_flux2(format="scaled_fp8_e4m3")
     adapters = adapters_for(model)
     with torch.no_grad():
         for name in adapters.names:

@@ -4,60 +4,100 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from reference import Flux2
-from support import adapters_for, problem, tiny_flux2
+from support import FORMATS, adapters_for, drawn, problem, tiny_flux2
 
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.host.velocity import velocity
 
 LENGTH = 512
+CASES = [(kind, references, batch) for kind in ("klein", "dev") for references in (0, 2) for batch in (1, 3)]
+ADAPTERS = {
+    "dora": {"dora": True},
+    "rslora": {"rslora": True},
+    "loha": {"kind": "loha"},
+    "lokr": {"kind": "lokr"},
+    "lokr of products": {"kind": "lokr", "lokr_factor": 4, "lokr_decompose_both": True},
+}
 
 
 def plain_weights(model):
-    """The MODEL's weights as ordinary float64 tensors, dequantised."""
-    state = model.model.diffusion_model.named_parameters()
+    """The MODEL's weights as ordinary float64 tensors, dequantised, with the scale of AWQ's inputs in them."""
     with torch.inference_mode(False):
-        return {
-            name: (p.dequantize() if isinstance(p, QuantizedTensor) else p.detach()).clone().double()
-            for name, p in state
-        }
+        found = {name: _plain(p) for name, p in model.model.diffusion_model.named_parameters()}
+        for name in [n for n in found if n.endswith(".pre_quant_scale")]:
+            found[name.replace("pre_quant_scale", "weight")] *= found.pop(name)
+    return found
+
+
+def _plain(parameter):
+    tensor = parameter.dequantize() if isinstance(parameter, QuantizedTensor) else parameter.detach()
+    return tensor.clone().double()
+
+
+def changed_weights(adapters):
+    """By Linear name the papers' formula for the weight in its place, and double copies of all parameters."""
+    copies = {id(p): p.detach().double().requires_grad_() for p in adapters.trainable()}
+    changes = {name: _change(adapters, name, copies) for name in adapters.names}
+    return changes, [copies[id(p)] for p in adapters.trainable()]
+
+
+def _change(adapters, name, copies):
+    layer, config = adapters.layer(name), adapters.config
+    p = {k.split(".")[0]: copies[id(v)] for k, v in layer.named_parameters() if id(v) in copies}
+    scale = 4.0 / 2**0.5 if config.rslora else 4.0 / 2
+    if config.kind == "loha":
+        return lambda w: w + scale * (p["hada_w1_a"] @ p["hada_w1_b"]) * (p["hada_w2_a"] @ p["hada_w2_b"])
+    if config.kind == "lokr":
+        left, right = (
+            p[f"lokr_{i}"] if f"lokr_{i}" in p else p[f"lokr_{i}_a"] @ p[f"lokr_{i}_b"] for i in ("w1", "w2")
+        )
+        return lambda w: w + scale * torch.kron(left, right)
+    if not config.dora:
+        return lambda w: w + scale * p["lora_B"] @ p["lora_A"]
+    magnitude = copies[id(adapters.magnitudes[name.replace(".", "/")])]
+
+    def dora(w):
+        direction = w + scale * p["lora_B"] @ p["lora_A"]
+        return magnitude[:, None] * direction / direction.detach().norm(dim=1, keepdim=True)
+
+    return dora
 
 
 def by_reference(model, adapters, case):
-    """The reference's velocity and its gradients of every A and B, in float64: it adds no rounding of its own."""
+    """The reference's velocity and its gradients of every parameter, in float64: it adds no rounding of its own."""
     x, t, conditions, weights = case
-    pairs = {
-        n: tuple(m.double().requires_grad_() for m in pair[:2]) + pair[2:] for n, pair in adapters.matrices().items()
-    }
     text = torch.cat([torch.nn.functional.pad(c.embeds, (0, 0, LENGTH - c.embeds.shape[1], 0)) for c in conditions])
     references = [torch.cat(r).double() for r in zip(*(c.references for c in conditions), strict=True)]
-    found = Flux2(plain_weights(model), pairs)(x.double(), t, text.double(), references, conditions[0].guidance)
-    gradients = torch.autograd.grad((found * weights).mean(), [m for pair in pairs.values() for m in pair[:2]])
-    return found.detach(), gradients
+    changes, parameters = changed_weights(adapters)
+    found = Flux2(plain_weights(model), changes)(x.double(), t, text.double(), references, conditions[0].guidance)
+    return found.detach(), torch.autograd.grad((found * weights).mean(), parameters)
 
 
 def by_engine(model, adapters, case, checkpointing):
     x, t, conditions, weights = case
-    parts = [
-        part["default"].weight for n in adapters.names for part in (adapters.layer(n).lora_A, adapters.layer(n).lora_B)
-    ]
     with borrow(model, adapters.deltas(), checkpointing) as borrowed, training_mode():
         found = velocity(borrowed, x, t, conditions)
-        return found.detach(), torch.autograd.grad((found * weights).mean(), parts)
+        return found.detach(), torch.autograd.grad((found * weights).mean(), adapters.trainable())
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind, references", [("klein", 0), ("dev", 0), ("klein", 2), ("dev", 2)])
-@pytest.mark.parametrize("fp8", [False, True], ids=["fp32", "fp8"])
-def test_forward_and_gradients_equal_the_reference(fp8, kind, references, checkpointing, batch):
-    model = tiny_flux2(guidance=kind == "dev", fp8=fp8)
-    adapters = adapters_for(model)
-    case = problem(batch, references, dtype=torch.float32)
+def require_equal(model, adapters, case):
     expected, expected_gradients = by_reference(model, adapters, case)
-    found, gradients = by_engine(model, adapters, case, checkpointing)
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
-    total = torch.cat([g.flatten() for g in expected_gradients]).norm()
-    difference = torch.cat([(a - b).flatten() for a, b in zip(gradients, expected_gradients, strict=True)]).norm()
-    assert difference <= 1e-5 * total
-    for a, b in zip(gradients, expected_gradients, strict=True):
-        assert (a - b).norm() <= 1e-5 * b.norm()
+    for checkpointing in (False, True):
+        found, gradients = by_engine(model, adapters, case, checkpointing)
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        for a, b in zip(gradients, expected_gradients, strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format(full_size, format):
+    for kind, references, batch in CASES if full_size else drawn(CASES, 3):
+        model = tiny_flux2(guidance=kind == "dev", format=format)
+        require_equal(model, adapters_for(model), problem(batch, references, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("format", ["fp32", "scaled_fp8_e4m3", "nvfp4_awq"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_adapter(name, format):
+    model = tiny_flux2(format=format)
+    require_equal(model, adapters_for(model, **ADAPTERS[name]), problem(2, dtype=torch.float32))

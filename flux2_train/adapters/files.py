@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
-from .lora import LoraAdapters
+from .live import Adapters
 
 PREFIX = "diffusion_model."
 
 
-def state_dict(adapters: LoraAdapters, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+def state_dict(adapters: Adapters, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
     """The adapters as ComfyUI's LORA_MODEL: A (rank, in), B (out, rank) with alpha / rank folded into B."""
     weights = {}
-    for name, (down, up, scale) in adapters.matrices().items():
-        weights[f"{PREFIX}{name}.lora_A.weight"] = down.to(dtype).contiguous()
-        weights[f"{PREFIX}{name}.lora_B.weight"] = (up * scale).to(dtype).contiguous()
+    for name, part in adapters.parts().items():
+        weights[f"{PREFIX}{name}.lora_A.weight"] = part.down.to(dtype).contiguous()
+        weights[f"{PREFIX}{name}.lora_B.weight"] = (part.up * part.scale).to(dtype).contiguous()
     return weights
 
 

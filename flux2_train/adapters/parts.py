@@ -6,13 +6,18 @@ are all read as one of these, and everything that is done with an adapter is don
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# A Linear's weight (out, in) and bias (out,) in a dtype on a device, valid inside the context only.
+Base = Callable[[torch.dtype, torch.device], AbstractContextManager[tuple[Tensor, Tensor | None]]]
+# What to add to a Linear's output y (..., out), from its input x (..., in), y and the base; None for nothing.
+Delta = Callable[[Tensor, Tensor, Base], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -124,19 +129,6 @@ def size_of(part: Part) -> tuple[int, int]:
             return size_of(part.parts[0])[0], part.out
 
 
-def mapped(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
-    """The part with ``change`` applied to each of its tensors."""
-
-    def changed(value):
-        if isinstance(value, tuple):
-            return tuple(map(changed, value))
-        if dataclasses.is_dataclass(value):
-            return mapped(value, change)
-        return change(value) if isinstance(value, Tensor) else value
-
-    return replace(part, **{f.name: changed(getattr(part, f.name)) for f in dataclasses.fields(part)})
-
-
 def rows(part: Part, start: int, count: int) -> Part:
     """The part of ``count`` output rows from ``start``. Raises ValueError where it has none: a LoKr cut in a block."""
     end = start + count
@@ -154,6 +146,17 @@ def rows(part: Part, start: int, count: int) -> Part:
             return replace(part, left=(first, *part.left[1:]))
         case Split():
             raise ValueError("it is split already")
+
+
+def mapped(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
+    """The part with ``change`` applied to each of its tensors."""
+
+    def changed(value):
+        if isinstance(value, tuple):
+            return tuple(map(changed, value))
+        return change(value) if isinstance(value, Tensor) else mapped(value, change) if is_dataclass(value) else value
+
+    return replace(part, **{field.name: changed(getattr(part, field.name)) for field in fields(part)})
 
 
 def _product(matrices: tuple[Tensor, ...]) -> Tensor:

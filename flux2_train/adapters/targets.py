@@ -1,4 +1,4 @@
-"""Which Linears of a FLUX.2 transformer get an adapter.
+"""Which Linears of a FLUX.2 transformer get an adapter, and of what rank.
 
 Double blocks have eight (qkv, proj, mlp.0, mlp.2 of the image and of the text stream), single blocks two. The
 two of a single block are fused: ``linear1`` holds qkv and the MLP's first layer, ``linear2`` attention's output
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from ..errors import UserError
 
@@ -20,11 +21,85 @@ PRESETS: dict[str, str] = {
 }
 
 
-def select(names: Iterable[str], preset: str = "all") -> list[str]:
-    """The Linears of the preset, in the model's order. Raises UserError if the preset is unknown or finds none."""
+def select(
+    names: Iterable[str],
+    preset: str = "all",
+    include: str = "",
+    exclude: str = "",
+    double_blocks: str = "",
+    single_blocks: str = "",
+) -> list[str]:
+    """The Linears of the preset that the restrictions leave, in the model's order.
+
+    ``include`` and ``exclude`` are glob patterns on layer names, ``double_blocks`` and ``single_blocks`` block numbers
+    such as ``0-3, 7``; empty means no restriction. Raises UserError if the preset is unknown, if a pattern or a block
+    number fits no layer of the preset, or if nothing is left.
+    """
     if preset not in PRESETS:
         raise UserError(f"Unknown targets {preset!r}; choose one of {', '.join(PRESETS)}.")
     chosen = [name for name in names if re.fullmatch(PRESETS[preset], name)]
     if not chosen:
         raise UserError(f"Targets {preset!r} found no layer in this model; it is not a FLUX.2 transformer.")
-    return chosen
+    included, excluded = _matching(chosen, include, "include"), _matching(chosen, exclude, "exclude")
+    blocks = _blocks(chosen, "double_blocks", double_blocks) | _blocks(chosen, "single_blocks", single_blocks)
+    left = [n for n in chosen if (n in included or not include.strip()) and n not in excluded and _block(n) in blocks]
+    if not left:
+        raise UserError(f"Targets {preset!r} with these patterns and blocks leave no layer to train; loosen them.")
+    return left
+
+
+def ranks(names: Iterable[str], rank: int, alpha: float, overrides: str = "") -> dict[str, tuple[int, float]]:
+    """Rank and alpha of every layer: ``rank`` and ``alpha``, or what the last fitting override says.
+
+    An override is ``pattern = rank`` (alpha then keeps its ratio to the rank) or ``pattern = rank : alpha``. Raises
+    UserError for one that cannot be read or fits no layer.
+    """
+    found = {name: (rank, alpha) for name in names}
+    for line in _split(overrides):
+        match = re.fullmatch(r"(\S+)\s*=\s*(\d+)\s*(?::\s*(\d*\.?\d+))?", line)
+        if not match or int(match[2]) < 1:
+            raise UserError(
+                f"The rank override {line!r} is not of the form 'pattern = rank' or 'pattern = rank : alpha'."
+            )
+        own = int(match[2])
+        for name in _matching(list(found), match[1], "rank override"):
+            found[name] = (own, float(match[3]) if match[3] else alpha * own / rank)
+    return found
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"[,\n]", text) if part.strip()]
+
+
+def _matching(names: list[str], patterns: str, what: str) -> set[str]:
+    """The names that any pattern fits; a pattern that fits none is a mistake worth naming."""
+    found = set()
+    for pattern in _split(patterns):
+        fitting = {name for name in names if fnmatchcase(name, pattern)}
+        if not fitting:
+            raise UserError(f"The {what} pattern {pattern!r} fits none of the chosen layers, such as {names[0]!r}.")
+        found |= fitting
+    return found
+
+
+def _block(name: str) -> tuple[str, int]:
+    kind, number, _ = name.split(".", 2)
+    return kind, int(number)
+
+
+def _blocks(names: list[str], kind: str, ranges: str) -> set[tuple[str, int]]:
+    there = {_block(name) for name in names if name.startswith(kind)}
+    if not ranges.strip():
+        return there
+    wanted = {(kind, number) for part in _split(ranges) for number in _range(part, kind)}
+    if wanted - there:
+        missing = ", ".join(str(number) for _, number in sorted(wanted - there))
+        raise UserError(f"{kind} {missing} are not in this model, which has {len(there)} of them, counted from 0.")
+    return wanted
+
+
+def _range(text: str, kind: str) -> range:
+    match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", text)
+    if not match or int(match[2] or match[1]) > 999:
+        raise UserError(f"{kind} is {text!r}; write block numbers and ranges, such as '0-3, 7'.")
+    return range(int(match[1]), int(match[2] or match[1]) + 1)

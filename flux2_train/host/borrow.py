@@ -24,11 +24,11 @@ from comfy.patcher_extension import PatcherInjection
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..adapters.parts import Delta
 from ..errors import UserError
-from .frozen import frozen_linear, frozen_rms_norm
+from .frozen import fetched, frozen_linear, frozen_rms_norm
 
 KEY = "flux2_train"
-Delta = Callable[[Tensor], Tensor | None]  # an adapter's contribution to a Linear's output, from its input
 
 
 def linears(model) -> dict[str, nn.Module]:
@@ -120,7 +120,7 @@ class _Forward(partial):
 
 def _linear(module: nn.Module, original: Callable, delta: Delta | None, x: Tensor) -> Tensor:
     y = frozen_linear(module, x) if comfy.model_management.in_training else original(x)
-    extra = delta(x) if delta is not None else None
+    extra = delta(x, y, partial(fetched, module)) if delta is not None else None
     return y if extra is None else y + extra
 
 

@@ -20,18 +20,27 @@ from torch import Tensor, nn
 
 @contextmanager
 def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of a ComfyUI layer in ``dtype`` on ``device``, valid inside the block only."""
+    """Weight and bias of a ComfyUI layer in ``dtype`` on ``device``, as they act; valid inside the block only."""
     with torch.inference_mode():  # the mode ComfyUI's casting code expects; outside of it weights get cloned
         weight, bias, handle = comfy.ops.cast_bias_weight(
             layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True
         )
         plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
         plain = plain.to(dtype).data  # .data: a parameter moved outside of inference mode has no version counter
+        scale = getattr(layer, "pre_quant_scale", None)  # AWQ files scale the layer's input
+        if scale is not None:
+            plain = plain * scale.to(plain)
     try:
         yield plain, bias
     finally:
         with torch.inference_mode():
             comfy.ops.uncast_bias_weight(layer, weight, bias, handle)
+
+
+def row_norms(layer: nn.Module, device: torch.device) -> Tensor:
+    """L2 norm of every row of a layer's weight (out,), fp32 on ``device``: what DoRA's magnitudes start from."""
+    with fetched(layer, torch.float32, device) as (weight, _):
+        return torch.linalg.vector_norm(weight, dim=1).clone()
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -51,9 +60,6 @@ class FrozenLinear(torch.autograd.Function):
 
 def frozen_linear(layer: nn.Module, x: Tensor) -> Tensor:
     """The layer's output for ``x`` (..., in features), differentiable in ``x``."""
-    scale = getattr(layer, "pre_quant_scale", None)  # AWQ files scale the input, not the weight
-    if scale is not None:
-        x = x * scale.detach().clone().to(x)
     return FrozenLinear.apply(x, layer)
 
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..adapters import targets
-from ..adapters.lora import LoraAdapters
+from ..adapters.live import Adapters, Site
 from ..config import TrainConfig
 from ..data.cache import EmbedCache, LatentCache, Sample, samples
 from ..data.order import batches, step_count
@@ -22,6 +22,7 @@ from ..flow.target import differential_target, interpolate, mean_squared_error, 
 from ..flow.timesteps import linear_mu, logit_normal, shift
 from ..host import identify
 from ..host.borrow import borrow, linears, training_mode
+from ..host.frozen import row_norms
 from ..host.velocity import Condition, check_embeds, velocity
 from . import processes
 from .events import Event, Phase, Stepped, Validated, Warned
@@ -90,14 +91,16 @@ class Trainer:
         with training_mode():
             self.adapters = self._build_adapters()
             self.optimizer = torch.optim.AdamW(
-                self.adapters.trainable(), lr=config.learning_rate, weight_decay=config.weight_decay
+                self.adapters.groups(config.learning_rate), weight_decay=config.weight_decay
             )
 
-    def _build_adapters(self) -> LoraAdapters:
-        layers = linears(self.model)
-        chosen = targets.select(layers, self.config.targets)
-        sizes = {name: (layers[name].in_features, layers[name].out_features) for name in chosen}
-        return LoraAdapters(sizes, self.config.rank, self.config.scale_alpha, self.config.seed, self.device)
+    def _build_adapters(self) -> Adapters:
+        layers, config = linears(self.model), self.config
+        own = config.adapter
+        chosen = targets.select(layers, config.targets, own.include, own.exclude, own.double_blocks, own.single_blocks)
+        sizes = targets.ranks(chosen, config.rank, config.scale_alpha, own.ranks)
+        sites = {n: Site(layers[n].in_features, layers[n].out_features, *size) for n, size in sizes.items()}
+        return Adapters(sites, own, config.seed, self.device, lambda name: row_norms(layers[name], self.device))
 
     def run(self) -> Generator[Event, None, None]:
         """Train, yielding an event after every step. Close it (or let it raise) at any time: the model is given back.
@@ -132,7 +135,7 @@ class Trainer:
 
     def _timed_step(self, borrowed, step: int, batch: list[Sample]) -> Stepped:
         started = time.perf_counter()
-        with training_mode():
+        with training_mode(), self.adapters.dropping(self.config.seed, step):
             loss, preservation = self._step(borrowed, batch)
         self.history.add(loss, preservation, time.perf_counter() - started)
         return Stepped(step, self.total, loss, self.history.smoothed[-1], preservation, self.history.seconds[-1])

@@ -1,0 +1,202 @@
+"""peft's adapters on ComfyUI's Linears, without touching them.
+
+peft renames what it wraps and refuses ComfyUI's quantised Linears. So it wraps a shadow: a tree of Linears with
+the model's names and sizes but no weights. What peft adds there is trained; ``deltas`` computes its contribution.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import peft
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import AdapterConfig
+from .parts import Base, Delta, Hadamard, Kronecker, LowRank, Part, mapped
+
+NAME = "default"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A Linear that gets an adapter, and how large."""
+
+    in_features: int
+    out_features: int
+    rank: int
+    alpha: float
+
+
+class WeightlessLinear(nn.Linear):
+    """Sizes of a Linear and nothing else: its weight is one zero seen ``out x in`` times, for peft to measure."""
+
+    def __init__(self, in_features: int, out_features: int):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = in_features, out_features, None
+        self.weight = nn.Parameter(torch.zeros(1).expand(out_features, in_features), requires_grad=False)
+
+
+def shadow(sites: dict[str, Site]) -> nn.Module:
+    """A module tree with a WeightlessLinear at every dotted name."""
+    root = nn.Module()
+    for name, site in sites.items():
+        *parents, last = name.split(".")
+        node = root
+        for part in parents:
+            if part not in node._modules:
+                node.add_module(part, nn.Module())
+            node = node._modules[part]
+        node.add_module(last, WeightlessLinear(site.in_features, site.out_features))
+    return root
+
+
+def peft_config(sites: dict[str, Site], config: AdapterConfig) -> peft.PeftConfig:
+    """peft's configuration: every site by its full name, with its own rank and alpha."""
+    ranks = {re.escape(name): site.rank for name, site in sites.items()}
+    alphas = {re.escape(name): site.alpha for name, site in sites.items()}
+    common = {"target_modules": list(sites), "rank_pattern": ranks, "alpha_pattern": alphas}
+    match config.kind:
+        case "lora":
+            return peft.LoraConfig(use_rslora=config.rslora, **common)
+        case "loha":
+            return peft.LoHaConfig(**common)
+        case "lokr":
+            return peft.LoKrConfig(
+                decompose_factor=config.lokr_factor, decompose_both=config.lokr_decompose_both, **common
+            )
+
+
+class Adapters(nn.Module):
+    """Adapters for named Linears, master weights in fp32: LoRA, DoRA, LoHa or LoKr as ``config`` says.
+
+    Initialised by peft on the CPU from ``seed``, so that a seed gives the same adapters on every device, and so that
+    they change nothing at first. DoRA also needs ``row_norms``: the L2 norm of every row of a Linear's weight (out,).
+    ``enabled`` switches all of them off and on, which gives the base model for preservation; dropout acts in ``train``
+    mode only. Call where autograd is on (``host.borrow.training_mode``).
+    """
+
+    def __init__(
+        self,
+        sites: dict[str, Site],
+        config: AdapterConfig,
+        seed: int,
+        device: torch.device | str = "cpu",
+        row_norms: Callable[[str], Tensor] | None = None,
+    ):
+        super().__init__()
+        self.sites, self.config, self.names, self.enabled = sites, config, list(sites), True
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.tree = peft.inject_adapter_in_model(peft_config(sites, config), shadow(sites), adapter_name=NAME)
+        self.magnitudes = nn.ParameterDict()
+        if config.dora:
+            self.magnitudes.update({_key(name): nn.Parameter(row_norms(name).float().cpu()) for name in sites})
+        for parameter in self.trainable():  # not self.to: that would fill the shadow's weights
+            parameter.data = parameter.data.to(device)
+        self.eval()
+
+    def layer(self, name: str) -> nn.Module:
+        """peft's layer at a Linear's name."""
+        return self.tree.get_submodule(name)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters the optimizer updates, in a fixed order."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def groups(self, learning_rate: float) -> list[dict]:
+        """The optimizer's parameter groups. With LoRA+ (Hayou et al. 2024) B learns ``lora_plus`` times faster."""
+        if self.config.lora_plus == 1:
+            return [{"params": self.trainable(), "lr": learning_rate}]
+        faster = [self.layer(name).lora_B[NAME].weight for name in self.names]
+        ids = {id(p) for p in faster}
+        others = [p for p in self.trainable() if id(p) not in ids]
+        return [
+            {"params": others, "lr": learning_rate},
+            {"params": faster, "lr": learning_rate * self.config.lora_plus},
+        ]
+
+    def part(self, name: str, dtype: torch.dtype) -> Part:
+        """The adapter of a Linear as it is now, differentiable in its parameters, computed in ``dtype``."""
+        layer = self.layer(name)
+
+        def at(*kinds: str) -> tuple[Tensor, ...]:
+            found = [getattr(layer, kind) for kind in kinds]
+            return tuple(_weight(kind[NAME]).to(dtype) for kind in found if NAME in kind)
+
+        scale = layer.scaling[NAME]
+        match self.config.kind:
+            case "lora":
+                magnitude = self.magnitudes[_key(name)] if self.config.dora else None
+                return LowRank(*at("lora_A", "lora_B"), scale, magnitude)
+            case "loha":
+                return Hadamard(*at("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), scale)
+            case "lokr":
+                left, right = (at(f"lokr_{w}") or at(f"lokr_{w}_a", f"lokr_{w}_b") for w in ("w1", "w2"))
+                return Kronecker(left, right, scale)
+
+    @torch.no_grad()
+    def parts(self) -> dict[str, Part]:
+        """All adapters as fp32 copies on the CPU, by Linear name."""
+        return {name: mapped(self.part(name, torch.float32), lambda t: t.cpu().clone()) for name in self.names}
+
+    def deltas(self) -> dict[str, Delta]:
+        """By Linear name the function ``(x, y, base)`` that gives what to add to the base's output, or None.
+
+        ``x`` (..., in) and ``y`` (..., out) are the Linear's input and output, ``base(dtype, device)`` is a context
+        manager giving its weight and bias.
+        """
+        return {name: lambda x, y, base, name=name: self._delta(name, x, y, base) for name in self.names}
+
+    def _delta(self, name: str, x: Tensor, y: Tensor, base: Base) -> Tensor | None:
+        if not self.enabled:
+            return None
+        dtype = torch.float32 if self.config.compute == "fp32" else x.dtype
+        part, inputs = self.part(name, dtype), x.to(dtype)
+        if self.config.dropout:
+            inputs = F.dropout(inputs, self.config.dropout, self.training)
+        if self.config.dora:
+            return decomposed(part, inputs, y, base).to(y.dtype)
+        if self.config.kind == "loha" and torch.is_grad_enabled():  # or autograd would keep dW, as large as W
+            return checkpoint(part, inputs, use_reentrant=False).to(y.dtype)
+        return part(inputs).to(y.dtype)
+
+    @contextmanager
+    def dropping(self, seed: int, step: int) -> Iterator[None]:
+        """Dropout on, drawn from the step's own seed: the same in a resumed run, and nobody else's numbers are used."""
+        if not self.config.dropout:
+            yield
+            return
+        devices = sorted({p.device.index for p in self.trainable() if p.device.type == "cuda"})
+        self.train()
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed * 1_000_003 + step)
+                yield
+        finally:
+            self.eval()
+
+
+def decomposed(part: LowRank, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    """DoRA's contribution ``(m / |W + dW| - 1) W x + m / |W + dW| dW x``, the norm without gradient (paper, 4.3)."""
+    with torch.no_grad(), base(torch.float32, x.device) as (weight, bias):
+        adapted = weight + LowRank(part.down.float(), part.up.float(), part.scale).delta()
+        norm = torch.linalg.vector_norm(adapted, dim=1)
+        bias = None if bias is None else bias.clone()
+    ratio = part.magnitude / norm
+    plain = y if bias is None else y - bias.to(y)
+    return (ratio - 1) * plain + ratio * part(x)
+
+
+def _key(name: str) -> str:
+    """A Linear's name where dots are not allowed."""
+    return name.replace(".", "/")
+
+
+def _weight(holder: nn.Module | Tensor) -> Tensor:
+    return holder.weight if isinstance(holder, nn.Module) else holder
