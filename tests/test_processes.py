@@ -48,7 +48,7 @@ def whole(caches):
 
 
 def matrices(trainer):
-    return {name: (down, up) for name, (down, up, _) in trainer.adapters.matrices().items()}
+    return {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
 
 
 def assert_close(ours, expected):

@@ -26,5 +26,5 @@ with processes.launched() as accelerator:
     )
     with torch.inference_mode(), closing(trainer.run()) as run:
         told = list(run)
-    matrices = {name: (down, up) for name, (down, up, _) in trainer.adapters.matrices().items()}
+    matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
     Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps((matrices, told, trainer.history.losses)))
