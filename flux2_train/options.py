@@ -247,3 +247,49 @@ class GuardConfig(Section):
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
         yield from _ranges(self, bad_losses=(1, 1_000_000), divergence=(0, 1e6))
+
+
+@dataclass(frozen=True)
+class AdapterConfig(Section):
+    """What kind of adapter, on which of the chosen layers, and from which LoRA it starts.
+
+    ``rslora`` scales by alpha / sqrt(rank) instead of alpha / rank. ``dropout`` is of the adapter's input.
+    ``lora_plus`` is how many times faster B learns than A; 1 is off. ``compute`` is the adapter's own arithmetic: the
+    model's or fp32. ``lokr_factor`` -1 splits as evenly as can be; ``lokr_decompose_both`` makes both factors low-rank.
+    ``include``, ``exclude``: glob patterns on layer names, with commas between. ``double_blocks``, ``single_blocks``:
+    block numbers such as ``0-3, 7``. ``ranks``: ``pattern = rank`` or ``pattern = rank : alpha``, with commas between;
+    the last that fits a layer holds. Empty means no restriction. ``start_from`` is the path of a LoRA file.
+    """
+
+    KINDS: ClassVar = ("lora", "lokr", "loha")
+    COMPUTE: ClassVar = ("model", "fp32")
+
+    kind: str = "lora"
+    dora: bool = False
+    rslora: bool = False
+    dropout: float = 0.0
+    lora_plus: float = 1.0
+    compute: str = "model"
+    lokr_factor: int = -1
+    lokr_decompose_both: bool = False
+    include: str = ""
+    exclude: str = ""
+    double_blocks: str = ""
+    single_blocks: str = ""
+    ranks: str = ""
+    start_from: str = ""
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from _choices(self, kind=self.KINDS, compute=self.COMPUTE)
+        yield from _ranges(self, dropout=(0, 0.99), lora_plus=(1, 1000))
+        if self.lokr_factor != -1 and self.lokr_factor < 2:
+            yield f"The lokr factor is {self.lokr_factor}; it must be -1 or at least 2."
+        yield from self._foreign("lora", dora=False, rslora=False, lora_plus=1)
+        yield from self._foreign("lokr", lokr_factor=-1, lokr_decompose_both=False)
+
+    def _foreign(self, kind: str, **defaults: object) -> Iterator[str]:
+        """Options of one kind that were set for another: they would do nothing."""
+        for name, default in defaults.items():
+            if self.kind != kind and getattr(self, name) != default:
+                yield f"{name} does nothing for {self.kind}; reset it to {default} or choose the kind {kind}."

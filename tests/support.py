@@ -17,13 +17,13 @@ import torch
 
 from flux2_train.adapters import targets
 from flux2_train.adapters.live import Adapters, Site
-from flux2_train.config import AdapterConfig
 from flux2_train.data import cache
 from flux2_train.data.dataset import Source
 from flux2_train.data.folder import Request, read_folder
 from flux2_train.host.borrow import linears, training_mode
 from flux2_train.host.frozen import row_norms
 from flux2_train.host.velocity import Condition, velocity
+from flux2_train.options import AdapterConfig
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]

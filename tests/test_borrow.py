@@ -1,10 +1,12 @@
 """The MODEL is given back as it was, whatever happens."""
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy_extras.nodes_train
 import pytest
 import torch
+from comfy.quant_ops import QuantizedTensor
 from support import adapters_for, loss_of, problem, sdxl, tiny_flux1, tiny_flux2
 
 from flux2_train.adapters import files
@@ -134,3 +136,39 @@ def test_training_on_a_distilled_model_names_the_base_file(nano, monkeypatch):
     distilled.set_attachments(identify.VARIANT, "distilled")
     monkeypatch.setattr(identify, "sizes", lambda model: FLAVOURS["klein-9b"].sizes)
     assert "Train on flux-2-klein-base-9b.safetensors" in identify.distilled_warning(distilled.clone())
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "scaled_fp8_e4m3", "nvfp4_awq"])
+@pytest.mark.parametrize("kind", [{}, {"dora": True}], ids=["lora", "dora"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_that_are_gone_right_after_use_change_no_bit(monkeypatch, format, kind, checkpointing):
+    """As when evicted and streamed: a fetched weight lies in a buffer that is overwritten once it is given back."""
+    model = tiny_flux2(format=format)
+    adapters, case = adapters_for(model, **kind), problem(2, references=1, dtype=torch.float32)
+
+    def results():
+        with borrow(model, adapters.deltas(), checkpointing) as borrowed, training_mode():
+            loss = loss_of(borrowed, case)
+            return [loss.detach(), *torch.autograd.grad(loss, adapters.trainable())]
+
+    expected, buffers = results(), []
+    fetch, give_back = comfy.ops.cast_bias_weight, comfy.ops.uncast_bias_weight
+
+    def fetch_into_buffer(*args, **kwargs):
+        weight, bias, handle = fetch(*args, **kwargs)
+        plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        buffers.append((plain.clone(), weight))
+        return buffers[-1][0], bias, handle
+
+    def overwrite(layer, weight, bias, handle):
+        if weight is None:  # a norm without a scale
+            return
+        buffer, original = buffers.pop()
+        assert weight is buffer
+        buffer.fill_(float("nan"))
+        give_back(layer, original, bias, handle)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", fetch_into_buffer)
+    monkeypatch.setattr(comfy.ops, "uncast_bias_weight", overwrite)
+    assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
+    assert not buffers  # everything fetched was given back

@@ -54,7 +54,7 @@ def _change(adapters, name, copies):
         return lambda w: w + scale * torch.kron(left, right)
     if not config.dora:
         return lambda w: w + scale * p["lora_B"] @ p["lora_A"]
-    magnitude = copies[id(adapters.magnitudes[name.replace(".", "/")])]
+    magnitude = copies[id(adapters.magnitude(name))]
 
     def dora(w):
         direction = w + scale * p["lora_B"] @ p["lora_A"]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import AdapterConfig
+from ..options import AdapterConfig
 from .parts import Base, Delta, Hadamard, Kronecker, LowRank, Part, mapped
 
 NAME = "default"
@@ -105,6 +105,10 @@ class Adapters(nn.Module):
         """peft's layer at a Linear's name."""
         return self.tree.get_submodule(name)
 
+    def magnitude(self, name: str) -> nn.Parameter:
+        """DoRA's magnitudes (out,) at a Linear's name."""
+        return self.magnitudes[_key(name)]
+
     def trainable(self) -> list[nn.Parameter]:
         """The parameters the optimizer updates, in a fixed order."""
         return [p for p in self.parameters() if p.requires_grad]
@@ -132,8 +136,7 @@ class Adapters(nn.Module):
         scale = layer.scaling[NAME]
         match self.config.kind:
             case "lora":
-                magnitude = self.magnitudes[_key(name)] if self.config.dora else None
-                return LowRank(*at("lora_A", "lora_B"), scale, magnitude)
+                return LowRank(*at("lora_A", "lora_B"), scale, self.magnitude(name) if self.config.dora else None)
             case "loha":
                 return Hadamard(*at("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), scale)
             case "lokr":

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 
 from ..errors import UserError
+from .patterns import matching, restricted, split
 
 PRESETS: dict[str, str] = {
     "all": r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02])|single_blocks\.\d+\.linear[12]",
@@ -19,6 +19,8 @@ PRESETS: dict[str, str] = {
     "mlp": r"double_blocks\.\d+\.(img|txt)_mlp\.[02]|single_blocks\.\d+\.linear[12]",
     "tiny": r"double_blocks\.\d+\.(img|txt)_attn\.qkv|single_blocks\.\d+\.linear1",
 }
+
+CHOSEN = "the chosen targets"
 
 
 def select(
@@ -40,9 +42,9 @@ def select(
     chosen = [name for name in names if re.fullmatch(PRESETS[preset], name)]
     if not chosen:
         raise UserError(f"Targets {preset!r} found no layer in this model; it is not a FLUX.2 transformer.")
-    included, excluded = _matching(chosen, include, "include"), _matching(chosen, exclude, "exclude")
+    allowed = restricted(chosen, include, exclude, CHOSEN)
     blocks = _blocks(chosen, "double_blocks", double_blocks) | _blocks(chosen, "single_blocks", single_blocks)
-    left = [n for n in chosen if (n in included or not include.strip()) and n not in excluded and _block(n) in blocks]
+    left = [name for name in chosen if name in allowed and _block(name) in blocks]
     if not left:
         raise UserError(f"Targets {preset!r} with these patterns and blocks leave no layer to train; loosen them.")
     return left
@@ -55,30 +57,15 @@ def ranks(names: Iterable[str], rank: int, alpha: float, overrides: str = "") ->
     UserError for one that cannot be read or fits no layer.
     """
     found = {name: (rank, alpha) for name in names}
-    for line in _split(overrides):
+    for line in split(overrides):
         match = re.fullmatch(r"(\S+)\s*=\s*(\d+)\s*(?::\s*(\d*\.?\d+))?", line)
         if not match or int(match[2]) < 1:
             raise UserError(
                 f"The rank override {line!r} is not of the form 'pattern = rank' or 'pattern = rank : alpha'."
             )
         own = int(match[2])
-        for name in _matching(list(found), match[1], "rank override"):
+        for name in matching(list(found), match[1], CHOSEN):
             found[name] = (own, float(match[3]) if match[3] else alpha * own / rank)
-    return found
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in re.split(r"[,\n]", text) if part.strip()]
-
-
-def _matching(names: list[str], patterns: str, what: str) -> set[str]:
-    """The names that any pattern fits; a pattern that fits none is a mistake worth naming."""
-    found = set()
-    for pattern in _split(patterns):
-        fitting = {name for name in names if fnmatchcase(name, pattern)}
-        if not fitting:
-            raise UserError(f"The {what} pattern {pattern!r} fits none of the chosen layers, such as {names[0]!r}.")
-        found |= fitting
     return found
 
 
@@ -91,7 +78,7 @@ def _blocks(names: list[str], kind: str, ranges: str) -> set[tuple[str, int]]:
     there = {_block(name) for name in names if name.startswith(kind)}
     if not ranges.strip():
         return there
-    wanted = {(kind, number) for part in _split(ranges) for number in _range(part, kind)}
+    wanted = {(kind, number) for part in split(ranges) for number in _range(part, kind)}
     if wanted - there:
         missing = ", ".join(str(number) for _, number in sorted(wanted - there))
         raise UserError(f"{kind} {missing} are not in this model, which has {len(there)} of them, counted from 0.")

@@ -6,12 +6,10 @@ ComfyUI's own loader; bypass computes them here, because the stock bypass drops 
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import comfy.lora
 import comfy.sd
@@ -25,6 +23,7 @@ from ..adapters import read as reading
 from ..adapters.dora import Weights
 from ..adapters.names import Sizes, bare_name
 from ..adapters.parts import Part, mapped
+from ..adapters.patterns import restricted
 from ..errors import UserError
 from .borrow import linears
 from .frozen import fetched
@@ -80,24 +79,21 @@ def on_layers(loaded: Loaded, include: str = "", exclude: str = "") -> Loaded:
     """
     if not include.strip() and not exclude.strip():
         return loaded
-    names = restricted([*loaded.parts, *loaded.others], include, exclude)
+    names = restricted([*loaded.parts, *loaded.others], include, exclude, "this LoRA")
     parts, others = ({n: v for n, v in found.items() if n in names} for found in (loaded.parts, loaded.others))
     return replace(loaded, parts=parts, others=others)
 
 
-def restricted(names: list[str], include: str, exclude: str) -> set[str]:
-    """The names that any ``include`` pattern fits (all, where there is none) and no ``exclude`` pattern."""
-    return (_matching(names, include) if include.strip() else set(names)) - _matching(names, exclude)
+def trainable(model, tensors: dict[str, Tensor]) -> dict[str, Part]:
+    """A LoRA file's tensors as parts that training can go on from, DoRA as in its paper.
 
-
-def _matching(names: list[str], patterns: str) -> set[str]:
-    found = set()
-    for pattern in filter(None, map(str.strip, re.split(r"[,\n]", patterns))):
-        fitting = {name for name in names if fnmatchcase(name, pattern)}
-        if not fitting:
-            raise UserError(f"The pattern {pattern!r} fits no layer of this LoRA; its layers are such as {names[0]!r}.")
-        found |= fitting
-    return found
+    Raises UserError as ``read`` does, and for a LoRA that also changes other weights than Linears.
+    """
+    loaded = read(model, tensors)
+    if loaded.others:
+        names = ", ".join(sorted(loaded.others)[:3])
+        raise UserError(f"The LoRA to start from also changes {names}, which cannot be trained on; merge it instead.")
+    return dora.with_norm(loaded.parts, weights(model), of_base=False)
 
 
 def describe(model, loaded: Loaded, strength: float, mode: str) -> str:

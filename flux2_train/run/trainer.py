@@ -7,20 +7,22 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..adapters import targets
+from ..adapters import read, targets
 from ..adapters.live import Adapters, Site
+from ..adapters.start import start_from
 from ..config import TrainConfig
 from ..data.cache import EmbedCache, LatentCache, Sample, samples
 from ..data.order import batches, step_count
 from ..errors import UserError
 from ..flow.target import differential_target, interpolate, mean_squared_error, velocity_target
 from ..flow.timesteps import linear_mu, logit_normal, shift
-from ..host import identify
+from ..host import identify, lora
 from ..host.borrow import borrow, linears, training_mode
 from ..host.frozen import row_norms
 from ..host.velocity import Condition, check_embeds, velocity
@@ -100,7 +102,10 @@ class Trainer:
         chosen = targets.select(layers, config.targets, own.include, own.exclude, own.double_blocks, own.single_blocks)
         sizes = targets.ranks(chosen, config.rank, config.scale_alpha, own.ranks)
         sites = {n: Site(layers[n].in_features, layers[n].out_features, *size) for n, size in sizes.items()}
-        return Adapters(sites, own, config.seed, self.device, lambda name: row_norms(layers[name], self.device))
+        adapters = Adapters(sites, own, config.seed, self.device, lambda name: row_norms(layers[name], self.device))
+        if own.start_from:
+            start_from(adapters, lora.trainable(self.model, read.load(Path(own.start_from))))
+        return adapters
 
     def run(self) -> Generator[Event, None, None]:
         """Train, yielding an event after every step. Close it (or let it raise) at any time: the model is given back.
