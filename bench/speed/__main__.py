@@ -55,7 +55,7 @@ def measure(problem: Problem, names: list[str], pairs: int, warmup: int, threads
     They step in turn, the order turned round every time, so that what the machine does meanwhile meets all of them.
     """
     workers = {name: Worker(name, problem, threads, log) for name in names}
-    found = {name: {"seconds": [], "peak_mb": []} for name in names}
+    found = {name: {"seconds": [], "peak_mb": [], "loss": []} for name in names}
     try:
         for turn in range(warmup + pairs):
             for name in list(workers) if turn % 2 else reversed(workers):
@@ -81,14 +81,14 @@ def report(title: str, found: dict[str, dict]) -> dict:
             rows[name] = values
             print(f"{name:12} cannot: {values['error']}")
             continue
-        row = rows[name] = {key: statistics.median(v) for key, v in values.items()}
+        row = rows[name] = {key: statistics.median(values[key]) for key in ("seconds", "peak_mb")}
         if name != "ours" and "error" not in found["ours"]:
             times = ratio(found["ours"]["seconds"], values["seconds"])
             row["time_ratio"] = asdict(times)
             row["memory_ratio"] = statistics.median(found["ours"]["peak_mb"]) / row["peak_mb"]
         text = f"time {times}, memory {row['memory_ratio']:.2f}" if "time_ratio" in row else ""
         print(f"{name:12} {row['seconds']:8.3f} {row['peak_mb']:8.0f}   {text}")
-        row["all_seconds"] = values["seconds"]
+        row |= {"all_seconds": values["seconds"], "losses": values["loss"]}
     return rows
 
 

@@ -9,22 +9,23 @@ from safetensors.torch import load_file
 
 from .problem import TARGETS, Problem, train
 
-Done = Callable[[], None]
+Done = Callable[[float | None], None]  # told the step's loss where it is known
 
 
 def ours(problem: Problem, done: Done) -> None:
     """The engine on the MODEL that ComfyUI's loader gives a graph."""
     model = _comfyui_model(problem)
     from flux2_train.adapters import targets
-    from flux2_train.adapters.lora import LoraAdapters
+    from flux2_train.adapters.live import AdapterConfig, Adapters, Site
     from flux2_train.host.borrow import borrow, linears, training_mode
     from flux2_train.host.velocity import Condition, velocity
 
     layers = linears(model)
-    sizes = {n: (layers[n].in_features, layers[n].out_features) for n in targets.select(layers)}
+    rank, names = problem.rank, targets.select(layers)
+    sites = {n: Site(layers[n].in_features, layers[n].out_features, rank, rank) for n in names}
     condition = Condition(problem.inputs()[1])
     with training_mode():
-        adapters = LoraAdapters(sizes, problem.rank, problem.rank, seed=0, device=problem.device)
+        adapters = Adapters(sites, AdapterConfig(), seed=0, device=problem.device)
     with borrow(model, adapters.deltas(), problem.checkpointing) as borrowed, training_mode():
         train(problem, lambda x_t, t: velocity(borrowed, x_t, t, [condition]), adapters.trainable(), done)
 
@@ -67,7 +68,7 @@ def node(problem: Problem, done: Done, bypass: bool = False) -> None:
     from comfy_extras.nodes_train import TrainLoraNode
 
     comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL = comfy.utils.PROGRESS_THROTTLE_MIN_PERCENT = 0
-    comfy.utils.set_progress_bar_global_hook(lambda *args, **kwargs: done())
+    comfy.utils.set_progress_bar_global_hook(lambda *args, **kwargs: done(None))
     latent, text = problem.inputs()
     half = {"float32": "fp32", "bfloat16": "bf16"}[problem.dtype]
     values = dict(

@@ -82,7 +82,9 @@ def _norms(p: Problem) -> Iterable[str]:
         yield from (f"single_blocks.{i}.norm.{which}" for i in range(p.single))
 
 
-def train(problem: Problem, predict: Callable[[Tensor, Tensor], Tensor], parameters: list, done: Callable[[], None]):
+def train(
+    problem: Problem, predict: Callable[[Tensor, Tensor], Tensor], parameters: list, done: Callable[[float], None]
+):
     """Flow-matching steps, endless: noise, prediction, squared error, backward, clipping, AdamW, ``done``."""
     x0 = problem.inputs()[0].to(problem.device)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
@@ -91,8 +93,8 @@ def train(problem: Problem, predict: Callable[[Tensor, Tensor], Tensor], paramet
         noise, t = torch.randn(x0.shape, generator=g).to(x0), torch.rand(1, generator=g).to(x0)
         loss = (predict((1 - t) * x0 + t * noise, t).float() - (noise - x0)).square().mean()
         loss.backward()
-        loss.item()
+        value = loss.item()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        done()
+        done(value)

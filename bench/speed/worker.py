@@ -15,7 +15,7 @@ from .problem import Problem
 
 
 def main(name: str, problem: Problem, threads: int) -> None:
-    """Answer ``{"seconds": s, "peak_mb": m}`` per line; ``{"error": sentence}`` if the contender cannot."""
+    """Answer ``{"seconds": s, "peak_mb": m, "loss": l}`` per line; ``{"error": sentence}`` if the contender cannot."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     torch.set_num_threads(threads)
@@ -40,11 +40,11 @@ class Meter:
         self._reset_peak()
         self.started = time.perf_counter()
 
-    def done(self) -> None:
+    def done(self, loss: float | None) -> None:
         """A step is done: answer, and wait for the next line."""
         if self.device != "cpu":
             torch.cuda.synchronize()
-        found = {"seconds": time.perf_counter() - self.started, "peak_mb": self._peak() / 2**20}
+        found = {"seconds": time.perf_counter() - self.started, "peak_mb": self._peak() / 2**20, "loss": loss}
         self.answers.write(json.dumps(found) + "\n")
         self.wait()
 
