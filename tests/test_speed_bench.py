@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from bench.speed.ratios import ratio
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = "--hidden 128 --double 1 --single 1 --context 64 --tokens 16 --pairs 3 --warmup 1 --threads 1 --device cpu"
+TINY = "--hidden 128 --double 1 --single 1 --context 64 --tokens 16 --pairs 3 --threads 1 --device cpu"
+ONE = "--checkpointing on --against diffusers node"  # the other half of what it can do costs half a minute more
 
 
 @pytest.fixture(scope="module")
@@ -18,24 +20,22 @@ def result(tmp_path_factory):
     pytest.importorskip("diffusers", reason="diffusers, a development requirement, is not installed")
     out = tmp_path_factory.mktemp("speed") / "speed.json"
     subprocess.run(
-        [sys.executable, "-m", "bench.speed", *TINY.split(), "--out", str(out)], cwd=ROOT, check=True,
+        [sys.executable, "-m", "bench.speed", *TINY.split(), *ONE.split(), "--out", str(out)], cwd=ROOT, check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("mode", ["checkpointing off", "checkpointing on"])
-def test_we_and_diffusers_train_the_same_problem(result, mode):
-    ours, theirs = result["modes"][mode]["ours"], result["modes"][mode]["diffusers"]
-    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)  # before and after updates of their adapters
+def test_we_and_diffusers_train_the_same_problem(result):
+    ours, theirs = result["modes"]["checkpointing on"]["ours"], result["modes"]["checkpointing on"]["diffusers"]
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)  # after updates of their adapters too
     assert theirs["time_ratio"]["pairs"] == 3
     assert ours["peak_mb"] > 100 and len(ours["all_seconds"]) == 3
 
 
-def test_comfyuis_node_runs_with_checkpointing_and_says_why_not_without(result):
-    assert "modified by an inplace operation" in result["modes"]["checkpointing off"]["node"]["error"]
-    assert result["modes"]["checkpointing on"]["node"]["seconds"] > 0
-    assert result["modes"]["checkpointing on"]["node_bypass"]["seconds"] > 0
+def test_comfyuis_node_is_measured_step_by_step(result):
+    assert len(result["modes"]["checkpointing on"]["node"]["all_seconds"]) == 3
+    assert 0 < result["modes"]["checkpointing on"]["node"]["time_ratio"]["low"] < 100
 
 
 def test_the_machine_is_named(result):

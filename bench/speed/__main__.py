@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     default = Problem("")
     root = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
-    for name in ("hidden", "double", "single", "context", "tokens", "text", "rank"):
+    for name in ("hidden", "double", "single", "context", "tokens", "rank"):
         root.add_argument(f"--{name}", type=int, default=getattr(default, name))
     root.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     root.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, print, and write the result with the machine it was measured on."""
     options = parser().parse_args()
-    sizes = {n: getattr(options, n) for n in ("hidden", "double", "single", "context", "tokens", "text", "rank")}
+    sizes = {n: getattr(options, n) for n in ("hidden", "double", "single", "context", "tokens", "rank")}
     dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     out = options.out or ROOT / "bench" / "results" / f"speed_{options.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

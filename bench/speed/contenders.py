@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from safetensors.torch import load_file
 
-from .problem import TARGETS, Problem, train
+from .problem import TARGETS, TEXT, Problem, train
 
 Done = Callable[[float | None], None]  # told the step's loss where it is known
 
@@ -49,7 +49,7 @@ def diffusers(problem: Problem, done: Done) -> None:
     text = problem.inputs()[1].to(device, dtype)
     zero, side = torch.tensor([0]), torch.arange(round(problem.tokens**0.5))
     places = torch.cartesian_prod(zero, side, side, zero).to(device)
-    words = torch.cartesian_prod(zero, zero, zero, torch.arange(problem.text)).to(device)
+    words = torch.cartesian_prod(zero, zero, zero, torch.arange(TEXT)).to(device)
 
     def predict(x_t, t):
         tokens = x_t.flatten(2).transpose(1, 2).to(dtype)
