@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
+from . import typed
 from .adapters.targets import PRESETS
 from .errors import UserError
 from .options import AdapterConfig
@@ -71,15 +72,5 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
-        """Inverse of ``to_json``. Raises UserError for a field that does not exist."""
-        values = json.loads(text)
-        if "adapter" in values:
-            values["adapter"] = _build(AdapterConfig, values["adapter"])
-        return _build(cls, values)
-
-
-def _build(kind: type, values: dict):
-    unknown = values.keys() - {f.name for f in dataclasses.fields(kind)}
-    if unknown:
-        raise UserError(f"Unknown settings: {', '.join(sorted(unknown))}.")
-    return kind(**values)
+        """Inverse of ``to_json``. Raises UserError for settings that do not exist and values of another type."""
+        return typed.read(cls, json.loads(text), "training")

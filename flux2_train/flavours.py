@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import nano
@@ -13,6 +14,13 @@ from .errors import UserError
 
 BASE, DISTILLED = "base", "distilled"
 VARIANTS = ("auto", BASE, DISTILLED)
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "as in file": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8 (e4m3)": torch.float8_e4m3fn,
+}
 
 
 @dataclass(frozen=True)
@@ -166,3 +174,20 @@ def flavour(name: str) -> Flavour:
 def by_sizes(sizes: tuple[int, int, int, int]) -> Flavour | None:
     """The flavour with these (hidden, double, single, context) sizes, ``None`` for a FLUX.2 we do not know."""
     return next((row for row in _ROWS if row.sizes == sizes), None)
+
+
+@dataclass(frozen=True)
+class Flux2Files:
+    """The inputs of Load FLUX.2. A file is a name in ComfyUI's folder of its kind, a full path, or ``auto``."""
+
+    flavour: str = DEFAULT
+    precision: str = "as in file"
+    variant: str = "auto"
+    transformer: str = "auto"
+    text_encoder: str = "auto"
+    vae: str = "auto"
+
+    def __post_init__(self):
+        for name, allowed in (("flavour", FLAVOURS), ("precision", PRECISIONS), ("variant", VARIANTS)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")

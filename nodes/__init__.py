@@ -1,6 +1,5 @@
 """The nodes: a schema, one call into the engine, outputs."""
 
-from .adapter import AdapterOptions
 from .apply import LoraApply
 from .cache import CacheEmbeds, CacheLatents
 from .dataset import DatasetFolder
@@ -11,5 +10,5 @@ from .train import LoraTrainer
 
 NODES = [
     LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, CacheEmbeds,
-    CacheLatents, AdapterOptions, LoraTrainer, LoraApply, Flux2Sampler,
+    CacheLatents, LoraTrainer, LoraApply, Flux2Sampler,
 ]  # fmt: skip

@@ -3,7 +3,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..flux2_train.data import cache
-from ..flux2_train.host import encode
+from ..flux2_train.host import describe, encode
 from .progress import NodeProgress
 from .types import CATEGORY, FluxDataset, FluxEmbeds, FluxLatents
 
@@ -32,7 +32,7 @@ class CacheEmbeds(io.ComfyNode):
             embeds[text] = encode.encode_text(clip, text)
             progress.advance(len(embeds))
         progress.say(f"{len(embeds)} captions encoded")
-        return io.NodeOutput(cache.EmbedCache(dataset, embeds))
+        return io.NodeOutput(cache.EmbedCache(dataset, embeds, describe.text_encoder_file(clip)))
 
 
 class CacheLatents(io.ComfyNode):
@@ -59,4 +59,4 @@ class CacheLatents(io.ComfyNode):
             latents[view] = latent
             progress.advance(len(latents))
         progress.say(f"{len(latents)} images encoded")
-        return io.NodeOutput(cache.LatentCache(dataset, latents))
+        return io.NodeOutput(cache.LatentCache(dataset, latents, describe.vae_file(vae)))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ..flux2_train.data import captions, crops
@@ -15,27 +14,9 @@ from ..flux2_train.data.index import Index
 from ..flux2_train.data.pairs import states
 from ..flux2_train.data.report import contact_sheet, summary
 from ..flux2_train.errors import UserError
+from ..flux2_train.host.files import cache_folder, resolve
 from .progress import NodeProgress
 from .types import CATEGORY, FluxCaptionOptions, FluxCropOptions, FluxDataset
-
-# Not a folder named "examples": ComfyUI would look for workflow templates in it instead of in workflows/.
-SHIPPED = Path(__file__).resolve().parents[1] / "datasets"
-
-
-def resolve(folder: str) -> Path:
-    """An absolute folder as it is; a relative one inside ComfyUI's input folder, else of the pack's own data sets."""
-    named = Path(folder.strip().strip('"')).expanduser()
-    if named.is_absolute():
-        return named
-    if not named.parts or ".." in named.parts:
-        raise UserError(f"{folder!r} is no folder name; give a folder inside ComfyUI's input folder, or a full path.")
-    places = [Path(folder_paths.get_input_directory()) / named, SHIPPED / named]
-    return next((place for place in places if place.is_dir()), places[0])
-
-
-def cache_folder() -> Path:
-    """Where what was found out about files is kept, out of reach of ComfyUI's own routes."""
-    return Path(folder_paths.get_system_user_directory("flux2_train"))
 
 
 class DatasetFolder(io.ComfyNode):

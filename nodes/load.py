@@ -3,7 +3,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..flux2_train import flavours
-from ..flux2_train.host import files, identify, load
+from ..flux2_train.host import files, load
 from .progress import NodeProgress
 from .types import CATEGORY
 
@@ -31,7 +31,7 @@ class LoadFlux2(io.ComfyNode):
                     "is the largest. nano is generated on the spot: use it to try a graph without any download.",
                 ),
                 io.Combo.Input(
-                    "precision", options=list(load.PRECISIONS), default="as in file",
+                    "precision", options=list(flavours.PRECISIONS), default="as in file",
                     tooltip="How the transformer's weights are stored in memory. 'as in file' is right for official "
                     "files; 'fp8 (e4m3)' halves a bf16 file's memory at a small loss of quality.",
                 ),
@@ -58,16 +58,8 @@ class LoadFlux2(io.ComfyNode):
         cls, flavour: str, precision: str, variant: str = "auto", transformer: str = "auto",
         text_encoder: str = "auto", vae: str = "auto",
     ) -> io.NodeOutput:  # fmt: skip
-        row = flavours.flavour(flavour)
-        paths = (  # all of them before anything is loaded: a missing one is told at once
-            files.locate(row.transformer_files(variant), transformer),
-            files.locate(row.text_encoders, text_encoder),
-            files.locate(row.vaes, vae),
-        )
-        model = load.load_transformer(paths[0], precision)
-        identify.require_flavour(model, row, paths[0].name)
-        said = variant if variant != "auto" else row.variant_of(paths[0].name)
-        if said:
-            model.set_attachments(identify.VARIANT, said)
+        chosen = flavours.Flux2Files(flavour, precision, variant, transformer, text_encoder, vae)
+        paths, row = load.locate_parts(chosen), flavours.flavour(flavour)
         NodeProgress(cls.hidden.unique_id, 1).say("\n".join(path.name for path in paths))
+        model = load.load_model(paths[0], chosen)
         return io.NodeOutput(model, load.load_text_encoder(paths[1], row), load.load_vae(paths[2], row))

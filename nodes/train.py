@@ -1,22 +1,19 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
-from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..flux2_train.adapters.targets import PRESETS
 from ..flux2_train.config import TrainConfig
-from ..flux2_train.data.dataset import Dataset
 from ..flux2_train.data.images import to_tensor
+from ..flux2_train.host import files
 from ..flux2_train.run import events
 from ..flux2_train.run.plot import loss_plot
-from ..flux2_train.run.results import Results, write_results
+from ..flux2_train.run.results import train
 from ..flux2_train.run.trainer import Trainer
 from .progress import NodeProgress
-from .types import CATEGORY, FluxAdapterOptions, FluxEmbeds, FluxLatents
+from .types import CATEGORY, FluxEmbeds, FluxLatents
 
 PREVIEW_SECONDS = 2.0
 
@@ -61,10 +58,6 @@ class LoraTrainer(io.ComfyNode):
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
                     tooltip="Fixes the start, the order and the noise: the same seed gives the same LoRA.",
-                ),
-                FluxAdapterOptions.Input(
-                    "adapter", optional=True,
-                    tooltip="Kind of adapter, layers, LoRA to start from: wire Adapter Options. Free is a plain LoRA.",
                 ),
                 io.Float.Input(
                     "preservation", default=0.0, min=0.0, max=10.0, step=0.1, optional=True,
@@ -119,15 +112,7 @@ class LoraTrainer(io.ComfyNode):
     def execute(cls, model, embeds, latents, **settings) -> io.NodeOutput:
         trainer = Trainer(model, embeds, latents, TrainConfig(**settings))
         listener = _Listener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
-        try:
-            with closing(trainer.run()) as run:
-                for event in run:
-                    listener(event)
-        except BaseException:  # ComfyUI's interrupt is no Exception; what was learned is kept on every way out
-            if trainer.history.losses:
-                _save(trainer, latents.dataset, stopped=True)
-            raise
-        results = _save(trainer, latents.dataset)
+        results = train(trainer, files.lora_folder(), files.run_folder(), listener)
         listener.progress.say(f"{results.lora_path.name}\n{listener.text}")
         plot = to_tensor(loss_plot(trainer.history, results.lora_path.stem))
         return io.NodeOutput(results.lora, {"loss": trainer.history.losses}, results.lora_path.name, plot)
@@ -172,9 +157,3 @@ class _Listener:
         if len(self.validation) > 1:
             lines.append(f"validation loss {self.validation[0]:.4f} -> {self.validation[-1]:.4f}")
         return "\n".join(lines)
-
-
-def _save(trainer: Trainer, dataset: Dataset, stopped: bool = False) -> Results:
-    loras = Path(folder_paths.get_folder_paths("loras")[0])
-    runs = Path(folder_paths.get_output_directory()) / "flux2_train"
-    return write_results(trainer, dataset, loras, runs, stopped)

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from support import tiny_flux1
 
+from flux2_train import job
 from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
 from flux2_train.data import cache
@@ -143,9 +144,9 @@ def test_results_are_written_with_metadata_and_nothing_is_overwritten(nano, robo
     first = write_results(trainer, robot.dataset, tmp_path / "loras", tmp_path / "runs")
     second = write_results(trainer, robot.dataset, tmp_path / "loras", tmp_path / "runs", stopped=True)
     assert (first.lora_path.name, second.lora_path.name) == ("zbot.safetensors", "zbot_step3.safetensors")
-    assert sorted(p.name for p in first.folder.iterdir()) == ["config.json", "loss.csv", "loss.png", "report.json"]
+    assert sorted(p.name for p in first.folder.iterdir()) == ["job.json", "loss.csv", "loss.png", "report.json"]
     assert len((first.folder / "loss.csv").read_text().splitlines()) == 1 + 3
-    assert TrainConfig.from_json((first.folder / "config.json").read_text()) == trainer.config
+    assert job.load(first.folder / "job.json").training == trainer.config
     with safe_open(first.lora_path, "pt") as file:
         header = file.metadata()
         assert set(file.keys()) == set(first.lora)

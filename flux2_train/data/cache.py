@@ -14,18 +14,26 @@ from .render import pixels
 
 @dataclass(frozen=True)
 class EmbedCache:
-    """Text embeddings (1, L, D) by text, for everything ``dataset`` says."""
+    """Text embeddings (1, L, D) by text, for everything ``dataset`` says.
+
+    ``made_by`` is the text encoder's file as Load FLUX.2 names it, empty where that does not say all.
+    """
 
     dataset: Dataset
     embeds: Mapping[str, Tensor]
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Latents (1, 128, H/16, W/16) by view for every image and reference of ``dataset``, and its masks' values."""
+    """Latents (1, 128, H/16, W/16) by view for every image and reference of ``dataset``, and its masks' values.
+
+    ``made_by`` is the VAE's file as Load FLUX.2 names it, empty where that does not say all.
+    """
 
     dataset: Dataset
     latents: Mapping[View | Mask, Tensor]
+    made_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..canonical import canonical_hash
 from ..errors import UserError
 from .crops import Crop, Size
+
+if TYPE_CHECKING:
+    from .folder import Request
 
 COMBINED, RANDOM = "combined", "random"
 SAMPLINGS = (COMBINED, RANDOM)
@@ -126,7 +130,8 @@ class Source:
 @dataclass(frozen=True)
 class Dataset:
     """Items of one or several folders. ``skipped`` names files that cannot be used, with the reason; ``warnings``
-    what the user should know; ``settings`` identifies what was asked for, whatever the files hold now.
+    what the user should know; ``settings`` identifies what was asked for, whatever the files hold now, and
+    ``requests`` is what was asked for.
     """
 
     items: tuple[Item, ...]
@@ -135,6 +140,7 @@ class Dataset:
     skipped: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     settings: str = field(default="", compare=False)
+    requests: tuple[Request, ...] = field(default=(), compare=False)
 
     @property
     def folder(self) -> Path:
@@ -190,4 +196,5 @@ class Dataset:
             self.skipped + other.skipped,
             self.warnings + other.warnings,
             canonical_hash([self.settings, other.settings]),
+            self.requests + other.requests,
         )

@@ -114,9 +114,8 @@ class _Reader:
             )
         self._warn(pictures, items)
         source = self._source()
-        return Dataset(
-            items, (source,), request.resolution, tuple(self.skipped), tuple(self.warnings), request.identity
-        )
+        told = tuple(self.skipped), tuple(self.warnings)
+        return Dataset(items, (source,), request.resolution, *told, request.identity, (request,))
 
     # what is there
 

@@ -6,8 +6,10 @@ path must come before ours on ``sys.path``.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
@@ -46,8 +48,25 @@ def import_comfyui(*arguments: str) -> Path:
         import comfy.cli_args  # reads sys.argv, once, while it is imported
     finally:
         sys.argv = ours
-    import utils  # noqa: F401  core's: up to 0.24.0 its nodes.py puts comfy/ first on sys.path, which has a utils.py
+    import utils.extra_config  # core's: up to 0.24.0 its nodes.py puts comfy/ first on sys.path, which has a utils.py
 
     import nodes  # noqa: F401  core's: imported here so that its name is taken before our folder can take it
 
+    _apply_folders(path, utils.extra_config.load_extra_path_config)
     return path
+
+
+def _apply_folders(path: Path, load_extra: Callable[[str], None]) -> None:
+    """The folders that ComfyUI's command line and extra_model_paths.yaml name, which its main.py applies."""
+    import folder_paths
+    from comfy.cli_args import args
+
+    own = path / "extra_model_paths.yaml"
+    for config in (*([str(own)] if own.is_file() else []), *itertools.chain(*args.extra_model_paths_config or ())):
+        load_extra(config)
+    for kind in ("output", "input", "user"):
+        named = getattr(args, f"{kind}_directory")
+        if named:
+            getattr(folder_paths, f"set_{kind}_directory")(os.path.abspath(named))
+    for kind in ("diffusion_models", "text_encoders", "vae", "loras"):  # where core's own nodes save models
+        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.get_output_directory(), kind))

@@ -12,6 +12,34 @@ from ..errors import UserError
 from ..flavours import ModelFile
 
 AUTO = "auto"
+# Not a folder named "examples": ComfyUI would look for workflow templates in it instead of in workflows/.
+SHIPPED = Path(__file__).resolve().parents[2] / "datasets"
+
+
+def resolve(folder: str) -> Path:
+    """An absolute folder as it is; a relative one inside ComfyUI's input folder, else of the pack's own data sets."""
+    named = Path(folder.strip().strip('"')).expanduser()
+    if named.is_absolute():
+        return named
+    if not named.parts or ".." in named.parts:
+        raise UserError(f"{folder!r} is no folder name; give a folder inside ComfyUI's input folder, or a full path.")
+    places = [Path(folder_paths.get_input_directory()) / named, SHIPPED / named]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def cache_folder() -> Path:
+    """Where what was found out about files is kept, out of reach of ComfyUI's own routes."""
+    return Path(folder_paths.get_system_user_directory("flux2_train"))
+
+
+def lora_folder() -> Path:
+    """Where ComfyUI looks for LoRAs first."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def run_folder() -> Path:
+    """Where each run gets a folder for its job, losses, plot and report."""
+    return Path(folder_paths.get_output_directory()) / "flux2_train"
 
 
 def choices(folder: str) -> list[str]:
@@ -22,8 +50,11 @@ def choices(folder: str) -> list[str]:
 def locate(files: tuple[ModelFile, ...], chosen: str = AUTO) -> Path:
     """Path of the chosen file, or of the first known one that is there; a generated file is made on first use.
 
-    Raises UserError with file name, folder, repository and how to log in where nothing is there.
+    ``chosen`` is ``auto``, a name in the folder of these files, or a full path. Raises UserError with file name,
+    folder, repository and how to log in where nothing is there.
     """
+    if Path(chosen).is_absolute():
+        return _at(Path(chosen))
     if chosen != AUTO:
         path = _existing(files[0].folder, chosen)
         if path is None:
@@ -36,6 +67,22 @@ def locate(files: tuple[ModelFile, ...], chosen: str = AUTO) -> Path:
         if path is not None:
             return path
     raise UserError(missing_message(files))
+
+
+def _at(path: Path) -> Path:
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise UserError(f"{path} is no safetensors file that is there; give the name of one, or choose 'auto'.")
+    return path
+
+
+def name_of(folder: str, path: Path) -> str:
+    """What ``locate`` finds that file by: its name in ComfyUI's model folder, or the full path outside of it."""
+    for root in folder_paths.get_folder_paths(folder):
+        if path.is_relative_to(root):
+            name = str(path.relative_to(root))
+            if folder_paths.get_full_path(folder, name) == str(path):
+                return name
+    return str(path)
 
 
 def find(file: ModelFile) -> Path | None:

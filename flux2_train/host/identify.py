@@ -9,7 +9,7 @@ import comfy.model_base
 from ..errors import UserError
 from ..flavours import BASE, DISTILLED, Flavour, by_sizes
 
-VARIANT = "flux2_train.variant"  # attachment key; ModelPatcher.clone() carries attachments along
+VARIANT, FILE = "flux2_train.variant", "flux2_train.file"  # attachments, which ModelPatcher.clone() carries along
 
 
 def require_flux2(model) -> None:
@@ -50,11 +50,18 @@ def flavour_name(model) -> str:
 
 def file_of(model) -> str:
     """Name of the file a MODEL was loaded from, empty where the loader did not leave it."""
-    init = getattr(model, "cached_patcher_init", None)
-    if not init or not init[1]:
-        return ""
-    first = init[1][0]
-    return Path(first).name if isinstance(first, (str, Path)) else ""
+    path = path_of(model)
+    return path.name if path else ""
+
+
+def path_of(patcher) -> Path | None:
+    """The file a MODEL, or the patcher of a CLIP or VAE, was loaded from; ``None`` where nobody left it."""
+    said = patcher.get_attachment(FILE)
+    init = getattr(patcher, "cached_patcher_init", None)
+    first = said or (init[1][0] if init and init[1] else None)
+    if isinstance(first, (list, tuple)) and len(first) == 1:  # load_clip takes several files
+        first = first[0]
+    return Path(first) if isinstance(first, (str, Path)) else None
 
 
 def variant_of(model) -> str | None:

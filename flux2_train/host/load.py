@@ -14,15 +14,29 @@ import torch
 import transformers
 
 from ..errors import UserError
-from ..flavours import Flavour
+from ..flavours import PRECISIONS, Flavour, Flux2Files, flavour
+from . import files, identify
 
-PRECISIONS: dict[str, torch.dtype | None] = {
-    "as in file": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-    "fp8 (e4m3)": torch.float8_e4m3fn,
-}
+
+def locate_parts(chosen: Flux2Files) -> tuple[Path, Path, Path]:
+    """Transformer, text encoder and VAE, all of them before anything is loaded: a missing one is told at once."""
+    row = flavour(chosen.flavour)
+    return (
+        files.locate(row.transformer_files(chosen.variant), chosen.transformer),
+        files.locate(row.text_encoders, chosen.text_encoder),
+        files.locate(row.vaes, chosen.vae),
+    )
+
+
+def load_model(path: Path, chosen: Flux2Files):
+    """ComfyUI MODEL of the chosen flavour, precision and variant. Raises UserError if the file is another flavour's."""
+    row = flavour(chosen.flavour)
+    model = load_transformer(path, chosen.precision)
+    identify.require_flavour(model, row, path.name)
+    said = chosen.variant if chosen.variant != "auto" else row.variant_of(path.name)
+    if said:
+        model.set_attachments(identify.VARIANT, said)
+    return model
 
 
 def load_transformer(path: Path, precision: str = "as in file"):
@@ -60,7 +74,9 @@ def load_text_encoder(path: Path, flavour: Flavour):
     embeddings = folder_paths.get_folder_paths("embeddings")
     if flavour.text_encoder_config is None:
         return comfy.sd.load_clip([str(path)], embeddings, comfy.sd.CLIPType.FLUX2)
-    return _text_encoder_of_size(path, flavour.text_encoder_config, embeddings)
+    clip = _text_encoder_of_size(path, flavour.text_encoder_config, embeddings)
+    clip.patcher.set_attachments(identify.FILE, str(path))
+    return clip
 
 
 def _check_tokenizer(flavour: Flavour) -> None:
@@ -96,8 +112,10 @@ def load_vae(path: Path, flavour: Flavour):
     if flavour.vae_module is None:
         vae = comfy.sd.VAE(sd=weights, metadata=metadata)
         vae.throw_exception_if_invalid()
-        return vae
-    return _vae_around(flavour.vae_module(), weights)
+    else:
+        vae = _vae_around(flavour.vae_module(), weights)
+    vae.patcher.set_attachments(identify.FILE, str(path))
+    return vae
 
 
 def _vae_around(module: torch.nn.Module, weights: dict):

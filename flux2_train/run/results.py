@@ -7,6 +7,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +19,31 @@ from .. import __version__
 from ..adapters import files
 from ..data.dataset import Dataset
 from ..host import identify
+from .jobs import job_of
 from .plot import loss_plot
-from .trainer import Trainer
+from .trainer import Event, Trainer
+
+
+def train(trainer: Trainer, lora_folder: Path, run_folder: Path, listen: Callable[[Event], None]) -> Results | None:
+    """Run to the end and write the results; the main process does, the others return ``None``.
+
+    On every other way out, which may be any exception of ``listen``, what was learned is saved first.
+    """
+
+    def save(stopped: bool) -> Results | None:
+        if trainer.is_main:
+            return write_results(trainer, trainer.dataset, lora_folder, run_folder, stopped)
+        return None
+
+    try:
+        with closing(trainer.run()) as run:
+            for event in run:
+                listen(event)
+    except BaseException:  # ComfyUI's interrupt and Ctrl-C are no Exceptions
+        if trainer.history.losses:
+            save(stopped=True)
+        raise
+    return save(stopped=False)
 
 
 @dataclass(frozen=True)
@@ -39,7 +64,7 @@ def write_results(
     lora_path = files.save(weights, files.free_path(lora_folder, name), metadata(trainer, dataset))
     folder = run_folder / lora_path.stem
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(trainer.config.to_json() + "\n")
+    (folder / "job.json").write_text(job_of(trainer).to_json())
     (folder / "report.json").write_text(json.dumps(report(trainer, dataset, lora_path), indent=2) + "\n")
     _write_losses(trainer, folder / "loss.csv")
     if trainer.history.losses:

@@ -77,6 +77,7 @@ class Trainer:
         self.is_main = self.accelerator.process_index == 0
         self.model, self.config = model, config
         self.samples = samples(embeds, latents)
+        self.dataset, self.text_encoder, self.vae = latents.dataset, embeds.made_by, latents.made_by
         self.repeats = latents.dataset.repeats
         check_embeds(model, self.samples[0].embeds)
         if config.preservation and not latents.dataset.class_word:

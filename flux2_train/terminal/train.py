@@ -1,0 +1,112 @@
+"""``train CONFIG``: the job of a file, in one process or in all that ``accelerate launch`` started."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..job import Job
+from ..run import processes
+from .options import Bar, add_job, command, progress, read_job, start
+
+DESCRIPTION = """\
+Train the LoRA that a job file describes. LoRA Trainer writes such a file, job.json, into each run's folder; the same
+job gives the same LoRA. Ctrl-C ends after the step in progress and saves what was learned; a second one ends at once.
+
+  python -m flux2_train train output/flux2_train/zbot/job.json --set name=zbot_long --set steps=3000
+  accelerate launch --multi_gpu --num_processes 2 -m flux2_train train job.json
+
+Of several processes each takes `batch` images, so two of them do what one does with twice the batch.
+"""
+SAME_SIGNAL = 1.0  # seconds: accelerate's launcher passes a Ctrl-C on that the process has had already
+
+
+def add(commands) -> None:
+    """Add the command to the parser."""
+    add_job(command(commands, "train", run, "train a LoRA from a job file", description=DESCRIPTION))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, and print where the LoRA is."""
+    job = read_job(arguments)
+    with processes.launched() as accelerator, progress(accelerator.process_index == 0) as bar:
+        several = accelerator.num_processes > 1
+        start(arguments, *(["--cpu"] if several and accelerator.device.type == "cpu" else []))
+        _train(job, accelerator, bar)
+
+
+def _train(job: Job, accelerator, bar: Bar) -> None:
+    import torch
+
+    from ..flavours import flavour
+    from ..host import files, load
+    from ..run.results import train
+    from ..run.trainer import Trainer
+    from .cache import encode_latents, encode_texts, read
+
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        transformer, text_encoder, vae = load.locate_parts(job.model)
+        dataset, row = read(job, bar), flavour(job.model.flavour)
+        embeds = encode_texts(load.load_text_encoder(text_encoder, row), dataset, bar)
+        latents = encode_latents(load.load_vae(vae, row), dataset, bar)
+        trainer = Trainer(load.load_model(transformer, job.model), embeds, latents, job.training, accelerator)
+        loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
+        runs = Path(job.output.runs) if job.output.runs else files.run_folder()
+        with _interruptible() as check:
+            results = train(trainer, loras, runs, _Listener(bar, check))
+    bar.close()
+    if results:
+        print(results.lora_path)
+
+
+class _Listener:
+    """Turns the run's events into a bar and lines, and ends the run where Ctrl-C asked for it."""
+
+    def __init__(self, bar: Bar, check):
+        self.bar, self.check = bar, check
+
+    def __call__(self, event) -> None:
+        from ..run import events
+
+        self.check()
+        match event:
+            case events.Phase(text):
+                self.bar.say(text)
+            case events.Warned(text):
+                self.bar.say(f"warning: {text}")
+            case events.Validated(step, loss):
+                self.bar.say(f"validation loss {loss:.4f} after {step} steps")
+            case events.Stepped():
+                self.bar("training", event.step, event.total)
+                self.bar.bar.set_postfix(loss=f"{event.smoothed:.4f}", refresh=False)
+
+
+@contextmanager
+def _interruptible() -> Iterator:
+    """Yield a function that raises KeyboardInterrupt once Ctrl-C was pressed, so that a step is never cut in two."""
+    asked: list[float] = []
+
+    def ask(number, frame) -> None:
+        now = time.monotonic()
+        if asked and now - asked[0] > SAME_SIGNAL:
+            raise KeyboardInterrupt
+        asked.append(now)
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+    except Exception as error:
+        if asked:  # another process was faster, and this one lost it in the middle of a step
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
