@@ -1,5 +1,6 @@
 """The nodes: a schema, one call into the engine, outputs."""
 
+from .adapter import AdapterOptions
 from .apply import LoraApply
 from .cache import CacheEmbeds, CacheLatents
 from .dataset import DatasetFolder
@@ -10,5 +11,5 @@ from .train import LoraTrainer
 
 NODES = [
     LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, CacheEmbeds,
-    CacheLatents, LoraTrainer, LoraApply, Flux2Sampler,
+    CacheLatents, AdapterOptions, LoraTrainer, LoraApply, Flux2Sampler,
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from ..flux2_train.run.plot import loss_plot
 from ..flux2_train.run.results import train
 from ..flux2_train.run.trainer import Trainer
 from .progress import NodeProgress
-from .types import CATEGORY, FluxEmbeds, FluxLatents
+from .types import CATEGORY, FluxAdapterOptions, FluxEmbeds, FluxLatents
 
 PREVIEW_SECONDS = 2.0
 
@@ -58,6 +58,10 @@ class LoraTrainer(io.ComfyNode):
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
                     tooltip="Fixes the start, the order and the noise: the same seed gives the same LoRA.",
+                ),
+                FluxAdapterOptions.Input(
+                    "adapter", optional=True,
+                    tooltip="Kind of adapter, layers, LoRA to start from: wire Adapter Options. Free is a plain LoRA.",
                 ),
                 io.Float.Input(
                     "preservation", default=0.0, min=0.0, max=10.0, step=0.1, optional=True,

@@ -1,17 +1,21 @@
 """The live adapters: how they start, what each option does, and going on from a LoRA."""
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 import pytest
 import torch
 from support import adapters_for, problem, tiny_flux2
 
+from flux2_train.adapters import files, write
 from flux2_train.adapters.live import NAME, Adapters, Site
 from flux2_train.adapters.start import start_from
+from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.host.velocity import velocity
 from flux2_train.options import AdapterConfig
+from flux2_train.run.events import Stepped
+from flux2_train.run.trainer import Trainer
 
 KINDS = {
     "lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}, "loha": {"kind": "loha"}, "lokr": {"kind": "lokr"},
@@ -88,8 +92,9 @@ def test_dropout_acts_in_a_step_only_and_from_its_own_seed():
     assert torch.equal(first, again) and not torch.equal(first, second)
     plain = output(adapters, A, x, weight)
     torch.testing.assert_close(plain, x @ (weight + adapters.parts()[A].delta()).T)
-    part = adapters.parts()[A]
-    mean = torch.stack([at(step) for step in range(4000)]).mean(0)
+    part, many = adapters.parts()[A], x.expand(4000, 3, 24)
+    with adapters.dropping(7, 1):
+        mean = output(adapters, A, many, weight).mean(0)
     assert (mean - plain).abs().max() < 0.1 * (x @ part.delta().T).abs().max()  # inverted dropout keeps the mean
 
 
@@ -207,3 +212,42 @@ def test_a_layer_outside_the_targets_is_named():
 def test_options_that_cannot_act_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         AdapterConfig(**options)
+
+
+def trainer(nano, robot, rank=2, **options):
+    config = TrainConfig(steps=2, rank=rank, learning_rate=1e-3, validation_items=0, adapter=AdapterConfig(**options))
+    return Trainer(nano.model, robot.embeds, robot.latents, config)
+
+
+def test_the_trainer_builds_the_adapters_that_were_asked_for(nano, robot):
+    found = trainer(
+        nano, robot, kind="lokr", include="*linear*", single_blocks="0-2", ranks="*.0.linear1 = 3", lokr_factor=4
+    ).adapters
+    assert set(found.sites) == {f"single_blocks.{i}.linear{n}" for i in range(3) for n in (1, 2)}
+    assert found.sites["single_blocks.0.linear1"].rank == 3 and found.sites["single_blocks.1.linear1"].rank == 2
+    assert found.config.kind == "lokr"
+
+
+def test_the_trainer_starts_from_a_file(nano, robot, tmp_path):
+    first = drawn(trainer(nano, robot, include="*.linear2").adapters).parts()
+    files.save(write.tensors(first, "kohya", torch.float32), tmp_path / "first.safetensors", {})
+    second = trainer(nano, robot, rank=3, start_from=str(tmp_path / "first.safetensors")).adapters.parts()
+    for name, part in first.items():
+        torch.testing.assert_close(second[name].delta(), part.delta())
+    assert not second["single_blocks.0.linear1"].delta().any()
+
+
+@pytest.mark.parametrize(
+    "options", [{"dropout": 0.3}, {"dora": True}, {"kind": "loha"}, {"kind": "lokr"}, {"lora_plus": 9.0}], ids=str
+)
+def test_options_act_in_training_and_repeat(nano, robot, options):
+    def learned(**options):
+        run = trainer(nano, robot, include="*.5.linear2", **options)
+        with torch.inference_mode(), closing(run.run()) as events:
+            assert [e.step for e in events if isinstance(e, Stepped)] == [1, 2]
+        return run.adapters.parts()["single_blocks.5.linear2"].delta()
+
+    once = learned(**options)
+    assert once.any()
+    assert torch.equal(once, learned(**options))
+    assert not torch.equal(once, learned())

@@ -1,0 +1,100 @@
+"""Who is measured. Each function loads the weights, then trains until ``done``, called after every step, raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from safetensors.torch import load_file
+
+from .problem import TARGETS, TEXT, Problem, train
+
+Done = Callable[[float | None], None]  # told the step's loss where it is known
+
+
+def ours(problem: Problem, done: Done) -> None:
+    """The engine on the MODEL that ComfyUI's loader gives a graph."""
+    model = _comfyui_model(problem)
+    from flux2_train.adapters import targets
+    from flux2_train.adapters.live import AdapterConfig, Adapters, Site
+    from flux2_train.host.borrow import borrow, linears, training_mode
+    from flux2_train.host.velocity import Condition, velocity
+
+    layers = linears(model)
+    rank, names = problem.rank, targets.select(layers)
+    sites = {n: Site(layers[n].in_features, layers[n].out_features, rank, rank) for n in names}
+    condition = Condition(problem.inputs()[1])
+    with training_mode():
+        adapters = Adapters(sites, AdapterConfig(), seed=0, device=problem.device)
+    with borrow(model, adapters.deltas(), problem.checkpointing) as borrowed, training_mode():
+        train(problem, lambda x_t, t: velocity(borrowed, x_t, t, [condition]), adapters.trainable(), done)
+
+
+def diffusers(problem: Problem, done: Done) -> None:
+    """diffusers' Flux2Transformer2DModel with peft's LoRA on the same Linears, called as its pipeline calls it."""
+    import peft
+
+    from bench.as_diffusers import diffusers_transformer
+
+    transformer = diffusers_transformer(load_file(problem.weights)).to(problem.device)
+    transformer.add_adapter(
+        peft.LoraConfig(r=problem.rank, lora_alpha=problem.rank, target_modules=TARGETS["diffusers"])
+    )
+    parameters = [p for p in transformer.parameters() if p.requires_grad]
+    for p in parameters:
+        p.data = p.data.float()
+    if problem.checkpointing:
+        transformer.enable_gradient_checkpointing()
+    dtype, device = transformer.x_embedder.weight.dtype, problem.device
+    text = problem.inputs()[1].to(device, dtype)
+    zero, side = torch.tensor([0]), torch.arange(round(problem.tokens**0.5))
+    places = torch.cartesian_prod(zero, side, side, zero).to(device)
+    words = torch.cartesian_prod(zero, zero, zero, torch.arange(TEXT)).to(device)
+
+    def predict(x_t, t):
+        tokens = x_t.flatten(2).transpose(1, 2).to(dtype)
+        # fp32 adapters on a half-precision base, as diffusers' training scripts run them
+        with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
+            found = transformer(tokens, text, t, places, words, return_dict=False)[0]
+        return found.transpose(1, 2).reshape(x_t.shape)
+
+    train(problem, predict, parameters, done)
+
+
+def node(problem: Problem, done: Done, bypass: bool = False) -> None:
+    """ComfyUI's own TrainLoraNode, with its own loop; adapts every layer, which it cannot be told not to."""
+    model = _comfyui_model(problem)
+    import comfy.utils
+    from comfy_extras.nodes_train import TrainLoraNode
+
+    comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL = comfy.utils.PROGRESS_THROTTLE_MIN_PERCENT = 0
+    comfy.utils.set_progress_bar_global_hook(lambda *args, **kwargs: done(None))
+    latent, text = problem.inputs()
+    half = {"float32": "fp32", "bfloat16": "bf16"}[problem.dtype]
+    values = dict(
+        model=model, latents={"samples": latent}, positive=[[text, {}]], batch_size=1, steps=100000,
+        grad_accumulation_steps=1, learning_rate=1e-4, rank=problem.rank, optimizer="AdamW", loss_function="MSE",
+        seed=0, training_dtype=half, lora_dtype="fp32", quantized_backward=False, algorithm="LoRA",
+        gradient_checkpointing=problem.checkpointing, checkpoint_depth=1, offloading=False, existing_lora="[None]",
+        bucket_mode=False, bypass_mode=bypass,
+    )  # fmt: skip
+    with torch.inference_mode():
+        TrainLoraNode.execute(**{name: [value] for name, value in values.items()})
+
+
+def node_bypass(problem: Problem, done: Done) -> None:
+    """TrainLoraNode in its bypass mode."""
+    node(problem, done, bypass=True)
+
+
+def _comfyui_model(problem: Problem):
+    from flux2_train.host.bootstrap import import_comfyui
+
+    import_comfyui(*(["--cpu"] if problem.device == "cpu" else []))
+    import comfy.sd
+
+    with torch.inference_mode():
+        return comfy.sd.load_diffusion_model(problem.weights)
+
+
+CONTENDERS = {"ours": ours, "diffusers": diffusers, "node": node, "node_bypass": node_bypass}

@@ -1,0 +1,65 @@
+"""One contender in a process of its own. A line on stdin is one step; the answer on stdout is its time and its peak."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from .contenders import CONTENDERS
+from .problem import Problem
+
+
+def main(name: str, problem: Problem, threads: int) -> None:
+    """Answer ``{"seconds": s, "peak_mb": m, "loss": l}`` per line; ``{"error": sentence}`` if the contender cannot."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    torch.set_num_threads(threads)
+    meter = Meter(problem.device, answers)
+    meter.wait()
+    try:
+        CONTENDERS[name](problem, meter.done)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).partition('. ')[0]}"
+        answers.write(json.dumps({"error": reason}) + "\n")
+
+
+class Meter:
+    """Between two lines: how long, and the most memory the process (or the GPU) held."""
+
+    def __init__(self, device: str, answers):
+        self.device, self.answers = device, answers
+
+    def wait(self) -> None:
+        if not sys.stdin.readline():
+            os._exit(0)  # told to stop: nothing is worth cleaning up
+        self._reset_peak()
+        self.started = time.perf_counter()
+
+    def done(self, loss: float | None) -> None:
+        """A step is done: answer, and wait for the next line."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+        found = {"seconds": time.perf_counter() - self.started, "peak_mb": self._peak() / 2**20, "loss": loss}
+        self.answers.write(json.dumps(found) + "\n")
+        self.wait()
+
+    def _reset_peak(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        elif os.path.exists("/proc/self/clear_refs"):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def _peak(self) -> float:
+        if self.device != "cpu":
+            return torch.cuda.max_memory_allocated()
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Problem.from_json(sys.argv[2]), int(sys.argv[3]))
