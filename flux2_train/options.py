@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -186,7 +187,7 @@ class OptimizerConfig(Section):
     """How gradients become steps. ``warmup`` below 1 is a part of all steps, from 1 a number of them.
 
     ``end`` is the learning rate's last value as a part of the first. ``block_rates`` multiplies the learning rate of
-    layers by regular expression. ``accumulation`` batches are averaged into one step. ``max_grad_norm`` 0 is off.
+    layers by regular expression. ``max_grad_norm`` 0 is off.
     No ``betas``, and ``eps`` 0, take the optimizer's own.
     """
 
@@ -198,7 +199,6 @@ class OptimizerConfig(Section):
     eps: float = 0.0
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    accumulation: int = 1
     schedule: str = "constant"
     warmup: float = 0.0
     end: float = 0.0
@@ -209,7 +209,7 @@ class OptimizerConfig(Section):
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
         yield from _choices(self, name=self.NAMES, schedule=self.SCHEDULES)
-        yield from _ranges(self, eps=(0, 1), weight_decay=(0, 10), max_grad_norm=(0, INF), accumulation=(1, 100_000),
+        yield from _ranges(self, eps=(0, 1), weight_decay=(0, 10), max_grad_norm=(0, INF),
                            warmup=(0, INF), end=(0, 1), cycles=(1, 1000), power=(0.1, 10))  # fmt: skip
         if len(self.betas) not in (0, 2) or not all(0 <= beta < 1 for beta in self.betas):
             yield f"The betas are {self.betas}; two are needed (like 0.9, 0.99), each at least 0 and below 1."
@@ -293,3 +293,25 @@ class AdapterConfig(Section):
         for name, default in defaults.items():
             if self.kind != kind and getattr(self, name) != default:
                 yield f"{name} does nothing for {self.kind}; reset it to {default} or choose the kind {kind}."
+
+
+def numbers(text: str, name: str) -> tuple[float, ...]:
+    """The numbers in a text such as ``1, 0.5``. Raises UserError for anything else in it."""
+    try:
+        return tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise UserError(f"{name} is {text!r}; it takes numbers with commas between them, such as 1, 0.5.") from error
+
+
+def rates(text: str) -> tuple[tuple[str, float], ...]:
+    """The pairs in a text such as ``double_blocks=0.5, single_blocks=0``. Raises UserError for anything else in it."""
+    pairs = [word.rpartition("=") for word in text.split(",") if word.strip()]
+    try:
+        found = tuple((pattern.strip(), float(rate)) for pattern, _, rate in pairs)
+        for pattern, _ in found:
+            re.compile(pattern)
+    except (ValueError, re.error) as error:
+        raise UserError(f"block_rates is {text!r}; it takes pairs such as double_blocks=0.5, img_mlp=0.") from error
+    if not all(pattern for pattern, _ in found):
+        raise UserError(f"block_rates is {text!r}; every factor needs a layer name before its '='.")
+    return found

@@ -1,0 +1,92 @@
+"""The times of a batch as the user's options draw them, and what each sample's loss counts by its time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..flow import quantiles, time_weights, uniforms
+from ..flow.quantiles import Quantile
+from ..flow.timesteps import constant_mu, empirical_mu, linear_mu, offset, shift
+from ..options import TimestepConfig
+
+EDGE = 1e-5  # drawn times stay this far from 0 and 1
+
+
+def draw(
+    config: TimestepConfig,
+    offsets: Sequence[float],
+    tokens: int,
+    first: int,
+    seed: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """(B,) fp32 times of the draws numbered ``first`` and on, one per entry of ``offsets`` (on the logit scale).
+
+    ``tokens`` is the number of image tokens, which moves the shift; ``seed`` orders strata.
+    """
+    count = len(offsets)
+    if config.distribution == "round robin":
+        return torch.tensor([config.times[i % len(config.times)] for i in range(first, first + count)])
+    u = uniforms.independent(count, generator)
+    if config.strata:
+        u = uniforms.stratified(u, first, config.strata, seed)
+    by = torch.tensor(offsets, dtype=u.dtype)
+    t = torch.empty_like(u)
+    for value in set(offsets):
+        t[by == value] = _time(config, u[by == value], value, tokens)
+    return t.float()
+
+
+def _time(config: TimestepConfig, u: Tensor, by: float, tokens: int) -> Tensor:
+    if config.listed:
+        return quantiles.choice(uniforms.biased(u, config.bias), config.times)
+    quantile = quantile_of(config, tokens, by)
+    return quantile(uniforms.within(u, quantile, config.least, config.most)).clamp(EDGE, 1 - EDGE)
+
+
+def quantile_of(config: TimestepConfig, tokens: int, by: float = 0.0) -> Quantile:
+    """From ``u`` to ``t``, without the limits: bias, distribution, offset, shift."""
+    distribution, mu = _distribution(config), mu_of(config, tokens)
+
+    def quantile(u: Tensor) -> Tensor:
+        t = distribution(uniforms.biased(u, config.bias))
+        return shift(offset(t, config.scale * by) if by else t, mu)
+
+    return quantile
+
+
+def _distribution(config: TimestepConfig) -> Quantile:
+    match config.distribution:
+        case "sigmoid":
+            return partial(quantiles.logit_normal, scale=config.scale, mean=config.mean, std=config.std)
+        case "beta":
+            return partial(quantiles.beta, alpha=config.alpha, beta=config.beta)
+        case "mode":
+            return partial(quantiles.mode, scale=config.mode_scale)
+        case "curve":
+            return partial(quantiles.density, knots=config.values)
+    return quantiles.uniform
+
+
+def mu_of(config: TimestepConfig, tokens: int) -> float:
+    """The shift towards noise as mu; 0 moves nothing."""
+    if config.distribution == "weighted":  # the curve was measured on times that are not shifted
+        return 0.0
+    return {
+        "none": 0.0,
+        "constant": constant_mu(config.shift_factor),
+        "linear": linear_mu(tokens),
+        "empirical": empirical_mu(tokens, config.shift_steps),
+    }[config.shift]
+
+
+def weights(config: TimestepConfig, t: Tensor) -> Tensor | None:
+    """(B,) what each sample's loss counts by its time; None where all count the same."""
+    if config.weighting == "table":
+        return time_weights.table(t, config.weights)
+    name = "measured" if config.distribution == "weighted" else config.weighting
+    return None if name == "none" else time_weights.CURVES[name](t)
