@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from . import typed
 from .adapters.targets import PRESETS
 from .errors import UserError
-from .options import AdapterConfig
+from .options import (
+    AdapterConfig,
+    EmaConfig,
+    GuardConfig,
+    GuidanceConfig,
+    LossConfig,
+    OptimizerConfig,
+    PreservationConfig,
+    TimestepConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,7 @@ class TrainConfig:
 
     ``preservation`` weighs the loss that keeps the class word's prediction as the base model's; 0 is off.
     A step takes ``accumulate`` batches of ``batch`` images in each process. ``differential_guidance`` 1 is off.
-    ``guidance`` is the embedded guidance that dev is trained at.
+    ``guidance`` is the embedded guidance that dev is trained at. ``recipe`` only says where values came from.
     """
 
     name: str = "flux2_lora"
@@ -37,9 +46,15 @@ class TrainConfig:
     preservation: float = 0.0
     differential_guidance: float = 1.0
     guidance: float = 1.0
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
     validation_items: int = 4
+    recipe: str = "none"
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    guide: GuidanceConfig = field(default_factory=GuidanceConfig)
+    preserve: PreservationConfig = field(default_factory=PreservationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self):
         for problem in self._problems():
@@ -65,6 +80,8 @@ class TrainConfig:
             yield f"targets is {self.targets!r}; choose one of {', '.join(PRESETS)}."
         if self.preservation < 0 or self.differential_guidance <= 0 or self.alpha < 0:
             yield "preservation and alpha must not be negative, differential guidance must be above 0."
+        if 0 < self.guide.most < self.guidance:
+            yield f"guidance is drawn from {self.guidance:g} to {self.guide.most:g}; the second must be the larger."
 
     def to_json(self) -> str:
         """The configuration as JSON, for the run folder and the LoRA's metadata."""

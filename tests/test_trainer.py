@@ -14,6 +14,7 @@ from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
 from flux2_train.data import cache
 from flux2_train.errors import UserError
+from flux2_train.options import OptimizerConfig
 from flux2_train.run import events
 from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
@@ -65,8 +66,8 @@ def test_the_same_seed_gives_the_same_lora(nano, robot, plain):
 
 @pytest.mark.parametrize("change", [
     {"alpha": 8.0}, {"batch": 2}, {"accumulate": 2}, {"learning_rate": 1e-3}, {"preservation": 1.0},
-    {"differential_guidance": 3.0}, {"targets": "tiny"}, {"rank": 2}, {"steps": 2}, {"weight_decay": 0.5},
-    {"max_grad_norm": 1e-9},
+    {"differential_guidance": 3.0}, {"targets": "tiny"}, {"rank": 2}, {"steps": 2},
+    {"optimizer": OptimizerConfig(weight_decay=0.5)}, {"optimizer": OptimizerConfig(max_grad_norm=1e-9)},
 ], ids=lambda c: next(iter(c)))  # fmt: skip
 def test_every_option_acts(nano, robot, plain, change):
     assert not same(plain, lora_of(nano, robot, **change))
@@ -178,10 +179,28 @@ def test_bad_settings_are_refused_with_their_value(change, words):
         replace(SHORT, **change)
 
 
-def test_a_loss_that_is_no_number_stops_before_the_adapters_are_spoiled(nano, robot):
-    view = robot.dataset.items[0].view
-    spoiled = {**robot.latents.latents, view: torch.full_like(robot.latents.latents[view], float("nan"))}
-    trainer = Trainer(nano.model, robot.embeds, replace(robot.latents, latents=spoiled), replace(SHORT, steps=20))
-    with pytest.raises(UserError, match="The loss is nan after"), closing(trainer.run()) as run:
+def spoiled(nano, robot, names, config):
+    """A trainer for which the latents of these images are no numbers."""
+    bad = {k: torch.full_like(v, float("nan")) for k, v in robot.latents.latents.items() if k.path.name in names}
+    latents = replace(robot.latents, latents={**robot.latents.latents, **bad})
+    return Trainer(nano.model, robot.embeds, latents, config)
+
+
+def test_a_loss_that_is_no_number_leaves_its_step_out(nano, robot):
+    name = robot.dataset.items[1].path.name
+    trainer = spoiled(nano, robot, {name}, replace(SHORT, steps=6))
+    with torch.inference_mode(), closing(trainer.run()) as run:
+        told = list(run)
+    assert [e.text for e in told if isinstance(e, events.Warned) and name in e.text and "left out" in e.text]
+    assert len(trainer.history.losses) == 5 and trainer.bad_losses.total == 1
+    assert all(torch.isfinite(p).all() for p in trainer.adapters.parameters())
+
+
+def test_losses_that_are_no_numbers_in_a_row_stop_the_run_before_the_adapters_are_spoiled(nano, robot):
+    trainer = spoiled(nano, robot, {item.path.name for item in robot.dataset.items}, replace(SHORT, steps=20))
+    with (
+        pytest.raises(UserError, match="The loss is nan after 0 steps, 5 times in a row"),
+        closing(trainer.run()) as run,
+    ):
         list(run)
     assert all(torch.isfinite(p).all() for p in trainer.adapters.parameters())

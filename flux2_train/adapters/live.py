@@ -109,6 +109,11 @@ class Adapters(nn.Module):
         """DoRA's magnitudes (out,) at a Linear's name."""
         return self.magnitudes[_key(name)]
 
+    def of_layer(self, name: str) -> list[nn.Parameter]:
+        """The trainable parameters at a Linear's name."""
+        magnitude = [self.magnitude(name)] if self.config.dora else []
+        return [p for p in self.layer(name).parameters() if p.requires_grad] + magnitude
+
     def trainable(self) -> list[nn.Parameter]:
         """The parameters the optimizer updates, in a fixed order."""
         return [p for p in self.parameters() if p.requires_grad]

@@ -20,12 +20,14 @@ class Condition:
     """What one sample is conditioned on.
 
     ``embeds`` (1, L, D) as the text encoder gives them; ``references`` are latents (1, 128, h, w); ``guidance`` is
-    the embedded guidance of dev, ignored by models without it.
+    the embedded guidance of dev, ignored by models without it. ``method`` is ComfyUI's name for how references are
+    placed: ``index`` at the image's own time, ``index_timestep_zero`` as clean images.
     """
 
     embeds: Tensor
     references: tuple[Tensor, ...] = field(default=())
     guidance: float = 1.0
+    method: str = "index"
 
 
 def check_embeds(model, embeds: Tensor) -> None:
@@ -51,6 +53,7 @@ def model_inputs(model, x: Tensor, condition: Condition) -> dict:
         device=x.device,
         guidance=condition.guidance,
         reference_latents=[r.to(x) for r in condition.references] or None,
+        reference_latents_method=condition.method,
     )
     return {name: c.process_cond(batch_size=x.shape[0], area=None, device=x.device).cond for name, c in conds.items()}
 
@@ -68,6 +71,8 @@ def velocity(model, x_t: Tensor, t: Tensor, conditions: list[Condition]) -> Tens
 
 def _shapes(inputs: dict) -> tuple:
     def shape(value):
+        if isinstance(value, str):
+            return value
         return tuple(map(shape, value)) if isinstance(value, list) else tuple(value.shape)
 
     return tuple((name, shape(value)) for name, value in sorted(inputs.items()))
@@ -75,6 +80,8 @@ def _shapes(inputs: dict) -> tuple:
 
 def _stack(each: list[dict]) -> dict:
     def stack(values):
+        if isinstance(values[0], str):
+            return values[0]
         return [torch.cat(v) for v in zip(*values, strict=True)] if isinstance(values[0], list) else torch.cat(values)
 
     return {name: stack([inputs[name] for inputs in each]) for name in each[0]}

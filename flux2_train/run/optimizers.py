@@ -88,7 +88,9 @@ def _lion(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
 
 def _schedulefree(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
     library = _library("schedulefree", "schedulefree", config.name)
-    return library.AdamWScheduleFree(groups, weight_decay=config.weight_decay, **_moments(config))
+    optimizer = library.AdamWScheduleFree(groups, weight_decay=config.weight_decay, **_moments(config))
+    optimizer.train()
+    return optimizer
 
 
 _BUILDERS: dict[str, Callable[[OptimizerConfig, Groups], torch.optim.Optimizer]] = {

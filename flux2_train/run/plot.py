@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..options import TimestepConfig
 from . import times
-from .trainer import History
+from .history import History
 
 PREVIEW_DRAWS = 4000
 

@@ -59,7 +59,8 @@ def write_results(
     trainer: Trainer, dataset: Dataset, lora_folder: Path, run_folder: Path, stopped: bool = False
 ) -> Results:
     """Save the adapters as they are now; a run that was stopped early gets its step into the file name."""
-    weights = files.state_dict(trainer.adapters)
+    with trainer.weights_for("export"):
+        weights = files.state_dict(trainer.adapters)
     name = f"{trainer.config.name}_step{len(trainer.history.losses)}" if stopped else trainer.config.name
     lora_path = files.save(weights, files.free_path(lora_folder, name), metadata(trainer, dataset))
     folder = run_folder / lora_path.stem
@@ -76,8 +77,8 @@ def _write_losses(trainer: Trainer, path: Path) -> None:
     history = trainer.history
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("step", "loss", "smoothed", "preservation", "seconds"))
-        rows = zip(history.losses, history.smoothed, history.preservation, history.seconds, strict=True)
+        writer.writerow(("step", "loss", "smoothed", "preservation", "seconds", "learning_rate"))
+        rows = zip(history.losses, history.smoothed, history.preservation, history.seconds, history.rates, strict=True)
         writer.writerows((step, *row) for step, row in enumerate(rows, 1))
 
 
@@ -93,6 +94,8 @@ def report(trainer: Trainer, dataset: Dataset, lora_path: Path) -> dict:
         "steps": len(history.losses),
         "first_smoothed_loss": history.smoothed[min(9, len(history.smoothed) - 1)] if history.smoothed else None,
         "last_smoothed_loss": history.smoothed[-1] if history.smoothed else None,
+        "loss_by_t": history.by_band(),
+        "left_out_steps": trainer.bad_losses.total,
         "validation_loss": {str(step): loss for step, loss in sorted(history.validation.items())},
         "seconds_per_step": statistics.median(history.seconds) if history.seconds else None,
         "peak_memory": peak_memory(trainer.device),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,39 +17,22 @@ from ..adapters.live import Adapters, Site
 from ..adapters.start import start_from
 from ..config import TrainConfig
 from ..data.cache import EmbedCache, LatentCache, Sample, samples
+from ..data.dataset import Dataset
 from ..data.order import batches, step_count
 from ..errors import UserError
-from ..flow.target import differential_target, interpolate, mean_squared_error, velocity_target
-from ..flow.timesteps import linear_mu, logit_normal, shift
+from ..flow.guidance import embedded
+from ..flow.target import interpolate, velocity_target
 from ..host import identify, lora
 from ..host.borrow import borrow, linears, training_mode
 from ..host.frozen import row_norms
 from ..host.velocity import Condition, check_embeds, velocity
-from . import processes
+from . import optimizers, processes, schedules, times
+from .ema import Ema
 from .events import Event, Phase, Stepped, Validated, Warned
+from .guards import BadLosses, DeadAdapters, Divergence
+from .history import BANDS, History, Measured, tally
+from .objective import Case, Memo, Objective, Part
 from .validation import fixed_loss
-
-SMOOTHING = 0.95
-
-
-@dataclass
-class History:
-    """What a run has measured so far."""
-
-    losses: list[float] = field(default_factory=list)
-    smoothed: list[float] = field(default_factory=list)
-    preservation: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    validation: dict[int, float] = field(default_factory=dict)
-
-    def add(self, loss: float, preservation: float, seconds: float) -> None:
-        """Append one step; the running mean starts unbiased, as a plain mean of the first steps."""
-        weight = max(1 - SMOOTHING, 1 / (len(self.losses) + 1))
-        last = self.smoothed[-1] if self.smoothed else loss
-        self.losses.append(loss)
-        self.smoothed.append(last + weight * (loss - last))
-        self.preservation.append(preservation)
-        self.seconds.append(seconds)
 
 
 class Trainer:
@@ -80,22 +62,38 @@ class Trainer:
         self.dataset, self.text_encoder, self.vae = latents.dataset, embeds.made_by, latents.made_by
         self.repeats = latents.dataset.repeats
         check_embeds(model, self.samples[0].embeds)
-        if config.preservation and not latents.dataset.class_word:
-            raise UserError("Preservation is on but Dataset Folder has no class word; fill it in (for example 'dog').")
-        if config.preservation and not latents.dataset.trigger:
-            raise UserError(
-                "Preservation is on but Dataset Folder has no trigger word; fill it in (for example 'ohwx')."
-            )
+        self.blank = embeds.embeds.get("")
+        self._check_preservation(latents.dataset)
         self.device = model.load_device
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.total = step_count(self.samples, self.step_size, self.repeats, config.steps, config.epochs)
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.drawn = 0  # samples whose time has been drawn
         self.history = History()
+        self.bad_losses = BadLosses(config.guard.bad_losses)
+        self.divergence = Divergence(config.guard.divergence, config.guard.stop_on_divergence)
         with training_mode():
             self.adapters = self._build_adapters()
-            self.optimizer = torch.optim.AdamW(
-                self.adapters.groups(config.learning_rate), weight_decay=config.weight_decay
+            layers = {name: self.adapters.of_layer(name) for name in self.adapters.names}
+            self.dead_adapters = DeadAdapters(layers)
+            self.optimizer = self._build_optimizer(layers)
+            self.scheduler = schedules.scheduler(self.optimizer, self.total, config.optimizer)
+            self.ema = Ema(self.adapters.trainable(), config.ema.decay, config.ema.warmup) if config.ema.decay else None
+
+    def _check_preservation(self, dataset: Dataset) -> None:
+        if not self.config.preservation or self.config.preserve.kind != "class":
+            return
+        if not dataset.class_word:
+            raise UserError("Preservation is on but Dataset Folder has no class word; fill it in (for example 'dog').")
+        if not dataset.trigger:
+            raise UserError(
+                "Preservation is on but Dataset Folder has no trigger word; fill it in (for example 'ohwx')."
             )
+
+    def _build_optimizer(self, layers: dict[str, list]) -> torch.optim.Optimizer:
+        options, names = self.config.optimizer, {p: name for name, found in layers.items() for p in found}
+        groups = self.adapters.groups(self.config.learning_rate)
+        return optimizers.build(options, optimizers.by_block(groups, names, options.block_rates))
 
     def _build_adapters(self) -> Adapters:
         layers, config = linears(self.model), self.config
@@ -128,7 +126,7 @@ class Trainer:
         with borrow(self.model, self.adapters.deltas(), config.checkpointing, self._room()) as borrowed:
             yield from self._validate(borrowed, 0)
             for step, indices in enumerate(order, 1):
-                yield self._timed_step(borrowed, step, [self.samples[i] for i in indices])
+                yield from self._timed_step(borrowed, step, [self.samples[i] for i in indices])
             yield from self._validate(borrowed, self.total)
 
     def _room(self) -> float:
@@ -139,64 +137,111 @@ class Trainer:
         kept_per_block = 2 if self.config.checkpointing else 40  # activations of the hidden width, in 2-byte values
         return adapters + 2.0 * tokens * hidden * (kept_per_block * (double + single) + 60)
 
-    def _timed_step(self, borrowed, step: int, batch: list[Sample]) -> Stepped:
-        started = time.perf_counter()
+    def _timed_step(self, borrowed, step: int, batch: list[Sample]) -> Iterator[Event]:
+        started, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
         with training_mode(), self.adapters.dropping(self.config.seed, step):
-            loss, preservation = self._step(borrowed, batch)
-        self.history.add(loss, preservation, time.perf_counter() - started)
-        return Stepped(step, self.total, loss, self.history.smoothed[-1], preservation, self.history.seconds[-1])
+            measured = self._step(borrowed, step, batch)
+        if measured is None:
+            yield Warned(f"Step {step} was left out: its loss is no number ({_names(batch)}).")
+            return
+        seconds = time.perf_counter() - started
+        self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
+        diverges = self.divergence.check(measured.loss)
+        if diverges:
+            yield Warned(diverges)
+        yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)
 
-    def _step(self, borrowed, batch: list[Sample]) -> tuple[float, float]:
-        """One optimizer step on the samples of all processes. Returns the velocity error and the preservation loss.
+    def _step(self, borrowed, step: int, batch: list[Sample]) -> Measured | None:
+        """One optimizer step on the samples of all processes; None if it was left out because of a bad loss.
 
-        Noise and times are drawn for all samples in every process, so that they do not depend on the split.
+        What is random is drawn for all samples in every process, so that it does not depend on the split.
         """
-        noise = torch.randn((len(batch), *batch[0].latent.shape[1:]), generator=self.generator)
-        times = self._times(noise)
-        losses = torch.zeros(2, dtype=torch.float64)
+        objective = self.objective(borrowed)
+        noise, t, guidance = self._draw(batch)
+        measured = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
         for rows, weight in processes.shares(self.accelerator, len(batch), self.config.batch):
-            losses += self._backward(borrowed, [batch[i] for i in rows], noise[rows], times[rows], weight)
-        loss, preservation = self._total(losses).tolist()
-        if not math.isfinite(loss):
-            raise UserError(f"The loss is {loss} after {len(self.history.losses)} steps; lower the learning rate.")
+            case = self._case([batch[i] for i in rows], noise[rows], t[rows], [guidance[i] for i in rows])
+            measured += self._backward(objective.parts(step), case, weight)
+        measured = Measured.of(self._total(measured))
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm or math.inf).item()
+        told = measured.loss + measured.preservation + 0 * norm  # NaN where any of them is no number
+        if self.bad_losses.skip(told, [s.item.path.name for s in batch], len(self.history.losses)):
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
+        self._update(measured.loss)
+        return measured
+
+    def _update(self, loss: float) -> None:
+        clamped = self.config.loss.least or self.config.loss.most  # gives no gradient on purpose
+        if not clamped and self.optimizer.param_groups[0]["lr"]:
+            self.dead_adapters.check(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, preservation
+        self.scheduler.step()
+        if self.ema:
+            with self._settled():
+                self.ema.update()
 
-    def _backward(self, borrowed, batch: list[Sample], noise: Tensor, t: Tensor, weight: float) -> Tensor:
-        """Add gradients of samples that weigh ``weight`` each. Returns (2,): their velocity error and preservation."""
+    def objective(self, borrowed) -> Objective:
+        """What this run learns, on the model as ``borrow`` gives it."""
+
+        def predict(case: Case) -> Tensor:
+            return self._predict(borrowed, case.x_t, case.t, case.samples, case.guidance)
+
+        return Objective(self.config, predict, self._base_model, self.blank)
+
+    def _draw(self, batch: list[Sample]) -> tuple[Tensor, Tensor, list[float]]:
+        """Noise (B, 128, h, w), times (B,) and embedded guidance of a step's samples, on the CPU."""
+        noise = torch.randn((len(batch), *batch[0].latent.shape[1:]), generator=self.generator)
+        tokens = noise[0, 0].numel()
+        t = times.draw(self.config.timesteps, [0.0] * len(batch), tokens, self.drawn, self.config.seed, self.generator)
+        self.drawn += len(batch)
+        most = self.config.guide.most or self.config.guidance
+        return noise, t, embedded(len(batch), self.config.guidance, most, self.generator)
+
+    def _case(self, batch: list[Sample], noise: Tensor, t: Tensor, guidance: list[float]) -> Case:
         x0 = torch.cat([s.latent for s in batch]).to(self.device, torch.float32)
         noise, t = noise.to(self.device), t.to(self.device)
-        x_t = interpolate(x0, noise, t)
-        predicted = self._predict(borrowed, x_t, t, batch)
-        target = velocity_target(x0, noise)
-        guided = differential_target(predicted, target, self.config.differential_guidance)
-        loss = weight * mean_squared_error(predicted.detach(), target).sum().item()
-        self.accelerator.backward(weight * mean_squared_error(predicted, guided).sum())
-        preservation = self._preserve(borrowed, x_t, t, batch, weight) if self.config.preservation else 0.0
-        return torch.tensor([loss, preservation], dtype=torch.float64)
+        return Case(batch, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance)
 
-    def _total(self, losses: Tensor) -> Tensor:
-        return processes.total(self.accelerator, losses.to(self.accelerator.device))
+    def _backward(self, parts: list[Callable[[Case, Memo], Part]], case: Case, weight: float) -> Tensor:
+        """Add gradients of samples that weigh ``weight`` each, one part after the other. Returns what was measured."""
+        memo: Memo = {}
+        loss = preservation = torch.zeros(())
+        bands = torch.zeros(2, BANDS, dtype=torch.float64)
+        for compute in parts:
+            part = compute(case, memo)
+            self.accelerator.backward(weight * part.loss.sum())
+            if part.velocity_error is not None:
+                loss, bands = part.velocity_error.sum(), tally(case.t, part.velocity_error) if weight else bands
+            if part.preservation is not None:
+                preservation = part.preservation.sum()
+        sums = torch.stack((weight * loss.cpu().double(), weight * preservation.cpu().double()))
+        return torch.cat((sums, bands.flatten()))
 
-    def _times(self, noise: Tensor) -> Tensor:
-        """(B,) logit-normal times, moved towards noise the more tokens the image has."""
-        return shift(logit_normal(len(noise), self.generator), linear_mu(noise[0, 0].numel()))
+    def _total(self, measured: Tensor) -> Tensor:
+        return processes.total(self.accelerator, measured.to(self.accelerator.device))
 
-    def _preserve(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample], weight: float) -> float:
-        """Backward of the preservation loss: with the class word the adapted model shall predict what the base does.
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """The weights as the optimizer means them to be used: schedule-free AdamW trains at other ones."""
+        if not hasattr(self.optimizer, "eval"):
+            yield
+            return
+        self.optimizer.eval()
+        try:
+            yield
+        finally:
+            self.optimizer.train()
 
-        A second forward and backward of its own, so that only one graph is in memory at a time.
-        """
-        batch = [replace(sample, embeds=sample.class_embeds) for sample in batch]
-        with self._base_model(), torch.no_grad():
-            prior = self._predict(borrowed, x_t, t, batch)
-        loss = weight * mean_squared_error(self._predict(borrowed, x_t, t, batch), prior).sum()
-        self.accelerator.backward(self.config.preservation * loss)
-        return loss.item()
+    @contextmanager
+    def weights_for(self, use: str) -> Iterator[None]:
+        """The adapters' weights for ``preview`` or ``export``: the running mean where there is one and it is chosen."""
+        averaged = self.ema and getattr(self.config.ema, use)
+        with self._settled(), self.ema.in_place() if averaged else nullcontext():
+            yield
 
     @contextmanager
     def _base_model(self) -> Iterator[None]:
@@ -206,9 +251,11 @@ class Trainer:
         finally:
             self.adapters.enabled = True
 
-    def _predict(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample]) -> Tensor:
+    def _predict(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = ()) -> Tensor:
+        method = self.config.guide.references
         conditions = [
-            Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), self.config.guidance) for s in batch
+            Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), g, method)
+            for s, g in zip(batch, guidance or [self.config.guidance] * len(batch), strict=True)
         ]
         return velocity(borrowed, x_t, t, conditions)
 
@@ -224,8 +271,13 @@ class Trainer:
                 return self._predict(borrowed, x_t.to(self.device), t.to(self.device), batch)
 
         losses = torch.zeros(1, dtype=torch.float64)
-        for rows, weight in processes.shares(self.accelerator, len(chosen), 1):
-            losses += sum(weight * fixed_loss(predict, chosen[i], self.config.seed + i) for i in rows)
+        with self.weights_for("preview"):
+            for rows, weight in processes.shares(self.accelerator, len(chosen), 1):
+                losses += sum(weight * fixed_loss(predict, chosen[i], self.config.seed + i) for i in rows)
         loss = self._total(losses).item()
         self.history.validation[step] = loss
         yield Validated(step, loss)
+
+
+def _names(batch: list[Sample]) -> str:
+    return ", ".join(sorted({s.item.path.name for s in batch}))

@@ -1,0 +1,61 @@
+"""What a run has measured: its curve, and how wrong it is at which noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+SMOOTHING = 0.95
+BANDS = 10  # equal parts of t in 0..1
+
+
+def tally(t: Tensor, errors: Tensor) -> Tensor:
+    """(2, BANDS): how many of the samples at times t (B,) fell into each band, and the sum of their errors (B,)."""
+    band = (t.detach().cpu() * BANDS).long().clamp(max=BANDS - 1)
+    counts = torch.bincount(band, minlength=BANDS).double()
+    return torch.stack((counts, torch.bincount(band, errors.detach().cpu().double(), minlength=BANDS)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One step: the velocity's mean squared error without any weight, the preservation loss, and the bands' tally."""
+
+    loss: float
+    preservation: float
+    bands: Tensor
+
+    @classmethod
+    def of(cls, sums: Tensor) -> Measured:
+        """From (2 + 2 BANDS,): loss, preservation and the flattened tally."""
+        return cls(sums[0].item(), sums[1].item(), sums[2:].view(2, BANDS).cpu())
+
+
+@dataclass
+class History:
+    """What a run has measured so far."""
+
+    losses: list[float] = field(default_factory=list)
+    smoothed: list[float] = field(default_factory=list)
+    preservation: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    bands: Tensor = field(default_factory=lambda: torch.zeros(2, BANDS, dtype=torch.float64))
+    validation: dict[int, float] = field(default_factory=dict)
+
+    def add(self, loss: float, preservation: float, seconds: float, rate: float, bands: Tensor) -> None:
+        """Append one step; the running mean starts unbiased, as a plain mean of the first steps."""
+        weight = max(1 - SMOOTHING, 1 / (len(self.losses) + 1))
+        last = self.smoothed[-1] if self.smoothed else loss
+        self.losses.append(loss)
+        self.smoothed.append(last + weight * (loss - last))
+        self.preservation.append(preservation)
+        self.seconds.append(seconds)
+        self.rates.append(rate)
+        self.bands += bands
+
+    def by_band(self) -> dict[str, float]:
+        """The mean error in each band of t that was drawn from."""
+        counts, sums = self.bands
+        return {f"{i / BANDS:g}-{(i + 1) / BANDS:g}": (sums[i] / counts[i]).item() for i in range(BANDS) if counts[i]}

@@ -1,0 +1,235 @@
+"""What a step learns, option by option: its loss against numpy, computed from the same predictions."""
+
+import gc
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support import tiny_caches, tiny_flux2
+from test_losses import haar
+
+from flux2_train.config import TrainConfig
+from flux2_train.host.borrow import borrow, training_mode
+from flux2_train.options import GuidanceConfig, LossConfig, PreservationConfig, TimestepConfig
+from flux2_train.run.trainer import Trainer
+
+BASE = TrainConfig(steps=4, rank=2, batch=2, targets="tiny", validation_items=0)
+CACHES = tiny_caches()
+
+
+@contextmanager
+def step(**changes):
+    """(trainer, objective, case) of a run whose adapters already do something, inside its step."""
+    trainer = Trainer(tiny_flux2(guidance=True), *CACHES, replace(BASE, **changes))
+    generator = torch.Generator().manual_seed(1)
+    for name in trainer.adapters.names:
+        with torch.no_grad():
+            trainer.adapters.layer(name).lora_B["default"].weight.normal_(std=0.1, generator=generator)
+    same_shape = [s for s in trainer.samples if s.shape == trainer.samples[0].shape][:2]
+    with torch.inference_mode(), borrow(trainer.model, trainer.adapters.deltas(), True) as borrowed, training_mode():
+        yield trainer, trainer.objective(borrowed), trainer._case(same_shape, *trainer._draw(same_shape))
+
+
+def learned(**changes):
+    """Of one learning pass: (loss, numpy's view of the prediction, the target and t), and the objective's own parts."""
+    with step(**changes) as (_, objective, case):
+        predicted = objective.predict(case).detach()
+        blank = objective.predict(objective._unconditional(case)).detach()
+        part = objective.learn(case, {})
+        return part, predicted.double().numpy(), case.target.double().numpy(), case.t.double().numpy(), blank.numpy()
+
+
+def mse(d):
+    return (d**2).mean((1, 2, 3))
+
+
+def test_plainly_it_is_the_mean_squared_error_of_the_velocity():
+    part, p, target, _, _ = learned()
+    assert part.loss.detach().numpy() == pytest.approx(mse(p - target), rel=1e-5)
+    assert part.velocity_error.numpy() == pytest.approx(mse(p - target), rel=1e-5)
+    with step() as (trainer, _, case):
+        x0 = torch.cat([s.latent for s in case.samples])
+        t = case.t.view(-1, 1, 1, 1)
+        noise = (case.x_t - (1 - t) * x0) / t
+        assert torch.allclose(case.target, noise - x0, atol=1e-4)
+        assert trainer.drawn == 2
+
+
+def wavelet_of(d, detail=3.0):
+    bands = haar(d) ** 2
+    weights = np.full(bands.shape[-2:], detail)
+    weights[: d.shape[-2] // 2, : d.shape[-1] // 2] = 1
+    return (bands * weights).mean((1, 2, 3))
+
+
+def huber_of(d, t):
+    c = (0.7 / (1 + np.sqrt((1 - t) / (t + 1e-4))) ** 2 + 0.3).reshape(-1, 1, 1, 1)
+    return (2 * c * (np.sqrt(d**2 + c**2) - c)).mean((1, 2, 3))
+
+
+LOSSES = {
+    "mae": (LossConfig("mae"), lambda d, t: np.abs(d).mean((1, 2, 3))),
+    "huber": (LossConfig("huber", 0.3, "snr"), huber_of),
+    "smooth_l1": (LossConfig("smooth_l1", 0.2), lambda d, t: (2 * (np.sqrt(d**2 + 0.04) - 0.2)).mean((1, 2, 3))),
+    "wavelet": (LossConfig("wavelet", detail=3.0), lambda d, t: wavelet_of(d)),
+    "clamped": (LossConfig(least=0.2, most=0.7), lambda d, t: mse(d).clip(0.2, 0.7)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_computed_as_chosen(name):
+    config, expected = LOSSES[name]
+    part, p, target, t, _ = learned(loss=config)
+    assert part.loss.detach().numpy() == pytest.approx(expected(p - target, t), rel=1e-5)
+    assert part.velocity_error.numpy() == pytest.approx(mse(p - target), rel=1e-5)  # told without any option
+
+
+WEIGHTS = {
+    "sigma_sqrt": lambda t: t**-2,
+    "cosmap": lambda t: 2 / (math.pi * (1 - 2 * t + 2 * t**2)),
+    "table": lambda t: 1 + 4 * t,
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_belong_to_their_sample(name):
+    part, p, target, t, _ = learned(timesteps=TimestepConfig(weighting=name, weights=(1.0, 3.0, 5.0)))
+    assert t[0] != t[1]
+    assert part.loss.detach().numpy() == pytest.approx(mse(p - target) * WEIGHTS[name](t), rel=1e-5)
+
+
+def test_weighted_draws_uniformly_and_brings_its_curve():
+    part, p, target, t, _ = learned(timesteps=TimestepConfig(distribution="weighted"))
+    from flux2_train.flow.time_weights import measured
+
+    assert part.loss.detach().numpy() == pytest.approx(mse(p - target) * measured(torch.tensor(t)).numpy(), rel=1e-4)
+    with step(timesteps=TimestepConfig(distribution="uniform", shift="none")) as (_, _, case):
+        assert case.t.double().numpy() == pytest.approx(t)
+
+
+def test_differential_guidance_acts_on_its_own_and_multiplies():
+    part, p, target, _, _ = learned(differential_guidance=3.0)
+    assert part.loss.detach().numpy() == pytest.approx(9 * mse(p - target), rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule, scale", [("constant", lambda t: 3 + 0 * t), ("sigma", lambda t: 1 + 2 * t)])
+def test_contrastive_guidance_moves_the_target_from_the_blank_prediction(schedule, scale):
+    part, p, target, t, blank = learned(guide=GuidanceConfig(contrastive=3.0, contrastive_schedule=schedule))
+    moved = blank + scale(t).reshape(-1, 1, 1, 1) * (target - blank)
+    assert part.loss.detach().numpy() == pytest.approx(mse(p - moved), rel=1e-4)
+    assert part.velocity_error.numpy() == pytest.approx(mse(p - target), rel=1e-5)
+
+
+def test_contrastive_projection_fits_the_blank_prediction_first():
+    part, p, target, _, blank = learned(guide=GuidanceConfig(contrastive=3.0, contrastive_project=True))
+    along = (target * blank).sum((1, 2, 3)) / (blank**2).sum((1, 2, 3))
+    base = along.reshape(-1, 1, 1, 1) * blank
+    assert part.loss.detach().numpy() == pytest.approx(mse(p - base - 3 * (target - base)), rel=1e-4)
+
+
+def test_true_cfg_compares_the_mixture():
+    part, p, target, _, blank = learned(guide=GuidanceConfig(cfg=4.0))
+    assert part.loss.detach().numpy() == pytest.approx(mse(blank + 4 * (p - blank) - target), rel=1e-4)
+
+
+def kept(**changes):
+    """Of one preserving pass: (loss, the adapted model's prediction, an untouched model's), both with other words."""
+    with step(preservation=0.5, **changes) as (_, objective, case):
+        part = objective.preserve(case, {})
+        words = [objective.blank if changes else s.class_embeds for s in case.samples]
+        other = [replace(s, embeds=w) for s, w in zip(case.samples, words, strict=True)]
+        adapted = objective.predict(replace(case, samples=other)).detach()
+        return part, adapted.double().numpy(), untouched(case, other)
+
+
+def untouched(case, samples):
+    """The prediction of a model that never had an adapter."""
+    bare = Trainer(tiny_flux2(guidance=True), *CACHES, BASE)
+    with torch.inference_mode(), borrow(bare.model, {}, True) as borrowed, training_mode(), torch.no_grad():
+        return bare._predict(borrowed, case.x_t, case.t, samples).double().numpy()
+
+
+@pytest.mark.parametrize("changes", [{}, {"preserve": PreservationConfig(kind="blank")}], ids=["class", "blank"])
+def test_preservation_compares_with_the_untouched_model(changes):
+    part, adapted, base = kept(**changes)
+    assert np.abs(adapted - base).max() > 1e-3
+    assert part.loss.detach().numpy() == pytest.approx(0.5 * mse(adapted - base), rel=1e-4)
+    assert part.preservation.numpy() == pytest.approx(mse(adapted - base), rel=1e-4)
+
+
+def gradients(**changes):
+    with step(preservation=0.5, **changes) as (trainer, objective, case):
+        for compute in objective.parts(1):
+            compute(case, {}).loss.sum().backward()
+        return [p.grad for p in trainer.adapters.trainable()]
+
+
+def test_both_passes_together_give_the_gradients_of_one_after_the_other():
+    apart, together = gradients(), gradients(preserve=PreservationConfig(together=True))
+    for a, b in zip(apart, together, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6 * a.abs().max())
+
+
+class Alive:
+    """Counts the bytes that autograd keeps, and their peak."""
+
+    def __init__(self):
+        self.now = self.peak = 0
+
+    def pack(self, tensor):
+        counter, size = self, tensor.numel() * tensor.element_size()
+        counter.now += size
+        counter.peak = max(counter.peak, counter.now)
+
+        class Kept:
+            def __init__(self):
+                self.tensor = tensor
+
+            def __del__(self):
+                counter.now -= size
+
+        return Kept()
+
+
+def peak(**changes):
+    with step(preservation=0.5, checkpointing=False, **changes) as (trainer, objective, case):
+        alive = Alive()
+        with torch.autograd.graph.saved_tensors_hooks(alive.pack, lambda kept: kept.tensor):
+            trainer._backward(objective.parts(1), case, 0.5)
+        gc.collect()
+        return alive.peak
+
+
+def test_graphs_of_both_passes_live_at_once_only_if_asked_for():
+    plain = peak(preserve=PreservationConfig(every=2)), peak()
+    assert plain[1] == pytest.approx(plain[0], rel=0.01)
+    assert peak(preserve=PreservationConfig(together=True)) > 1.8 * plain[0]
+
+
+def test_every_nth_step_preserves():
+    with step(preservation=0.5, preserve=PreservationConfig(every=3)) as (_, objective, _):
+        assert [len(objective.parts(n)) for n in range(1, 8)] == [2, 1, 1, 2, 1, 1, 2]
+
+
+def test_what_carries_no_gradient_is_computed_once_per_memo():
+    with step(guide=GuidanceConfig(contrastive=3.0), differential_guidance=2.0) as (trainer, objective, case):
+        memo = {}
+        first = objective.learn(case, memo).loss.detach()
+        assert set(memo) == {"unconditional", "prediction"} and not any(v.requires_grad for v in memo.values())
+        with torch.no_grad():
+            trainer.adapters.trainable()[0].add_(0.1)
+        kept = {name: value.clone() for name, value in memo.items()}
+        assert not torch.equal(objective.learn(case, memo).loss, first)
+        assert all(torch.equal(memo[name], kept[name]) for name in kept)
+
+
+def test_the_embedded_guidance_reaches_the_model():
+    with step() as (_, objective, case):
+        one = objective.predict(case)
+        other = objective.predict(replace(case, guidance=[1.0, 4.0]))
+        assert torch.allclose(one[0], other[0], atol=1e-6) and not torch.allclose(one[1], other[1], atol=1e-4)
+    with step(guidance=1.0, guide=GuidanceConfig(most=5.0)) as (_, _, case):
+        assert len(set(case.guidance)) == 2 and all(1 <= g <= 5 for g in case.guidance)

@@ -1,0 +1,311 @@
+"""Every option changes the result when it is on and no bit when it is off, alone in a run of the tiny FLUX.2."""
+
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from support import tiny_caches, tiny_flux2
+
+from flux2_train.adapters import files
+from flux2_train.config import TrainConfig
+from flux2_train.errors import UserError
+from flux2_train.options import (
+    EmaConfig,
+    GuardConfig,
+    GuidanceConfig,
+    LossConfig,
+    OptimizerConfig,
+    PreservationConfig,
+    TimestepConfig,
+    numbers,
+    rates,
+)
+from flux2_train.recipes import NONE, RECIPES, settings
+from flux2_train.run import events, times
+from flux2_train.run.plot import times_plot
+from flux2_train.run.trainer import Trainer
+
+BASE = TrainConfig(steps=4, rank=2, targets="tiny", learning_rate=2e-3, validation_items=0)
+CACHES = tiny_caches()
+CURVE = (0.0, 1.0, 3.0)
+
+
+def run(caches=CACHES, **changes):
+    trainer = Trainer(tiny_flux2(guidance=True), *caches, replace(BASE, **changes))
+    with torch.inference_mode(), closing(trainer.run()) as going:
+        return trainer, list(going)
+
+
+def weights(**changes):
+    trainer, _ = run(**changes)
+    with trainer.weights_for("export"):
+        return files.state_dict(trainer.adapters, torch.float32)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return weights()
+
+
+def section(name, of, /, **values):
+    return pytest.param({name: of(**values)}, id=f"{name}: {', '.join(f'{k}={v}' for k, v in values.items())}")
+
+
+def timesteps(**values):
+    return section("timesteps", TimestepConfig, **values)
+
+
+ON = [
+    timesteps(scale=2.0), timesteps(mean=0.5), timesteps(std=0.5), timesteps(distribution="uniform"),
+    timesteps(distribution="weighted"), timesteps(distribution="beta"), timesteps(distribution="mode"),
+    timesteps(distribution="curve", values=CURVE), timesteps(distribution="list", values=(1.0, 0.5)),
+    timesteps(distribution="round robin", values=(750, 250)), timesteps(shift="none"), timesteps(shift="constant"),
+    timesteps(shift="empirical"), timesteps(bias="high noise"), timesteps(bias="low noise"), timesteps(least=0.6),
+    timesteps(most=0.4), timesteps(strata=4), timesteps(weighting="sigma_sqrt"), timesteps(weighting="cosmap"),
+    timesteps(weighting="bell"), timesteps(weighting="measured"), timesteps(weighting="table", weights=CURVE),
+    section("loss", LossConfig, kind="mae"), section("loss", LossConfig, kind="huber"),
+    section("loss", LossConfig, kind="smooth_l1"), section("loss", LossConfig, kind="wavelet"),
+    section("loss", LossConfig, most=1.0),
+    section("guide", GuidanceConfig, most=5.0), section("guide", GuidanceConfig, contrastive=3.0),
+    section("guide", GuidanceConfig, cfg=4.0), {"guidance": 4.0},
+    {"differential_guidance": 3.0}, {"preservation": 1.0},
+    section("optimizer", OptimizerConfig, name="adafactor"), section("optimizer", OptimizerConfig, name="lion"),
+    section("optimizer", OptimizerConfig, name="schedulefree"), section("optimizer", OptimizerConfig, betas=(0.5, 0.6)),
+    section("optimizer", OptimizerConfig, eps=0.1), section("optimizer", OptimizerConfig, weight_decay=0.5),
+    section("optimizer", OptimizerConfig, max_grad_norm=1e-9), section("optimizer", OptimizerConfig, schedule="linear"),
+    section("optimizer", OptimizerConfig, schedule="cosine"), section("optimizer", OptimizerConfig, schedule="rex"),
+    section("optimizer", OptimizerConfig, schedule="polynomial"), section("optimizer", OptimizerConfig, warmup=3),
+    section("optimizer", OptimizerConfig, schedule="cosine with restarts", cycles=2),
+    section("optimizer", OptimizerConfig, block_rates=(("double_blocks", 0.5),)), section("ema", EmaConfig, decay=0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ON)
+def test_on_it_changes_the_result(plain, change):
+    assert not same(plain, weights(**change))
+
+
+# What a wired option node gives where nobody touched it, and settings that belong to something that is off.
+OFF = [
+    timesteps(), section("loss", LossConfig), section("guide", GuidanceConfig), section("preserve", PreservationConfig),
+    section("optimizer", OptimizerConfig), section("ema", EmaConfig), section("guard", GuardConfig),
+    timesteps(shift_factor=9.0, shift_steps=4, alpha=5.0, beta=7.0, mode_scale=0.5, weights=CURVE),
+    section("loss", LossConfig, width=3.0, width_schedule="snr", detail=9.0),
+    section("guide", GuidanceConfig, contrastive_schedule="sigma", contrastive_project=True),
+    section("guide", GuidanceConfig, references="index_timestep_zero"),  # no references here
+    section("preserve", PreservationConfig, kind="blank", every=3, together=True),
+    section("optimizer", OptimizerConfig, betas=(0.9, 0.999), eps=1e-8, end=0.5, cycles=3, power=4.0),
+    section("ema", EmaConfig, decay=0.9, export=False, preview=False), section("guard", GuardConfig, bad_losses=1),
+    {"recipe": "style"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", OFF)
+def test_off_it_changes_no_bit(plain, change):
+    assert same(plain, weights(**change))
+
+
+PAIRS_OF_SETTINGS = [
+    ({"timesteps": TimestepConfig(shift="constant")},
+     {"timesteps": TimestepConfig(shift="constant", shift_factor=8.0)}),
+    ({"timesteps": TimestepConfig(shift="empirical")},
+     {"timesteps": TimestepConfig(shift="empirical", shift_steps=50)}),
+    ({"timesteps": TimestepConfig("beta")}, {"timesteps": TimestepConfig("beta", alpha=1.0)}),
+    ({"timesteps": TimestepConfig("beta")}, {"timesteps": TimestepConfig("beta", beta=1.0)}),
+    ({"timesteps": TimestepConfig("mode")}, {"timesteps": TimestepConfig("mode", mode_scale=0.1)}),
+    ({"loss": LossConfig("huber")}, {"loss": LossConfig("huber", width=1.0)}),
+    ({"loss": LossConfig("huber")}, {"loss": LossConfig("huber", width_schedule="exponential")}),
+    ({"loss": LossConfig("huber")}, {"loss": LossConfig("huber", width_schedule="snr")}),
+    ({"loss": LossConfig("wavelet")}, {"loss": LossConfig("wavelet", detail=4.0)}),
+    ({"loss": LossConfig(most=100.0)}, {"loss": LossConfig(most=100.0, least=50.0)}),
+    ({"guide": GuidanceConfig(contrastive=3.0)}, {"guide": GuidanceConfig(contrastive=3.0, contrastive_project=True)}),
+    ({"guide": GuidanceConfig(contrastive=3.0)},
+     {"guide": GuidanceConfig(contrastive=3.0, contrastive_schedule="sigma")}),
+    ({"preservation": 1.0}, {"preservation": 1.0, "preserve": PreservationConfig(kind="blank")}),
+    ({"preservation": 1.0}, {"preservation": 1.0, "preserve": PreservationConfig(every=2)}),
+    ({"optimizer": OptimizerConfig(schedule="linear")}, {"optimizer": OptimizerConfig(schedule="linear", end=0.5)}),
+    ({"optimizer": OptimizerConfig(schedule="polynomial")},
+     {"optimizer": OptimizerConfig(schedule="polynomial", power=3.0)}),
+    ({"ema": EmaConfig(0.5)}, {"ema": EmaConfig(0.5, warmup=3)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("less, more", PAIRS_OF_SETTINGS, ids=lambda c: str(c)[:60])
+def test_the_settings_of_an_option_act(less, more):
+    assert not same(weights(**less), weights(**more))
+
+
+def test_prodigy_runs_at_its_own_rate(plain):
+    found = weights(learning_rate=1.0, optimizer=OptimizerConfig("prodigy"))
+    assert not same(plain, found) and all(torch.isfinite(v).all() for v in found.values())
+
+
+def test_a_mean_of_the_weights_is_exported_and_the_weights_go_on(plain):
+    """EMA changes what is saved, never the training itself."""
+    trainer, _ = run(ema=EmaConfig(0.5))
+    assert same(plain, files.state_dict(trainer.adapters, torch.float32))
+    first = [p.detach().clone() for p in Trainer(tiny_flux2(guidance=True), *CACHES, BASE).adapters.trainable()]
+    shadow = first
+    for steps in range(1, 5):  # the runs of 1..4 steps pass through the same weights
+        stopped, _ = run(steps=steps)
+        shadow = [0.5 * s + 0.5 * p.detach() for s, p in zip(shadow, stopped.adapters.trainable(), strict=True)]
+    with trainer.weights_for("export"):
+        for mean, p in zip(shadow, trainer.adapters.trainable(), strict=True):
+            assert torch.allclose(mean, p, atol=1e-7)
+
+
+def test_validation_looks_at_the_mean_only_if_asked_to():
+    def last(**ema):
+        trainer, _ = run(ema=EmaConfig(**ema), validation_items=2, steps=3)
+        return trainer.history.validation[3]
+
+    assert last(decay=0.9) != last() == last(decay=0.9, preview=False)
+
+
+def test_the_learning_rate_follows_its_schedule_in_a_run():
+    trainer, _ = run(optimizer=OptimizerConfig(schedule="linear", warmup=2), steps=6)
+    assert trainer.history.rates == pytest.approx([1e-3, 2e-3, 2e-3, 1.5e-3, 1e-3, 5e-4])
+
+
+def test_a_block_at_rate_zero_stays_as_it_was():
+    trainer, _ = run(optimizer=OptimizerConfig(block_rates=(("double_blocks", 0.0),)))
+    for name in trainer.adapters.names:
+        up = trainer.adapters.layer(name).lora_B["default"].weight
+        assert bool(up.any()) != name.startswith("double_blocks"), name
+
+
+def test_times_are_drawn_as_the_options_say():
+    def drawn(tokens=1024, **values):
+        generator = torch.Generator().manual_seed(0)
+        return times.draw(TimestepConfig(**values), [0.0] * 8000, tokens, 0, 0, generator).double().numpy()
+
+    logit = drawn(distribution="sigmoid")
+    assert stats.kstest(np.log(logit / (1 - logit)) - 0.63, "norm").pvalue > 0.01  # linear mu of 1024 tokens
+    logit = drawn(shift="empirical", shift_steps=28, tokens=4096)
+    assert np.median(np.log(logit / (1 - logit))) == pytest.approx(2.151, abs=0.04)
+    assert drawn(least=0.3, most=0.4).min() >= 0.3 and drawn(least=0.3, most=0.4).max() <= 0.4001
+    assert drawn(distribution="weighted", bias="high noise").mean() == pytest.approx(0.75, abs=0.01)
+    assert set(drawn(distribution="list", values=(1000, 500), least=0.6)) == {1.0}
+    robin = times.draw(TimestepConfig("round robin", values=(0.9, 0.1, 0.5)), [0] * 4, 64, 5, 0, torch.Generator())
+    assert robin.tolist() == pytest.approx([0.5, 0.9, 0.1, 0.5])
+    assert drawn(scale=50.0).min() > 0 and drawn(scale=50.0).max() < 1
+
+
+def test_an_offset_moves_only_its_sample():
+    generator = torch.Generator().manual_seed(0)
+    base = times.draw(TimestepConfig(), [0.0, 0.0, 0.0], 64, 0, 0, generator)
+    moved = times.draw(TimestepConfig(), [0.0, 0.7, 0.0], 64, 0, 0, torch.Generator().manual_seed(0))
+    logits = torch.logit(moved.double()) - torch.logit(base.double())
+    assert logits.tolist() == pytest.approx([0, 0.7, 0], abs=1e-4)
+
+
+def test_losses_are_told_by_noise_band():
+    trainer, told = run(timesteps=TimestepConfig("round robin", values=(0.05, 0.95)), steps=6)
+    bands = trainer.history.by_band()
+    assert list(bands) == ["0-0.1", "0.9-1"]
+    steps = [e.loss for e in told if isinstance(e, events.Stepped)]
+    assert bands["0-0.1"] == pytest.approx(np.mean(steps[::2])) and bands["0.9-1"] == pytest.approx(
+        np.mean(steps[1::2])
+    )
+
+
+def test_a_diverging_run_is_told_of_and_stopped_if_wanted():
+    told = [e.text for e in run(learning_rate=1.0, steps=45)[1] if isinstance(e, events.Warned)]
+    assert [text for text in told if "training diverges" in text]
+    with pytest.raises(UserError, match="training diverges"):
+        run(learning_rate=1.0, steps=45, guard=GuardConfig(stop_on_divergence=True))
+
+
+def test_an_adapter_that_is_cut_off_stops_the_run(monkeypatch):
+    trainer = Trainer(tiny_flux2(guidance=True), *CACHES, replace(BASE, steps=6))
+    cut = trainer.adapters.names[1]
+    deltas = trainer.adapters.deltas()
+    cut_off = {**deltas, cut: lambda *inputs: deltas[cut](*inputs).detach()}  # as a kernel without gradient does
+    monkeypatch.setattr(trainer.adapters, "deltas", lambda: cut_off)
+    with torch.inference_mode(), pytest.raises(UserError, match=f"1 of 4 adapters get no gradient .{cut}"):
+        list(trainer.run())
+
+
+def test_configuration_goes_through_json():
+    config = replace(
+        BASE, timesteps=TimestepConfig("curve", values=CURVE), ema=EmaConfig(0.9),
+        optimizer=OptimizerConfig(betas=(0.9, 0.95), block_rates=(("img", 0.5),)),
+    )  # fmt: skip
+    assert TrainConfig.from_json(config.to_json()) == config
+    with pytest.raises(UserError, match="loss.wdith is no setting; did you mean .width."):
+        TrainConfig.from_json('{"loss": {"wdith": 1}}')
+
+
+@pytest.mark.parametrize("kind, values, words", [
+    (TimestepConfig, {"distribution": "normal"}, "distribution is 'normal'; choose one of sigmoid"),
+    (TimestepConfig, {"least": 0.7, "most": 0.3}, "limited to 0.7..0.3; the least must be below"),
+    (TimestepConfig, {"distribution": "list"}, "has no time within its limits"),
+    (TimestepConfig, {"distribution": "list", "values": (0.5, 0.0)}, "every time must be above 0"),
+    (TimestepConfig, {"distribution": "curve", "values": (0.0, 0.0)}, "needs two heights or more"),
+    (TimestepConfig, {"distribution": "weighted", "weighting": "bell"}, "set weighting to 'none'"),
+    (TimestepConfig, {"weighting": "table", "weights": (1.0, -1.0)}, "needs two weights or more"),
+    (TimestepConfig, {"std": 0.0}, "std is 0; it must be at least 0.01"),
+    (LossConfig, {"least": 2.0, "most": 1.0}, "clamped to 2..1; the least must be below"),
+    (LossConfig, {"width": 0.0}, "width is 0; it must be at least 0.0001"),
+    (GuidanceConfig, {"contrastive": 3.0, "cfg": 3.0}, "choose one of them"),
+    (PreservationConfig, {"every": 0}, "every is 0; it must be at least 1"),
+    (OptimizerConfig, {"betas": (0.9,)}, "two are needed"),
+    (OptimizerConfig, {"name": "schedulefree", "schedule": "cosine"}, "schedule-free AdamW has none"),
+    (EmaConfig, {"decay": 1.0}, "decay is 1; it must be at least 0 and at most"),
+    (TrainConfig, {"guidance": 3.0, "guide": GuidanceConfig(most=2.0)}, "drawn from 3 to 2"),
+], ids=str)  # fmt: skip
+def test_what_cannot_be_is_refused_with_its_value(kind, values, words):
+    with pytest.raises(UserError, match=words):
+        kind(**values)
+
+
+def test_texts_of_numbers_and_rates():
+    assert numbers(" 1, 0.5 0.25,", "values") == (1.0, 0.5, 0.25) and numbers("", "values") == ()
+    assert rates("double_blocks=0.5, img_mlp = 0") == (("double_blocks", 0.5), ("img_mlp", 0.0)) and rates("") == ()
+    with pytest.raises(UserError, match="values is '1; 2'"):
+        numbers("1; 2", "values")
+    for wrong in ("double_blocks", "=2", "(=1"):
+        with pytest.raises(UserError, match="block_rates is"):
+            rates(wrong)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_configurations_and_every_value_can_be_overridden(name):
+    config = TrainConfig(**settings(name, {}, {}))
+    assert config.recipe == name
+    for field, value in RECIPES[name].values.items():
+        assert getattr(config, field) == value
+    other = {"rank": 7, "steps": 11, "timesteps": TimestepConfig("beta")}
+    config = TrainConfig(**settings(name, {"rank": 7, "steps": 11}, {"timesteps": other["timesteps"]}))
+    assert all(getattr(config, field) == value for field, value in other.items())
+
+
+def test_the_recipe_of_nothing_is_the_default():
+    assert TrainConfig(**settings(NONE, {}, {})) == TrainConfig()
+
+
+def test_recipes_have_the_documented_values():
+    ai = TrainConfig(**settings("ai-toolkit", {}, {}))
+    assert (ai.rank, ai.scale_alpha, ai.steps, ai.learning_rate) == (32, 32, 3000, 1e-4)
+    assert (ai.optimizer.name, ai.optimizer.weight_decay, ai.optimizer.eps) == ("adamw8bit", 1e-4, 1e-6)
+    assert ai.timesteps.distribution == "weighted" and ai.optimizer.max_grad_norm == 1.0
+    musubi = TrainConfig(**settings("musubi", {}, {}))
+    assert (musubi.rank, musubi.scale_alpha, musubi.epochs, musubi.seed) == (32, 1, 16, 42)
+    assert times.mu_of(musubi.timesteps, 1024) == pytest.approx(0.63)
+    simple = TrainConfig(**settings("simpletuner", {}, {}))
+    assert (simple.rank, simple.steps, simple.guidance) == (16, 10_000, 1.0)
+    assert np.exp(times.mu_of(simple.timesteps, 4096)) == pytest.approx(3.0)
+
+
+def test_the_plot_shows_what_is_drawn():
+    pictures = [times_plot(TimestepConfig(**v), 1024) for v in ({}, {"bias": "high noise"}, {"weighting": "bell"})]
+    arrays = [np.asarray(p) for p in pictures]
+    assert all(p.size == (800, 400) for p in pictures)
+    assert (arrays[0] != arrays[1]).mean() > 0.01 and (arrays[0] != arrays[2]).any()
