@@ -21,6 +21,9 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "fp32": torch.float32,
     "fp8 (e4m3)": torch.float8_e4m3fn,
 }
+AS_IN_FILE = "as in file"
+QUANTISED = ("fp8 (scaled)", "mxfp8", "int8", "nvfp4", "int4")  # host.quantise has their formats
+VIA = ("auto", "cpu", "gpu")  # where quantising is computed
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,15 @@ class Flux2Files:
     transformer: str = "auto"
     text_encoder: str = "auto"
     vae: str = "auto"
+    text_encoder_precision: str = AS_IN_FILE
+    quantize_via: str = "auto"
+    keep_quantised: bool = False
 
     def __post_init__(self):
-        for name, allowed in (("flavour", FLAVOURS), ("precision", PRECISIONS), ("variant", VARIANTS)):
+        stored = (*PRECISIONS, *QUANTISED)
+        for name, allowed in (
+            ("flavour", FLAVOURS), ("precision", stored), ("variant", VARIANTS), ("text_encoder_precision", stored),
+            ("quantize_via", VIA),
+        ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")

@@ -31,9 +31,10 @@ class LoadFlux2(io.ComfyNode):
                     "is the largest. nano is generated on the spot: use it to try a graph without any download.",
                 ),
                 io.Combo.Input(
-                    "precision", options=list(flavours.PRECISIONS), default="as in file",
+                    "precision", options=load.precisions(), default=flavours.AS_IN_FILE,
                     tooltip="How the transformer's weights are stored in memory. 'as in file' is right for official "
-                    "files; 'fp8 (e4m3)' halves a bf16 file's memory at a small loss of quality.",
+                    "files. Of a bf16 file, fp8, mxfp8 and int8 take half, nvfp4 and int4 a quarter of the memory, and "
+                    "lose a little more quality each. What the card has no fast arithmetic for still saves the memory.",
                 ),
                 io.Combo.Input(
                     "variant", options=list(flavours.VARIANTS), default="auto", optional=True, advanced=True,
@@ -43,6 +44,20 @@ class LoadFlux2(io.ComfyNode):
                 file_input("transformer", "diffusion_models", "transformer"),
                 file_input("text_encoder", "text_encoders", "text encoder"),
                 file_input("vae", "vae", "VAE"),
+                io.Combo.Input(
+                    "text_encoder_precision", options=load.precisions(), default=flavours.AS_IN_FILE, optional=True,
+                    advanced=True, tooltip="How the text encoder's weights are stored, as for the transformer.",
+                ),
+                io.Combo.Input(
+                    "quantize_via", options=list(flavours.VIA), default="auto", optional=True, advanced=True,
+                    tooltip="Where quantising is computed. 'auto' is ComfyUI's device, one layer at a time; 'cpu' "
+                    "leaves the card alone and is slower.",
+                ),
+                io.Boolean.Input(
+                    "keep_quantised", default=False, optional=True, advanced=True,
+                    tooltip="Keep the quantised model as a file in a folder beside the others, so that the next start "
+                    "is instant. Every ComfyUI loader can read it; delete it whenever you like.",
+                ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
             hidden=[io.Hidden.unique_id],
@@ -54,12 +69,9 @@ class LoadFlux2(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(
-        cls, flavour: str, precision: str, variant: str = "auto", transformer: str = "auto",
-        text_encoder: str = "auto", vae: str = "auto",
-    ) -> io.NodeOutput:  # fmt: skip
-        chosen = flavours.Flux2Files(flavour, precision, variant, transformer, text_encoder, vae)
+    def execute(cls, flavour: str, precision: str, **settings) -> io.NodeOutput:
+        chosen = flavours.Flux2Files(flavour, precision, **settings)
         paths, row = load.locate_parts(chosen), flavours.flavour(flavour)
         NodeProgress(cls.hidden.unique_id, 1).say("\n".join(path.name for path in paths))
         model = load.load_model(paths[0], chosen)
-        return io.NodeOutput(model, load.load_text_encoder(paths[1], row), load.load_vae(paths[2], row))
+        return io.NodeOutput(model, load.load_clip(paths[1], chosen), load.load_vae(paths[2], row))

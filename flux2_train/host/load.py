@@ -14,8 +14,13 @@ import torch
 import transformers
 
 from ..errors import UserError
-from ..flavours import PRECISIONS, Flavour, Flux2Files, flavour
-from . import files, identify
+from ..flavours import AS_IN_FILE, PRECISIONS, Flavour, Flux2Files, flavour
+from . import files, identify, quantise
+
+
+def precisions() -> list[str]:
+    """How weights can be stored here: as in the file, as plain numbers, or quantised."""
+    return [*PRECISIONS, *quantise.available()]
 
 
 def locate_parts(chosen: Flux2Files) -> tuple[Path, Path, Path]:
@@ -31,7 +36,7 @@ def locate_parts(chosen: Flux2Files) -> tuple[Path, Path, Path]:
 def load_model(path: Path, chosen: Flux2Files):
     """ComfyUI MODEL of the chosen flavour, precision and variant. Raises UserError if the file is another flavour's."""
     row = flavour(chosen.flavour)
-    model = load_transformer(path, chosen.precision)
+    model = load_transformer(path, chosen.precision, chosen.quantize_via, chosen.keep_quantised)
     identify.require_flavour(model, row, path.name)
     said = chosen.variant if chosen.variant != "auto" else row.variant_of(path.name)
     if said:
@@ -39,20 +44,47 @@ def load_model(path: Path, chosen: Flux2Files):
     return model
 
 
-def load_transformer(path: Path, precision: str = "as in file"):
+def load_clip(path: Path, chosen: Flux2Files):
+    """ComfyUI CLIP of the chosen flavour and text encoder precision."""
+    row, precision = flavour(chosen.flavour), chosen.text_encoder_precision
+    return load_text_encoder(path, row, precision, chosen.quantize_via, chosen.keep_quantised)
+
+
+def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
     """ComfyUI MODEL from a FLUX.2 transformer file, with its weights stored in ``precision``.
 
+    Quantising is computed on the device ``via`` names; with ``keep`` its result is kept as a file beside the models.
     Raises UserError for a file that is not a FLUX.2 transformer and for a precision asked of a quantised file.
     """
-    dtype = PRECISIONS[precision]
-    if dtype is not None and _is_quantised(path):
-        raise UserError(f"{path.name} is already quantised: set precision to 'as in file', not {precision!r}.")
+    _require_unquantised(path, precision)
+    if precision in quantise.FORMATS and keep:
+        path = quantise.kept(path, precision, via, _kept_folder("diffusion_models"))
+    elif precision in quantise.FORMATS:
+        return _quantised_transformer(path, precision, via)
+    dtype = PRECISIONS.get(precision)
     options = {} if dtype is None else {"dtype": dtype}
     try:
-        model = comfy.sd.load_diffusion_model(str(path), model_options=options)
+        return comfy.sd.load_diffusion_model(str(path), model_options=options)
     except RuntimeError as error:
         raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows ({error}).") from error
+
+
+def _quantised_transformer(path: Path, precision: str, via: str, **options):
+    weights = dict(quantise.stored(path, precision, quantise.device_for(via)))
+    model = comfy.sd.load_diffusion_model_state_dict(weights, **options)
+    if model is None:
+        raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows.")
+    model.cached_patcher_init = (_quantised_transformer, (path, precision, via))  # how core loads it anew
     return model
+
+
+def _kept_folder(kind: str) -> Path:
+    return files.model_folder(kind) / "flux2_train_quantised"
+
+
+def _require_unquantised(path: Path, precision: str) -> None:
+    if precision != AS_IN_FILE and _is_quantised(path):
+        raise UserError(f"{path.name} is already quantised: set the precision to 'as in file', not {precision!r}.")
 
 
 def _is_quantised(path: Path) -> bool:
@@ -68,15 +100,27 @@ def _is_quantised(path: Path) -> bool:
         return any(file.get_slice(key).get_dtype() in ("F8_E4M3", "F8_E5M2", "I8", "U8") for key in keys)
 
 
-def load_text_encoder(path: Path, flavour: Flavour):
-    """ComfyUI CLIP of the flavour's text encoder."""
+def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
+    """ComfyUI CLIP of the flavour's text encoder, with its weights stored in ``precision`` as for the transformer."""
     _check_tokenizer(flavour)
+    _require_unquantised(path, precision)
     embeddings = folder_paths.get_folder_paths("embeddings")
-    if flavour.text_encoder_config is None:
+    if precision in quantise.FORMATS and keep:
+        path, precision = quantise.kept(path, precision, via, _kept_folder("text_encoders")), AS_IN_FILE
+    if precision == AS_IN_FILE and flavour.text_encoder_config is None:
         return comfy.sd.load_clip([str(path)], embeddings, comfy.sd.CLIPType.FLUX2)
-    clip = _text_encoder_of_size(path, flavour.text_encoder_config, embeddings)
-    clip.patcher.set_attachments(identify.FILE, str(path))
+    clip = _text_encoder_from(_weights(path, precision, via), flavour, embeddings)
+    if precision == AS_IN_FILE:
+        clip.patcher.set_attachments(identify.FILE, str(path))
     return clip
+
+
+def _weights(path: Path, precision: str, via: str) -> dict[str, torch.Tensor]:
+    if precision in quantise.FORMATS:
+        return dict(quantise.stored(path, precision, quantise.device_for(via)))
+    weights, dtype = comfy.utils.load_torch_file(str(path), safe_load=True), PRECISIONS[precision]
+    # one by one, so that the old copies go; core takes a text encoder's dtype from its tensors
+    return {name: weights.pop(name).to(dtype) if dtype else weights.pop(name) for name in list(weights)}
 
 
 def _check_tokenizer(flavour: Flavour) -> None:
@@ -88,21 +132,22 @@ def _check_tokenizer(flavour: Flavour) -> None:
         )
 
 
-def _text_encoder_of_size(path: Path, config: dict, embeddings: list[str]):
-    """A klein text encoder of other sizes: core tells its text encoders apart by width, so it is built by name."""
+def _text_encoder_from(weights: dict[str, torch.Tensor], flavour: Flavour, embeddings: list[str]):
+    """A text encoder from its tensors; one of other sizes by name, as core tells its text encoders apart by width."""
+    if flavour.text_encoder_config is None:
+        return comfy.sd.load_text_encoder_state_dicts([weights], embeddings, comfy.sd.CLIPType.FLUX2)
 
     class Target:
         params: dict = {}
-        clip = comfy.text_encoders.flux.klein_te(model_type="qwen3_4b")
+        clip = comfy.text_encoders.flux.klein_te(model_type="qwen3_4b", **comfy.sd.llama_detect([weights]))
         tokenizer = comfy.text_encoders.flux.KleinTokenizer
 
-    weights = comfy.utils.load_torch_file(str(path), safe_load=True)
     return comfy.sd.CLIP(
         Target,
         embedding_directory=embeddings,
         parameters=comfy.utils.calculate_parameters(weights),
         state_dict=[weights],
-        model_options={"qwen3_4b_model_config": config},
+        model_options={"qwen3_4b_model_config": flavour.text_encoder_config},
     )
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .. import job
 from ..errors import UserError
-from ..flavours import DEFAULT, FLAVOURS, PRECISIONS, VARIANTS, Flux2Files
+from ..flavours import AS_IN_FILE, DEFAULT, FLAVOURS, PRECISIONS, QUANTISED, VARIANTS, VIA, Flux2Files
 from ..host.bootstrap import import_comfyui
 
 
@@ -49,7 +49,15 @@ def add_job(made: argparse.ArgumentParser) -> None:
 def add_model(made: argparse.ArgumentParser) -> None:
     """The inputs of Load FLUX.2."""
     made.add_argument("--flavour", choices=FLAVOURS, default=DEFAULT, help=f"which FLUX.2 (default: {DEFAULT})")
-    made.add_argument("--precision", choices=PRECISIONS, default="as in file", help="how the weights are stored")
+    stored = (*PRECISIONS, *QUANTISED)
+    made.add_argument(
+        "--precision", choices=stored, default=AS_IN_FILE, help="how the transformer's weights are stored"
+    )
+    made.add_argument(
+        "--text-encoder-precision", choices=stored, default=AS_IN_FILE, help="the text encoder's likewise"
+    )
+    made.add_argument("--quantize-via", choices=VIA, default="auto", help="where quantising is computed")
+    made.add_argument("--keep-quantised", action="store_true", help="keep the quantised model as a file for next time")
     made.add_argument("--variant", choices=VARIANTS, default="auto", help="base or distilled, where there are both")
     for name in ("transformer", "text_encoder", "vae"):
         made.add_argument(

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         for file, settings in loras:
             model = _applied(model, file, settings)
         pictures = sampling.sample(
-            model, load.load_text_encoder(text_encoder, row), load.load_vae(vae, row), arguments.prompt,
+            model, load.load_clip(text_encoder, chosen), load.load_vae(vae, row), arguments.prompt,
             negative=arguments.negative, steps=arguments.steps, guidance=arguments.guidance,
             sampler=arguments.sampler, width=width, height=height, seed=arguments.seed, batch=arguments.batch,
             references=references, resize_references=not arguments.keep_reference_size,

@@ -1,0 +1,58 @@
+"""Writing a safetensors file tensor by tensor, for models larger than memory; the library only writes what it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_ENTRY = 160  # at most so many bytes in the header for a tensor, beside its name
+
+
+def write(path: Path, tensors: Iterable[tuple[str, Tensor]], names: Iterable[str], metadata: dict[str, str]) -> None:
+    """Write ``tensors`` as they come, one in memory at a time; the file is there whole or not at all.
+
+    ``names`` are at least those that will come. The header stands before the tensors but is known only after them: its
+    place is kept free and padded with spaces, as the format allows. Tensors of odd sizes go last: readers want each
+    tensor aligned, and the format has no room between two.
+    """
+    room = sum(len(json.dumps(name)) + _ENTRY for name in names) + len(json.dumps(metadata)) + _ENTRY
+    room += -room % 8
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    entries: dict[str, dict] = {}
+    odd: list[tuple[str, Tensor]] = []
+    try:
+        with partial.open("wb") as file:
+            file.seek(8 + room)
+            for name, tensor in tensors:
+                if tensor.nbytes % 8:
+                    odd.append((name, tensor.detach().cpu().clone()))
+                else:
+                    entries[name] = _append(file, tensor, 8 + room)
+            for name, tensor in sorted(odd, key=lambda pair: -pair[1].element_size()):
+                entries[name] = _append(file, tensor, 8 + room)
+            header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+            if len(header) > room:
+                raise ValueError(f"{len(entries)} tensors came, which is more than was said")
+            file.seek(0)
+            file.write(room.to_bytes(8, "little") + header.ljust(room))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _append(file: BinaryIO, tensor: Tensor, start: int) -> dict:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    begin = file.tell() - start
+    file.write(memoryview(data))
+    return {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, begin + data.nbytes]}

@@ -1,0 +1,166 @@
+"""Load FLUX.2's precisions: ordinary ComfyUI models in the formats it reads itself, made one tensor at a time."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import comfy.model_management
+import comfy.quant_ops
+import comfy.sd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import problem, velocity
+
+from flux2_train import nano
+from flux2_train.errors import UserError
+from flux2_train.flavours import FLAVOURS, PRECISIONS, QUANTISED
+from flux2_train.host import describe, encode, load, quantise
+from flux2_train.host.borrow import linears
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+# How far a format may move a matrix of nano: |dequantised - weight| / |weight|
+ERROR = {"fp8 (scaled)": 0.03, "mxfp8": 0.03, "int8": 0.012, "nvfp4": 0.1, "int4": 0.16}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "base-model.safetensors"
+    save_file(nano.transformer(), path)
+    return path
+
+
+def weights_of(model):
+    return {name: layer.weight for name, layer in linears(model).items()}
+
+
+def predict(model):
+    comfy.model_management.load_models_gpu([model])
+    return velocity(model, *problem(1, context=nano.CONTEXT, dtype=torch.float32)[:3]).clone()
+
+
+@pytest.mark.parametrize("precision", quantise.FORMATS)
+def test_blocks_are_stored_quantised_and_the_rest_as_in_the_file(source, precision):
+    original = load_file(source)
+    with torch.inference_mode():
+        model = load.load_transformer(source, precision)
+        for name, weight in weights_of(model).items():
+            inside = "_blocks." in name
+            assert isinstance(weight, comfy.quant_ops.QuantizedTensor) == inside, name
+            plain = (weight.dequantize() if inside else weight).float()
+            exact = original[f"{name}.weight"].float()
+            error = ((plain - exact).norm() / exact.norm()).item()
+            assert error <= ERROR[precision] if inside else error == 0, name
+    stored = dict(quantise.stored(source, precision, CPU))
+    assert sum(t.nbytes for t in stored.values()) < 0.62 * sum(t.nbytes for t in original.values())
+
+
+@pytest.mark.parametrize("precision", quantise.FORMATS)
+def test_a_kept_copy_is_the_same_model_for_stock_loaders(source, precision, comfy_folders):
+    with torch.inference_mode():
+        expected = predict(load.load_transformer(source, precision))
+        kept = load.load_transformer(source, precision, keep=True)
+        path = Path(kept.cached_patcher_init[1][0])
+        assert path.parent.name == "flux2_train_quantised" and path.stem.startswith("base-model-")
+        assert torch.equal(predict(kept), expected)
+        assert torch.equal(predict(comfy.sd.load_diffusion_model(str(path))), expected)
+        changed = path.stat().st_mtime_ns
+        load.load_transformer(source, precision, keep=True)
+        assert path.stat().st_mtime_ns == changed  # the second start only reads
+
+
+def test_load_flux2_offers_them_and_the_job_file_knows_them_again(source):
+    assert tuple(quantise.FORMATS) == QUANTISED and set(load.precisions()) == {*PRECISIONS, *QUANTISED}
+    with torch.inference_mode():
+        assert describe.precision_of(load.load_transformer(source, "nvfp4")) == "nvfp4"
+
+
+def test_a_changed_source_gets_a_new_copy(source, tmp_path):
+    path = tmp_path / "model.safetensors"
+    shutil.copy(source, path)
+    first = quantise.kept(path, "int8", "cpu", tmp_path / "kept")
+    save_file({k: v * 2 for k, v in load_file(source).items()}, path)
+    second = quantise.kept(path, "int8", "cpu", tmp_path / "kept")
+    assert first != second and first.exists() and second.exists()
+
+
+def test_core_can_load_a_quantised_model_anew(source):
+    with torch.inference_mode():
+        model = load.load_transformer(source, "int8")
+        again = model.cached_patcher_init[0](*model.cached_patcher_init[1], disable_dynamic=True)
+        assert torch.equal(predict(again), predict(model))
+
+
+@pytest.mark.parametrize("precision", ["fp8 (e4m3)", *quantise.FORMATS])
+def test_the_text_encoders_precision_acts(precision, tmp_path, comfy_folders):
+    row, path = FLAVOURS["nano"], tmp_path / "text.safetensors"
+    save_file(nano.text_encoder(), path)
+    with torch.inference_mode():
+        exact = encode.encode_text(load.load_text_encoder(path, row), "a red circle")
+        found = encode.encode_text(load.load_text_encoder(path, row, precision), "a red circle")
+        kept = encode.encode_text(load.load_text_encoder(path, row, precision, keep=True), "a red circle")
+    assert torch.equal(found, kept)
+    assert 0 < (found - exact).norm() / exact.norm() < 0.5
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_nothing_is_quantised_twice(source, tmp_path, precision):
+    path = tmp_path / "quantised.safetensors"
+    save_file(dict(quantise.stored(source, "fp8 (scaled)", CPU)), path)
+    with pytest.raises(
+        UserError, match="quantised.safetensors is already quantised: set the precision to 'as in file'"
+    ):
+        load.load_transformer(path, precision)
+
+
+def test_a_gpu_that_is_not_there_is_named():
+    if comfy.model_management.get_torch_device().type != "cpu":
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="ComfyUI runs on the CPU"):
+        quantise.device_for("gpu")
+
+
+def test_sizes_that_a_format_cannot_hold_are_named(tmp_path):
+    save_file({"single_blocks.0.linear1.weight": torch.randn(16, 40)}, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match="mxfp8 needs rows of a multiple of 32 values; single_blocks.0.linear1"):
+        list(quantise.stored(tmp_path / "odd.safetensors", "mxfp8", CPU))
+
+
+def test_a_format_of_a_newer_comfyui_is_named(source, monkeypatch):
+    monkeypatch.delitem(comfy.quant_ops.QUANT_ALGOS, "nvfp4")
+    assert "nvfp4" not in quantise.available()
+    with pytest.raises(UserError, match="This ComfyUI cannot read nvfp4"):
+        dict(quantise.stored(source, "nvfp4", CPU))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from flux2_train.host.bootstrap import import_comfyui
+import_comfyui("--cpu")
+import torch
+from flux2_train.host import quantise
+def anonymous():
+    line = next(l for l in open("/proc/self/status") if l.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+before = most = anonymous()
+for key, tensor in quantise.stored(Path(sys.argv[1]), "int8", torch.device("cpu")):
+    most = max(most, anonymous())
+print(most - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory of a process is read from Linux's /proc")
+def test_quantising_holds_one_tensor_at_a_time(full_size, tmp_path):
+    """Of a file of 2 GB (a fifth of it in the short run) no more than two of its tensors are ever in memory."""
+    count, side = (20 if full_size else 4), 7240
+    tensors = {f"single_blocks.{i}.linear1.weight": torch.zeros(side, side, dtype=torch.bfloat16) for i in range(count)}
+    save_file(tensors, tmp_path / "large.safetensors")
+    size = tensors["single_blocks.0.linear1.weight"].nbytes
+    del tensors
+    script = [sys.executable, "-c", MEASURE, str(tmp_path / "large.safetensors")]
+    rise = int(subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()[-1])
+    assert rise < 8 * size  # one tensor in fp32, scaled, rounded, and its copy in the file's own type
