@@ -1,11 +1,37 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..flux2_train.data import cache
+from ..flux2_train.data.index import Index
+from ..flux2_train.data.store import Store
 from ..flux2_train.host import describe, encode
+from ..flux2_train.host.files import CACHE_PLACES, USER, cache_folder
 from .progress import NodeProgress
 from .types import CATEGORY, FluxDataset, FluxEmbeds, FluxLatents
+
+
+def store_inputs() -> list:
+    """The inputs that both caches share."""
+    return [
+        io.Combo.Input(
+            "store", options=list(CACHE_PLACES), default=USER, optional=True, advanced=True,
+            tooltip="Where the cache lies on disk: in ComfyUI's user folder or in its output folder.",
+        ),
+        io.Float.Input(
+            "limit_gb", default=0.0, min=0.0, max=100_000.0, step=1.0, optional=True, advanced=True,
+            tooltip="Keep the cache below this many gigabytes by removing what other data sets have not used for the "
+            "longest time; 0 is no limit.",
+        ),
+    ]  # fmt: skip
+
+
+def changes(place: str = USER) -> int:
+    """How often entries were taken out of a cache: a graph that relied on them has to look again."""
+    folder = cache_folder(place)
+    return Index(folder).changes() if (folder / "index.sqlite").is_file() else 0
 
 
 class CacheEmbeds(io.ComfyNode):
@@ -15,24 +41,46 @@ class CacheEmbeds(io.ComfyNode):
             node_id="Flux2CacheEmbeds",
             display_name="Cache Embeds",
             category=CATEGORY,
-            description="Encodes every caption once, so that training needs no text encoder.",
+            description="Encodes every caption once and keeps it on disk, so that training needs no text encoder.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the flavour you train: CLIP of Load FLUX.2."),
                 FluxDataset.Input("dataset", tooltip="The captions to encode: wire Dataset Folder."),
+                io.Int.Input(
+                    "batch", default=1, min=1, max=256, optional=True, advanced=True,
+                    tooltip="How many captions of equal length are encoded at a time; more is faster on large cards.",
+                ),
+                io.String.Input(
+                    "prompts", default="", multiline=True, optional=True, advanced=True,
+                    tooltip="More texts to encode, one per line, such as prompts and negatives of previews.",
+                ),
+                *store_inputs(),
             ],
             outputs=[FluxEmbeds.Output(display_name="embeds")],
             hidden=[io.Hidden.unique_id],
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, clip, dataset) -> io.NodeOutput:
-        texts = dataset.texts()
-        progress, embeds = NodeProgress(cls.hidden.unique_id, len(texts)), {}
-        for text in texts:
-            embeds[text] = encode.encode_text(clip, text)
-            progress.advance(len(embeds))
-        progress.say(f"{len(embeds)} captions encoded")
-        return io.NodeOutput(cache.EmbedCache(dataset, embeds, describe.text_encoder_file(clip)))
+    def fingerprint_inputs(cls, store: str = USER, **_) -> int:
+        return changes(store or USER)
+
+    @classmethod
+    def execute(
+        cls, clip, dataset, batch: int = 1, prompts: str = "", store: str = USER, limit_gb: float = 0.0
+    ) -> io.NodeOutput:
+        progress = NodeProgress(cls.hidden.unique_id, 1)
+        embeds, made = cache.cache_embeds(
+            dataset,
+            encode.TextEncoder(clip),
+            Store(cache_folder(store)),
+            filter(None, map(str.strip, prompts.splitlines())),
+            batch,
+            limit_gb,
+            progress.counting("captions"),
+        )
+        if made.encoded:
+            encode.unload(clip.patcher)
+        progress.say(f"{made.total} captions: {made}")
+        return io.NodeOutput(replace(embeds, made_by=describe.text_encoder_file(clip)))
 
 
 class CacheLatents(io.ComfyNode):
@@ -42,21 +90,56 @@ class CacheLatents(io.ComfyNode):
             node_id="Flux2CacheLatents",
             display_name="Cache Latents",
             category=CATEGORY,
-            description="Encodes every image once, so that training needs no VAE.",
+            description="Encodes every image once and keeps it on disk, so that training needs no VAE.",
             inputs=[
                 io.Vae.Input("vae", tooltip="FLUX.2's autoencoder: VAE of Load FLUX.2."),
                 FluxDataset.Input("dataset", tooltip="The images to encode: wire Dataset Folder."),
+                io.Int.Input(
+                    "batch", default=1, min=1, max=256, optional=True, advanced=True,
+                    tooltip="How many images of one size are encoded at a time; more is faster on large cards.",
+                ),
+                io.Combo.Input(
+                    "vae_precision", options=list(encode.PRECISIONS), default="as loaded", optional=True, advanced=True,
+                    tooltip="Precision the images are encoded in: as ComfyUI loaded the VAE (bf16 on most cards), or "
+                    "another one. fp32 is the most exact.",
+                ),
+                io.Int.Input(
+                    "tile", default=0, min=0, max=4096, step=64, optional=True, advanced=True,
+                    tooltip="Encode in tiles of this many pixels, which needs little memory and is slightly less "
+                    "exact. 0 encodes whole images.",
+                ),
+                *store_inputs(),
             ],
             outputs=[FluxLatents.Output(display_name="latents")],
             hidden=[io.Hidden.unique_id],
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, vae, dataset) -> io.NodeOutput:
-        total = sum(1 for _ in dataset.views())
-        progress, latents = NodeProgress(cls.hidden.unique_id, total), {}
-        for view, latent in cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)):
-            latents[view] = latent
-            progress.advance(len(latents))
-        progress.say(f"{len(latents)} images encoded")
-        return io.NodeOutput(cache.LatentCache(dataset, latents, describe.vae_file(vae)))
+    def fingerprint_inputs(cls, store: str = USER, **_) -> int:
+        return changes(store or USER)
+
+    @classmethod
+    def execute(
+        cls,
+        vae,
+        dataset,
+        batch: int = 1,
+        vae_precision: str = "as loaded",
+        tile: int = 0,
+        store: str = USER,
+        limit_gb: float = 0.0,
+    ) -> io.NodeOutput:
+        progress = NodeProgress(cls.hidden.unique_id, 1)
+        encoder = encode.ImageEncoder(vae, vae_precision, tile)
+        latents, made = cache.cache_latents(
+            dataset, encoder, Store(cache_folder(store)), batch, limit_gb, progress.counting("images")
+        )
+        if made.encoded:
+            encode.unload(encoder.vae.patcher)
+        lines = [f"{made.total} images: {made}"]
+        if encoder.in_tiles:
+            lines.append(
+                f"warning: memory ran out, so {encoder.in_tiles} were encoded in tiles; lower batch or set tile"
+            )
+        progress.say("\n".join(lines))
+        return io.NodeOutput(replace(latents, made_by=describe.vae_file(vae)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import comfy.utils
@@ -34,3 +35,20 @@ class NodeProgress:
             self.told = now
             self.say(f"{text}: {done} of {total}")
             self.bar.update_absolute(done, total)
+
+    def counting(self, what: str):
+        """A listener for (done, total) that shows items, rate and time left, on the node and in the console."""
+        started = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            self.bar.update_absolute(done, total)  # raises when the user has cancelled
+            now = time.monotonic()
+            if not done or (done < total and now - self.told < TEXT_SECONDS):
+                return
+            self.told = now
+            rate = done / max(now - started, 1e-9)
+            text = f"{done} of {total} {what}, {rate:.1f} per second, {(total - done) / rate:.0f} s left"
+            self.say(text)
+            logging.info("%s", text)
+
+        return report

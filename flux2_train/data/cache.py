@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from ..canonical import canonical_hash
 from ..errors import UserError
 from .dataset import Dataset, Item, Mask, View
+from .masks import mask_grid
 from .render import pixels
+from .store import Store
+
+DECODERS = 4  # threads that read images while others are encoded
+GIGABYTE = 10**9
+
+T = TypeVar("T", bound=Hashable)
+Report = Callable[[int, int], None]  # (encoded so far, to encode)
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,156 @@ class LatentCache:
     made_by: str = ""
 
 
+class Stored(Mapping[T, Tensor]):
+    """Tensors that stay on disk until they are asked for."""
+
+    def __init__(self, store: Store, keys: dict[T, str]):
+        self.store, self.keys_of = store, keys
+
+    def __getitem__(self, item: T) -> Tensor:
+        return self.store.read(self.keys_of[item])
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.keys_of)
+
+    def __len__(self) -> int:
+        return len(self.keys_of)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.keys_of
+
+
+class TextEncoder(Protocol):
+    """What is needed of a text encoder."""
+
+    identity: str
+
+    def key(self, text: str) -> str: ...
+
+    def batches(self, texts: list[str], most: int) -> Iterator[list[str]]: ...
+
+    def __call__(self, texts: list[str]) -> list[Tensor]: ...
+
+
+class ImageEncoder(Protocol):
+    """What is needed of a VAE."""
+
+    identity: str
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a cache run did: entries asked for, made anew, and removed to stay within the limit."""
+
+    total: int
+    encoded: int
+    removed: int = 0
+
+    def __str__(self) -> str:
+        removed = f", {self.removed} unused ones removed" if self.removed else ""
+        return f"{self.encoded} encoded, {self.total - self.encoded} found in the cache{removed}"
+
+
+def cache_embeds(
+    dataset: Dataset,
+    encoder: TextEncoder,
+    store: Store,
+    more: Iterable[str] = (),
+    batch: int = 1,
+    limit_gb: float = 0.0,
+    report: Report = lambda done, total: None,
+) -> tuple[EmbedCache, Made]:
+    """Encode what the store lacks of the data set's texts and ``more``, ``batch`` of equal length at a time."""
+    keys = {text: encoder.key(text) for text in dict.fromkeys([*dataset.texts(), *more])}
+
+    def make(texts: list[str]) -> Iterator[tuple[str, Tensor]]:
+        for group in encoder.batches(texts, batch):
+            yield from zip(group, encoder(group), strict=True)
+
+    made = _fill(store, keys, make, _owner("embeds", dataset, encoder.identity), dataset, limit_gb, report)
+    return EmbedCache(dataset, Stored(store, keys)), made
+
+
+def cache_latents(
+    dataset: Dataset,
+    encoder: ImageEncoder,
+    store: Store,
+    batch: int = 1,
+    limit_gb: float = 0.0,
+    report: Report = lambda done, total: None,
+) -> tuple[LatentCache, Made]:
+    """Encode what the store lacks of the data set's images, references and masks."""
+    keys: dict[View | Mask, str] = {v: canonical_hash([encoder.identity, v.canonical()]) for v in dataset.views()}
+    keys |= {mask: canonical_hash(mask.canonical()) for mask in dataset.masks()}
+
+    def make(items: list[View | Mask]) -> Iterator[tuple[View | Mask, Tensor]]:
+        yield from ((item, mask_grid(item)) for item in items if isinstance(item, Mask))
+        yield from encode_views([item for item in items if isinstance(item, View)], encoder, batch)
+
+    made = _fill(store, keys, make, _owner("latents", dataset, encoder.identity), dataset, limit_gb, report)
+    return LatentCache(dataset, Stored(store, keys)), made
+
+
+def _owner(kind: str, dataset: Dataset, identity: str) -> str:
+    return canonical_hash([kind, dataset.settings, identity])
+
+
+def _fill(
+    store: Store,
+    keys: dict[T, str],
+    make: Callable[[list[T]], Iterator[tuple[T, Tensor]]],
+    owner: str,
+    dataset: Dataset,
+    limit_gb: float,
+    report: Report,
+) -> Made:
+    """Make the entries that are missing. Whatever ends it early, what is made by then stays."""
+    store.use(owner, dataset.folder, list(keys.values()))
+    absent = set(store.missing(list(keys.values())))
+    todo = list({key: item for item, key in keys.items() if key in absent}.values())
+    report(0, len(todo))
+    try:
+        for done, (item, value) in enumerate(make(todo), 1):
+            store.write(keys[item], value)
+            report(done, len(todo))
+    finally:
+        store.flush()
+    return Made(len(set(keys.values())), len(todo), store.bound(limit_gb * GIGABYTE, {owner}))
+
+
+def encode_views(
+    views: list[View], encode: Callable[[Tensor], Tensor], batch: int = 1
+) -> Iterator[tuple[View, Tensor]]:
+    """Yield each view with its latents; images of one size go ``batch`` at a time, threads read ahead."""
+    by_size: dict[tuple, list[View]] = {}
+    for view in views:
+        by_size.setdefault(view.crop.size, []).append(view)
+    groups = [group[i : i + batch] for group in by_size.values() for i in range(0, len(group), batch)]
+    with ThreadPoolExecutor(DECODERS) as pool:
+        waiting: deque = deque()
+        coming = iter(groups)
+        ahead = 1 + -(-DECODERS // batch)
+        try:
+            while True:
+                for group in islice(coming, max(0, ahead - len(waiting))):
+                    waiting.append((group, [pool.submit(pixels, view) for view in group]))
+                if not waiting:
+                    return
+                group, images = waiting.popleft()
+                yield from zip(group, encode(torch.cat([i.result() for i in images])).split(1), strict=True)
+        finally:
+            for _, images in waiting:
+                for image in images:
+                    image.cancel()
+
+
+def encode_images(dataset: Dataset, encode: Callable[[Tensor], Tensor]) -> Iterator[tuple[View, Tensor]]:
+    """Yield each image and reference with its latents; ``encode`` takes ComfyUI's IMAGE (1, H, W, 3)."""
+    return encode_views(list(dataset.views()), encode)
+
+
 @dataclass(frozen=True)
 class Sample:
     """One item, encoded: what a training step reads."""
@@ -44,7 +208,7 @@ class Sample:
     latent: Tensor
     embeds: Tensor
     class_embeds: Tensor
-    references: tuple[Tensor, ...] = ()
+    references: tuple[Tensor, ...] = field(default=())
 
     @property
     def shape(self) -> tuple:
@@ -57,26 +221,42 @@ class Sample:
         return sum(latent.shape[-1] * latent.shape[-2] for latent in (self.latent, *self.references))
 
 
-def encode_images(dataset: Dataset, encode: Callable[[Tensor], Tensor]) -> Iterator[tuple[View, Tensor]]:
-    """Yield each image and reference with its latents; ``encode`` takes ComfyUI's IMAGE (1, H, W, 3)."""
-    for view in dataset.views():
-        yield view, encode(pixels(view))
+class Samples(Sequence[Sample]):
+    """The items of a data set, read from its caches when they are asked for."""
+
+    def __init__(self, embeds: EmbedCache, latents: LatentCache):
+        self.items, self.embeds, self.latents = latents.dataset.items, embeds.embeds, latents.latents
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        item = self.items[index]
+        return Sample(
+            item,
+            self.latents[item.view],
+            self.embeds[item.caption],
+            self.embeds[item.class_caption],
+            tuple(self.latents[view] for view in item.references),
+        )
+
+    def shape(self, index: int) -> tuple:
+        """The sample's ``shape``, without reading it."""
+        item = self.items[index]
+        return tuple(view.latent_shape for view in (item.view, *item.references))
+
+    def tokens(self) -> int:
+        """The most image tokens a sample has, those of its references included."""
+        return max(sum(shape[-1] * shape[-2] for shape in self.shape(i)) for i in range(len(self)))
 
 
-def samples(embeds: EmbedCache, latents: LatentCache) -> list[Sample]:
+def samples(embeds: EmbedCache, latents: LatentCache) -> Samples:
     """The items with both their parts. Raises UserError if the caches come from different data sets."""
     if embeds.dataset.fingerprint != latents.dataset.fingerprint:
         raise UserError(
             "Cache Embeds and Cache Latents hold different data sets (or a file changed between them): wire the "
             "same Dataset Folder into both and queue again."
         )
-    return [
-        Sample(
-            i,
-            latents.latents[i.view],
-            embeds.embeds[i.caption],
-            embeds.embeds[i.class_caption],
-            tuple(latents.latents[view] for view in i.references),
-        )
-        for i in latents.dataset.items
-    ]
+    return Samples(embeds, latents)

@@ -155,6 +155,15 @@ class Index:
         with self.writing() as connection:
             connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (digest, kind, json.dumps(value)))
 
+    def changed(self) -> None:
+        """Note that entries have gone that somebody may still believe in."""
+        with self.writing() as connection:
+            connection.execute("INSERT INTO changes VALUES (1)")
+
+    def changes(self) -> int:
+        """How often entries have been taken away."""
+        return self.rows("SELECT COUNT(*) FROM changes")[0][0]
+
     def _in_threads(self, work: Callable, tasks: list, report: Report, table: str = "files") -> Iterator[tuple]:
         """``work`` on each task; what it wants kept is written in batches, also if the caller stops half way."""
         kept: list[tuple] = []

@@ -6,15 +6,15 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 
-from .cache import Sample
+from .cache import Samples
 
 
-def epoch_batches(samples: list[Sample], batch: int, repeats: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(samples: Samples, batch: int, repeats: int, seed: int, epoch: int) -> list[list[int]]:
     """Indices of one epoch in batches of equal latent shape; the last batch of a shape may be smaller."""
     rng = random.Random(f"{seed}/{epoch}")
     by_shape = defaultdict(list)
-    for index, sample in enumerate(samples):
-        by_shape[sample.shape] += [index] * repeats
+    for index in range(len(samples)):
+        by_shape[samples.shape(index)] += [index] * repeats
     batches = []
     for _, indices in sorted(by_shape.items()):
         rng.shuffle(indices)
@@ -23,7 +23,7 @@ def epoch_batches(samples: list[Sample], batch: int, repeats: int, seed: int, ep
     return batches
 
 
-def batches(samples: list[Sample], batch: int, repeats: int, seed: int, steps: int, epochs: int) -> Iterator[list[int]]:
+def batches(samples: Samples, batch: int, repeats: int, seed: int, steps: int, epochs: int) -> Iterator[list[int]]:
     """``steps`` batches, or those of ``epochs`` epochs where ``steps`` is 0."""
     epoch, done = 0, 0
     while done < steps if steps else epoch < epochs:
@@ -35,6 +35,6 @@ def batches(samples: list[Sample], batch: int, repeats: int, seed: int, steps: i
         epoch += 1
 
 
-def step_count(samples: list[Sample], batch: int, repeats: int, steps: int, epochs: int) -> int:
+def step_count(samples: Samples, batch: int, repeats: int, steps: int, epochs: int) -> int:
     """How many batches ``batches`` will give."""
     return steps or epochs * len(epoch_batches(samples, batch, repeats, 0, 0))

@@ -51,7 +51,7 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
     """Small pictures with their crop boxes, sizes and names; evenly chosen where there are many."""
     chosen = _chosen(dataset)
     columns = min(8, max(1, math.ceil(math.sqrt(len(chosen)))))
-    cell = THUMBNAIL + GAP, THUMBNAIL + 26
+    cell = THUMBNAIL + GAP, THUMBNAIL + 32
     rows = math.ceil(len(chosen) / columns)
     sheet = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + GAP), "white")
     for number, items in enumerate(chosen):

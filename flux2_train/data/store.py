@@ -31,6 +31,7 @@ from .index import BATCH, Index, Signature, signature
 PARTIAL = ".partial"
 ENTRY = ".safetensors"
 NAME = "entry:"  # before a key in the index, where sources have their path
+META = "flux2_train"  # one key, because safetensors writes several in any order: checksum, and dtype before narrowing
 MAX_HEADER = 1 << 20
 NARROW = {torch.float32: torch.bfloat16}
 _numbers = itertools.count()
@@ -102,30 +103,31 @@ class Store:
         path = self.path(key)
         try:
             with safe_open(path, framework="pt") as file:
-                stored, checks = file.get_tensor("value"), file.metadata() or {}
+                stored = file.get_tensor("value")
+                crc, dtype = (file.metadata() or {}).get(META, " ").split(" ")
         except FileNotFoundError as error:
-            self.index_changed()
+            self.index.changed()
             raise UserError(
                 f"{path.name} is no longer in the cache {self.folder}; queue again to make it anew."
             ) from error
         except (SafetensorError, OSError) as error:
             self._lost(key, error)
-        if _checksum(stored) != checks.get("crc"):
+        if _checksum(stored) != crc:
             self._lost(key, "its checksum is wrong")
-        return restore(stored, checks.get("dtype", ""))
+        return restore(stored, dtype)
 
     def _lost(self, key: str, reason: object) -> None:
         self.remove(key)
-        self.index_changed()
+        self.index.changed()
         raise UserError(f"An entry of the cache {self.folder} was damaged ({reason}) and has been removed; "
                         "queue again to make it anew.")  # fmt: skip
 
     def write(self, key: str, value: Tensor) -> None:
         """Put a tensor into the store. Raises UserError if that is impossible; the entry is then not there."""
         stored = narrow(value.detach().cpu().contiguous())
-        data = save({"value": stored}, {"crc": _checksum(stored), "dtype": _dtype_name(value.dtype)})
+        data = save({"value": stored}, {META: f"{_checksum(stored)} {_dtype_name(value.dtype)}"})
         path = self.path(key)
-        partial = path.with_name(f"{key}.{_host()}-{os.getpid()}-{next(_numbers)}{PARTIAL}")
+        partial = self._partial(key, next(_numbers))
         try:
             path.parent.mkdir(exist_ok=True)
             partial.write_bytes(data)
@@ -135,6 +137,9 @@ class Store:
                 partial.unlink(missing_ok=True)
             raise UserError(self._write_problem(error, len(data))) from error
         self._trust(key)
+
+    def _partial(self, key: str, number: int) -> Path:
+        return self.path(key).with_name(f"{key}.{_host()}-{os.getpid()}-{number}{PARTIAL}")
 
     def _write_problem(self, error: OSError, size: int) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -168,7 +173,7 @@ class Store:
                     raise Damaged(f"a header of {length} bytes")
                 header = json.loads(file.read(length))
                 data = file.read()
-            if f"{zlib.crc32(data):08x}" != header["__metadata__"]["crc"]:
+            if f"{zlib.crc32(data):08x}" != header["__metadata__"][META].split()[0]:
                 raise Damaged("wrong checksum")
         except (ValueError, KeyError, TypeError) as error:
             raise Damaged(str(error)) from error
@@ -213,7 +218,7 @@ class Store:
         for path in list(self.entries()):
             if path.stem not in used:
                 self.remove(path.stem)
-        self.index_changed()
+        self.index.changed()
         return sizes
 
     def _forget(self, older_than_days: float | None) -> None:
@@ -245,17 +250,8 @@ class Store:
                 total -= path.stat().st_size
                 self.remove(path.stem)
                 removed += 1
-        self.index_changed()
+        self.index.changed()
         return removed
-
-    def index_changed(self) -> None:
-        """Count up ``changes``: entries have gone that somebody may still believe in."""
-        with self.index.writing() as connection:
-            connection.execute("INSERT INTO changes VALUES (1)")
-
-    def changes(self) -> int:
-        """How often entries have been taken away."""
-        return self.index.rows("SELECT COUNT(*) FROM changes")[0][0]
 
     def _sweep(self) -> None:
         """Remove what killed processes of this computer left half written; others' are left alone for a day."""

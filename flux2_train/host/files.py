@@ -12,6 +12,8 @@ from ..errors import UserError
 from ..flavours import ModelFile
 
 AUTO = "auto"
+USER, OUTPUT = "user folder", "output folder"
+CACHE_PLACES = (USER, OUTPUT)
 # Not a folder named "examples": ComfyUI would look for workflow templates in it instead of in workflows/.
 SHIPPED = Path(__file__).resolve().parents[2] / "datasets"
 
@@ -25,11 +27,6 @@ def resolve(folder: str) -> Path:
         raise UserError(f"{folder!r} is no folder name; give a folder inside ComfyUI's input folder, or a full path.")
     places = [Path(folder_paths.get_input_directory()) / named, SHIPPED / named]
     return next((place for place in places if place.is_dir()), places[0])
-
-
-def cache_folder() -> Path:
-    """Where what was found out about files is kept, out of reach of ComfyUI's own routes."""
-    return Path(folder_paths.get_system_user_directory("flux2_train"))
 
 
 def lora_folder() -> Path:
@@ -137,3 +134,10 @@ def _generate(file: ModelFile) -> Path:
     save_file(file.generate(), partial, metadata={"format": "pt"})
     os.replace(partial, path)  # another process sees the whole file or none
     return path
+
+
+def cache_folder(place: str = USER) -> Path:
+    """Where a cache lies. A user folder whose name begins so is out of reach of ComfyUI's own routes."""
+    if place == OUTPUT:
+        return Path(folder_paths.get_output_directory()) / "flux2_train" / "cache"
+    return Path(folder_paths.get_user_directory()) / "__flux2_train"

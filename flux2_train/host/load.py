@@ -157,6 +157,8 @@ def load_vae(path: Path, flavour: Flavour):
     if flavour.vae_module is None:
         vae = comfy.sd.VAE(sd=weights, metadata=metadata)
         vae.throw_exception_if_invalid()
+        if "bn.running_mean" in weights:  # ComfyUI rounds them to the VAE's precision
+            vae.flux2_train_statistics = (weights["bn.running_mean"].float(), weights["bn.running_var"].float())
     else:
         vae = _vae_around(flavour.vae_module(), weights)
     vae.patcher.set_attachments(identify.FILE, str(path))

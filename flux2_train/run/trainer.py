@@ -133,7 +133,7 @@ class Trainer:
         """Bytes that training needs beside the weights: adapters with gradients and moments, and activations."""
         adapters = 16 * sum(p.numel() for p in self.adapters.trainable())
         hidden, double, single, _ = identify.sizes(self.model)
-        tokens = self.config.batch * max(512 + s.tokens for s in self.samples)
+        tokens = self.config.batch * (512 + self.samples.tokens())
         kept_per_block = 2 if self.config.checkpointing else 40  # activations of the hidden width, in 2-byte values
         return adapters + 2.0 * tokens * hidden * (kept_per_block * (double + single) + 60)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from ..job import Job
 from .options import Bar
 
@@ -17,24 +20,26 @@ def read(job: Job, bar: Bar):
 
 
 def encode_texts(clip, dataset, bar: Bar):
-    """EmbedCache of a data set."""
-    from ..data.cache import EmbedCache
+    """EmbedCache of a data set, from the cache on disk as far as that goes."""
+    from ..data.cache import cache_embeds
+    from ..data.store import Store
     from ..host import describe, encode
+    from ..host.files import cache_folder
 
-    texts, embeds = dataset.texts(), {}
-    for text in texts:
-        embeds[text] = encode.encode_text(clip, text)
-        bar("encoding captions", len(embeds), len(texts))
-    return EmbedCache(dataset, embeds, describe.text_encoder_file(clip))
+    report = partial(bar, "encoding captions")
+    embeds, made = cache_embeds(dataset, encode.TextEncoder(clip), Store(cache_folder()), report=report)
+    bar.say(f"captions: {made}")
+    return replace(embeds, made_by=describe.text_encoder_file(clip))
 
 
 def encode_latents(vae, dataset, bar: Bar):
-    """LatentCache of a data set."""
-    from ..data.cache import LatentCache, encode_images
+    """LatentCache of a data set, from the cache on disk as far as that goes."""
+    from ..data.cache import cache_latents
+    from ..data.store import Store
     from ..host import describe, encode
+    from ..host.files import cache_folder
 
-    total, latents = sum(1 for _ in dataset.views()), {}
-    for view, latent in encode_images(dataset, lambda image: encode.encode_image(vae, image)):
-        latents[view] = latent
-        bar("encoding images", len(latents), total)
-    return LatentCache(dataset, latents, describe.vae_file(vae))
+    report = partial(bar, "encoding images")
+    latents, made = cache_latents(dataset, encode.ImageEncoder(vae), Store(cache_folder()), report=report)
+    bar.say(f"images: {made}")
+    return replace(latents, made_by=describe.vae_file(vae))

@@ -1,0 +1,45 @@
+"""``dataset check``: what would be trained on in a folder, and what is wrong with it. Loads no model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import command, progress
+
+
+def add(commands) -> None:
+    """Add the command to the parser."""
+    group = commands.add_parser("dataset", help="look at a folder of images").add_subparsers(
+        metavar="WHAT", required=True
+    )
+    check = command(group, "check", run, "what would be trained on, and what is wrong with it; loads no model")
+    check.add_argument("folder", type=Path, help="folder of images, or a .jsonl file")
+    check.add_argument("--resolution", type=int, default=1024)
+    check.add_argument("--batch", type=int, default=1, help="for the number of steps per epoch")
+    check.add_argument("--captions", default="text file", help="text file, file name, one prompt or jsonl")
+    check.add_argument("--prompt", default="", help="caption of images that have none")
+    check.add_argument("--trigger", default="")
+    check.add_argument("--references", type=Path, nargs="*", default=[], help="folders of references")
+    check.add_argument("--sheet", type=Path, help="write the contact sheet into this image file")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print counts, buckets and problems; draw the contact sheet."""
+    from ..data.folder import Request, read_folder
+    from ..data.report import contact_sheet, summary
+
+    request = Request(
+        arguments.folder,
+        arguments.resolution,
+        arguments.captions,
+        arguments.prompt,
+        arguments.trigger,
+        references=tuple(arguments.references),
+    )
+    with progress() as bar:
+        dataset = read_folder(request, report=bar)
+    print(summary(dataset, arguments.batch))
+    if arguments.sheet:
+        contact_sheet(dataset).save(arguments.sheet)
+        print(f"contact sheet: {arguments.sheet}")
