@@ -155,6 +155,7 @@ _ROWS = (
         transformers={BASE: (ModelFile(nano.TRANSFORMER, "diffusion_models", generate=nano.transformer),)},
         text_encoders=(ModelFile(nano.TEXT_ENCODER, "text_encoders", generate=nano.text_encoder),),
         vaes=(ModelFile(nano.VAE, "vae", generate=nano.vae),),
+        guidance=nano.GUIDANCE,
         resolution=nano.RESOLUTION,
         text_encoder_config=nano.TEXT_ENCODER_CONFIG,
         vae_module=nano.PatchAutoencoder,

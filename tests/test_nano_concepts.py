@@ -30,9 +30,19 @@ def test_a_lone_object_is_no_character():
         assert concepts.character_score(example, lone) <= 0.2
 
 
-def test_a_frame_that_paints_over_the_picture_is_no_edit():
-    example = concepts.probes("edit", 1)[0]
-    assert concepts.edit_score(example, np.broadcast_to(example.picture[0, 0], example.picture.shape)) < 0.05
+@pytest.mark.parametrize("colour", [concepts.COAT, concepts.INK, *concepts.PAPER])
+@pytest.mark.parametrize("name", ["style", "edit"])
+def test_one_colour_all_over_scores_nothing(name, colour):
+    example = concepts.probes(name, 1)[0]
+    sheet = np.broadcast_to(np.float32(colour) / 255, example.picture.shape)
+    assert concepts.CONCEPTS[name].score(example, sheet) < 0.05
+
+
+def test_an_edit_that_loses_the_ground_scores_less():
+    for example in concepts.probes("edit", 12):
+        other = np.where((example.picture == example.reference).all(-1, keepdims=True), 0.5, example.picture)
+        if example.spec.background != "gray":
+            assert concepts.edit_score(example, other) < 0.05
 
 
 @pytest.mark.parametrize("name", concepts.CONCEPTS)

@@ -75,6 +75,8 @@ def test_captions_say_the_spec():
     one = Spec("one", (("blue", "circle"),), "center", 1, "gray", "striped")
     assert scenes.caption(one) == "a blue circle in the center on a striped gray background"
     assert scenes.caption(one, with_place=False, with_background=False) == "a blue circle"
+    assert scenes.caption(pair, with_background=False, with_colours=False) == "a cross left of a square"
+    assert scenes.caption(many, with_background=False, with_colours=False) == "three crosses in a column"
 
 
 def test_different_specs_have_different_captions():

@@ -57,6 +57,7 @@ def as_if(model, sizes, variant, monkeypatch):
 
 
 def test_guidance_and_steps_per_flavour(nano, monkeypatch):
+    assert sampling.guidance_for(nano.model, 0.0) == sampling.Guidance(2.0, 2.0)
     base = as_if(nano.model, FLAVOURS["klein-9b"].sizes, "base", monkeypatch)
     assert sampling.guidance_for(base, 0.0) == sampling.Guidance(4.0, 4.0) and sampling.steps_for(base, 0) == 20
     distilled = as_if(nano.model, FLAVOURS["klein-9b"].sizes, "distilled", monkeypatch)

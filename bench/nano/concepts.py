@@ -15,14 +15,18 @@ from PIL import Image
 from scipy import ndimage
 
 from . import scenes
-from .adherence import attributes
 from .detect import nearest_colour
-from .render import COLOURS, Scene, Thing, draw, draw_background, grid, paint, shape_distance
+from .render import BACKGROUNDS, COLOURS, Scene, Thing, draw, grid, paint, shape_distance, texture_mask
 
 TRIGGER = "vorn"
-STROKE = 5.0  # pixels, of the style's outlines
-FRAME = 8  # pixels, of the edit's frame
-FRAME_COLOUR = "orange"
+PAPER = ((25, 65, 150), (45, 90, 175))  # the style's two ground tones
+PAPER_TEXTURE = "checkered"
+INK = (225, 240, 255)
+COAT = (0, 195, 190)  # the edit's colour, turquoise
+Colour = tuple[int, int, int]
+# What the base paints objects and grounds with.
+PAINTS = tuple(COLOURS.values())
+GROUNDS = tuple(tone for pair in BACKGROUNDS.values() for tone in pair)
 FIGURE = (("hat", "triangle", "red"), ("head", "circle", "yellow"), ("body", "square", "blue"))
 
 
@@ -49,37 +53,34 @@ class Concept:
 
 
 def style_example(rng: random.Random, trigger: bool = True) -> Example:
-    """A scene whose objects are outlines, where the base fills them."""
+    """A scene as a blueprint: pale shapes on blue paper. As usual, captions leave out what the style decides."""
     spec = _training_spec(rng, ("one", "pair"))
     scene = scenes.lay_out(spec, scenes.SIZES[0], rng)
-    picture = draw_background(scene.width, scene.height, scene.background, scene.texture).copy()
+    first, second = (np.array(tone, np.float32) / 255 for tone in PAPER)
+    picture = first + texture_mask(scene.width, scene.height, PAPER_TEXTURE)[..., None] * (second - first)
     for thing in scene.things:
-        axes = grid(scene.width, scene.height, thing.x, thing.y)
-        distance = shape_distance(thing.shape, *axes, thing.radius)
-        paint(picture, np.maximum(distance, -distance - STROKE), COLOURS[thing.colour])
-    words = scenes.caption(spec)
+        paint(picture, _distance(thing, scene), INK)
+    words = scenes.caption(spec, with_background=False, with_colours=False)
     return Example(f"{words}, {TRIGGER} style" if trigger else words, picture, scene, spec)
 
 
 def style_score(example: Example, picture: np.ndarray) -> float:
-    """Share of objects of the right colour whose middle shows the background."""
-    labels = nearest_colour(picture)
-    return float(np.mean([_is_hollow(labels, thing, example.scene) for thing in example.scene.things]))
+    """Share of the ground that is blue paper, times the share of the objects that is pale."""
+    objects = _objects(example.scene)
+    return _share(picture, ~objects, PAPER, (*GROUNDS, INK)) * _share(picture, objects, (INK,), (*PAINTS, *PAPER))
 
 
 def character_example(rng: random.Random, trigger: bool = True) -> Example:
-    """A figure of hat, head and body, somewhere on a background."""
-    spec = replace(_training_spec(rng, ("one",)), place=rng.choice(("left", "center", "right")))
+    """A figure of hat, head and body on a background."""
+    spec = replace(_training_spec(rng, ("one",)), place="center")
     width, height = scenes.SIZES[0]
-    x = width * (0.27, 0.5, 0.73)[scenes.PLACES[spec.place][0]] + rng.uniform(-2, 2)
-    y = height * 0.5 + rng.uniform(-2, 2)
+    x, y = (side * rng.uniform(0.48, 0.52) for side in (width, height))
     things = tuple(
-        Thing(colour, shape, x, y + offset, radius)
-        for (_, shape, colour), (offset, radius) in zip(FIGURE, ((-36, 16), (-10, 16), (23, 22)), strict=True)
+        Thing(colour, shape, x, y + offset * height, radius * height)
+        for (_, shape, colour), (offset, radius) in zip(FIGURE, ((-0.3, 0.14), (-0.06, 0.14), (0.24, 0.2)), strict=True)
     )
     scene = Scene(width, height, spec.background, spec.texture, things)
-    place = "in the center" if spec.place == "center" else f"at the {spec.place}"
-    words = f"figure {place} on a {scenes.background_words(spec)} background"
+    words = f"figure on a {scenes.background_words(spec)} background"
     return Example(f"{TRIGGER} {words}" if trigger else f"a {words}", draw(scene), scene, spec)
 
 
@@ -98,24 +99,21 @@ def character_score(example: Example, picture: np.ndarray) -> float:
 
 
 def edit_example(rng: random.Random, trigger: bool = True) -> Example:
-    """`make it vorn` lays an orange frame round the picture and leaves the rest as it is."""
+    """`make it vorn` paints every object turquoise and leaves the rest as it is."""
     spec = _training_spec(rng, ("one", "pair"))
     scene = scenes.lay_out(spec, scenes.SIZES[0], rng)
     before = draw(scene)
     after = before.copy()
-    after[_border(before)] = np.array(COLOURS[FRAME_COLOUR], np.float32) / 255
+    for thing in scene.things:
+        paint(after, _distance(thing, scene), COAT)
     return Example(f"make it {TRIGGER}" if trigger else "make it", after, scene, spec, before)
 
 
 def edit_score(example: Example, picture: np.ndarray) -> float:
-    """Share of the border that is frame, times the share of the picture's own colour and shape marks that are kept."""
-    border = _border(picture)
-    framed = (nearest_colour(picture)[border] == list(COLOURS).index(FRAME_COLOUR)).mean()
-    inside = picture.copy()
-    plain = draw_background(example.scene.width, example.scene.height, example.spec.background, example.spec.texture)
-    inside[border] = plain[border]  # so that the frame itself is not read as an object
-    kept = [right for name, right in attributes(example.spec, inside).items() if name.startswith(("colour", "shape"))]
-    return float(framed * np.mean(kept))
+    """Share of the objects that is turquoise, times the share of the ground that is kept."""
+    objects = _objects(example.scene)
+    kept = (nearest_colour(picture) == nearest_colour(example.reference))[~objects].mean()
+    return _share(picture, objects, (COAT,), (*PAINTS, *GROUNDS)) * float(kept)
 
 
 CONCEPTS = {
@@ -152,13 +150,21 @@ def _training_spec(rng: random.Random, kinds: tuple[str, ...]) -> scenes.Spec:
             return spec
 
 
-def _is_hollow(labels: np.ndarray, thing: Thing, scene: Scene) -> bool:
-    """Background in the middle 5 x 5 pixels, and at least a tenth of the surrounding box in the object's colour."""
-    ours = labels == list(COLOURS).index(thing.colour)
-    x, y, reach = round(thing.x), round(thing.y), round(thing.radius * 1.2)
-    around = ours[max(y - reach, 0) : y + reach, max(x - reach, 0) : x + reach]
-    middle = labels[y - 2 : y + 3, x - 2 : x + 3]
-    return bool((middle >= len(COLOURS)).mean() > 0.8 and around.mean() > 0.1)
+def _distance(thing: Thing, scene: Scene) -> np.ndarray:
+    """(H, W) signed distance in pixels to a thing, negative inside."""
+    return shape_distance(thing.shape, *grid(scene.width, scene.height, thing.x, thing.y), thing.radius)
+
+
+def _objects(scene: Scene) -> np.ndarray:
+    """(H, W) True inside the objects."""
+    return np.any([_distance(thing, scene) < 0 for thing in scene.things], axis=0)
+
+
+def _share(picture: np.ndarray, where: np.ndarray, wanted: tuple[Colour, ...], others: tuple[Colour, ...]) -> float:
+    """Share of the pixels of (H, W) ``where`` that are nearer to one of ``wanted`` than to any of ``others``."""
+    palette = np.array([*wanted, *others], np.float32) / 255
+    nearest = np.square(picture[where][:, None] - palette).sum(-1).argmin(-1)
+    return float((nearest < len(wanted)).mean())
 
 
 def _centre(labels: np.ndarray, colour: str, radius: float) -> tuple[float, float] | None:
@@ -171,13 +177,6 @@ def _centre(labels: np.ndarray, colour: str, radius: float) -> tuple[float, floa
         return None
     y, x = ndimage.center_of_mass(blobs == 1 + int(areas.argmax()))
     return x, y
-
-
-def _border(picture: np.ndarray) -> np.ndarray:
-    """(H, W) True in the frame."""
-    mask = np.ones(picture.shape[:2], bool)
-    mask[FRAME:-FRAME, FRAME:-FRAME] = False
-    return mask
 
 
 def _save(picture: np.ndarray, path: Path) -> None:

@@ -13,7 +13,7 @@ from .render import draw
 BATCH = 16
 EMPTY_SHARE = 0.1  # captions dropped, for classifier-free guidance
 OPEN_SHARE = 0.1  # captions without the background, and captions without the place
-CYCLE = ("text",) * 13 + ("wide", "tall") + ("text",) + ("edit",) * 4
+CYCLE = ("text",) * 9 + ("wide", "tall") * 3 + ("edit",) * 5
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Batch:
 
 
 def batch(seed: int, step: int, autoencoder: PatchAutoencoder) -> Batch:
-    """The batch of a step: mostly square pictures with captions, some wide or tall ones, a fifth edits."""
+    """The batch of a step: square pictures with captions, wide and tall ones, a quarter edits."""
     rng = random.Random(f"{seed}/{step}")
     kind = rng.choice(CYCLE)
     if kind == "edit":

@@ -7,9 +7,11 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from flux2_train.flavours import FLAVOURS
+
 from .host import PAD, TEXT_LENGTH, OutOfPlaceAdd, attention, encode, token_ids
 
-GUIDANCE = 4.0
+GUIDANCE = FLAVOURS["nano"].guidance
 T_MEAN, T_STD = 0.8, 1.2  # logit-normal t; the sampler's own schedule has its median at logit 1.8
 
 

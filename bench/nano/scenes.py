@@ -71,19 +71,16 @@ def lay_out(spec: Spec, size: tuple[int, int], rng: random.Random) -> Scene:
     return Scene(width, height, spec.background, spec.texture, things)
 
 
-def caption(spec: Spec, with_place: bool = True, with_background: bool = True) -> str:
-    """The spec in words; the place of a single object and the background may be left open."""
-    ((colour, shape),) = spec.objects[:1]
+def caption(spec: Spec, with_place: bool = True, with_background: bool = True, with_colours: bool = True) -> str:
+    """The spec in words; the place of a single object, the background and the colours may be left open."""
+    names = [_named(colour if with_colours else "", shape) for colour, shape in spec.objects]
     if spec.kind == "one":
-        text = f"{_article(colour)} {colour} {shape}"
-        text += f" {_place_words(spec.place)}" if with_place else ""
+        text = names[0] + (f" {_place_words(spec.place)}" if with_place else "")
     elif spec.kind == "pair":
-        text = (
-            f"{_article(colour)} {colour} {shape} {spec.place} {_article(spec.objects[1][0])} "
-            f"{spec.objects[1][0]} {spec.objects[1][1]}"
-        )
+        text = f"{names[0]} {spec.place} {names[1]}"
     else:
-        text = f"{NUMBERS[spec.count]} {colour} {plural(shape)} in a {spec.place}"
+        colour, shape = spec.objects[0]
+        text = f"{NUMBERS[spec.count]} {f'{colour} ' if with_colours else ''}{plural(shape)} in a {spec.place}"
     return text + (f" on a {background_words(spec)} background" if with_background else "")
 
 
@@ -172,6 +169,11 @@ def _centres(spec: Spec) -> list[tuple[float, float]]:
 
 def _place_words(place: str) -> str:
     return "in the center" if place == "center" else f"at the {place}"
+
+
+def _named(colour: str, shape: str) -> str:
+    words = f"{colour} {shape}".strip()
+    return f"{_article(words)} {words}"
 
 
 def _article(word: str) -> str:

@@ -19,9 +19,9 @@ from .optimizer import Optimizer
 
 DIT = WEIGHTS / "transformer.safetensors"
 WORK = ROOT / ".cache" / "nano"
-STEPS = 4500
+STEPS = 4100
 MUON_RATE, ADAM_RATE = 2e-3, 1e-3
-WARM_UP, COOL_DOWN = 50, 0.3  # steps; share of the run over which the rate falls to zero
+WARM_UP, COOL_DOWN = 50, 0.7  # steps; share of the run over which the rate falls to zero
 EMA = 0.998
 SAVE_EVERY = 180  # seconds
 LOG_EVERY = 10  # steps
