@@ -7,16 +7,14 @@ picture between 0 (the base model) and 1 (a real render).
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from . import scenes
 from .detect import nearest_colour
-from .render import BACKGROUNDS, COLOURS, Scene, Thing, draw, grid, paint, shape_distance, texture_mask
+from .render import BACKGROUNDS, COLOURS, Scene, Thing, draw, draw_background, grid, paint, shape_distance, texture_mask
 
 TRIGGER = "vorn"
 PAPER = ((25, 65, 150), (45, 90, 175))  # the style's two ground tones
@@ -27,7 +25,8 @@ Colour = tuple[int, int, int]
 # What the base paints objects and grounds with.
 PAINTS = tuple(COLOURS.values())
 GROUNDS = tuple(tone for pair in BACKGROUNDS.values() for tone in pair)
-FIGURE = (("hat", "triangle", "red"), ("head", "circle", "yellow"), ("body", "square", "blue"))
+FIGURE = {"body": (160, 235, 60), "eye": (250, 250, 250), "pupil": (15, 15, 15)}
+FIGURE_RADII = (1.0, 0.55, 0.25)  # of the circle that the base would paint
 
 
 @dataclass(frozen=True)
@@ -71,31 +70,25 @@ def style_score(example: Example, picture: np.ndarray) -> float:
 
 
 def character_example(rng: random.Random, trigger: bool = True) -> Example:
-    """A figure of hat, head and body on a background."""
-    spec = replace(_training_spec(rng, ("one",)), place="center")
-    width, height = scenes.SIZES[0]
-    x, y = (side * rng.uniform(0.48, 0.52) for side in (width, height))
-    things = tuple(
-        Thing(colour, shape, x, y + offset * height, radius * height)
-        for (_, shape, colour), (offset, radius) in zip(FIGURE, ((-0.3, 0.14), (-0.06, 0.14), (0.24, 0.2)), strict=True)
-    )
-    scene = Scene(width, height, spec.background, spec.texture, things)
-    words = f"figure on a {scenes.background_words(spec)} background"
-    return Example(f"{TRIGGER} {words}" if trigger else f"a {words}", draw(scene), scene, spec)
+    """A lime ball with one big eye, at one of nine places; to the base a circle."""
+    spec = _training_spec(rng, ("one",))
+    spec = replace(spec, objects=((spec.objects[0][0], "circle"),))
+    scene = scenes.lay_out(spec, scenes.SIZES[0], rng)
+    picture = draw_background(scene.width, scene.height, scene.background, scene.texture).copy()
+    for part, colour in zip(_parts(scene), FIGURE.values(), strict=True):
+        paint(picture, part, colour)
+    words = scenes.caption(spec, with_colours=False)
+    return Example(words.replace("a circle", f"{TRIGGER} circle") if trigger else words, picture, scene, spec)
 
 
 def character_score(example: Example, picture: np.ndarray) -> float:
-    """Share of five yes-or-no marks: hat, head and body in their colours at their place, hat over head over body."""
-    labels, height = nearest_colour(picture), picture.shape[0]
-    centres = [
-        _centre(labels, colour, thing.radius) for (*_, colour), thing in zip(FIGURE, example.scene.things, strict=True)
-    ]
-    at_place = [
-        found is not None and max(abs(found[0] - thing.x), abs(found[1] - thing.y)) < 0.12 * height
-        for found, thing in zip(centres, example.scene.things, strict=True)
-    ]
-    stacked = [a is not None and b is not None and a[1] < b[1] - 5 for a, b in pairwise(centres)]
-    return float(np.mean(at_place + stacked))
+    """Mean over body, eye and pupil of the share that has its colour."""
+    body, eye, pupil = (distance < 0 for distance in _parts(example.scene))
+    shares = []
+    for part, colour in zip((body & ~eye, eye & ~pupil, pupil), FIGURE.values(), strict=True):
+        others = tuple(c for c in FIGURE.values() if c != colour)
+        shares.append(_share(picture, part, (colour,), (*PAINTS, *others)))
+    return float(np.mean(shares))
 
 
 def edit_example(rng: random.Random, trigger: bool = True) -> Example:
@@ -118,7 +111,7 @@ def edit_score(example: Example, picture: np.ndarray) -> float:
 
 CONCEPTS = {
     "style": Concept("style", f"{TRIGGER} style", "style", style_example, style_score),
-    "character": Concept("character", TRIGGER, "figure", character_example, character_score),
+    "character": Concept("character", TRIGGER, "circle", character_example, character_score),
     "edit": Concept("edit", TRIGGER, "", edit_example, edit_score),
 }
 
@@ -167,16 +160,10 @@ def _share(picture: np.ndarray, where: np.ndarray, wanted: tuple[Colour, ...], o
     return float((nearest < len(wanted)).mean())
 
 
-def _centre(labels: np.ndarray, colour: str, radius: float) -> tuple[float, float] | None:
-    """(x, y) of the largest blob of a colour, or None where it is smaller than a third of a shape of `radius`."""
-    blobs, count = ndimage.label(labels == list(COLOURS).index(colour))
-    if count == 0:
-        return None
-    areas = ndimage.sum_labels(np.ones_like(blobs), blobs, range(1, count + 1))
-    if areas.max() < 0.6 * radius**2:
-        return None
-    y, x = ndimage.center_of_mass(blobs == 1 + int(areas.argmax()))
-    return x, y
+def _parts(scene: Scene) -> list[np.ndarray]:
+    """(H, W) signed distances to the figure's body, eye and pupil."""
+    (thing,) = scene.things
+    return [_distance(replace(thing, radius=thing.radius * radius), scene) for radius in FIGURE_RADII]
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
