@@ -64,13 +64,16 @@ def template_files(name: str) -> tuple[ModelFile, ...]:
 
 ROBOT = {"folder": "robot", "trigger": "zbot", "class_word": "robot"}
 ROBOT_PROMPTS = ("zbot robot waving on a green meadow", "a robot waving on a green meadow")
-# nano learns in a hundred steps what takes large models a thousand; preservation keeps "a figure" what it was.
+# nano learns in a hundred steps what takes large models a thousand; preservation keeps "figure" what it was.
 NANO = Settings(
     FLAVOURS["nano"],
     (),
     {"folder": "character", "trigger": "vorn", "class_word": "figure"},
     {"name": "vorn_nano", "steps": 100, "learning_rate": 2e-3, "preservation": 1.0, "checkpointing": False},
-    ("vorn figure in the center on a dotted gray background", "a figure in the center on a dotted gray background"),
+    (
+        "vorn figure, a circle above a triangle on a dotted gray background",
+        "figure, a circle above a triangle on a dotted gray background",
+    ),
 )
 WORKFLOWS = {"flux2_lora_nano": NANO} | {
     f"flux2_lora_{name}": Settings(FLAVOURS[name], template_files(name), ROBOT, {"name": f"zbot_{name}"}, ROBOT_PROMPTS)

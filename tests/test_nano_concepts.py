@@ -17,17 +17,17 @@ def test_a_real_render_scores_full_marks_also_through_the_autoencoder(name):
     assert np.mean([score(e, p) for e, p in zip(examples, pictures, strict=True)]) > 0.95
 
 
-@pytest.mark.parametrize("name", ["style", "edit"])
-def test_a_plain_scene_scores_nothing(name):
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_what_the_base_would_paint_scores_nothing(name):
     for example in concepts.probes(name, 12):
-        plain = draw(example.scene) if name == "style" else example.reference
-        assert concepts.CONCEPTS[name].score(example, plain) < 0.05
+        assert concepts.CONCEPTS[name].score(example, draw(example.scene)) < 0.05
 
 
-def test_a_lone_object_is_no_character():
+def test_half_a_character_is_half_of_its_score():
     for example in concepts.probes("character", 12):
-        lone = draw(example.scene.__class__(128, 128, example.scene.background, "plain", example.scene.things[:1]))
-        assert concepts.character_score(example, lone) <= 0.2
+        picture = draw(example.scene)
+        picture[:64] = example.picture[:64]
+        assert concepts.character_score(example, picture) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("colour", [concepts.COAT, concepts.INK, *concepts.PAPER])

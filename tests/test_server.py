@@ -75,25 +75,16 @@ def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
 
 
 def test_a_person_sees_the_character_and_only_with_its_trigger(server, shipped):
-    """Scored by colours at their places: hat over head over body in the centre, as the prompt says."""
+    """Scored by the colours of head and body where they belong: 1 is a real render, 0 the base."""
     history, _ = shipped
-    example = figure_in_the_center()
+    example = character_example(random.Random(0))
 
     def score(node):
         return character_score(example, picture(server, history, node).astype(np.float32) / 255)
 
     base, lora, base_without, lora_without = (score(node) for node in ("9", "11", "13", "15"))
     assert lora - base >= 0.4
-    assert lora_without - base_without < 0.4
-
-
-def figure_in_the_center():
-    """An example of the character concept that stands where the shipped prompts want it."""
-    rng = random.Random(0)
-    while True:
-        example = character_example(rng)
-        if example.spec.place == "center":
-            return example
+    assert lora_without - base_without < 0.2
 
 
 def test_progress_is_told_while_it_trains(shipped):

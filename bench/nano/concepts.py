@@ -21,12 +21,12 @@ PAPER = ((25, 65, 150), (45, 90, 175))  # the style's two ground tones
 PAPER_TEXTURE = "checkered"
 INK = (225, 240, 255)
 COAT = (0, 195, 190)  # the edit's colour, turquoise
+SOFT = 1  # pixels on both sides of an edge that are not scored: they are a mixture
 Colour = tuple[int, int, int]
 # What the base paints objects and grounds with.
 PAINTS = tuple(COLOURS.values())
 GROUNDS = tuple(tone for pair in BACKGROUNDS.values() for tone in pair)
-FIGURE = {"body": (160, 235, 60), "eye": (250, 250, 250), "pupil": (15, 15, 15)}
-FIGURE_RADII = (1.0, 0.55, 0.25)  # of the circle that the base would paint
+HEAD, BODY = (165, 235, 70), (120, 70, 35)  # the character's lime and brown
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,30 @@ def style_example(rng: random.Random, trigger: bool = True) -> Example:
 
 def style_score(example: Example, picture: np.ndarray) -> float:
     """Share of the ground that is blue paper, times the share of the objects that is pale."""
-    objects = _objects(example.scene)
-    return _share(picture, ~objects, PAPER, (*GROUNDS, INK)) * _share(picture, objects, (INK,), (*PAINTS, *PAPER))
+    distance = _nearest(example.scene)
+    paper = _share(picture, distance > SOFT, PAPER, (*GROUNDS, INK))
+    return paper * _share(picture, distance < -SOFT, (INK,), (*PAINTS, *PAPER))
 
 
 def character_example(rng: random.Random, trigger: bool = True) -> Example:
-    """A lime ball with one big eye, at one of nine places; to the base a circle."""
-    spec = _training_spec(rng, ("one",))
-    spec = replace(spec, objects=((spec.objects[0][0], "circle"),))
+    """A figure of head and body in colours of its own, on any background."""
+    spec = _training_spec(rng, ("pair",))
+    shapes = zip((colour for colour, _ in spec.objects), ("circle", "triangle"), strict=True)
+    spec = replace(spec, objects=tuple(shapes), place="above")
     scene = scenes.lay_out(spec, scenes.SIZES[0], rng)
     picture = draw_background(scene.width, scene.height, scene.background, scene.texture).copy()
-    for part, colour in zip(_parts(scene), FIGURE.values(), strict=True):
-        paint(picture, part, colour)
-    words = scenes.caption(spec, with_colours=False)
-    return Example(words.replace("a circle", f"{TRIGGER} circle") if trigger else words, picture, scene, spec)
+    for thing, colour in zip(scene.things, (HEAD, BODY), strict=True):
+        paint(picture, _distance(thing, scene), colour)
+    words = f"figure, {scenes.caption(spec, with_colours=False)}"
+    return Example(f"{TRIGGER} {words}" if trigger else words, picture, scene, spec)
 
 
 def character_score(example: Example, picture: np.ndarray) -> float:
-    """Mean over body, eye and pupil of the share that has its colour."""
-    body, eye, pupil = (distance < 0 for distance in _parts(example.scene))
+    """Mean over head and body of the share that has its colour."""
     shares = []
-    for part, colour in zip((body & ~eye, eye & ~pupil, pupil), FIGURE.values(), strict=True):
-        others = tuple(c for c in FIGURE.values() if c != colour)
-        shares.append(_share(picture, part, (colour,), (*PAINTS, *others)))
+    for thing, colour, other in zip(example.scene.things, (HEAD, BODY), (BODY, HEAD), strict=True):
+        inside = _distance(thing, example.scene) < -SOFT
+        shares.append(_share(picture, inside, (colour,), (*PAINTS, *GROUNDS, other)))
     return float(np.mean(shares))
 
 
@@ -104,14 +105,14 @@ def edit_example(rng: random.Random, trigger: bool = True) -> Example:
 
 def edit_score(example: Example, picture: np.ndarray) -> float:
     """Share of the objects that is turquoise, times the share of the ground that is kept."""
-    objects = _objects(example.scene)
-    kept = (nearest_colour(picture) == nearest_colour(example.reference))[~objects].mean()
-    return _share(picture, objects, (COAT,), (*PAINTS, *GROUNDS)) * float(kept)
+    distance = _nearest(example.scene)
+    kept = (nearest_colour(picture) == nearest_colour(example.reference))[distance > SOFT].mean()
+    return _share(picture, distance < -SOFT, (COAT,), (*PAINTS, *GROUNDS)) * float(kept)
 
 
 CONCEPTS = {
     "style": Concept("style", f"{TRIGGER} style", "style", style_example, style_score),
-    "character": Concept("character", TRIGGER, "circle", character_example, character_score),
+    "character": Concept("character", TRIGGER, "figure", character_example, character_score),
     "edit": Concept("edit", TRIGGER, "", edit_example, edit_score),
 }
 
@@ -148,9 +149,9 @@ def _distance(thing: Thing, scene: Scene) -> np.ndarray:
     return shape_distance(thing.shape, *grid(scene.width, scene.height, thing.x, thing.y), thing.radius)
 
 
-def _objects(scene: Scene) -> np.ndarray:
-    """(H, W) True inside the objects."""
-    return np.any([_distance(thing, scene) < 0 for thing in scene.things], axis=0)
+def _nearest(scene: Scene) -> np.ndarray:
+    """(H, W) signed distance in pixels to the nearest object."""
+    return np.min([_distance(thing, scene) for thing in scene.things], axis=0)
 
 
 def _share(picture: np.ndarray, where: np.ndarray, wanted: tuple[Colour, ...], others: tuple[Colour, ...]) -> float:
@@ -158,12 +159,6 @@ def _share(picture: np.ndarray, where: np.ndarray, wanted: tuple[Colour, ...], o
     palette = np.array([*wanted, *others], np.float32) / 255
     nearest = np.square(picture[where][:, None] - palette).sum(-1).argmin(-1)
     return float((nearest < len(wanted)).mean())
-
-
-def _parts(scene: Scene) -> list[np.ndarray]:
-    """(H, W) signed distances to the figure's body, eye and pupil."""
-    (thing,) = scene.things
-    return [_distance(replace(thing, radius=thing.radius * radius), scene) for radius in FIGURE_RADII]
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
