@@ -45,6 +45,24 @@ _OUTSIDE = {
 SWAPPED = "final_layer.adaLN_modulation.1"  # diffusers' norm_out.linear has its (shift, scale) halves the other way
 
 
+def sizes_of(hidden: int, double_blocks: int, single_blocks: int, context: int) -> Sizes:
+    """The sizes of the Linears of a FLUX.2 of these dimensions; dev's guidance is among them, which klein lacks."""
+    h = hidden
+    found = {"img_in": (128, h), "txt_in": (context, h)}
+    for embedder in ("time_in", "guidance_in"):
+        found |= {f"{embedder}.in_layer": (256, h), f"{embedder}.out_layer": (h, h)}
+    found |= {f"double_stream_modulation_{stream}.lin": (h, 6 * h) for stream in ("img", "txt")}
+    found["single_stream_modulation.lin"] = (h, 3 * h)
+    for n in range(double_blocks):
+        for stream in ("img", "txt"):
+            block = f"double_blocks.{n}.{stream}"
+            found |= {f"{block}_attn.qkv": (h, 3 * h), f"{block}_attn.proj": (h, h)}
+            found |= {f"{block}_mlp.0": (h, 6 * h), f"{block}_mlp.2": (3 * h, h)}
+    for n in range(single_blocks):
+        found |= {f"single_blocks.{n}.linear1": (h, 9 * h), f"single_blocks.{n}.linear2": (4 * h, h)}
+    return found | {"final_layer.linear": (h, 128), SWAPPED: (h, 2 * h)}
+
+
 @dataclass(frozen=True)
 class Place:
     """A Linear, or ``count`` of its output rows from ``start``; ``swapped``: the halves of its rows trade places."""
