@@ -18,6 +18,7 @@ from .options import (
     LossConfig,
     OptimizerConfig,
     PreservationConfig,
+    SaveConfig,
     TimestepConfig,
 )
 
@@ -55,6 +56,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
 
     def __post_init__(self):
         for problem in self._problems():

@@ -295,6 +295,27 @@ class AdapterConfig(Section):
                 yield f"{name} does nothing for {self.kind}; reset it to {default} or choose the kind {kind}."
 
 
+@dataclass(frozen=True)
+class SaveConfig(Section):
+    """How the LoRA is written. ``plain_rank`` above 0 turns other kinds of adapters into plain LoRA of that rank.
+
+    ``certificate``: load the file back as ComfyUI would and compare its effect with the trained adapter's.
+    """
+
+    FORMATS: ClassVar = ("comfyui", "diffusers", "kohya", "peft")
+    PRECISIONS: ClassVar = ("bf16", "fp16", "fp32")
+
+    format: str = "comfyui"
+    precision: str = "bf16"
+    plain_rank: int = 0
+    certificate: bool = True
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from _choices(self, format=self.FORMATS, precision=self.PRECISIONS)
+        yield from _ranges(self, plain_rank=(0, 4096))
+
+
 def numbers(text: str, name: str) -> tuple[float, ...]:
     """The numbers in a text such as ``1, 0.5``. Raises UserError for anything else in it."""
     try:

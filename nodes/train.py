@@ -117,7 +117,7 @@ class LoraTrainer(io.ComfyNode):
         trainer = Trainer(model, embeds, latents, TrainConfig(**settings))
         listener = _Listener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
         results = train(trainer, files.lora_folder(), files.run_folder(), listener)
-        listener.progress.say(f"{results.lora_path.name}\n{listener.text}")
+        listener.progress.say(f"{results.lora_path.name}: {results.certificate}\n{listener.text}")
         plot = to_tensor(loss_plot(trainer.history, results.lora_path.stem))
         return io.NodeOutput(results.lora, {"loss": trainer.history.losses}, results.lora_path.name, plot)
 

@@ -1,31 +1,67 @@
-"""LoRA files. Written as ``diffusion_model.<name>.lora_A/lora_B.weight`` with alpha folded in.
-
-That form, and no ``.alpha`` keys, is the one that ComfyUI, diffusers and ai-toolkit all load unconverted at the
-same strength: diffusers raises on ``.alpha``, ComfyUI never reads an alpha from the metadata.
-"""
+"""LoRA files on disk: adapters exported for a target program, written whole or not at all, under free names."""
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError
+from . import dora, plain, write
 from .live import Adapters
+from .parts import Part
 
-PREFIX = "diffusion_model."
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What goes into a LoRA file: its parts (as plain LoRA, where that was asked for), tensors, and what to know."""
+
+    parts: dict[str, Part]
+    tensors: dict[str, Tensor]
+    format: str
+    error: float = 0.0
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """A clause for people, empty where nothing was lost."""
+        return f", as plain LoRA with an error of {self.error:.2%}" if self.error else ""
+
+
+def export(
+    parts: dict[str, Part],
+    format: str = "comfyui",
+    precision: str = "bf16",
+    plain_rank: int = 0,
+    weights: dora.Weights | None = None,
+    device: torch.device | str = "cpu",
+) -> Exported:
+    """Parts for a file in ``format`` (write.FORMATS) and ``precision`` (write.DTYPES).
+
+    ``plain_rank`` above 0 turns what is no plain LoRA of that rank into the nearest one, on ``device``. ``weights`` are
+    asked for where DoRA is. Raises UserError naming what the format cannot carry exactly.
+    """
+    error = 0.0
+    if plain_rank:
+        parts, error = plain.as_plain(parts, plain_rank, weights, device)
+    write.require_carried(parts, format)
+    if any(map(dora.is_dora, parts.values())):
+        parts = dora.with_norm(parts, weights, of_base=format != "peft")
+    metadata = {"flux2_train.format": format, "flux2_train.precision": precision}
+    if plain_rank:
+        metadata["flux2_train.plain_lora_error"] = f"{error:.6f}"
+    return Exported(parts, write.tensors(parts, format, write.DTYPES[precision]), format, error, metadata)
 
 
 def state_dict(adapters: Adapters, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """The adapters as ComfyUI's LORA_MODEL: A (rank, in), B (out, rank) with alpha / rank folded into B."""
-    weights = {}
-    for name, part in adapters.parts().items():
-        weights[f"{PREFIX}{name}.lora_A.weight"] = part.down.to(dtype).contiguous()
-        weights[f"{PREFIX}{name}.lora_B.weight"] = (part.up * part.scale).to(dtype).contiguous()
-    return weights
+    """The adapters as ComfyUI's LORA_MODEL; DoRA needs ``export``."""
+    return write.tensors(adapters.parts(), "comfyui", dtype)
 
 
 def save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Path:
@@ -40,16 +76,23 @@ def save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Pa
     return path
 
 
-def load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a LoRA file. Raises UserError for anything but safetensors: pickles run code when loaded."""
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path.name} is not a safetensors file; only safetensors LoRAs are loaded.")
-    return load_file(path)
+def save_as(exported: Exported, path: Path, metadata: dict[str, str]) -> Path:
+    """Write what was exported to ``path``, for peft a folder, and return the path of the tensors' file."""
+    if exported.format != "peft":
+        return save(exported.tensors, path, {**metadata, **exported.metadata})
+    path.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(write.peft_config(exported.parts), indent=2)
+    (path / PEFT_CONFIG).write_text(config + "\n")
+    return save(exported.tensors, path / PEFT_FILE, {**metadata, **exported.metadata})
 
 
-def free_path(folder: Path, name: str) -> Path:
-    """``name.safetensors`` in ``folder``, or ``name_2``, ``name_3`` ... where that is taken: nothing is overwritten."""
-    path, number = folder / f"{name}.safetensors", 2
+def free_path(folder: Path, name: str, format: str = "comfyui") -> Path:
+    """``name.safetensors`` in ``folder``, or ``name_2``, ``name_3`` ... where that is taken: nothing is overwritten.
+
+    For peft, whose form is a folder, without the ending.
+    """
+    end = "" if format == "peft" else ".safetensors"
+    path, number = folder / f"{name}{end}", 2
     while path.exists():
-        path, number = folder / f"{name}_{number}.safetensors", number + 1
+        path, number = folder / f"{name}_{number}{end}", number + 1
     return path

@@ -52,6 +52,12 @@ def load(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def header(path: Path) -> dict[str, str]:
+    """The metadata in a LoRA file's header."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def read(tensors: dict[str, Tensor], sizes: Sizes, model: str) -> tuple[dict[str, Part], list[str]]:
     """A LoRA file's parts (fp32) by Linear name, and the keys that mean nothing in this model.
 
@@ -234,6 +240,8 @@ def _diagonal(blocks: list[Tensor], starts: Iterable[int], out: int) -> Tensor:
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix != ".safetensors":
         raise UserError(f"{path.name} is not a safetensors file; only safetensors LoRAs are loaded.")
+    if not path.is_file():
+        raise UserError(f"{path} is not there.")
     if path.stat().st_size > LARGEST_FILE:
         raise UserError(f"{path.name} has {path.stat().st_size >> 30} GB: that is no LoRA, but a whole model.")
     with safe_open(path, framework="pt") as file:

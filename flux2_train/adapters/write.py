@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..options import SaveConfig
 from .names import in_diffusers
 from .parts import Hadamard, Kronecker, LowRank, Part, Split, rows, size_of
 
-FORMATS = ("comfyui", "diffusers", "kohya", "peft")
+FORMATS = SaveConfig.FORMATS
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PREFIX = "diffusion_model."
 

@@ -71,7 +71,7 @@ class BaseFile:
         return {name: json.loads(value.numpy().tobytes()) for name, value in found.items()}
 
     def names_of(self, name: str) -> dict[str, str]:
-        """Keys in the file of what belongs to a Linear, by what they are to ComfyUI: ``weight``, ``weight_scale`` ..."""
+        """Keys in the file of what belongs to a Linear, by ComfyUI's names for it: ``weight``, ``weight_scale`` ..."""
         found = {}
         for what in ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant"):
             for spelling in (what, OLD_NAMES.get(what, what)):
@@ -109,7 +109,7 @@ def dequantised(layer: torch.nn.Module) -> Tensor:
 
 def requantised(layer: torch.nn.Module, weight: Tensor) -> dict[str, Tensor]:
     """The tensors of ``weight`` (out, in) in the layer's own quantised format, under ComfyUI's names."""
-    layer.set_weight(weight)
+    layer.set_weight(weight, seed=0)  # 0 rounds to nearest
     return {name: getattr(value, "data", value) for name, value in layer.state_dict().items()}
 
 

@@ -1,4 +1,4 @@
-"""LoRAs merged into a whole model's file, and LoRA files converted; the model is never loaded, one layer at a time is."""
+"""LoRAs merged into a model's file, and LoRA files converted; the model is never loaded, one layer at a time is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..adapters import dora, files, plain, read, stream, write
+from ..adapters import dora, files, read, stream, write
 from ..adapters.names import Sizes, bare_name, sizes_of
 from ..adapters.parts import Part
 from ..errors import UserError
@@ -39,7 +39,9 @@ class Merged:
 
     def __str__(self) -> str:
         stored = ", ".join(f"{count} in {format}" for format, count in sorted(self.formats.items()))
-        return f"{self.path.name}: {self.layers} layers merged ({stored}), rounding moved the change by {self.error:.1%}"
+        return (
+            f"{self.path.name}: {self.layers} layers merged ({stored}), rounding moved the change by {self.error:.1%}"
+        )
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ def _require_mergeable(base: BaseFile, changes: list[_Change]) -> None:
     for name in {name for change in changes for name in change.parts}:
         if "pre_quant_scale" in base.names_of(name):
             raise UserError(
-                f"{name} of {base.path.name} scales its input (AWQ), so a LoRA cannot be merged into it; merge into the "
-                "bf16 model, or use the LoRA in bypass."
+                f"{name} of {base.path.name} scales its input (AWQ), so a LoRA cannot be merged into it; merge into "
+                "the bf16 model, or use the LoRA in bypass."
             )
 
 

@@ -18,9 +18,11 @@ import torch
 from .. import __version__
 from ..adapters import files
 from ..data.dataset import Dataset
+from ..errors import UserError
 from ..host import identify
 from .jobs import job_of
 from .plot import loss_plot
+from .saving import Saved, save_adapters
 from .trainer import Event, Trainer
 
 
@@ -48,29 +50,37 @@ def train(trainer: Trainer, lora_folder: Path, run_folder: Path, listen: Callabl
 
 @dataclass(frozen=True)
 class Results:
-    """Paths of what was written, and the LoRA itself as ComfyUI's LORA_MODEL."""
+    """Paths of what was written, the LoRA itself as ComfyUI's LORA_MODEL, and its certificate in words."""
 
     lora: dict[str, torch.Tensor]
     lora_path: Path
     folder: Path
+    certificate: str
 
 
 def write_results(
     trainer: Trainer, dataset: Dataset, lora_folder: Path, run_folder: Path, stopped: bool = False
 ) -> Results:
-    """Save the adapters as they are now; a run that was stopped early gets its step into the file name."""
-    with trainer.weights_for("export"):
-        weights = files.state_dict(trainer.adapters)
+    """Save the adapters as they are now; a run that was stopped early gets its step into the file name.
+
+    Raises UserError, after everything is written, if the saved file does not act like the trained adapters. A stopped
+    run is saved without that proof: the model may be what stopped it.
+    """
     name = f"{trainer.config.name}_step{len(trainer.history.losses)}" if stopped else trainer.config.name
-    lora_path = files.save(weights, files.free_path(lora_folder, name), metadata(trainer, dataset))
-    folder = run_folder / lora_path.stem
+    target = files.free_path(lora_folder, name, trainer.config.save.format)
+    with trainer.weights_for("export"):
+        saved = save_adapters(trainer, target, metadata(trainer, dataset), certify=not stopped)
+    lora_path, name = saved.path, target.name.removesuffix(".safetensors")
+    folder = run_folder / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(job_of(trainer).to_json())
-    (folder / "report.json").write_text(json.dumps(report(trainer, dataset, lora_path), indent=2) + "\n")
+    (folder / "report.json").write_text(json.dumps(report(trainer, dataset, saved), indent=2) + "\n")
     _write_losses(trainer, folder / "loss.csv")
     if trainer.history.losses:
-        loss_plot(trainer.history, lora_path.stem).save(folder / "loss.png")
-    return Results(weights, lora_path, folder)
+        loss_plot(trainer.history, name).save(folder / "loss.png")
+    if saved.problem:
+        raise UserError(saved.problem)
+    return Results(saved.tensors, lora_path, folder, saved.certificate)
 
 
 def _write_losses(trainer: Trainer, path: Path) -> None:
@@ -82,13 +92,15 @@ def _write_losses(trainer: Trainer, path: Path) -> None:
         writer.writerows((step, *row) for step, row in enumerate(rows, 1))
 
 
-def report(trainer: Trainer, dataset: Dataset, lora_path: Path) -> dict:
+def report(trainer: Trainer, dataset: Dataset, saved: Saved) -> dict:
     """The run in figures: losses, seconds per step (median), peak memory in bytes."""
     history = trainer.history
     return {
         "flavour": identify.flavour_name(trainer.model),
         "base_file": identify.file_of(trainer.model),
-        "lora": lora_path.name,
+        "lora": saved.path.name,
+        "certificate": saved.certificate,
+        "note": saved.note,
         "images": len(dataset.items),
         "adapters": len(trainer.adapters.names),
         "steps": len(history.losses),
