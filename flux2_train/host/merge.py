@@ -176,8 +176,10 @@ def _linear(base: BaseFile, name: str, changes: list[_Change], precision: str, r
     found, format = _stored(base, name, layer, weight, precision)
     _note(report, before.cpu(), weight, _reread(layer, found), format)
     for what, tensor in found.items():
-        if what in keys or what != "comfy_quant" or precision == FP8:  # described in the header in some files
-            yield keys.get(what, f"{base.prefix}{name}.{what}"), tensor
+        if precision != SOURCE:
+            yield f"{base.prefix}{name}.{what}", tensor
+        elif what in keys:  # some files describe their formats in the header only
+            yield keys[what], tensor
 
 
 def _stored(base: BaseFile, name: str, layer, weight: Tensor, precision: str) -> tuple[dict[str, Tensor], str]:

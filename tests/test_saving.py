@@ -1,0 +1,113 @@
+"""A run's LoRA file: certified, in the format asked for, with what it is and how it was made in its header."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from flux2_train.adapters import files
+from flux2_train.config import TrainConfig
+from flux2_train.errors import UserError
+from flux2_train.options import AdapterConfig, SaveConfig
+from flux2_train.run.results import write_results
+from flux2_train.run.trainer import Trainer
+
+
+def trained(nano, robot, **changes):
+    config = TrainConfig(
+        **{"name": "x", "steps": 2, "rank": 3, "learning_rate": 0.01, "validation_items": 0, **changes}
+    )
+    with torch.inference_mode():
+        trainer = Trainer(nano.model, robot.embeds, robot.latents, config)
+        for _ in trainer.run():
+            pass
+        return trainer
+
+
+@pytest.fixture(scope="module")
+def lora(nano, robot):
+    """One trained LoRA; saving changes nothing about it."""
+    return trained(nano, robot)
+
+
+def saved_as(trainer, save):
+    trainer.config = replace(trainer.config, save=save)
+    return trainer
+
+
+def header(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def results(trainer, robot, tmp_path, **more):
+    with torch.inference_mode():
+        return write_results(trainer, robot.dataset, tmp_path / "loras", tmp_path / "runs", **more)
+
+
+def test_file_report_and_header_carry_the_certificate(lora, robot, tmp_path):
+    trainer = saved_as(lora, SaveConfig())
+    found = results(trainer, robot, tmp_path)
+    count = len(trainer.adapters.names)
+    assert found.certificate == f"{count}/{count} keys, effect 1.00 (stock loader, bypass)"
+    assert header(found.lora_path)["flux2_train.certificate"] == found.certificate
+    assert json.loads((found.folder / "report.json").read_text())["certificate"] == found.certificate
+    saved = load_file(found.lora_path)
+    assert saved.keys() == found.lora.keys() and all(torch.equal(saved[k], v) for k, v in found.lora.items())
+
+
+def test_certificate_off_and_stopped_runs_say_so(lora, robot, tmp_path):
+    off = results(saved_as(lora, SaveConfig(certificate=False)), robot, tmp_path)
+    assert off.certificate == header(off.lora_path)["flux2_train.certificate"] == "not certified"
+    stopped = results(saved_as(lora, SaveConfig()), robot, tmp_path, stopped=True)
+    assert stopped.certificate == "not certified" and stopped.lora_path.name == "x_step2.safetensors"
+
+
+def test_a_file_that_acts_otherwise_is_an_error_and_is_kept(lora, robot, tmp_path, monkeypatch):
+    trainer, save = saved_as(lora, SaveConfig()), files.save
+    monkeypatch.setattr(files, "save", lambda tensors, *rest: save({k: v * 1.5 for k, v in tensors.items()}, *rest))
+    with pytest.raises(UserError, match=r"x.safetensors does not act like the adapter .* effect [12].* other numbers"):
+        results(trainer, robot, tmp_path)
+    assert (tmp_path / "loras" / "x.safetensors").is_file() and (tmp_path / "runs" / "x" / "report.json").is_file()
+    assert "effect" in header(tmp_path / "loras" / "x.safetensors")["flux2_train.certificate"]
+
+
+@pytest.mark.parametrize("format", SaveConfig.FORMATS)
+@pytest.mark.parametrize("precision", SaveConfig.PRECISIONS)
+def test_format_and_precision(lora, robot, tmp_path, format, precision):
+    found = results(saved_as(lora, SaveConfig(format, precision)), robot, tmp_path)
+    tensors = load_file(found.lora_path)
+    first = {"comfyui": "diffusion_model.", "diffusers": "diffusion_model.", "kohya": "lora_unet_"}
+    assert all(k.startswith(first.get(format, "base_model.model.")) for k in tensors)
+    dtypes = {t.dtype for k, t in tensors.items() if not k.endswith(".alpha")}
+    assert dtypes == {{"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]}
+    assert "effect 1.00" in found.certificate and header(found.lora_path)["flux2_train.format"] == format
+    assert all(k.startswith("diffusion_model.") for k in found.lora)
+    assert (found.lora_path.parent / "adapter_config.json").is_file() == (format == "peft")
+    assert found.folder.name == "x"
+
+
+def test_other_adapters_as_plain_lora_state_their_error(nano, robot, tmp_path):
+    lokr = trained(nano, robot, adapter=AdapterConfig(kind="lokr"))
+    with pytest.raises(UserError, match="'diffusers' cannot carry the LoKr at .*as plain LoRA"):
+        results(saved_as(lokr, SaveConfig("diffusers")), robot, tmp_path)
+    found = results(saved_as(lokr, SaveConfig("diffusers", plain_rank=24)), robot, tmp_path)
+    error = float(header(found.lora_path)["flux2_train.plain_lora_error"])
+    assert 0 < error < 1 and f"{error:.2%}" in json.loads((found.folder / "report.json").read_text())["note"]
+    assert all(".lora_" in k for k in load_file(found.lora_path))
+
+
+def test_dora_on_nano_is_certified_through_the_stock_loader(nano, robot, tmp_path):
+    found = results(trained(nano, robot, adapter=AdapterConfig(dora=True)), robot, tmp_path)
+    assert found.certificate.endswith("effect 1.00 (stock loader, merged)")
+
+
+def test_options_that_cannot_be_are_refused():
+    for changes in ({"format": "x"}, {"precision": "int8"}, {"plain_rank": -1}):
+        with pytest.raises(UserError, match="is"):
+            SaveConfig(**changes)
+    config = TrainConfig(save=SaveConfig("kohya", "fp32", 8, False))
+    assert TrainConfig.from_json(config.to_json()) == config
