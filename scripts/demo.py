@@ -85,7 +85,7 @@ def write(out: Path, server: ComfyServer, prompt: dict, history: dict, printer: 
     before_after(pictures(prompt, history, output), prompts_of(prompt)).save(out / "before_after.png")
     report = json.loads((run / "report.json").read_text())
     report["comfyui_version"] = server.get("/system_stats")["system"]["comfyui_version"]
-    report["keys_matched_on_load"] = re.match(r"\S+", printer.text_of("Flux2LoraApply"))[0]
+    report["keys_matched_on_load"] = re.search(r"\d+/\d+", printer.text_of("Flux2LoraApply"))[0]
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return [out / name for name in ("lora.safetensors", "before_after.png", "loss.png", "report.json")]
 

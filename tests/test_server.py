@@ -95,7 +95,9 @@ def test_progress_is_told_while_it_trains(shipped):
     texts = [d["text"] for d in events.of("text") if d["node"] == "5"]
     assert any("step " in t and " s/step" in t for t in texts)
     assert texts[-1].startswith(f"{NAME}.safetensors") and "validation loss" in texts[-1]
-    assert [d["text"] for d in events.of("text") if d["node"] == "6"] == ["56/56 keys on 28 layers, merged, strength 1"]
+    assert [d["text"] for d in events.of("text") if d["node"] == "6"] == [
+        "LoRA, 56/56 keys on 28 layers, merged, strength 1"
+    ]
     assert any(k in ("preview", "b_preview_with_metadata") for k, _ in events.all)
 
 
