@@ -6,10 +6,11 @@ from .cache import CacheEmbeds, CacheLatents
 from .dataset import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions
 from .load import LoadFlux2
+from .options import Optimizer, Preservation, Timesteps, TrainingObjective
 from .sample import Flux2Sampler
 from .train import LoraTrainer
 
 NODES = [
-    LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, CacheEmbeds,
-    CacheLatents, AdapterOptions, LoraTrainer, LoraApply, Flux2Sampler,
+    LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, CacheEmbeds, CacheLatents, AdapterOptions,
+    TrainingObjective, Timesteps, Optimizer, Preservation, LoraTrainer, LoraApply, Flux2Sampler,
 ]  # fmt: skip

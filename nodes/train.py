@@ -8,12 +8,22 @@ from ..flux2_train.adapters.targets import PRESETS
 from ..flux2_train.config import TrainConfig
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.host import files
+from ..flux2_train.recipes import NONE, RECIPES, settings
 from ..flux2_train.run import events
 from ..flux2_train.run.plot import loss_plot
 from ..flux2_train.run.results import train
 from ..flux2_train.run.trainer import Trainer
 from .progress import NodeProgress
-from .types import CATEGORY, FluxAdapterOptions, FluxEmbeds, FluxLatents
+from .types import (
+    CATEGORY,
+    FluxAdapterOptions,
+    FluxEmbeds,
+    FluxLatents,
+    FluxObjective,
+    FluxOptimizer,
+    FluxPreservation,
+    FluxTimesteps,
+)
 
 PREVIEW_SECONDS = 2.0
 
@@ -63,6 +73,28 @@ class LoraTrainer(io.ComfyNode):
                     "adapter", optional=True,
                     tooltip="Kind of adapter, layers, LoRA to start from: wire Adapter Options. Free is a plain LoRA.",
                 ),
+                io.Combo.Input(
+                    "recipe", options=list(RECIPES), default=NONE, optional=True,
+                    tooltip="Fills in this node's values for a purpose, or as another trainer documents them; change "
+                    "any of them afterwards. Option nodes that are wired in win over it.",
+                    extra_dict={"recipes": {name: recipe.face for name, recipe in RECIPES.items()}},
+                ),
+                FluxObjective.Input(
+                    "objective", optional=True,
+                    tooltip="Loss, guidance, references and alarms: wire Training Objective. Free is plain and good.",
+                ),
+                FluxTimesteps.Input(
+                    "timesteps", optional=True,
+                    tooltip="Which noise levels are trained on: wire Timesteps. Free is sigmoid with the linear shift.",
+                ),
+                FluxOptimizer.Input(
+                    "optimizer", optional=True,
+                    tooltip="Optimizer, schedule, clipping, moving average: wire Optimizer. Free is AdamW.",
+                ),
+                FluxPreservation.Input(
+                    "preserve", optional=True,
+                    tooltip="What 'preservation' keeps and how often: wire Preservation. Free is the class word.",
+                ),
                 io.Float.Input(
                     "preservation", default=0.0, min=0.0, max=10.0, step=0.1, optional=True,
                     tooltip="Differential output preservation: keeps what the class word means while the trigger is "
@@ -71,8 +103,8 @@ class LoraTrainer(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "differential_guidance", default=1.0, min=0.1, max=10.0, step=0.1, optional=True,
-                    tooltip="Pushes past the target by this factor, which speeds learning up. 1 is off, 3 is usual. "
-                    "Multiplies the gradient, so it also outweighs preservation more.",
+                    tooltip="Pushes past the target by this factor. 1 is off, 3 is usual. It multiplies mse's "
+                    "gradient: clipping sets in earlier, and preservation weighs that much less; raise it alike.",
                 ),
                 io.Float.Input(
                     "alpha", default=0.0, min=0.0, max=1024.0, step=1.0, optional=True, advanced=True,
@@ -113,8 +145,12 @@ class LoraTrainer(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, embeds, latents, **settings) -> io.NodeOutput:
-        trainer = Trainer(model, embeds, latents, TrainConfig(**settings))
+    def execute(
+        cls, model, embeds, latents, recipe=NONE, objective=None, timesteps=None, optimizer=None, preserve=None,
+        **face,
+    ) -> io.NodeOutput:  # fmt: skip
+        sections = {**(objective or {}), **(timesteps or {}), **(optimizer or {}), **(preserve or {})}
+        trainer = Trainer(model, embeds, latents, TrainConfig(**settings(recipe, face, sections)))
         listener = _Listener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
         results = train(trainer, files.lora_folder(), files.run_folder(), listener)
         listener.progress.say(f"{results.lora_path.name}: {results.certificate}\n{listener.text}")

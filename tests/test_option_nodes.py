@@ -1,0 +1,126 @@
+"""Option nodes: untouched they change nothing, and every widget reaches its setting."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flux2_train.config import TrainConfig
+from flux2_train.recipes import RECIPES
+
+# node, widget, what it is set to, setting; as a table, since there is nothing else to say about them
+TABLE = """
+TrainingObjective loss huber loss.kind
+TrainingObjective huber_width 0.5 loss.width
+TrainingObjective huber_schedule snr loss.width_schedule
+TrainingObjective wavelet_detail 4.0 loss.detail
+TrainingObjective loss_min 0.5 loss.least
+TrainingObjective loss_max 0.5 loss.most
+TrainingObjective guidance_max 5.0 guide.most
+TrainingObjective contrastive_guidance 3.0 guide.contrastive
+TrainingObjective contrastive_schedule sigma guide.contrastive_schedule
+TrainingObjective contrastive_project True guide.contrastive_project
+TrainingObjective true_cfg 4.0 guide.cfg
+TrainingObjective references index_timestep_zero guide.references
+TrainingObjective bad_losses 2 guard.bad_losses
+TrainingObjective divergence 9.0 guard.divergence
+TrainingObjective stop_on_divergence True guard.stop_on_divergence
+Timesteps distribution beta timesteps.distribution
+Timesteps beta_alpha 3.0 timesteps.alpha
+Timesteps beta_beta 3.0 timesteps.beta
+Timesteps mode_scale 0.5 timesteps.mode_scale
+Timesteps shift constant timesteps.shift
+Timesteps shift_factor 2.0 timesteps.shift_factor
+Timesteps shift_steps 4 timesteps.shift_steps
+Timesteps bias low-noise timesteps.bias
+Timesteps min 0.2 timesteps.least
+Timesteps max 0.8 timesteps.most
+Timesteps strata 8 timesteps.strata
+Timesteps weighting bell timesteps.weighting
+Timesteps sigmoid_scale 2.0 timesteps.scale
+Timesteps sigmoid_mean 0.5 timesteps.mean
+Timesteps sigmoid_std 2.0 timesteps.std
+Optimizer optimizer lion optimizer.name
+Optimizer schedule rex optimizer.schedule
+Optimizer warmup 0.1 optimizer.warmup
+Optimizer weight_decay 0.2 optimizer.weight_decay
+Optimizer max_grad_norm 2.0 optimizer.max_grad_norm
+Optimizer end 0.1 optimizer.end
+Optimizer cycles 3 optimizer.cycles
+Optimizer power 1.0 optimizer.power
+Optimizer eps 0.001 optimizer.eps
+Optimizer ema_decay 0.9 ema.decay
+Optimizer ema_warmup 3 ema.warmup
+Optimizer ema_export False ema.export
+Optimizer ema_preview False ema.preview
+Preservation kind blank preserve.kind
+Preservation every 2 preserve.every
+Preservation together True preserve.together
+Preservation outside_mask 0.5 preserve.outside_mask
+"""
+LISTS = [
+    ("Timesteps", "values", "1, 0.5", "timesteps.values", (1.0, 0.5)),
+    ("Timesteps", "weights", "1, 2", "timesteps.weights", (1.0, 2.0)),
+    ("Optimizer", "betas", "0.9, 0.95", "optimizer.betas", (0.9, 0.95)),
+    ("Optimizer", "block_rates", "img=0.5", "optimizer.block_rates", (("img", 0.5),)),
+]
+
+
+def rows():
+    for line in TABLE.split("\n"):
+        if line:
+            node, widget, text, setting = line.split()
+            try:
+                value = json.loads(text.lower())
+            except ValueError:
+                value = text.replace("-", " ")
+            yield node, widget, value, setting, value
+    yield from LISTS
+
+
+@pytest.fixture(scope="module")
+def nodes(pack):
+    return {node.GET_SCHEMA().node_id.removeprefix("Flux2"): node for node in pack.NODES}
+
+
+def settings(node, **changes) -> dict:
+    """What the node gives with these widgets touched and no other."""
+    untouched = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs}
+    return node.execute(**{**untouched, **changes}).args[0]
+
+
+@pytest.mark.parametrize("name", ["TrainingObjective", "Timesteps", "Optimizer", "Preservation"])
+def test_untouched_they_change_nothing(nodes, name):
+    for section, value in settings(nodes[name]).items():
+        assert repr(value) == repr(getattr(TrainConfig(), section))  # two imports of the engine: compared as text
+
+
+@pytest.mark.parametrize("name, widget, sent, setting, value", list(rows()))
+def test_every_widget_reaches_its_setting(nodes, name, widget, sent, setting, value):
+    section, field = setting.split(".")
+    default = getattr(getattr(TrainConfig(), section), field)
+    assert getattr(settings(nodes[name], **{widget: sent})[section], field) == value != default
+
+
+def test_no_widget_is_left_out_of_this_test(nodes):
+    tested = {(name, widget) for name, widget, *_ in rows()}
+    all_widgets = {(n, e.id) for n in ("TrainingObjective", "Timesteps", "Optimizer", "Preservation")
+                   for e in nodes[n].GET_SCHEMA().inputs}  # fmt: skip
+    assert all_widgets - tested == {("TrainingObjective", "guidance"), ("Timesteps", "preview_resolution")}
+    assert settings(nodes["TrainingObjective"], guidance=4.0)["guidance"] == 4.0
+
+
+def test_the_plot_follows_the_size_it_is_drawn_for(nodes):
+    node = nodes["Timesteps"]
+    untouched = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs}
+    small, large = (node.execute(**{**untouched, "preview_resolution": size}).args[1] for size in (128, 2048))
+    assert small.shape == large.shape == (1, 400, 800, 3) and (small != large).any()
+
+
+def test_recipes_reach_the_browser(nodes):
+    entries = {entry.id: entry for entry in nodes["LoraTrainer"].GET_SCHEMA().inputs}
+    sent = entries["recipe"].as_dict()["recipes"]
+    assert sent == {name: recipe.face for name, recipe in RECIPES.items()}
+    assert all(set(face) <= set(entries) for face in sent.values())
+    script = (Path(__file__).resolve().parents[1] / "web" / "recipes.js").read_text()
+    assert 'comfyClass !== "Flux2LoraTrainer"' in script and 'name === "recipe"' in script
