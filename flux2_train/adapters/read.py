@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import UserError
+from .header import Tensors
 from .names import Names, Place, Sizes, bare_name
 from .parts import Hadamard, Kronecker, LowRank, Part, Split, rows, size_of
 
@@ -49,7 +50,7 @@ def load(path: Path) -> dict[str, Tensor]:
     config = _config(path, header)
     if config and not any(key.endswith(".alpha") for key in tensors):
         tensors = {key: _scaled(key, tensor, config) for key, tensor in tensors.items()}
-    return tensors
+    return Tensors(tensors, header)
 
 
 def header(path: Path) -> dict[str, str]:

@@ -64,6 +64,11 @@ def path_of(patcher) -> Path | None:
     return Path(first) if isinstance(first, (str, Path)) else None
 
 
+def has_guidance(model) -> bool:
+    """Whether the transformer is told a guidance, as dev is."""
+    return model.model.diffusion_model.params.guidance_embed
+
+
 def variant_of(model) -> str | None:
     """``base`` or ``distilled``: as the user said at Load FLUX.2, else by file name, else ``None``."""
     said = model.get_attachment(VARIANT)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..adapters import dora, write
 from ..adapters import read as reading
 from ..adapters.dora import Weights
+from ..adapters.header import references_of
 from ..adapters.names import Sizes, bare_name
 from ..adapters.parts import Part, mapped
 from ..adapters.patterns import restricted
@@ -28,6 +29,7 @@ from ..errors import UserError
 from .borrow import linears
 from .frozen import fetched
 from .identify import flavour_name, require_flux2
+from .references import INDEX, with_references
 
 MERGED, BYPASS, AUTO = "merged", "bypass", "auto"
 MODES = (AUTO, MERGED, BYPASS)
@@ -38,12 +40,14 @@ class Loaded:
     """A LoRA as read for a MODEL: parts by Linear name, changes of other weights by theirs, how many keys that was.
 
     ComfyUI's own trainer also trains norms: those are the ``others``. ``keys`` of ``total`` keys in the file matched.
+    ``references`` is how reference images were shown in training.
     """
 
     parts: dict[str, Part]
     others: dict[str, Tensor]
     keys: int
     total: int
+    references: str = INDEX
 
 
 def sizes(model) -> Sizes:
@@ -65,7 +69,7 @@ def read(model, weights: dict[str, Tensor], allow_unmatched: bool = False) -> Lo
     unmatched = [key for key in unmatched if names.get(key) not in others]
     if not allow_unmatched or not parts:
         reading.require_matched(unmatched, len(weights), flavour_name(model))
-    return Loaded(parts, others, len(weights) - len(unmatched), len(weights))
+    return Loaded(parts, others, len(weights) - len(unmatched), len(weights), references_of(weights))
 
 
 def _fits(change: Tensor, weight: Tensor | None) -> bool:
@@ -124,11 +128,12 @@ def put(model, loaded: Loaded, strength: float, mode: str = AUTO):
     """A clone of ``model`` with the LoRA at ``strength``; ``model`` itself stays as it is.
 
     ``W' = W + strength * (W1 - W)`` where ``W1`` is the weight with the LoRA at full strength: for all but DoRA that is
-    ``W + strength * dW``. Raises UserError where merging cannot act.
+    ``W + strength * dW``. References are placed as the LoRA was trained with them. Raises UserError where merging
+    cannot act.
     """
     if strength == 0:
         return model
-    clone = model.clone()
+    clone = with_references(model, loaded.references).clone()
     clone.add_patches({f"diffusion_model.{n}": ("diff", (change,)) for n, change in loaded.others.items()}, strength)
     if chosen_mode(model, mode) == MERGED:
         clone.add_patches(_patches(model, loaded.parts), strength)

@@ -34,7 +34,7 @@ def guidance_for(model, asked: float) -> Guidance:
     """dev embeds it, klein base mixes with the negative prompt, distilled klein has none. 0 asks for the default."""
     row = identify.flavour_of(model)
     value = asked or (row.guidance if row else 4.0)
-    if model.model.diffusion_model.params.guidance_embed:
+    if identify.has_guidance(model):
         return Guidance(value, 1.0)
     return Guidance(value, 1.0 if identify.variant_of(model) == DISTILLED else value)
 

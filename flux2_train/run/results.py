@@ -17,6 +17,7 @@ import torch
 
 from .. import __version__
 from ..adapters import files
+from ..adapters.header import REFERENCES, Tensors
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..host import identify
@@ -69,7 +70,8 @@ def write_results(
     name = f"{trainer.config.name}_step{len(trainer.history.losses)}" if stopped else trainer.config.name
     target = files.free_path(lora_folder, name, trainer.config.save.format)
     with trainer.weights_for("export"):
-        saved = save_adapters(trainer, target, metadata(trainer, dataset), certify=not stopped)
+        header = metadata(trainer, dataset)
+        saved = save_adapters(trainer, target, header, certify=not stopped)
     lora_path, name = saved.path, target.name.removesuffix(".safetensors")
     folder = run_folder / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,7 @@ def write_results(
         loss_plot(trainer.history, name).save(folder / "loss.png")
     if saved.problem:
         raise UserError(saved.problem)
-    return Results(saved.tensors, lora_path, folder, saved.certificate)
+    return Results(Tensors(saved.tensors, header), lora_path, folder, saved.certificate)
 
 
 def _write_losses(trainer: Trainer, path: Path) -> None:
@@ -149,4 +151,5 @@ def metadata(trainer: Trainer, dataset: Dataset) -> dict[str, str]:
         "flux2_train.version": __version__,
         "flux2_train.config": config.to_json(),
         "flux2_train.class_word": dataset.class_word,
+        REFERENCES: config.guide.references,
     }

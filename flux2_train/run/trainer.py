@@ -120,6 +120,8 @@ class Trainer:
         warning = identify.distilled_warning(self.model)
         if warning:
             yield Warned(warning)
+        if (self.config.guidance, self.config.guide.most) != (1, 0) and not identify.has_guidance(self.model):
+            yield Warned(f"{identify.flavour_name(self.model)} has no guidance input; the guidance set is ignored.")
         yield Phase("loading")
         config = self.config
         order = batches(self.samples, self.step_size, self.repeats, config.seed, config.steps, config.epochs)
