@@ -4,13 +4,14 @@ from .adapter import AdapterOptions
 from .apply import LoraApply
 from .cache import CacheEmbeds, CacheLatents
 from .dataset import DatasetFolder
-from .dataset_options import CaptionOptions, CropOptions
+from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
 from .load import LoadFlux2
 from .options import Optimizer, Preservation, Timesteps, TrainingObjective
 from .sample import Flux2Sampler
 from .train import LoraTrainer
 
 NODES = [
-    LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, CacheEmbeds, CacheLatents, AdapterOptions,
+    LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, MaskOptions, ReferenceOptions, CacheEmbeds,
+    CacheLatents, AdapterOptions,
     TrainingObjective, Timesteps, Optimizer, Preservation, LoraTrainer, LoraApply, Flux2Sampler,
 ]  # fmt: skip

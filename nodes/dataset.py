@@ -7,16 +7,32 @@ from comfy_api.latest import io, ui
 from ..flux2_train.data import captions, crops
 from ..flux2_train.data.captions import CaptionOptions
 from ..flux2_train.data.crops import CropOptions
-from ..flux2_train.data.dataset import Source
+from ..flux2_train.data.dataset import Dataset, Source
 from ..flux2_train.data.folder import Request, read_folder
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.data.index import Index
-from ..flux2_train.data.pairs import states
+from ..flux2_train.data.masks import MaskOptions
+from ..flux2_train.data.pairs import ReferenceOptions, states
 from ..flux2_train.data.report import contact_sheet, summary
 from ..flux2_train.errors import UserError
 from ..flux2_train.host.files import cache_folder, resolve
 from .progress import NodeProgress
-from .types import CATEGORY, FluxCaptionOptions, FluxCropOptions, FluxDataset
+from .types import (
+    CATEGORY,
+    FluxCaptionOptions,
+    FluxCropOptions,
+    FluxDataset,
+    FluxMaskOptions,
+    FluxReferenceOptions,
+)
+
+
+def folder_states(name: str | None) -> list[tuple]:
+    """Changes when any file in a folder does; empty for a folder that is not named or not there."""
+    try:  # a name that comes over a wire is not known yet, and is None
+        return states(resolve(name)) if name and name.strip() else []
+    except (OSError, UserError):  # whoever reads the folder says what is wrong
+        return []
 
 
 class DatasetFolder(io.ComfyNode):
@@ -92,6 +108,37 @@ class DatasetFolder(io.ComfyNode):
                     "crop_options", optional=True,
                     tooltip="Rarer choices about sizes, crops and flips: wire Crop Options.",
                 ),
+                FluxMaskOptions.Input(
+                    "mask_options", optional=True,
+                    tooltip="Train on parts of the images only: wire Mask Options.",
+                ),
+                FluxReferenceOptions.Input(
+                    "reference_options", optional=True,
+                    tooltip="Rarer choices about references for training edits: wire Reference Options.",
+                ),
+                FluxDataset.Input(
+                    "more", optional=True,
+                    tooltip="Another Dataset Folder whose images are trained on as well. Chain as many as you like.",
+                ),
+                io.Float.Input(
+                    "probability", default=1.0, min=0.001, max=1.0, step=0.01, optional=True, advanced=True,
+                    tooltip="The share of this folder's images that an epoch sees, others each time: 0.25 sees all in "
+                    "four epochs. Balances chained folders.",
+                ),
+                io.Float.Input(
+                    "loss_weight", default=1.0, min=0.0, max=100.0, step=0.05, optional=True, advanced=True,
+                    tooltip="How much the loss of this folder's images counts; 1 is normal.",
+                ),
+                io.Boolean.Input(
+                    "is_reg", default=False, optional=True, advanced=True,
+                    tooltip="These are regularisation images of the class: they get no trigger and never share a batch "
+                    "with others.",
+                ),
+                io.Boolean.Input(
+                    "base_target", default=False, optional=True, advanced=True,
+                    tooltip="Train regularisation images towards what the base model predicts instead of the image, "
+                    "which only keeps what it knows.",
+                ),
             ],
             outputs=[FluxDataset.Output(display_name="dataset")],
             hidden=[io.Hidden.unique_id],
@@ -100,8 +147,8 @@ class DatasetFolder(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str, references: str = "", **_) -> list:
         """Names, sizes, dates and inodes of all files: an edited caption or a new image makes the graph run again."""
-        names = [folder, *(references or "").split(";")]  # a name that comes over a wire is not known yet, and is None
-        return [state for name in names if name and name.strip() for state in _states(name)]
+        names = [folder, *(references or "").split(";")]
+        return [state for name in names for state in folder_states(name)]
 
     @classmethod
     def execute(
@@ -116,6 +163,13 @@ class DatasetFolder(io.ComfyNode):
         references: str = "",
         caption_options: CaptionOptions | None = None,
         crop_options: CropOptions | None = None,
+        mask_options: MaskOptions | None = None,
+        reference_options: ReferenceOptions | None = None,
+        more: Dataset | None = None,
+        probability: float = 1.0,
+        loss_weight: float = 1.0,
+        is_reg: bool = False,
+        base_target: bool = False,
         **chosen,
     ) -> io.NodeOutput:
         request = Request(
@@ -126,19 +180,16 @@ class DatasetFolder(io.ComfyNode):
             trigger.strip(),
             class_word.strip(),
             tuple(resolve(name) for name in references.split(";") if name.strip()),
-            source=Source(Path(), repeats),
+            source=Source(Path(), repeats, probability, loss_weight, is_reg, base_target),
             caption=caption_options or CaptionOptions(),
             crop=crop_options or CropOptions(),
+            mask=mask_options or MaskOptions(),
+            reference=reference_options or ReferenceOptions(),
             **chosen,
         )
         progress = NodeProgress(cls.hidden.unique_id, 1)
         found = read_folder(request, Index(cache_folder()), progress.phase)
+        if more is not None:
+            found = more.chained(found)
         progress.say(summary(found))
         return io.NodeOutput(found, ui=ui.PreviewImage(to_tensor(contact_sheet(found)), cls=cls))
-
-
-def _states(name: str) -> list[tuple]:
-    try:
-        return states(resolve(name))
-    except (OSError, UserError):  # execute says what is wrong
-        return []

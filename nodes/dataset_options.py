@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..flux2_train.data import captions, crops
-from .types import CATEGORY, FluxCaptionOptions, FluxCropOptions
+from ..flux2_train.data import captions, crops, masks, pairs
+from ..flux2_train.data import dataset as data
+from ..flux2_train.host.files import resolve
+from .dataset import folder_states
+from .types import CATEGORY, FluxCaptionOptions, FluxCropOptions, FluxMaskOptions, FluxReferenceOptions
 
 SEED = {"default": 0, "min": 0, "max": 2**31 - 1}
 
@@ -159,3 +162,83 @@ class CropOptions(io.ComfyNode):
                 **chosen,
             )
         )
+
+
+class MaskOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2MaskOptions",
+            display_name="Mask Options",
+            category=CATEGORY,
+            description="Which parts of Dataset Folder's images count in the loss: white does, black does not.",
+            search_aliases=["masked training", "masked loss", "alpha mask"],
+            inputs=[
+                io.String.Input(
+                    "folder", default="",
+                    tooltip="Folder of masks with the images' names. An image without a mask counts fully.",
+                ),
+                io.Boolean.Input(
+                    "alpha", default=False,
+                    tooltip="Take the images' own transparency as masks: what is opaque counts. Leave the "
+                    "folder empty.",
+                ),
+                io.Boolean.Input(
+                    "invert", default=False,
+                    tooltip="Turn masks around, so that black (or what is transparent) counts.",
+                ),
+                io.Float.Input(
+                    "minimum", default=0.0, min=0.0, max=1.0, step=0.05,
+                    tooltip="How much the rest still counts. 0.1 keeps backgrounds from falling apart; 0 ignores them.",
+                ),
+            ],
+            outputs=[FluxMaskOptions.Output(display_name="mask options")],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str = "", **_) -> list:
+        """An edited mask makes the graph run again."""
+        return folder_states(folder)
+
+    @classmethod
+    def execute(cls, folder: str, **chosen) -> io.NodeOutput:
+        return io.NodeOutput(masks.MaskOptions(resolve(folder) if folder.strip() else None, **chosen))
+
+
+class ReferenceOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2ReferenceOptions",
+            display_name="Reference Options",
+            category=CATEGORY,
+            description="How Dataset Folder treats the references of training edits.",
+            search_aliases=["control images", "edit training", "kontext"],
+            inputs=[
+                io.Combo.Input(
+                    "kind", options=list(pairs.KINDS), default=pairs.LOOSE,
+                    tooltip="Loose references keep their own shape; strict ones share crop, size and flips of their "
+                    "image, to which they must be aligned.",
+                ),
+                io.Int.Input(
+                    "resolution", default=0, min=0, max=4096, step=16,
+                    tooltip="Loose references are scaled to about this many pixels squared; 0 takes their "
+                    "image's size.",
+                ),
+                io.Combo.Input(
+                    "sampling", options=list(data.SAMPLINGS), default=data.COMBINED,
+                    tooltip="With several reference folders: give all references at once, or draw one of them "
+                    "per step.",
+                ),
+                io.Float.Input(
+                    "dropout", default=0.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="How often a step sees no references, so that the model also learns without them; 0 "
+                    "is off.",
+                ),
+            ],
+            outputs=[FluxReferenceOptions.Output(display_name="reference options")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **chosen) -> io.NodeOutput:
+        return io.NodeOutput(pairs.ReferenceOptions(**chosen))

@@ -267,19 +267,20 @@ def test_caches_of_different_data_are_refused(robot):
 
 
 def test_every_sample_is_seen_once_per_repeat_and_batches_share_a_shape(robot):
-    samples = cache.samples(robot.embeds, robot.latents)
-    seen = epoch_batches(samples, 2, 3, seed=1, epoch=0)
+    thrice = replace(robot.dataset, sources=(replace(robot.dataset.sources[0], repeats=3),))
+    samples = cache.samples(replace(robot.embeds, dataset=thrice), replace(robot.latents, dataset=thrice))
+    seen = epoch_batches(samples, 2, seed=1, epoch=0)
     assert sorted(i for b in seen for i in b) == sorted(list(range(6)) * 3)
     assert all(len({samples[i].latent.shape for i in b}) == 1 for b in seen)
-    assert seen == epoch_batches(samples, 2, 3, seed=1, epoch=0)
-    assert seen != epoch_batches(samples, 2, 3, seed=1, epoch=1)
+    assert seen == epoch_batches(samples, 2, seed=1, epoch=0)
+    assert seen != epoch_batches(samples, 2, seed=1, epoch=1)
 
 
 def test_steps_and_epochs_are_counted_exactly(robot):
     samples = cache.samples(robot.embeds, robot.latents)
-    assert len(list(batches(samples, 2, 1, 0, steps=17, epochs=0))) == 17
+    assert len(list(batches(samples, 2, 0, steps=17, epochs=0))) == 17
     for epochs in (1, 3):
-        assert len(list(batches(samples, 2, 2, 0, 0, epochs))) == step_count(samples, 2, 2, 0, epochs)
+        assert len(list(batches(samples, 2, 0, 0, epochs))) == step_count(samples, 2, 0, epochs)
 
 
 def test_a_file_that_changes_while_it_is_encoded_is_noticed(images):

@@ -121,6 +121,11 @@ class Source:
             raise UserError(f"repeats is {self.repeats} and probability {self.probability}; both must be above 0.")
         if self.weight < 0:
             raise UserError(f"loss_weight is {self.weight}; it must not be negative.")
+        if self.base_target and not self.is_reg:
+            raise UserError(
+                "base_target is on but is_reg is off: nothing would be learned from these images; turn is_reg on for "
+                "regularisation images, or base_target off."
+            )
 
     def canonical(self) -> dict:
         """All that matters for training."""
@@ -161,9 +166,9 @@ class Dataset:
         """Every folder's class words."""
         return ", ".join(dict.fromkeys(s.class_word for s in self.sources if s.class_word))
 
-    def without_class(self) -> list[str]:
-        """Folders that teach something but lack the trigger or the class word that preservation compares."""
-        return [s.folder.name for s in self.sources if not s.is_reg and not (s.trigger and s.class_word)]
+    def without(self, word: str) -> list[str]:
+        """Folders that teach something but lack the ``trigger`` or ``class_word`` that preservation compares."""
+        return [s.folder.name for s in self.sources if not s.is_reg and not getattr(s, word)]
 
     @cached_property
     def fingerprint(self) -> str:

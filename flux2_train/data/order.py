@@ -3,31 +3,66 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
-from .cache import Samples
+from .cache import Sample, Samples
+
+AHEAD = 2  # batches that are read while one is trained on
 
 
-def epoch_batches(samples: Samples, batch: int, repeats: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of one epoch in batches of equal latent shape; the last batch of a shape may be smaller."""
+def epoch_batches(samples: Samples, batch: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of one epoch in batches of equal latent shape; the last batch of a shape may be smaller.
+
+    Regularisation images and others never share a batch. Images whose references have equal shapes come together as
+    far as that goes, because the model computes them together.
+    """
     rng = random.Random(f"{seed}/{epoch}")
-    by_shape = defaultdict(list)
-    for index in range(len(samples)):
-        by_shape[samples.shape(index)] += [index] * repeats
+    groups = defaultdict(list)
+    for index in _seen(samples, seed, epoch):
+        groups[samples.group(index)].append(index)
     batches = []
-    for _, indices in sorted(by_shape.items()):
+    for _, indices in sorted(groups.items()):
         rng.shuffle(indices)
+        indices.sort(key=samples.shape)
         batches += [indices[i : i + batch] for i in range(0, len(indices), batch)]
     rng.shuffle(batches)
     return batches
 
 
-def batches(samples: Samples, batch: int, repeats: int, seed: int, steps: int, epochs: int) -> Iterator[list[int]]:
+def _seen(samples: Samples, seed: int, epoch: int) -> list[int]:
+    """What an epoch sees: each folder's items ``repeats`` times, or the share of that its probability says."""
+    seen = []
+    for number, source in enumerate(samples.sources):
+        mine = [i for i, item in enumerate(samples.items) if item.source == number for _ in range(source.repeats)]
+        seen += (
+            mine if source.probability == 1 or not mine else _share(mine, source.probability, f"{seed}/{number}", epoch)
+        )
+    return seen
+
+
+def _share(indices: list[int], probability: float, seed: str, epoch: int) -> list[int]:
+    """As many of ``indices`` as ``probability`` says, going on where the last epoch ended: 1/p epochs see them all."""
+    count = max(1, round(probability * len(indices)))
+    shuffled: dict[int, list[int]] = {}
+
+    def at(place: int) -> int:
+        turn, position = divmod(place, len(indices))
+        if turn not in shuffled:
+            shuffled[turn] = indices.copy()
+            random.Random(f"{seed}/{turn}").shuffle(shuffled[turn])
+        return shuffled[turn][position]
+
+    return sorted(at(place) for place in range(epoch * count, (epoch + 1) * count))
+
+
+def batches(samples: Samples, batch: int, seed: int, steps: int, epochs: int) -> Iterator[list[int]]:
     """``steps`` batches, or those of ``epochs`` epochs where ``steps`` is 0."""
     epoch, done = 0, 0
     while done < steps if steps else epoch < epochs:
-        for indices in epoch_batches(samples, batch, repeats, seed, epoch):
+        for indices in epoch_batches(samples, batch, seed, epoch):
             if steps and done == steps:
                 return
             yield indices
@@ -35,6 +70,29 @@ def batches(samples: Samples, batch: int, repeats: int, seed: int, steps: int, e
         epoch += 1
 
 
-def step_count(samples: Samples, batch: int, repeats: int, steps: int, epochs: int) -> int:
+def step_count(samples: Samples, batch: int, steps: int, epochs: int) -> int:
     """How many batches ``batches`` will give."""
-    return steps or epochs * len(epoch_batches(samples, batch, repeats, 0, 0))
+    if steps or all(source.probability == 1 for source in samples.sources):
+        return steps or epochs * len(epoch_batches(samples, batch, 0, 0))
+    return sum(len(epoch_batches(samples, batch, 0, epoch)) for epoch in range(epochs))
+
+
+def drawn(samples: Samples, order: Iterable[list[int]], seed: int, first: int = 1) -> Iterator[list[Sample]]:
+    """The batches of ``order`` with captions and references drawn; ``AHEAD`` of them are read in the background.
+
+    ``first`` is the number of the first step: what a step draws depends on nothing else but ``seed``.
+    """
+
+    def read(step: int, indices: list[int]) -> list[Sample]:
+        return [samples.draw(i, random.Random(f"{seed}/{step}/{place}")) for place, i in enumerate(indices)]
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = (pool.submit(read, step, indices) for step, indices in enumerate(order, first))
+        waiting = deque(islice(coming, 1 + AHEAD))
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(islice(coming, 1))
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from itertools import groupby
 
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
+from .cache import EmbedCache, LatentCache, Samples
 from .dataset import Dataset, Item
 from .images import open_upright, read_bytes, to_rgb
+from .order import epoch_batches
 
 THUMBNAIL = 192  # pixels
 MOST = 48  # pictures on a sheet
@@ -39,12 +40,8 @@ def _shortened(lines: list[str]) -> list[str]:
 
 
 def steps_per_epoch(dataset: Dataset, batch: int) -> int:
-    """Batches of one epoch: each holds images of one size."""
-    sizes = Counter()
-    for number, source in enumerate(dataset.sources):
-        for size, items in groupby(sorted(i.size for i in dataset.items if i.source == number)):
-            sizes[size, source.is_reg] += len(list(items)) * source.repeats * source.probability
-    return sum(math.ceil(count / batch) for count in sizes.values())
+    """Batches of the first epoch: each holds images of one size."""
+    return len(epoch_batches(Samples(EmbedCache(dataset, {}), LatentCache(dataset, {})), batch, 0, 0))
 
 
 def contact_sheet(dataset: Dataset) -> Image.Image:
