@@ -60,7 +60,7 @@ def assert_close(ours, expected):
 
 
 def test_steps_have_more_and_fewer_samples_than_processes_can_share(caches):
-    sizes = {len(step) for step in epoch_batches(cache.samples(*caches), 4, 3, CONFIG.seed, 0)}
+    sizes = {len(step) for step in epoch_batches(cache.samples(*caches), 4, CONFIG.seed, 0)}
     assert sizes == {1, 3, 4}
 
 

@@ -14,6 +14,7 @@ from ..data.cache import Sample
 from ..flow import guidance as guide
 from ..flow import loss as losses
 from ..flow.target import differential_target, mean_squared_error
+from ..flow.weighting import place_weights, replaced, weighted
 from . import times
 
 
@@ -96,7 +97,7 @@ class Objective:
         return Part(loss + self._outside(case, memo, predicted), velocity_error=raw)
 
     def _target(self, case: Case, memo: Memo, predicted: Tensor) -> Tensor:
-        target, options = case.target, self.config.guide
+        target, options = self._aim(case, memo), self.config.guide
         if options.contrastive != 1:
             unconditional = frozen(memo, "unconditional", lambda: self.predict(self._unconditional(case)))
             scale = guide.scale_at(case.t, options.contrastive, options.contrastive_schedule)
@@ -106,12 +107,20 @@ class Objective:
             target = differential_target(fixed, target, self.config.differential_guidance)
         return target
 
+    def _aim(self, case: Case, memo: Memo) -> Tensor:
+        """The velocity to learn: the image's, or the base model's own for samples that are to keep it."""
+        chosen = [s.base_target for s in case.samples]
+        if not any(chosen):
+            return case.target
+        return replaced(case.target, frozen(memo, "base", lambda: self._base(case)), chosen)
+
     def _loss(self, case: Case, predicted: Tensor, target: Tensor) -> Tensor:
-        """(B,) the chosen loss, weighted by time and clamped."""
+        """(B,) the chosen loss, weighted by place, sample and time, and clamped."""
         options = self.config.loss
         width = lambda: losses.huber_width(case.t, options.width, options.width_schedule)  # noqa: E731
         elements = losses.elementwise(options.kind, width, options.detail)(_difference(predicted, target))
-        loss = elements.flatten(1).mean(1)
+        factors = place_weights([s.mask for s in case.samples], [s.weight for s in case.samples], elements)
+        loss = weighted(elements, factors).flatten(1).mean(1)
         weights = times.weights(self.config.timesteps, case.t)
         return losses.clamped(loss if weights is None else loss * weights.to(loss), options.least, options.most)
 
@@ -121,6 +130,9 @@ class Objective:
     def _kept(self, preserved: Case, memo: Memo, predicted: Tensor) -> Part:
         prior = frozen(memo, "prior", lambda: self._base(preserved))
         error = mean_squared_error(predicted, prior)
+        if self.config.preserve.kind == "class" and any(s.is_reg for s in preserved.samples):
+            # their caption is its own class caption: keeping it would keep them from being learned
+            error = error * torch.tensor([not s.is_reg for s in preserved.samples], device=error.device)
         return Part(self.config.preservation * error, preservation=error.detach())
 
     def _base(self, case: Case) -> Tensor:

@@ -18,7 +18,7 @@ from ..adapters.start import start_from
 from ..config import TrainConfig
 from ..data.cache import EmbedCache, LatentCache, Sample, samples
 from ..data.dataset import Dataset
-from ..data.order import batches, step_count
+from ..data.order import batches, drawn, step_count
 from ..errors import UserError
 from ..flow.guidance import embedded
 from ..flow.target import interpolate, velocity_target
@@ -60,13 +60,12 @@ class Trainer:
         self.model, self.config = model, config
         self.samples = samples(embeds, latents)
         self.dataset, self.text_encoder, self.vae = latents.dataset, embeds.made_by, latents.made_by
-        self.repeats = latents.dataset.repeats
         check_embeds(model, self.samples[0].embeds)
         self.blank = embeds.embeds.get("")
         self._check_preservation(latents.dataset)
         self.device = model.load_device
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
-        self.total = step_count(self.samples, self.step_size, self.repeats, config.steps, config.epochs)
+        self.total = step_count(self.samples, self.step_size, config.steps, config.epochs)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.drawn = 0  # samples whose time has been drawn
         self.history = History()
@@ -83,12 +82,12 @@ class Trainer:
     def _check_preservation(self, dataset: Dataset) -> None:
         if not self.config.preservation or self.config.preserve.kind != "class":
             return
-        if not dataset.class_word:
-            raise UserError("Preservation is on but Dataset Folder has no class word; fill it in (for example 'dog').")
-        if not dataset.trigger:
-            raise UserError(
-                "Preservation is on but Dataset Folder has no trigger word; fill it in (for example 'ohwx')."
-            )
+        for field, name in (("class_word", "class word"), ("trigger", "trigger word")):
+            folders = dataset.without(field)
+            if folders:
+                raise UserError(
+                    f"Preservation is on but Dataset Folder has no {name} ({', '.join(folders)}); fill in '{field}'."
+                )
 
     def _build_optimizer(self, layers: dict[str, list]) -> torch.optim.Optimizer:
         options, names = self.config.optimizer, {p: name for name, found in layers.items() for p in found}
@@ -124,11 +123,12 @@ class Trainer:
             yield Warned(f"{identify.flavour_name(self.model)} has no guidance input; the guidance set is ignored.")
         yield Phase("loading")
         config = self.config
-        order = batches(self.samples, self.step_size, self.repeats, config.seed, config.steps, config.epochs)
+        order = batches(self.samples, self.step_size, config.seed, config.steps, config.epochs)
         with borrow(self.model, self.adapters.deltas(), config.checkpointing, self._room()) as borrowed:
             yield from self._validate(borrowed, 0)
-            for step, indices in enumerate(order, 1):
-                yield from self._timed_step(borrowed, step, [self.samples[i] for i in indices])
+            with closing(drawn(self.samples, order, config.seed)) as read:
+                for step, batch in enumerate(read, 1):
+                    yield from self._timed_step(borrowed, step, batch)
             yield from self._validate(borrowed, self.total)
 
     def _room(self) -> float:
