@@ -1,0 +1,44 @@
+"""``dataset check`` and ``cache prune`` as a person types them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from fill_store import fill
+from pictures import picture
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def flux2_train(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "flux2_train", *map(str, arguments)], cwd=ROOT, env=dict(os.environ),
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_dataset_check_reports_and_draws_without_any_model(tmp_path):
+    picture(tmp_path / "data" / "a.png", (96, 64))
+    (tmp_path / "data" / "b.png").write_bytes(b"broken")
+    done = flux2_train("dataset", "check", tmp_path / "data", "--resolution", 64, "--trigger", "zbot", "--sheet",
+                       tmp_path / "sheet.png")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for said in ("1 images x 1 from data", "80x48: 1", "1 steps per epoch", "skipped b.png cannot be read as an image"):
+        assert said in done.stdout
+    assert Image.open(tmp_path / "sheet.png").width > 100
+    refused = flux2_train("dataset", "check", tmp_path / "nowhere")
+    assert refused.returncode == 1 and refused.stderr.strip().splitlines()[-1].startswith("error: There is no folder")
+
+
+def test_cache_prune_removes_what_is_unused_and_tells_sizes(tmp_path):
+    picture(tmp_path / "data" / "a.png", (256, 256))
+    fill(tmp_path / "data", tmp_path / "store")
+    picture(tmp_path / "data" / "a.png", (256, 256), "blue")
+    fill(tmp_path / "data", tmp_path / "store")
+    done = flux2_train("cache", "prune", "--folder", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    assert "2 entries" in done.stdout and "removed 1, " in done.stdout
+    assert "1 entries" in flux2_train("cache", "prune", "--folder", tmp_path / "store").stdout
+    assert "no cache" in flux2_train("cache", "prune", "--folder", tmp_path / "elsewhere").stdout
