@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flux2_train.flow import guidance, loss
+from flux2_train.flow.preservation import outside
 from flux2_train.flow.target import differential_target
 
 D = torch.linspace(-3, 3, 241, dtype=torch.float64).view(1, 1, 1, -1)
@@ -125,6 +126,13 @@ def test_guided_prediction_sends_gradients_to_both():
     assert np.allclose(mixed.detach(), -3 * u.detach().numpy() + 4 * c.detach().numpy())
     mixed.sum().backward()
     assert (c.grad == 4).all() and (u.grad == -3).all()
+
+
+def test_outside_is_what_a_mask_leaves_dark():
+    mask = torch.tensor([[2.0, 1.0], [0.0, 1.0]]).view(1, 1, 2, 2)  # 1, 1/2, 0, 1/2 before it was normalised
+    found = outside([mask, None, torch.ones(1, 1, 2, 2)], torch.zeros(3, 5, 2, 2))
+    assert found[0].flatten().tolist() == pytest.approx([0, 1, 2, 1])
+    assert not found[1:].any()
 
 
 def test_embedded_guidance_is_drawn_per_sample():

@@ -206,6 +206,21 @@ def test_an_offset_moves_only_its_sample():
     assert logits.tolist() == pytest.approx([0, 0.7, 0], abs=1e-4)
 
 
+def test_a_data_sets_offset_moves_its_times():
+    def drawn(by):
+        sources = tuple(replace(source, timestep_offset=by) for source in CACHES[1].dataset.sources)
+        dataset = replace(CACHES[1].dataset, sources=sources)
+        trainer = Trainer(tiny_flux2(), *(replace(cache, dataset=dataset) for cache in CACHES), BASE)
+        return torch.logit(trainer._draw([trainer.samples[0]])[1].double())
+
+    assert (drawn(0.7) - drawn(0.0)).item() == pytest.approx(0.7, abs=1e-3)
+
+
+def test_keeping_what_is_outside_masks_needs_masks():
+    with pytest.raises(UserError, match="no image has a mask"):
+        run(preserve=PreservationConfig(outside_mask=0.5))
+
+
 def test_losses_are_told_by_noise_band():
     trainer, told = run(timesteps=TimestepConfig("round robin", values=(0.05, 0.95)), steps=6)
     bands = trainer.history.by_band()

@@ -97,6 +97,7 @@ class Source:
 
     An epoch sees ``repeats`` x ``probability`` of its items. ``is_reg`` marks regularisation images, which teach no
     trigger; with ``base_target`` they are trained towards the base model's prediction instead of the image.
+    ``timestep_offset`` moves its times on the logit scale, above 0 towards noise.
     """
 
     folder: Path
@@ -112,6 +113,7 @@ class Source:
     dropout_class_caption: str = ""
     reference_dropout: float = 0.0
     reference_sampling: str = COMBINED
+    timestep_offset: float = 0.0
 
     def __post_init__(self):
         for name in ("probability", "caption_dropout", "reference_dropout"):

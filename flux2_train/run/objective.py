@@ -13,6 +13,7 @@ from ..config import TrainConfig
 from ..data.cache import Sample
 from ..flow import guidance as guide
 from ..flow import loss as losses
+from ..flow.preservation import outside
 from ..flow.target import differential_target, mean_squared_error
 from ..flow.weighting import place_weights, replaced, weighted
 from . import times
@@ -125,7 +126,14 @@ class Objective:
         return losses.clamped(loss if weights is None else loss * weights.to(loss), options.least, options.most)
 
     def _outside(self, case: Case, memo: Memo, predicted: Tensor) -> Tensor | float:
-        return 0.0
+        """(B,) the distance from the base model's prediction where the masks are dark."""
+        if not self.config.preserve.outside_mask:
+            return 0.0
+        masks = [s.mask for s in case.samples]
+        if all(mask is None for mask in masks):
+            return 0.0
+        distance = losses.squared(_difference(predicted, frozen(memo, "base", lambda: self._base(case))))
+        return self.config.preserve.outside_mask * (distance * outside(masks, distance)).flatten(1).mean(1)
 
     def _kept(self, preserved: Case, memo: Memo, predicted: Tensor) -> Part:
         prior = frozen(memo, "prior", lambda: self._base(preserved))

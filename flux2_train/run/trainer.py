@@ -80,6 +80,8 @@ class Trainer:
             self.ema = Ema(self.adapters.trainable(), config.ema.decay, config.ema.warmup) if config.ema.decay else None
 
     def _check_preservation(self, dataset: Dataset) -> None:
+        if self.config.preserve.outside_mask and not any(item.mask for item in dataset.items):
+            raise UserError("outside_mask is on but no image has a mask: give the data set masks, or set it to 0.")
         if not self.config.preservation or self.config.preserve.kind != "class":
             return
         for field, name in (("class_word", "class word"), ("trigger", "trigger word")):
@@ -198,7 +200,8 @@ class Trainer:
         """Noise (B, 128, h, w), times (B,) and embedded guidance of a step's samples, on the CPU."""
         noise = torch.randn((len(batch), *batch[0].latent.shape[1:]), generator=self.generator)
         tokens = noise[0, 0].numel()
-        t = times.draw(self.config.timesteps, [0.0] * len(batch), tokens, self.drawn, self.config.seed, self.generator)
+        offsets = [self.dataset.sources[s.item.source].timestep_offset for s in batch]
+        t = times.draw(self.config.timesteps, offsets, tokens, self.drawn, self.config.seed, self.generator)
         self.drawn += len(batch)
         most = self.config.guide.most or self.config.guidance
         return noise, t, embedded(len(batch), self.config.guidance, most, self.generator)
