@@ -20,7 +20,8 @@ from functools import partial
 import comfy.ldm.flux.layers as flux_layers
 import comfy.model_management
 import torch
-from comfy.patcher_extension import PatcherInjection
+from comfy.patcher_extension import PatcherInjection, WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -29,6 +30,7 @@ from ..errors import UserError
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 
 KEY = "flux2_train"
+STREAMS = ("img", "txt", "x")  # what blocks change in place, by name
 
 
 def linears(model) -> dict[str, nn.Module]:
@@ -43,14 +45,16 @@ def borrow(model, deltas: dict[str, Delta], checkpointing: bool = True, memory_r
 
     ``checkpointing`` recomputes each block in backward instead of keeping its activations. ``memory_required``
     is the room in bytes that training needs beside the weights. Call in the mode nodes run in (inference mode).
-    The model is given back untouched on every way out.
+    The model is given back untouched on every way out. Raises UserError for a compiled MODEL, and where another
+    node's patch has taken a layer's forward.
     """
+    _require_uncompiled(model)
     borrowed = model.clone()
     swap = _Swap(model.model.diffusion_model, deltas, checkpointing)
-    swap.require_free()
     borrowed.set_injections(KEY, [PatcherInjection(inject=lambda _: swap.inject(), eject=lambda _: swap.eject())])
     try:
         comfy.model_management.load_models_gpu([borrowed], memory_required=memory_required)
+        swap.require_free()
         yield borrowed
     finally:
         borrowed.eject_model()
@@ -70,36 +74,54 @@ def training_mode() -> Iterator[None]:
         comfy.model_management.in_training = before
 
 
+def _require_uncompiled(model) -> None:
+    wrappers = model.wrappers.get(WrappersMP.APPLY_MODEL, {})
+    modules = [*model.object_patches.values(), *model.model.diffusion_model.modules()]
+    if COMPILE_KEY in wrappers or any(map(_is_compiled, modules)):
+        raise UserError(
+            "The MODEL is compiled, and compiled code keeps weights that training must not hold: wire the model into "
+            "LoRA Trainer from before the node that compiles it, and compile what LoRA Apply gives."
+        )
+
+
+def _is_compiled(thing) -> bool:
+    """True for what ``torch.compile`` returns and for modules after their ``compile``."""
+    return hasattr(thing, "_torchdynamo_orig_callable") or getattr(thing, "_compiled_call_impl", None) is not None
+
+
 class _Swap:
     """The replacement forwards of one borrowed model; inject and eject may be called any number of times."""
 
     def __init__(self, transformer: nn.Module, deltas: dict[str, Delta], checkpointing: bool):
-        self.names = {m: name for name, m in transformer.named_modules()}
-        self.deltas, self.checkpointing = deltas, checkpointing
-        unknown = deltas.keys() - self.names.values()
+        self.transformer, self.deltas, self.checkpointing = transformer, deltas, checkpointing
+        self.swapped: list[nn.Module] = []
+        self.taken = ""  # a layer whose forward somebody else has replaced
+        unknown = deltas.keys() - {name for name, _ in transformer.named_modules()}
         if unknown:
             raise UserError(f"The model has no layers named {', '.join(sorted(unknown)[:5])}.")
 
     def require_free(self) -> None:
-        """Raise UserError if somebody else has already replaced a forward that we would replace."""
-        for module, name in self.names.items():
-            taken = module.__dict__.get("forward")
-            if taken is not None and getattr(taken, "__func__", None) is not type(module).forward:
-                raise UserError(
-                    f"The MODEL already runs {name} through another node's patch (a LoRA in bypass mode, or a "
-                    "compiled model); wire the model into LoRA Trainer without it, or merge the LoRA instead."
-                )
+        """Raise UserError if somebody else had already replaced a forward when ours were put in."""
+        if self.taken:
+            raise UserError(
+                f"The MODEL already runs {self.taken} through another node's patch (a LoRA in ComfyUI's own bypass "
+                "mode, for example); wire the model into LoRA Trainer without it, or merge the LoRA instead."
+            )
 
     def inject(self) -> None:
-        for module, name in self.names.items():
+        for name, module in self.transformer.named_modules():  # walked anew: object patches may have changed the tree
+            if _is_taken(module):
+                self.taken = name
             forward = self._replacement(module, name)
-            if forward is not None:
+            if forward is not None and not _is_taken(module):
                 module.forward = forward
+                self.swapped.append(module)
 
     def eject(self) -> None:
-        for module in self.names:
+        for module in self.swapped:
             if isinstance(module.__dict__.get("forward"), _Forward):
                 del module.forward
+        self.swapped.clear()
 
     def _replacement(self, module: nn.Module, name: str) -> _Forward | None:
         original = type(module).forward.__get__(module)
@@ -112,6 +134,13 @@ class _Swap:
         if self.checkpointing and isinstance(module, (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)):
             return _Forward(_block, original)
         return None
+
+
+def _is_taken(module: nn.Module) -> bool:
+    """True if ``forward`` is an attribute of the instance that neither we nor somebody putting it back has set."""
+    forward = module.__dict__.get("forward")
+    restored = getattr(forward, "__func__", None) is type(module).forward
+    return forward is not None and not restored and not isinstance(forward, _Forward)
 
 
 class _Forward(partial):
@@ -135,11 +164,14 @@ def _rms_norm(module: nn.Module, original: Callable, x: Tensor) -> Tensor:
 def _block(original: Callable, *args, **kwargs):
     if not torch.is_grad_enabled():
         return original(*args, **kwargs)
-    return checkpoint(_on_copies, original, args, kwargs, use_reentrant=False)
+    streams = {name: kwargs.pop(name) for name in STREAMS if name in kwargs}
+    run = partial(_on_copies, original, args[1:], kwargs, tuple(streams))
+    # As arguments of their own, so that whoever counts or moves what autograd saves sees these tensors too.
+    return checkpoint(run, *args[:1], *streams.values(), use_reentrant=False)
 
 
-def _on_copies(original: Callable, args: tuple, kwargs: dict):
-    """Run a block on copies of the streams it changes in place: ``x``, or ``img`` and ``txt``."""
-    streams = {k: v.clone() for k, v in kwargs.items() if k in ("img", "txt", "x")}
-    first = tuple(a.clone() for a in args[:1])
-    return original(*first, *args[1:], **{**kwargs, **streams})
+def _on_copies(original: Callable, args: tuple, kwargs: dict, names: tuple[str, ...], *streams: Tensor):
+    """Run a block on copies of the streams it changes in place: its first argument or those that ``names`` says."""
+    copies = [stream.clone() for stream in streams]
+    first = copies[: len(copies) - len(names)]
+    return original(*first, *args, **dict(zip(names, copies[len(first) :], strict=True)), **kwargs)

@@ -3,7 +3,8 @@
 ComfyUI's weights may be inference tensors, quantised, on another device or gone by the time of backward, so
 autograd must never hold one. A frozen Linear therefore fetches its weight the way ComfyUI's own layers do
 (``comfy.ops.cast_bias_weight``: device moves, dequantisation, weight patches), in forward and again in backward,
-and saves nothing at all.
+and saves nothing at all. Layers of other packs (GGUF) cast their weights in their own way; what they then compute with
+is looked at while they run.
 """
 
 from __future__ import annotations
@@ -16,11 +17,20 @@ import torch
 import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UserError
 
 
 @contextmanager
 def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of a ComfyUI layer in ``dtype`` on ``device``, as they act; valid inside the block only."""
+    """Weight and bias of a ComfyUI layer in ``dtype`` on ``device``, as they act; valid inside the block only.
+
+    Raises UserError for another pack's layer that does not use them in a plain ``F.linear``.
+    """
+    if type(layer).__module__ != comfy.ops.__name__:
+        yield _observed(layer, dtype, device)
+        return
     with torch.inference_mode():  # the mode ComfyUI's casting code expects; outside of it weights get cloned
         weight, bias, handle = comfy.ops.cast_bias_weight(
             layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True
@@ -35,6 +45,36 @@ def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Itera
     finally:
         with torch.inference_mode():
             comfy.ops.uncast_bias_weight(layer, weight, bias, handle)
+
+
+class _Linears(TorchFunctionMode):
+    """Notes weight and bias of every ``F.linear`` that runs inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            weight, bias = (_argument(place, name, args, kwargs) for place, name in ((1, "weight"), (2, "bias")))
+            self.seen.append((weight.clone(), None if bias is None else bias.clone()))  # theirs may be reused at once
+        return function(*args, **(kwargs or {}))
+
+
+def _argument(place: int, name: str, args: tuple, kwargs: dict | None) -> Tensor | None:
+    return args[place] if len(args) > place else (kwargs or {}).get(name)
+
+
+def _observed(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias that another pack's layer multiplies with, dequantised and patched as it does that itself."""
+    with torch.inference_mode(), _Linears() as linears:
+        type(layer).forward(layer, torch.zeros(1, layer.in_features, dtype=dtype, device=device))
+    if len(linears.seen) != 1:
+        raise UserError(
+            f"The MODEL's layers are of {type(layer).__module__}.{type(layer).__qualname__}, which do not multiply by "
+            "a weight that can be read, so nothing can be trained through them; load the model in another format."
+        )
+    return linears.seen[0]
 
 
 def row_norms(layer: nn.Module, device: torch.device) -> Tensor:
