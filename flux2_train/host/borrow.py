@@ -111,7 +111,7 @@ class _Swap:
     def inject(self) -> None:
         for name, module in self.transformer.named_modules():  # walked anew: object patches may have changed the tree
             if _is_taken(module):
-                self.taken = name
+                self.taken = self.taken or name
             forward = self._replacement(module, name)
             if forward is not None and not _is_taken(module):
                 module.forward = forward

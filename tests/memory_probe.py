@@ -1,0 +1,104 @@
+"""Measures one training step's memory in a process of its own: python memory_probe.py WEIGHTS SINGLE_BLOCKS.
+
+Prints a JSON line per mode: bytes of the base weights, the peak of bytes saved for backward, those of adapters and
+optimizer (values, gradients, two moments), the rise of resident memory since loading, and how many of the tensors that
+were saved are base weights.
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
+
+import_comfyui()
+
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+
+from bench.speed.problem import Problem, write_weights  # noqa: E402
+from flux2_train.adapters import targets  # noqa: E402
+from flux2_train.adapters.live import AdapterConfig, Adapters, Site  # noqa: E402
+from flux2_train.host.borrow import borrow, linears, training_mode  # noqa: E402
+from flux2_train.host.velocity import Condition, velocity  # noqa: E402
+
+
+class Saved:
+    """Counts the bytes of distinct storages that autograd keeps, now and at most; ``sizes`` and ``places`` of all."""
+
+    def __init__(self):
+        self.held, self.now, self.most, self.sizes, self.places = {}, 0, 0, set(), set()
+
+    def hooks(self):
+        return torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(self, tensor), lambda kept: kept.tensor)
+
+
+class _Kept:
+    def __init__(self, saved, tensor):
+        self.saved, self.tensor, storage = saved, tensor, tensor.untyped_storage()
+        self.place, self.size = storage.data_ptr(), storage.nbytes()
+        saved.sizes.add(self.size)
+        saved.places.add(self.place)
+        if self.place not in saved.held:
+            saved.now += self.size
+        saved.held[self.place] = saved.held.get(self.place, 0) + 1
+        saved.most = max(saved.most, saved.now)
+
+    def __del__(self):
+        self.saved.held[self.place] -= 1
+        if not self.saved.held[self.place]:
+            del self.saved.held[self.place]
+            self.saved.now -= self.size
+
+
+def resident(kind: str) -> int:
+    """Bytes of VmRSS (now) or VmHWM (most since the last reset)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
+def step(model, problem, checkpointing: bool) -> dict:
+    latent, text = problem.inputs()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before, layers = resident("VmRSS"), linears(model)
+    sites = {n: Site(layers[n].in_features, layers[n].out_features, 16, 16) for n in targets.select(layers)}
+    saved = Saved()
+    with training_mode():
+        adapters = Adapters(sites, AdapterConfig(), seed=0)
+        optimizer = torch.optim.AdamW(adapters.trainable())
+    with borrow(model, adapters.deltas(), checkpointing) as borrowed, training_mode():
+        with saved.hooks():
+            loss = velocity(borrowed, latent.clone(), torch.tensor([0.5]), [Condition(text)]).square().mean()
+        loss.backward()
+        optimizer.step()
+    base = [p for p in model.model.diffusion_model.parameters() if p.ndim == 2]
+    return {
+        "checkpointing": checkpointing,
+        "base": sum(p.nbytes for p in base),
+        "saved": saved.most,
+        "adapters_and_optimizer": 4 * sum(p.nbytes for p in adapters.trainable()),
+        "rise": resident("VmHWM") - before,
+        "base_weights_saved": len({p.untyped_storage().data_ptr() for p in base} & saved.places),
+        "sizes_of_base_weights_saved": len({p.nbytes for p in base} & saved.sizes),
+    }
+
+
+def main(weights: str, single: int) -> None:
+    # No activation of 512 + 49 tokens is as large as a matrix of this width, so that sizes tell them apart.
+    problem = Problem(weights, hidden=1152, double=2, single=single, context=256, tokens=49, dtype="bfloat16")
+    write_weights(problem)
+    with torch.inference_mode():
+        model = comfy.sd.load_diffusion_model(weights)
+        sum(p.sum() for p in model.model.diffusion_model.parameters())  # a file that is only mapped is read in now
+    for checkpointing in (True, False):
+        print(json.dumps(step(model, problem, checkpointing)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], int(sys.argv[2]))
