@@ -104,6 +104,9 @@ def check_gradients(nano64, robot, config):
         gradients = torch.autograd.grad(loss(), parameters)
         generator = torch.Generator().manual_seed(3)
         directions = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+        if config.adapter.dora:  # its norm is taken without gradient, so only the magnitudes' quotients are gradients
+            free = {id(p) for p in trainer.adapters.magnitudes.parameters()}
+            directions = [d * (id(p) in free) for p, d in zip(parameters, directions, strict=True)]
         exact = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True)).item()
         values, step = [], 1e-5
         with torch.no_grad():
