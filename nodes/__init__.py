@@ -6,12 +6,15 @@ from .cache import CacheEmbeds, CacheLatents
 from .dataset import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
 from .load import LoadFlux2
+from .merge import SaveMergedModel
 from .options import Optimizer, Preservation, Timesteps, TrainingObjective
 from .sample import Flux2Sampler
+from .save import SaveOptions
 from .train import LoraTrainer
 
 NODES = [
     LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, MaskOptions, ReferenceOptions, CacheEmbeds,
-    CacheLatents, AdapterOptions,
+    CacheLatents, AdapterOptions, SaveOptions,
     TrainingObjective, Timesteps, Optimizer, Preservation, LoraTrainer, LoraApply, Flux2Sampler,
+    SaveMergedModel,
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from .types import (
     FluxObjective,
     FluxOptimizer,
     FluxPreservation,
+    FluxSaveOptions,
     FluxTimesteps,
 )
 
@@ -94,6 +95,10 @@ class LoraTrainer(io.ComfyNode):
                 FluxPreservation.Input(
                     "preserve", optional=True,
                     tooltip="What 'preservation' keeps and how often: wire Preservation. Free is the class word.",
+                ),
+                FluxSaveOptions.Input(
+                    "save", optional=True,
+                    tooltip="Format and precision of the file: wire Save Options. Free is ComfyUI's format in bf16.",
                 ),
                 io.Float.Input(
                     "preservation", default=0.0, min=0.0, max=10.0, step=0.1, optional=True,

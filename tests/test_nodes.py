@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from comfy_api.latest import io
+from safetensors import safe_open
+
+from flux2_train.nano import TRANSFORMER
 
 ROOT = Path(__file__).resolve().parents[1]
 IDS = [
     "Flux2Load", "Flux2DatasetFolder", "Flux2CaptionOptions", "Flux2CropOptions", "Flux2MaskOptions",
     "Flux2ReferenceOptions", "Flux2CacheEmbeds",
-    "Flux2CacheLatents", "Flux2AdapterOptions", "Flux2TrainingObjective",
+    "Flux2CacheLatents", "Flux2AdapterOptions", "Flux2SaveOptions", "Flux2TrainingObjective",
     "Flux2Timesteps", "Flux2Optimizer", "Flux2Preservation", "Flux2LoraTrainer", "Flux2LoraApply",
-    "Flux2Sampler",
+    "Flux2Sampler", "Flux2SaveMergedModel",
 ]  # fmt: skip
 
 
@@ -165,6 +168,44 @@ def test_caches_train_apply_and_sample(nodes, loaded, dataset, comfy_folders):
         }
         a, b = (nodes["Flux2Sampler"].execute(m, clip, vae, **common).args[0] for m in (applied, from_file))
     assert a.shape == (1, 48, 64, 3) and torch.equal(a, b)
+
+
+def test_save_options_reach_the_file_and_the_merged_model_acts_like_the_lora(nodes, loaded, dataset, comfy_folders):
+    model, clip, vae = loaded
+    with torch.inference_mode():
+        embeds = nodes["Flux2CacheEmbeds"].execute(clip, dataset).args[0]
+        latents = nodes["Flux2CacheLatents"].execute(vae, dataset).args[0]
+        save = (
+            nodes["Flux2SaveOptions"].execute(format="kohya", precision="fp32", plain_rank=0, certificate=True).args[0]
+        )
+        lora, _, name, _ = nodes["Flux2LoraTrainer"].execute(
+            model, embeds, latents, name="options", steps=2, rank=2, learning_rate=0.1, validation_items=0, save=save
+        ).args  # fmt: skip
+        with safe_open(comfy_folders / "loras" / name, "pt") as file:
+            assert all(key.startswith("lora_unet_") for key in file.keys())  # noqa: SIM118
+            assert "28/28 keys, effect 1.00" in file.metadata()["flux2_train.certificate"]
+        base = TRANSFORMER
+        merged = nodes["Flux2SaveMergedModel"].execute(base, name, 1.0, "merged", "fp32").args[0]
+        other = nodes["Flux2Load"].execute("nano", "as in file", transformer=merged).args[0]
+        common = {
+            "prompt": "zbot",
+            "steps": 1,
+            "guidance": 0.0,
+            "sampler": "euler",
+            "width": 64,
+            "height": 48,
+            "seed": 1,
+        }
+        images = [
+            nodes["Flux2Sampler"].execute(m, clip, vae, **common).args[0]
+            for m in (other, nodes["Flux2LoraApply"].execute(model, 1.0, lora, mode="bypass").args[0], model)
+        ]
+    assert (images[0] - images[1]).abs().max() < 0.02 * (images[1] - images[2]).abs().max() + 1e-4
+    for bad in ("../x", " "):
+        with pytest.raises(ValueError, match="cannot be a file name"):
+            nodes["Flux2SaveMergedModel"].execute(base, name, 1.0, bad, "source")
+    with pytest.raises(ValueError, match="has no LoRA"):
+        nodes["Flux2SaveMergedModel"].execute(base, "none", 1.0, "y", "source")
 
 
 def test_apply_without_a_lora_says_what_to_do(nodes, loaded):
