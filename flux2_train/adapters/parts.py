@@ -40,7 +40,7 @@ class LowRank:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` (..., in) to ``x dW^T`` (..., out)."""
-        return F.linear(F.linear(x, self.down), self.up) * self.scale
+        return F.linear(F.linear(x, self.down) * self.scale, self.up)  # scaled where it is narrow
 
 
 @dataclass(frozen=True)
