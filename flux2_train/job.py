@@ -12,13 +12,14 @@ from pathlib import Path
 
 from . import typed
 from .config import TrainConfig
+from .data.cache import EmbedSettings, LatentSettings
 from .data.folder import Request
 from .errors import UserError
 from .flavours import Flux2Files
 
 VERSION = 1
 MAX_BYTES = 1 << 24
-SECTIONS = ("version", "model", "dataset", "training", "output", "unknown")
+SECTIONS = ("version", "model", "dataset", "embeds", "latents", "training", "output", "unknown")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Job:
     dataset: tuple[Request, ...]
     version: int = VERSION
     model: Flux2Files = field(default_factory=Flux2Files)
+    embeds: EmbedSettings = field(default_factory=EmbedSettings)
+    latents: LatentSettings = field(default_factory=LatentSettings)
     training: TrainConfig = field(default_factory=TrainConfig)
     output: Output = field(default_factory=Output)
     unknown: tuple[str, ...] = ()

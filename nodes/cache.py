@@ -80,7 +80,8 @@ class CacheEmbeds(io.ComfyNode):
         if made.encoded:
             encode.unload(clip.patcher)
         progress.say(f"{made.total} captions: {made}")
-        return io.NodeOutput(replace(embeds, made_by=describe.text_encoder_file(clip)))
+        settings = cache.EmbedSettings(batch, prompts, store, limit_gb)
+        return io.NodeOutput(replace(embeds, made_by=describe.text_encoder_file(clip), settings=settings))
 
 
 class CacheLatents(io.ComfyNode):
@@ -142,4 +143,5 @@ class CacheLatents(io.ComfyNode):
                 f"warning: memory ran out, so {encoder.in_tiles} were encoded in tiles; lower batch or set tile"
             )
         progress.say("\n".join(lines))
-        return io.NodeOutput(replace(latents, made_by=describe.vae_file(vae)))
+        settings = cache.LatentSettings(batch, vae_precision, tile, store, limit_gb)
+        return io.NodeOutput(replace(latents, made_by=describe.vae_file(vae), settings=settings))

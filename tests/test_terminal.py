@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -139,7 +140,44 @@ def test_a_failure_is_one_line_and_1(trained, base):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "flavours"])
+@pytest.mark.parametrize("name", ["train", "sample", "flavours", "cache latents", "cache embeds", "merge", "convert"])
 def test_every_command_explains_itself(name, capsys):
     assert main([*name.split(), "--help"]) == 0
     assert len(capsys.readouterr().out) > 200
+
+
+def test_caches_are_filled_ahead_and_found_again(trained, base, tmp_path):
+    user = f"{base} --user-directory {tmp_path}"
+    for part, what in (("latents", "images"), ("embeds", "captions")):
+        first, second = (run("cache", part, trained[0] / "job.json", "--comfyui", user).stderr for _ in range(2))
+        count = int(re.search(rf"{what}: (\d+) encoded, 0 found", first)[1])
+        assert count >= 3 and f"{what}: 0 encoded, {count} found" in second
+
+
+def test_a_lora_is_converted_as_the_function_does(trained, base, tmp_path):
+    from flux2_train.host.merge import convert
+
+    done = run("convert", trained[1].stem, tmp_path / "a.safetensors", "--format", "kohya", "--precision", "fp32",
+               "--comfyui", base)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = convert(trained[1], tmp_path / "b.safetensors", "kohya", "fp32")
+    assert done.stdout.strip() == said.replace("b.safetensors", "a.safetensors")
+    assert_same_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+
+
+def test_loras_are_merged_as_the_function_does(trained, base, tmp_path, nano):
+    from flux2_train.host import identify
+    from flux2_train.host.merge import merge
+
+    model = identify.path_of(nano.model)
+    done = run("merge", model.name, tmp_path / "a.safetensors", "--lora", trained[1].name, "strength=0.5", "--lora",
+               trained[1], "--precision", "fp32", "--comfyui", base)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = str(merge(model, [(trained[1], 0.5), (trained[1], 1.0)], tmp_path / "b.safetensors", "fp32"))
+    assert done.stdout.strip() == said.replace("b.safetensors", "a.safetensors")
+    assert_same_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+
+
+def assert_same_files(ours, expected):
+    a, b = load_file(ours), load_file(expected)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)

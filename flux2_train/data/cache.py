@@ -28,6 +28,30 @@ Report = Callable[[int, int], None]  # (encoded so far, to encode)
 
 
 @dataclass(frozen=True)
+class EmbedSettings:
+    """How captions are encoded: ``batch`` of equal length at a time; 0 of ``limit_gb`` is no limit.
+
+    ``prompts`` are more texts, one per line; ``store`` is the place of the cache on disk.
+    """
+
+    batch: int = 1
+    prompts: str = ""
+    store: str = "user folder"
+    limit_gb: float = 0.0
+
+
+@dataclass(frozen=True)
+class LatentSettings:
+    """How images are encoded: ``batch`` of one size at a time, in ``tile`` pixels where that is not 0."""
+
+    batch: int = 1
+    vae_precision: str = "as loaded"
+    tile: int = 0
+    store: str = "user folder"
+    limit_gb: float = 0.0
+
+
+@dataclass(frozen=True)
 class EmbedCache:
     """Text embeddings (1, L, D) by text, for everything ``dataset`` says.
 
@@ -37,6 +61,7 @@ class EmbedCache:
     dataset: Dataset
     embeds: Mapping[str, Tensor]
     made_by: str = ""
+    settings: EmbedSettings = field(default_factory=EmbedSettings)
 
 
 @dataclass(frozen=True)
@@ -49,6 +74,7 @@ class LatentCache:
     dataset: Dataset
     latents: Mapping[View | Mask, Tensor]
     made_by: str = ""
+    settings: LatentSettings = field(default_factory=LatentSettings)
 
 
 class Stored(Mapping[T, Tensor]):

@@ -19,7 +19,15 @@ def job_of(trainer: Trainer) -> Job:
     chosen, unknown = describe(trainer.model, trainer.text_encoder, trainer.vae)
     if not trainer.dataset.requests:
         unknown += ("the data set was not read from folders",)
-    return Job(trainer.dataset.requests, model=chosen, training=trainer.config, unknown=unknown)
+    embeds, latents = trainer.encoding
+    return Job(
+        trainer.dataset.requests,
+        model=chosen,
+        embeds=embeds,
+        latents=latents,
+        training=trainer.config,
+        unknown=unknown,
+    )
 
 
 def read_dataset(job: Job, report: Report) -> Dataset:

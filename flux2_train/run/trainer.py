@@ -60,6 +60,7 @@ class Trainer:
         self.model, self.config = model, config
         self.samples = samples(embeds, latents)
         self.dataset, self.text_encoder, self.vae = latents.dataset, embeds.made_by, latents.made_by
+        self.encoding = embeds.settings, latents.settings
         check_embeds(model, self.samples[0].embeds)
         self.blank = embeds.embeds.get("")
         self._check_preservation(latents.dataset)

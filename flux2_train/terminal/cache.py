@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from functools import partial
 
 from ..job import Job
-from .options import Bar
+from .options import Bar, add_job, command, progress, read_job, start
 
 
 def read(job: Job, bar: Bar):
@@ -19,27 +20,64 @@ def read(job: Job, bar: Bar):
     return dataset
 
 
-def encode_texts(clip, dataset, bar: Bar):
+def encode_texts(clip, dataset, job: Job, bar: Bar):
     """EmbedCache of a data set, from the cache on disk as far as that goes."""
     from ..data.cache import cache_embeds
     from ..data.store import Store
     from ..host import describe, encode
     from ..host.files import cache_folder
 
-    report = partial(bar, "encoding captions")
-    embeds, made = cache_embeds(dataset, encode.TextEncoder(clip), Store(cache_folder()), report=report)
+    asked, report = job.embeds, partial(bar, "encoding captions")
+    more = filter(None, map(str.strip, asked.prompts.splitlines()))
+    store = Store(cache_folder(asked.store))
+    embeds, made = cache_embeds(dataset, encode.TextEncoder(clip), store, more, asked.batch, asked.limit_gb, report)
     bar.say(f"captions: {made}")
-    return replace(embeds, made_by=describe.text_encoder_file(clip))
+    return replace(embeds, made_by=describe.text_encoder_file(clip), settings=asked)
 
 
-def encode_latents(vae, dataset, bar: Bar):
+def encode_latents(vae, dataset, job: Job, bar: Bar):
     """LatentCache of a data set, from the cache on disk as far as that goes."""
     from ..data.cache import cache_latents
     from ..data.store import Store
     from ..host import describe, encode
     from ..host.files import cache_folder
 
-    report = partial(bar, "encoding images")
-    latents, made = cache_latents(dataset, encode.ImageEncoder(vae), Store(cache_folder()), report=report)
+    asked, report = job.latents, partial(bar, "encoding images")
+    encoder, store = encode.ImageEncoder(vae, asked.vae_precision, asked.tile), Store(cache_folder(asked.store))
+    latents, made = cache_latents(dataset, encoder, store, asked.batch, asked.limit_gb, report)
     bar.say(f"images: {made}")
-    return replace(latents, made_by=describe.vae_file(vae))
+    return replace(latents, made_by=describe.vae_file(vae), settings=asked)
+
+
+def add_to(group) -> None:
+    """Add ``cache latents`` and ``cache embeds`` to the commands on caches."""
+    add_job(command(group, "latents", run_latents, "encode the images of a job's data set ahead of training"))
+    add_job(command(group, "embeds", run_embeds, "encode the captions of a job's data set ahead of training"))
+
+
+def run_latents(arguments: argparse.Namespace) -> None:
+    """Encode what the cache lacks of a job's images."""
+    _encode(arguments, latents=True)
+
+
+def run_embeds(arguments: argparse.Namespace) -> None:
+    """Encode what the cache lacks of a job's captions."""
+    _encode(arguments, latents=False)
+
+
+def _encode(arguments: argparse.Namespace, latents: bool) -> None:
+    job = read_job(arguments)
+    start(arguments)
+    import torch
+
+    from ..flavours import flavour
+    from ..host import files, load
+
+    row = flavour(job.model.flavour)
+    with progress() as bar, torch.inference_mode():
+        if latents:
+            path = files.locate(row.vaes, job.model.vae)
+            encode_latents(load.load_vae(path, row), read(job, bar), job, bar)
+        else:
+            path = files.locate(row.text_encoders, job.model.text_encoder)
+            encode_texts(load.load_clip(path, job.model), read(job, bar), job, bar)

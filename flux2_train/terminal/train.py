@@ -51,8 +51,8 @@ def _train(job: Job, accelerator, bar: Bar) -> None:
     with torch.inference_mode():  # as ComfyUI runs nodes
         transformer, text_encoder, vae = load.locate_parts(job.model)
         dataset, row = read(job, bar), flavour(job.model.flavour)
-        embeds = encode_texts(load.load_clip(text_encoder, job.model), dataset, bar)
-        latents = encode_latents(load.load_vae(vae, row), dataset, bar)
+        embeds = encode_texts(load.load_clip(text_encoder, job.model), dataset, job, bar)
+        latents = encode_latents(load.load_vae(vae, row), dataset, job, bar)
         trainer = Trainer(load.load_model(transformer, job.model), embeds, latents, job.training, accelerator)
         loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
         runs = Path(job.output.runs) if job.output.runs else files.run_folder()
