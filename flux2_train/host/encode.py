@@ -195,7 +195,8 @@ def statistics(vae) -> tuple[Tensor, Tensor]:
 
 def unload(patcher) -> None:
     """Free the memory a model takes on its device, so that the next one finds it empty."""
-    comfy.model_management.unload_model_and_clones(patcher)
+    unload = getattr(comfy.model_management, "unload_model_and_clones", None)  # 0.16.3 has none
+    unload(patcher) if unload else comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
 
 
