@@ -28,7 +28,7 @@ class LoadFlux2(io.ComfyNode):
                 io.Combo.Input(
                     "flavour", options=list(flavours.FLAVOURS), default=flavours.DEFAULT,
                     tooltip="Which FLUX.2. klein-4b trains on the smallest cards, klein-9b is the good middle, dev "
-                    "is the largest. nano is generated on the spot: use it to try a graph without any download.",
+                    "is the largest. nano comes with the pack: use it to try a graph without any download.",
                 ),
                 io.Combo.Input(
                     "precision", options=load.precisions(), default=flavours.AS_IN_FILE,

@@ -46,6 +46,19 @@ def use_comfyui() -> None:
     import_comfyui()
 
 
+def load_flux2() -> tuple:
+    """nano's MODEL, CLIP and VAE, as the node Load FLUX.2 gives them."""
+    use_comfyui()
+    from flux2_train.flavours import Flux2Files, flavour
+    from flux2_train.host import load
+
+    chosen = Flux2Files("nano")
+    transformer, text_encoder, vae = load.locate_parts(chosen)
+    with torch.inference_mode():  # as nodes run
+        model, clip = load.load_model(transformer, chosen), load.load_clip(text_encoder, chosen)
+        return model, clip, load.load_vae(vae, flavour("nano"))
+
+
 @contextmanager
 def training() -> Iterator[None]:
     """ComfyUI's training flag: without it the rotary embedding runs as an operation that has no gradient."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from . import concepts, data, score
 from .fit import load_autoencoder
-from .host import ROOT, use_comfyui
+from .host import ROOT, load_flux2, use_comfyui
 
 DEMO = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
 # What takes the trigger's place in class captions; an edit has no subject, so it gets an instruction of its own.
@@ -40,8 +40,7 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     from flux2_train.data import cache
     from flux2_train.data.folder import Request, read_folder
     from flux2_train.flavours import FLAVOURS
-    from flux2_train.host import encode, load
-    from flux2_train.host.files import locate
+    from flux2_train.host import encode
     from flux2_train.run.trainer import Trainer
 
     concept, row = concepts.CONCEPTS[name], FLAVOURS["nano"]
@@ -57,10 +56,8 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
         )
     )
     config = TrainConfig(**{**demo_settings(), "seed": seed, "validation_items": 0, **changes})
+    model, clip, vae = load_flux2()
     with torch.inference_mode():
-        model = load.load_transformer(locate(row.transformer_files("auto")))
-        clip = load.load_text_encoder(locate(row.text_encoders), row)
-        vae = load.load_vae(locate(row.vaes), row)
         embeds = {text: encode.encode_text(clip, text) for text in dataset.texts()}
         latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)))
         trainer = Trainer(model, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents), config)
