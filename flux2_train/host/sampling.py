@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..flavours import BASE, DISTILLED
 from ..geometry import MULTIPLE, at_most
 from . import identify
+from .references import INDEX
 
 REFERENCE_PIXELS = 1024 * 1024
 
@@ -64,39 +65,82 @@ def encode_references(vae, images: list[Tensor], resize: bool) -> list[Tensor]:
     return latents
 
 
-def encode_prompt(clip, prompt: str, references: list[Tensor], guidance: float) -> list:
-    """ComfyUI CONDITIONING for a prompt with reference latents."""
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+def encode_prompt(clip, prompt: str) -> list:
+    """ComfyUI CONDITIONING of a prompt."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def conditioned(conditioning: list, references: list[Tensor], guidance: float, method: str = INDEX) -> list:
+    """CONDITIONING with embedded guidance and reference latents, which ``method`` places (ComfyUI's name for it)."""
     values = {"guidance": guidance}
     if references:
         values["reference_latents"] = references
+        if method != INDEX:
+            values["reference_latents_method"] = method
     return node_helpers.conditioning_set_values(conditioning, values)
 
 
-@torch.inference_mode()
-def sample(model, clip, vae, prompt: str, *, negative: str = "", steps: int = 0, guidance: float = 0.0,
-           sampler: str = "euler", width: int = 1024, height: int = 1024, seed: int = 0, batch: int = 1,
-           references: list[Tensor] = (), resize_references: bool = True) -> Tensor:  # fmt: skip
-    """(B, H, W, 3) images in 0..1. References go on both sides of true CFG, as the official graphs wire them.
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is painted; 0 of ``steps`` and of ``guidance`` ask for what the MODEL was made for.
 
-    Raises UserError for a MODEL that is not FLUX.2 and for sizes that are not multiples of 16.
+    ``width`` and ``height`` in pixels; ``batch`` pictures come from different noise of one ``seed``.
     """
-    identify.require_flux2(model)
-    if width % MULTIPLE or height % MULTIPLE:
-        raise UserError(f"The size is {width}x{height}; FLUX.2 needs both sides to be multiples of {MULTIPLE}.")
-    steps, strength = steps_for(model, steps), guidance_for(model, guidance)
-    latents = encode_references(vae, list(references), resize_references)
-    positive = encode_prompt(clip, prompt, latents, strength.embedded)
+
+    steps: int = 0
+    guidance: float = 0.0
+    sampler: str = "euler"
+    width: int = 1024
+    height: int = 1024
+    seed: int = 0
+    batch: int = 1
+
+    def require_for(self, model) -> None:
+        """Raise UserError for a MODEL that is not FLUX.2 and for sizes that are not multiples of 16."""
+        identify.require_flux2(model)
+        if self.width % MULTIPLE or self.height % MULTIPLE:
+            raise UserError(
+                f"The size is {self.width}x{self.height}; FLUX.2 needs both sides to be multiples of {MULTIPLE}."
+            )
+
+
+def denoise(model, positive: list, negative: list, settings: Settings, callback=None, quiet: bool = False) -> Tensor:
+    """(B, 128, H/16, W/16) latents. ``negative`` counts only where guidance mixes two predictions.
+
+    ``callback`` is ComfyUI's, called after every step; ``quiet`` draws no bar in the console.
+    """
+    steps, strength = steps_for(model, settings.steps), guidance_for(model, settings.guidance)
     _check_text(model, positive)
-    uncond = encode_prompt(clip, negative, latents, strength.embedded) if strength.cfg != 1.0 else positive
-    empty = torch.zeros((batch, 128, height // MULTIPLE, width // MULTIPLE),
+    empty = torch.zeros((settings.batch, 128, settings.height // MULTIPLE, settings.width // MULTIPLE),
                         device=comfy.model_management.intermediate_device())  # fmt: skip
-    done = comfy.sample.sample_custom(
-        model, comfy.sample.prepare_noise(empty, seed), strength.cfg, comfy.samplers.sampler_object(sampler),
-        sigmas(steps, width, height), positive, uncond, empty,
-        callback=latent_preview.prepare_callback(model, steps), seed=seed,
+    return comfy.sample.sample_custom(
+        model, comfy.sample.prepare_noise(empty, settings.seed), strength.cfg,
+        comfy.samplers.sampler_object(settings.sampler), sigmas(steps, settings.width, settings.height),
+        positive, negative if strength.cfg != 1.0 else positive, empty,
+        callback=callback, disable_pbar=quiet, seed=settings.seed,
     )  # fmt: skip
-    return vae.decode(done)
+
+
+@torch.inference_mode()
+def sample(model, clip, vae, prompt: str, *, negative: str = "", references: list[Tensor] = (),
+           resize_references: bool = True, **settings) -> Tensor:  # fmt: skip
+    """(B, H, W, 3) images in 0..1 with ``Settings`` by name.
+
+    References go on both sides of true CFG, as the official graphs wire them. Raises UserError as
+    ``Settings.require_for``, and for a text encoder of another flavour.
+    """
+    settings = Settings(**settings)
+    settings.require_for(model)
+    strength = guidance_for(model, settings.guidance)
+    latents = encode_references(vae, list(references), resize_references)
+
+    def encoded(text: str) -> list:
+        return conditioned(encode_prompt(clip, text), latents, strength.embedded)
+
+    positive = encoded(prompt)
+    uncond = encoded(negative) if strength.cfg != 1.0 else positive
+    callback = latent_preview.prepare_callback(model, steps_for(model, settings.steps))
+    return vae.decode(denoise(model, positive, uncond, settings, callback))
 
 
 def _check_text(model, conditioning: list) -> None:
