@@ -23,13 +23,15 @@ class Section:
         yield from ()
 
 
-def _choices(section: Section, **allowed: tuple[str, ...]) -> Iterator[str]:
+def choices(section: Section, **allowed: tuple[str, ...]) -> Iterator[str]:
+    """A sentence for every setting that is none of those allowed."""
     for name, values in allowed.items():
         if getattr(section, name) not in values:
             yield f"{_spoken(name)} is {getattr(section, name)!r}; choose one of {', '.join(values)}."
 
 
-def _ranges(section: Section, **limits: tuple[float, float]) -> Iterator[str]:
+def ranges(section: Section, **limits: tuple[float, float]) -> Iterator[str]:
+    """A sentence for every setting that is not within its (least, most)."""
     for name, (least, most) in limits.items():
         value = getattr(section, name)
         if not least <= value <= most:
@@ -88,9 +90,9 @@ class TimestepConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
-        yield from _choices(self, distribution=self.DISTRIBUTIONS, shift=self.SHIFTS, bias=self.BIASES,
+        yield from choices(self, distribution=self.DISTRIBUTIONS, shift=self.SHIFTS, bias=self.BIASES,
                             weighting=self.WEIGHTINGS)  # fmt: skip
-        yield from _ranges(self, scale=(0.01, 100), std=(0.01, 100), alpha=(0.01, 1000), beta=(0.01, 1000),
+        yield from ranges(self, scale=(0.01, 100), std=(0.01, 100), alpha=(0.01, 1000), beta=(0.01, 1000),
                            mode_scale=(-1, 1.75), shift_factor=(0.01, 100), shift_steps=(1, 1000), strata=(0, 100_000),
                            least=(0, 1), most=(0, 1))  # fmt: skip
         if self.least >= self.most:
@@ -130,8 +132,8 @@ class LossConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
-        yield from _choices(self, kind=self.KINDS, width_schedule=self.WIDTH_SCHEDULES)
-        yield from _ranges(self, width=(1e-4, 10), detail=(0, 100), least=(0, INF), most=(0, INF))
+        yield from choices(self, kind=self.KINDS, width_schedule=self.WIDTH_SCHEDULES)
+        yield from ranges(self, width=(1e-4, 10), detail=(0, 100), least=(0, INF), most=(0, INF))
         if self.most and self.least >= self.most:
             yield f"The loss is clamped to {self.least:g}..{self.most:g}; the least must be below the most."
 
@@ -155,8 +157,8 @@ class GuidanceConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
-        yield from _choices(self, contrastive_schedule=self.SCHEDULES, references=self.REFERENCES)
-        yield from _ranges(self, most=(0, 100), contrastive=(0, 100), cfg=(0, 100))
+        yield from choices(self, contrastive_schedule=self.SCHEDULES, references=self.REFERENCES)
+        yield from ranges(self, most=(0, 100), contrastive=(0, 100), cfg=(0, 100))
         if self.contrastive != 1 and self.cfg != 1:
             yield "Contrastive guidance and true CFG are both on; they teach the same twice, choose one of them."
 
@@ -178,8 +180,8 @@ class PreservationConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
-        yield from _choices(self, kind=self.KINDS)
-        yield from _ranges(self, every=(1, 1_000_000), outside_mask=(0, 1000))
+        yield from choices(self, kind=self.KINDS)
+        yield from ranges(self, every=(1, 1_000_000), outside_mask=(0, 1000))
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,8 @@ class OptimizerConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
-        yield from _choices(self, name=self.NAMES, schedule=self.SCHEDULES)
-        yield from _ranges(self, eps=(0, 1), weight_decay=(0, 10), max_grad_norm=(0, INF),
+        yield from choices(self, name=self.NAMES, schedule=self.SCHEDULES)
+        yield from ranges(self, eps=(0, 1), weight_decay=(0, 10), max_grad_norm=(0, INF),
                            warmup=(0, INF), end=(0, 1), cycles=(1, 1000), power=(0.1, 10))  # fmt: skip
         if len(self.betas) not in (0, 2) or not all(0 <= beta < 1 for beta in self.betas):
             yield f"The betas are {self.betas}; two are needed (like 0.9, 0.99), each at least 0 and below 1."
@@ -233,7 +235,7 @@ class EmaConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
-        yield from _ranges(self, decay=(0, 0.999999), warmup=(0, 1_000_000))
+        yield from ranges(self, decay=(0, 0.999999), warmup=(0, 1_000_000))
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class GuardConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
-        yield from _ranges(self, bad_losses=(1, 1_000_000), divergence=(0, 1e6))
+        yield from ranges(self, bad_losses=(1, 1_000_000), divergence=(0, 1e6))
 
 
 @dataclass(frozen=True)
@@ -281,8 +283,8 @@ class AdapterConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
-        yield from _choices(self, kind=self.KINDS, compute=self.COMPUTE)
-        yield from _ranges(self, dropout=(0, 0.99), lora_plus=(1, 1000))
+        yield from choices(self, kind=self.KINDS, compute=self.COMPUTE)
+        yield from ranges(self, dropout=(0, 0.99), lora_plus=(1, 1000))
         if self.lokr_factor != -1 and self.lokr_factor < 2:
             yield f"The lokr factor is {self.lokr_factor}; it must be -1 or at least 2."
         yield from self._foreign("lora", dora=False, rslora=False, lora_plus=1)
@@ -312,8 +314,8 @@ class SaveConfig(Section):
 
     def problems(self) -> Iterator[str]:
         """See ``Section``."""
-        yield from _choices(self, format=self.FORMATS, precision=self.PRECISIONS)
-        yield from _ranges(self, plain_rank=(0, 4096))
+        yield from choices(self, format=self.FORMATS, precision=self.PRECISIONS)
+        yield from ranges(self, plain_rank=(0, 4096))
 
 
 def numbers(text: str, name: str) -> tuple[float, ...]:
