@@ -61,9 +61,10 @@ def throughput(base: Path, count: int, size: int) -> None:
     import torch
 
     from flux2_train.data.cache import cache_latents
-    from flux2_train.data.folder import Request, read_folder
+    from flux2_train.data.folder import read_folder
     from flux2_train.data.images import fit, load_rgb
     from flux2_train.data.index import Index
+    from flux2_train.data.request import Request
     from flux2_train.data.store import Store
     from flux2_train.flavours import FLAVOURS
     from flux2_train.host import encode, files, load
@@ -91,10 +92,12 @@ def many(base: Path, count: int) -> None:
     """Time and memory with a large data set."""
     import torch
 
-    from flux2_train.data.cache import EmbedCache, cache_latents, samples
-    from flux2_train.data.folder import Request, read_folder
+    from flux2_train.data.cache import EmbedCache, cache_latents
+    from flux2_train.data.folder import read_folder
     from flux2_train.data.index import Index
     from flux2_train.data.order import epoch_batches
+    from flux2_train.data.request import Request
+    from flux2_train.data.samples import samples
     from flux2_train.data.store import Store
 
     class Means:

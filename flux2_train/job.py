@@ -13,7 +13,7 @@ from pathlib import Path
 from . import typed
 from .config import TrainConfig
 from .data.cache import EmbedSettings, LatentSettings
-from .data.folder import Request
+from .data.request import Request
 from .errors import UserError
 from .flavours import Flux2Files
 

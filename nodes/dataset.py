@@ -8,12 +8,13 @@ from ..flux2_train.data import captions, crops
 from ..flux2_train.data.captions import CaptionOptions
 from ..flux2_train.data.crops import CropOptions
 from ..flux2_train.data.dataset import Dataset, Source
-from ..flux2_train.data.folder import Request, read_folder
+from ..flux2_train.data.folder import read_folder
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.data.index import Index
 from ..flux2_train.data.masks import MaskOptions
 from ..flux2_train.data.pairs import ReferenceOptions, states
 from ..flux2_train.data.report import contact_sheet, summary
+from ..flux2_train.data.request import Request
 from ..flux2_train.errors import UserError
 from ..flux2_train.host.files import cache_folder, resolve
 from .progress import NodeProgress

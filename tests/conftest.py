@@ -24,7 +24,8 @@ from comfy_server import ComfyServer  # noqa: E402
 
 from flux2_train.data import cache  # noqa: E402
 from flux2_train.data.dataset import Dataset  # noqa: E402
-from flux2_train.data.folder import Request, read_folder  # noqa: E402
+from flux2_train.data.folder import read_folder  # noqa: E402
+from flux2_train.data.request import Request  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
 from flux2_train.host import encode, files, load  # noqa: E402
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from flux2_train.data.cache import cache_latents
-from flux2_train.data.folder import Request, read_folder
+from flux2_train.data.folder import read_folder
 from flux2_train.data.index import Index
+from flux2_train.data.request import Request
 from flux2_train.data.store import Store
 
 

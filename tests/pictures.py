@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from flux2_train.data.folder import Request, read_folder
+from flux2_train.data.folder import read_folder
+from flux2_train.data.request import Request
 
 
 def picture(path: Path, size=(64, 64), colour="red", caption: str | None = "a [trigger] thing", **save) -> Path:

@@ -20,7 +20,8 @@ from flux2_train.adapters import targets
 from flux2_train.adapters.live import Adapters, Site
 from flux2_train.data import cache
 from flux2_train.data.dataset import Source
-from flux2_train.data.folder import Request, read_folder
+from flux2_train.data.folder import read_folder
+from flux2_train.data.request import Request
 from flux2_train.host.borrow import linears, training_mode
 from flux2_train.host.frozen import row_norms
 from flux2_train.host.velocity import Condition, velocity

@@ -7,9 +7,10 @@ import torch
 from pictures import picture, read
 from PIL import Image
 
-from flux2_train.data.cache import cache_embeds, cache_latents, samples
+from flux2_train.data.cache import cache_embeds, cache_latents
 from flux2_train.data.crops import CropOptions
 from flux2_train.data.dataset import Source
+from flux2_train.data.samples import samples
 from flux2_train.data.store import Store
 from flux2_train.host import encode
 

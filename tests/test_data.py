@@ -9,10 +9,12 @@ from pictures import captions_of, picture, read
 from PIL import Image
 
 from flux2_train.data import cache
-from flux2_train.data.folder import Request, read_folder
+from flux2_train.data.folder import read_folder
 from flux2_train.data.index import Index
 from flux2_train.data.order import batches, epoch_batches, step_count
 from flux2_train.data.report import contact_sheet, summary
+from flux2_train.data.request import Request
+from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
 
 
@@ -263,24 +265,24 @@ def test_the_fingerprint_follows_content_not_place(images, tmp_path_factory):
 def test_caches_of_different_data_are_refused(robot):
     other = replace(robot.dataset, items=robot.dataset.items[:5])
     with pytest.raises(UserError, match="wire the same Dataset Folder into both"):
-        cache.samples(replace(robot.embeds, dataset=other), robot.latents)
+        samples(replace(robot.embeds, dataset=other), robot.latents)
 
 
 def test_every_sample_is_seen_once_per_repeat_and_batches_share_a_shape(robot):
     thrice = replace(robot.dataset, sources=(replace(robot.dataset.sources[0], repeats=3),))
-    samples = cache.samples(replace(robot.embeds, dataset=thrice), replace(robot.latents, dataset=thrice))
-    seen = epoch_batches(samples, 2, seed=1, epoch=0)
+    data = samples(replace(robot.embeds, dataset=thrice), replace(robot.latents, dataset=thrice))
+    seen = epoch_batches(data, 2, seed=1, epoch=0)
     assert sorted(i for b in seen for i in b) == sorted(list(range(6)) * 3)
-    assert all(len({samples[i].latent.shape for i in b}) == 1 for b in seen)
-    assert seen == epoch_batches(samples, 2, seed=1, epoch=0)
-    assert seen != epoch_batches(samples, 2, seed=1, epoch=1)
+    assert all(len({data[i].latent.shape for i in b}) == 1 for b in seen)
+    assert seen == epoch_batches(data, 2, seed=1, epoch=0)
+    assert seen != epoch_batches(data, 2, seed=1, epoch=1)
 
 
 def test_steps_and_epochs_are_counted_exactly(robot):
-    samples = cache.samples(robot.embeds, robot.latents)
-    assert len(list(batches(samples, 2, 0, steps=17, epochs=0))) == 17
+    data = samples(robot.embeds, robot.latents)
+    assert len(list(batches(data, 2, 0, steps=17, epochs=0))) == 17
     for epochs in (1, 3):
-        assert len(list(batches(samples, 2, 0, 0, epochs))) == step_count(samples, 2, 0, epochs)
+        assert len(list(batches(data, 2, 0, 0, epochs))) == step_count(data, 2, 0, epochs)
 
 
 def test_a_file_that_changes_while_it_is_encoded_is_noticed(images):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flux2_train import job, typed
 from flux2_train.config import TrainConfig
 from flux2_train.data.crops import CropOptions
-from flux2_train.data.folder import Request
+from flux2_train.data.request import Request
 from flux2_train.errors import UserError
 from flux2_train.flavours import Flux2Files
 from flux2_train.host import describe, files, identify, load

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from support import tiny_caches, tiny_flux2
 
 from flux2_train.config import TrainConfig
-from flux2_train.data import cache
 from flux2_train.data.order import epoch_batches
+from flux2_train.data.samples import samples
 from flux2_train.run import processes
 from flux2_train.run.events import Stepped, Validated
 from flux2_train.run.trainer import Trainer
@@ -74,7 +74,7 @@ def assert_same_preservation(ours, expected):
 
 
 def test_steps_have_more_and_fewer_samples_than_processes_can_share(caches):
-    sizes = {len(step) for step in epoch_batches(cache.samples(*caches), 4, CONFIG.seed, 0)}
+    sizes = {len(step) for step in epoch_batches(samples(*caches), 4, CONFIG.seed, 0)}
     assert sizes == {1, 3, 4}
 
 

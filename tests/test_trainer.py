@@ -12,7 +12,7 @@ from support import tiny_flux1
 from flux2_train import job
 from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
-from flux2_train.data import cache
+from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
 from flux2_train.options import OptimizerConfig
 from flux2_train.run import events
@@ -103,7 +103,7 @@ def test_preservation_holds_the_class_word(nano, robot):
 
     def drift(weight):
         trainer, told = train(nano, robot, steps=12, preservation=weight, learning_rate=4e-3)
-        sample = cache.samples(robot.embeds, robot.latents)[0]
+        sample = samples(robot.embeds, robot.latents)[0]
         sample = replace(sample, embeds=sample.class_embeds)
         from flux2_train.host.borrow import borrow, training_mode
 

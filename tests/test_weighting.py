@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pictures import gradient, picture, read
 from PIL import Image
 
-from flux2_train.data.cache import EmbedCache, LatentCache, Samples, samples
+from flux2_train.data.cache import EmbedCache, LatentCache
 from flux2_train.data.captions import CaptionOptions
 from flux2_train.data.crops import ASPECTS, CropOptions
 from flux2_train.data.dataset import Source
@@ -20,6 +20,7 @@ from flux2_train.data.masks import MaskOptions, mask_grid
 from flux2_train.data.order import batches, drawn, epoch_batches, step_count
 from flux2_train.data.pairs import ReferenceOptions
 from flux2_train.data.render import render
+from flux2_train.data.samples import Samples, samples
 from flux2_train.errors import UserError
 from flux2_train.flow.weighting import place_weights, replaced, weighted
 

@@ -38,7 +38,8 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     from flux2_train.adapters import files
     from flux2_train.config import TrainConfig
     from flux2_train.data import cache
-    from flux2_train.data.folder import Request, read_folder
+    from flux2_train.data.folder import read_folder
+    from flux2_train.data.request import Request
     from flux2_train.flavours import FLAVOURS
     from flux2_train.host import encode
     from flux2_train.run.trainer import Trainer

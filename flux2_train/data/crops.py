@@ -27,6 +27,7 @@ MEGAPIXEL = 1024**2
 LONGEST = 8.0  # longer shapes than 8:1 are cropped to it, or reported where nothing may be cropped
 
 Size = tuple[int, int]  # (width, height)
+Point = tuple[float, float]  # (x, y) in pixels of the upright source
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright source
 
 
@@ -74,6 +75,11 @@ class CropOptions:
     def __post_init__(self):
         for problem in self._problems():
             raise UserError(problem)
+
+    @property
+    def wants_faces(self) -> bool:
+        """Whether faces have to be found before an image can be cut."""
+        return self.crop and self.style == FACE
 
     def _problems(self):
         if any(not 0 < r < 1e5 for r in self.resolutions):
@@ -150,17 +156,17 @@ def crops(
     digest: str,
     resolution: float,
     options: CropOptions,
-    focus: Callable[[], tuple[float, float] | None] = lambda: None,
+    face: Point | None = None,
 ) -> tuple[Crop, ...]:
     """Every crop of an image of that size and content: one per resolution, number and flip.
 
-    ``focus`` finds the point (x, y) to centre on for ``face``; without one the centre is taken.
+    ``face`` is the point to centre on for that style; without one the centre is taken.
     """
     found = []
     for side in _sides(width, height, resolution, options):
         for number in range(options.crops):
             rng = random.Random(f"{options.seed}/{digest}/{side:g}/{number}")
-            found.append(_crop(width, height, side, options, rng, focus))
+            found.append(_crop(width, height, side, options, rng, face))
     flips = [(x, y) for y in _either(options.flip_y) for x in _either(options.flip_x)]
     return tuple(dict.fromkeys(Crop(c.box, c.size, x, y) for x, y in flips for c in found))
 
@@ -178,14 +184,14 @@ def _sides(width: int, height: int, resolution: float, options: CropOptions) -> 
     return [min(listed, key=lambda side: (abs(math.log(side / own)), side))]
 
 
-def _crop(width: int, height: int, side: float, options: CropOptions, rng: random.Random, focus) -> Crop:
+def _crop(width: int, height: int, side: float, options: CropOptions, rng: random.Random, face: Point | None) -> Crop:
     if not options.crop:
         own = side if options.upscale else min(side, measure(width, height, options.resolution_type))
         return Crop((0.0, 0.0, float(width), float(height)), _whole(width, height, own, options.resolution_type))
     size = _size(width, height, side, options, rng)
     if not options.upscale:
         size = _no_larger(width, height, size)
-    return Crop(_box(width, height, size, options.style, rng, focus), size)
+    return Crop(_box(width, height, size, options.style, rng, face), size)
 
 
 def _whole(width: int, height: int, side: float, kind: str) -> Size:
@@ -220,21 +226,20 @@ def _no_larger(width: int, height: int, size: Size) -> Size:
     return size if scale == 1.0 else tuple(_aligned(value * scale, math.floor) for value in size)
 
 
-def _box(width: int, height: int, size: Size, style: str, rng: random.Random, focus) -> Box:
+def _box(width: int, height: int, size: Size, style: str, rng: random.Random, face: Point | None) -> Box:
     scale = min(width / size[0], height / size[1])
     w, h = min(size[0] * scale, float(width)), min(size[1] * scale, float(height))
-    left, top = _corner(width - w, height - h, w, h, style, rng, focus)
+    left, top = _corner(width - w, height - h, w, h, style, rng, face)
     return left, top, min(left + w, float(width)), min(top + h, float(height))
 
 
 def _corner(
-    free_x: float, free_y: float, w: float, h: float, style: str, rng: random.Random, focus
-) -> tuple[float, float]:
+    free_x: float, free_y: float, w: float, h: float, style: str, rng: random.Random, face: Point | None
+) -> Point:
     if style == CORNER:
         return 0.0, 0.0
     if style == RANDOM:
         return rng.random() * free_x, rng.random() * free_y
-    point = focus() if style == FACE else None
-    if point is None:
-        return free_x / 2, free_y / 2
-    return min(max(point[0] - w / 2, 0.0), free_x), min(max(point[1] - h / 2, 0.0), free_y)
+    if style == FACE and face:
+        return min(max(face[0] - w / 2, 0.0), free_x), min(max(face[1] - h / 2, 0.0), free_y)
+    return free_x / 2, free_y / 2

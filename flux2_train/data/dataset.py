@@ -13,7 +13,7 @@ from ..errors import UserError
 from .crops import Crop, Size
 
 if TYPE_CHECKING:
-    from .folder import Request
+    from .request import Request
 
 COMBINED, RANDOM = "combined", "random"
 SAMPLINGS = (COMBINED, RANDOM)

@@ -3,69 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-
-from PIL import ImageColor
 
 from ..canonical import canonical_hash
 from ..errors import UserError
 from . import captions as texts
 from . import crops, faces
-from .captions import FILE_NAME, JSONL, ONE_PROMPT, TEXT_FILE, CaptionOptions, Row
-from .crops import ACCEPT, REFUSE, SKIP, Crop, CropOptions
-from .dataset import Dataset, Item, Mask, Source, View
+from .advice import advice
+from .captions import FILE_NAME, JSONL, ONE_PROMPT, Row
+from .crops import ACCEPT, REFUSE
+from .dataset import Dataset
 from .images import SUFFIXES, Facts, open_upright, read_bytes
 from .index import Index
-from .masks import MaskOptions
-from .pairs import MOST_FOLDERS, STRICT, ReferenceOptions, by_name, listing, name_of, some
+from .items import Known, Picture, items_of, source_of
+from .pairs import STRICT, by_name, listing, name_of, some
+from .request import Request
 
-CAPTION_SOURCES = texts.SOURCES
 SHAPE_TOLERANCE = 0.01  # by how much a partner's aspect ratio may differ before it cannot be the same picture
 
 Report = Callable[[str, int, int], None]  # (what is being done, done, total)
-
-
-@dataclass(frozen=True)
-class Request:
-    """Everything asked of one folder, as the node or the command line says it."""
-
-    folder: Path
-    resolution: int
-    captions: str = TEXT_FILE
-    prompt: str = ""
-    trigger: str = ""
-    class_word: str = ""
-    references: tuple[Path, ...] = ()
-    bad_files: str = SKIP
-    subfolders: bool = True
-    background: str = "white"
-    max_samples: int = 0
-    source: Source = field(default_factory=lambda: Source(Path()))
-    caption: CaptionOptions = field(default_factory=CaptionOptions)
-    crop: CropOptions = field(default_factory=CropOptions)
-    mask: MaskOptions = field(default_factory=MaskOptions)
-    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
-
-    def __post_init__(self):
-        if self.captions not in CAPTION_SOURCES or self.bad_files not in (SKIP, REFUSE):
-            raise UserError(f"captions is {self.captions!r} and bad_files {self.bad_files!r}; choose from "
-                            f"{', '.join(CAPTION_SOURCES)} and {SKIP}, {REFUSE}.")  # fmt: skip
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError as error:
-            raise UserError(
-                f"background is {self.background!r}, which is no colour; write white or #ffffff."
-            ) from error
-        if len(self.references) > MOST_FOLDERS:
-            raise UserError(f"{len(self.references)} reference folders are named; at most {MOST_FOLDERS} can be used.")
-        if self.reference.kind == STRICT and self.reference.resolution:
-            raise UserError("reference_resolution is set, but strict references have their image's size; set it to 0.")
-
-    @property
-    def identity(self) -> str:
-        """The same for the same settings, whatever the files hold."""
-        return canonical_hash(repr(self))
 
 
 def read_folder(request: Request, index: Index | None = None, report: Report = lambda *_: None) -> Dataset:
@@ -78,18 +35,6 @@ def read_folder(request: Request, index: Index | None = None, report: Report = l
     return _Reader(request, index or Index(), report).read()
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """One usable image with what belongs to it."""
-
-    path: Path
-    digest: str
-    facts: Facts
-    captions: list[str] | None
-    references: tuple[Path, ...] = ()
-    mask: Path | None = None
-
-
 class _Reader:
     """The stages of reading one folder, with what they find wrong."""
 
@@ -98,24 +43,23 @@ class _Reader:
         self.skipped: list[str] = []
         self.refused: list[str] = []
         self.warnings: list[str] = []
-        self.partners: dict[Path, tuple[str, Facts]] = {}
+        self.partners: dict[Path, Known] = {}
 
     def read(self) -> Dataset:
         request = self.request
-        if request.crop.crop and request.crop.style == crops.FACE:
+        if request.crop.wants_faces:
             faces.require()
         pictures = self._limited(self._captioned(self._paired(self._sound(self._rows()))))
-        items = tuple(item for picture in pictures for item in self._items(picture))
         self._refuse_bad()
-        if not items:
+        if not pictures:
             reasons = f" ({'; '.join(self.skipped[:3])})" if self.skipped else ""
             raise UserError(
                 f"{request.folder} holds no usable image{reasons}; it needs {', '.join(SUFFIXES[:4])} files."
             )
-        self._warn(pictures, items)
-        source = self._source()
-        told = tuple(self.skipped), tuple(self.warnings)
-        return Dataset(items, (source,), request.resolution, *told, request.identity, (request,))
+        at = self._faces(pictures)
+        items = tuple(item for p in pictures for item in items_of(p, request, self.partners, at.get(p.digest)))
+        told = tuple(self.skipped), (*self.warnings, *advice(request, pictures, items))
+        return Dataset(items, (source_of(request),), request.resolution, *told, request.identity, (request,))
 
     # what is there
 
@@ -148,13 +92,12 @@ class _Reader:
 
     def _refuse_bad(self) -> None:
         if self.refused:
-            raise UserError(f"{len(self.refused)} files cannot be used: {'; '.join(self.refused)}. Mend or "
-                f"remove them, "
-                            "or set bad_files or the size rule to 'skip'.")  # fmt: skip
+            raise UserError(f"{len(self.refused)} files cannot be used: {'; '.join(self.refused)}. Mend or remove "
+                            "them, or set bad_files or the size rule to 'skip'.")  # fmt: skip
 
     # what can be used
 
-    def _sound(self, rows: list[Row]) -> list[_Picture]:
+    def _sound(self, rows: list[Row]) -> list[Picture]:
         known = self._facts([row.image for row in rows])
         sound = []
         for row in rows:
@@ -164,12 +107,12 @@ class _Reader:
                 continue
             action, reason = crops.problem(facts.width, facts.height, self.request.crop)
             if action == ACCEPT:
-                sound.append(_Picture(row.image, digest, facts, row.captions, row.controls))
+                sound.append(Picture(row.image, digest, facts, row.captions, row.controls))
             else:
                 (self.refused if action == REFUSE else self.skipped).append(f"{row.image.name}: {reason}")
         return sound
 
-    def _facts(self, paths: list[Path]) -> dict[Path, tuple[str, Facts]]:
+    def _facts(self, paths: list[Path]) -> dict[Path, Known]:
         """Content hash and facts of each file; a file that cannot be read has the reason as its problem."""
         digests = self.index.digests(paths, lambda done, total: self.report("reading files", done, total))
         readable = {path: digest for path, digest in digests.items() if isinstance(digest, str)}
@@ -181,7 +124,7 @@ class _Reader:
         }
         return unreadable | {path: (digest, facts[digest]) for path, digest in readable.items()}
 
-    def _paired(self, pictures: list[_Picture]) -> list[_Picture]:
+    def _paired(self, pictures: list[Picture]) -> list[Picture]:
         """Pictures with their references and masks. Raises UserError naming those without, warns of surplus ones."""
         root = self.request.folder if self.request.folder.is_dir() else self.request.folder.parent
         names = [name_of(p.path, root) for p in pictures]
@@ -195,12 +138,12 @@ class _Reader:
             pictures = [replace(p, mask=partners.get(n)) for p, n in zip(pictures, names, strict=True)]
         elif self.request.mask.alpha:
             pictures = [replace(p, mask=p.path if p.facts.alpha else None) for p in pictures]
-        self.partners = self._facts([path for p in pictures for path in _partners_of(p)])
+        self.partners = self._facts([path for p in pictures for path in p.partners])
         return [p for p in pictures if self._fitting(p)]
 
-    def _fitting(self, picture: _Picture) -> bool:
+    def _fitting(self, picture: Picture) -> bool:
         """Whether all references and the mask of a picture can be used; what cannot is reported."""
-        for path in _partners_of(picture):
+        for path in picture.partners:
             facts = self.partners[path][1]
             if facts.problem:
                 self._bad(path.name, f"(partner of {picture.path.name}) {facts.problem}")
@@ -225,7 +168,7 @@ class _Reader:
             self.warnings.append(f"{folder.name} has {what}s that belong to no image: {some(surplus)}")
         return partners
 
-    def _limited(self, pictures: list[_Picture]) -> list[_Picture]:
+    def _limited(self, pictures: list[Picture]) -> list[Picture]:
         """At most ``max_samples`` pictures: a fixed choice by content, which added files change little."""
         most = self.request.max_samples
         if not most or len(pictures) <= most:
@@ -236,7 +179,7 @@ class _Reader:
 
     # captions
 
-    def _captioned(self, pictures: list[_Picture]) -> list[_Picture]:
+    def _captioned(self, pictures: list[Picture]) -> list[Picture]:
         found = [replace(p, captions=self._captions(p)) for p in pictures]
         missing = [p.path.name for p in found if p.captions is None]
         prompt = self.request.prompt.strip()
@@ -251,7 +194,7 @@ class _Reader:
             )
         return [replace(p, captions=[prompt]) if p.captions is None else p for p in found]
 
-    def _captions(self, picture: _Picture) -> list[str] | None:
+    def _captions(self, picture: Picture) -> list[str] | None:
         if picture.captions is not None or self.request.captions == ONE_PROMPT:
             return picture.captions or None
         if self.request.captions == FILE_NAME:
@@ -261,118 +204,26 @@ class _Reader:
             return None
         return texts.read_file(file) or (None if self.request.prompt.strip() else [""])
 
-    def _say(self, caption: str) -> tuple[str, str]:
-        """(caption, class caption) with trigger and class word in their places."""
-        trigger, word, prepend = self.request.trigger, self.request.class_word, self.request.caption.prepend_trigger
-        if self.request.source.is_reg:
-            text = texts.with_trigger(caption, word, prepend=False)
-            return text, text
-        text = texts.with_trigger(caption, trigger, prepend=prepend)
-        return text, texts.with_trigger(caption, trigger, word, prepend) if word else text
+    # faces
 
-    def _source(self) -> Source:
-        text, class_text = (
-            self._say(self.request.caption.dropout_caption) if self.request.caption.dropout_caption else ("", "")
-        )
-        return replace(
-            self.request.source,
-            folder=self.request.folder,
-            trigger=self.request.trigger,
-            class_word=self.request.class_word,
-            caption_dropout=self.request.caption.dropout,
-            dropout_caption=text,
-            dropout_class_caption=class_text,
-            reference_dropout=self.request.reference.dropout,
-            reference_sampling=self.request.reference.sampling,
-        )
-
-    # items
-
-    def _items(self, picture: _Picture) -> list[Item]:
-        request, facts = self.request, picture.facts
-        said = [self._say(c) for c in texts.variants(picture.captions, request.caption, picture.digest)]
-        said = list(dict.fromkeys(said))
-        found = crops.crops(*facts.size, picture.digest, request.resolution, request.crop, lambda: self._face(picture))
-        return [
-            Item(
-                self._view(picture.path, picture.digest, facts, crop),
-                tuple(text for text, _ in said),
-                tuple(class_text for _, class_text in said),
-                tuple(self._reference(path, crop, facts) for path in picture.references),
-                self._mask(picture, crop),
-            )
-            for crop in found
-        ]
-
-    def _view(self, path: Path, digest: str, facts: Facts, crop: Crop) -> View:
-        return View(path, digest, crop, self.request.background if facts.alpha else "")
-
-    def _reference(self, path: Path, crop: Crop, image: Facts) -> View:
-        digest, facts = self.partners[path]
-        if self.request.reference.kind == STRICT:
-            return self._view(path, digest, facts, crop.on(*image.size, facts.size))
-        side = self.request.reference.resolution or (crop.size[0] * crop.size[1]) ** 0.5
-        own = crops.crops(*facts.size, digest, side, CropOptions(aspect=crops.PRESERVE))[0]
-        return self._view(path, digest, facts, replace(own, flip_x=crop.flip_x, flip_y=crop.flip_y))
-
-    def _mask(self, picture: _Picture, crop: Crop) -> Mask | None:
-        if picture.mask is None:
-            return None
-        digest, facts = self.partners[picture.mask]
-        options = self.request.mask
-        view = View(picture.mask, digest, crop.on(*picture.facts.size, facts.size))
-        return Mask(view, options.alpha, options.invert, options.minimum)
-
-    def _face(self, picture: _Picture) -> tuple[float, float] | None:
-        known = self.index.remembered("face", [picture.digest])
-        if picture.digest not in known:
-            point = faces.largest_face(open_upright(read_bytes(picture.path), picture.path.name))
-            self.index.remember("face", picture.digest, point)
-            return point
-        point = known[picture.digest]
-        return tuple(point) if point else None
-
-    # what the user should know
-
-    def _warn(self, pictures: list[_Picture], items: tuple[Item, ...]) -> None:
-        request = self.request
-        small = [i.path.name for i in items if _scaled_up(i)]
-        if small:
+    def _faces(self, pictures: list[Picture]) -> dict[str, crops.Point]:
+        """Where the largest face is, by content; each content is looked at once."""
+        if not self.request.crop.wants_faces:
+            return {}
+        known = self.index.remembered("face", [p.digest for p in pictures])
+        for done, picture in enumerate(pictures, 1):
+            if picture.digest not in known:
+                found = faces.largest_face(open_upright(read_bytes(picture.path), picture.path.name))
+                self.index.remember("face", picture.digest, found)
+                known[picture.digest] = found
+            self.report("finding faces", done, len(pictures))
+        without = [p.path.name for p in pictures if not known[p.digest]]
+        if without:
             self.warnings.append(
-                f"{len(small)} images are smaller than they are trained at and scaled up: {some(small)}"
+                f"no face was found in {len(without)} images, cut around their centre: {some(without)}"
             )
-        captions = {text for item in items for text in item.captions}
-        if (
-            request.trigger
-            and not request.source.is_reg
-            and not any(texts.has_word(c, request.trigger) for c in captions)
-        ):
-            self.warnings.append(f"the trigger {request.trigger!r} is in no caption")
-        if not request.trigger and any(texts.PLACEHOLDER in c for p in pictures for c in p.captions):
-            self.warnings.append("captions contain [trigger] but trigger is empty")
-        if len(pictures) > 1 and len(captions) == 1 and request.captions != ONE_PROMPT:
-            self.warnings.append("all captions are equal")
-        blank = [p.path.name for p in pictures if not any(p.captions)]
-        if blank:
-            self.warnings.append(f"{len(blank)} captions are empty: {some(blank)}")
-        self.warnings += _duplicates(pictures)
-
-
-def _partners_of(picture: _Picture) -> list[Path]:
-    return [*picture.references, *([picture.mask] if picture.mask else [])]
+        return {digest: tuple(point) for digest, point in known.items() if point}
 
 
 def _same_shape(one: Facts, other: Facts) -> bool:
     return abs(one.width * other.height / (one.height * other.width) - 1) <= SHAPE_TOLERANCE
-
-
-def _scaled_up(item: Item) -> bool:
-    left, top, right, bottom = item.view.crop.box
-    return item.size[0] > (right - left) + 8 or item.size[1] > (bottom - top) + 8  # half a step of 16 is rounding
-
-
-def _duplicates(pictures: list[_Picture]) -> list[str]:
-    same: dict[str, list[str]] = {}
-    for picture in pictures:
-        same.setdefault(picture.digest, []).append(picture.path.name)
-    return [f"the same image is there {len(names)} times: {some(names)}" for names in same.values() if len(names) > 1]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from .cache import Sample, Samples
+from .samples import Sample, Samples
 
 AHEAD = 2  # batches that are read while one is trained on
 

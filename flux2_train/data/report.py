@@ -8,10 +8,11 @@ from collections import Counter
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
-from .cache import EmbedCache, LatentCache, Samples
+from .cache import EmbedCache, LatentCache
 from .dataset import Dataset, Item
 from .images import open_upright, read_bytes, to_rgb
 from .order import epoch_batches
+from .samples import Samples
 
 THUMBNAIL = 192  # pixels
 MOST = 48  # pictures on a sheet

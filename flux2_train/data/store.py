@@ -144,11 +144,14 @@ class Store:
     def _write_problem(self, error: OSError, size: int) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(self.folder).free
-            return (f"The disk is full: {size} bytes did not fit into the cache {self.folder} ({free} bytes "
-                f"free). Make "
-                    "room, prune the cache, or choose another place for it; what is done so far is kept.")  # fmt: skip
-        return (f"The cache {self.folder} cannot be written ({error.strerror or error}); make the folder writable or "
-                "choose another place for the cache.")  # fmt: skip
+            return (
+                f"The disk is full: {size} bytes did not fit into the cache {self.folder} ({free} bytes free). Make "
+                "room, prune the cache, or choose another place for it; what is done so far is kept."
+            )
+        return (
+            f"The cache {self.folder} cannot be written ({error.strerror or error}); make the folder writable or "
+            "choose another place for the cache."
+        )
 
     def _trust(self, key: str) -> None:
         """Remember an entry's state, so that it need not be verified until it changes."""
@@ -231,8 +234,7 @@ class Store:
                 connection.execute("DELETE FROM uses WHERE owner = ?", (owner,))
 
     def bound(self, limit: float, owners: set[str]) -> int:
-        """Remove entries, those of the longest unused data sets first, until ``limit`` bytes are left. Returns "
-        "how many.
+        """Remove entries, those of the longest unused data sets first, until ``limit`` bytes are left; say how many.
 
         What ``owners`` use stays, however large it is.
         """

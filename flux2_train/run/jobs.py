@@ -6,8 +6,9 @@ from dataclasses import replace
 from functools import reduce
 
 from ..data.dataset import Dataset
-from ..data.folder import Report, Request, read_folder
+from ..data.folder import Report, read_folder
 from ..data.index import Index
+from ..data.request import Request
 from ..host import files
 from ..host.describe import describe
 from ..job import Job

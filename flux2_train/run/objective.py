@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data.cache import Sample
+from ..data.samples import Sample
 from ..flow import guidance as guide
 from ..flow import loss as losses
 from ..flow.preservation import outside

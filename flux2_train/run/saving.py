@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import files
-from ..data.cache import Sample
+from ..data.samples import Sample
 from ..errors import UserError
 from ..host import certificate, lora
 from ..host.certificate import LARGEST_LATENT, TOLERANCE, Case, Certificate

@@ -16,9 +16,10 @@ from ..adapters import read, targets
 from ..adapters.live import Adapters, Site
 from ..adapters.start import start_from
 from ..config import TrainConfig
-from ..data.cache import EmbedCache, LatentCache, Sample, samples
+from ..data.cache import EmbedCache, LatentCache
 from ..data.dataset import Dataset
 from ..data.order import batches, drawn, step_count
+from ..data.samples import Sample, samples
 from ..errors import UserError
 from ..flow.guidance import embedded
 from ..flow.target import interpolate, velocity_target

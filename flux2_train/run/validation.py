@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..data.cache import Sample
+from ..data.samples import Sample
 from ..flow.target import interpolate, mean_squared_error, velocity_target
 
 TIMES = (0.2, 0.4, 0.6, 0.8)

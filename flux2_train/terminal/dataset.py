@@ -26,8 +26,9 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print counts, buckets and problems; draw the contact sheet."""
-    from ..data.folder import Request, read_folder
+    from ..data.folder import read_folder
     from ..data.report import contact_sheet, summary
+    from ..data.request import Request
 
     request = Request(
         arguments.folder,

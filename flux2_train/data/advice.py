@@ -1,0 +1,48 @@
+"""What a person should know about a folder before training on it: nothing here stops anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import captions as texts
+from .captions import ONE_PROMPT
+from .dataset import Item
+from .items import Picture
+from .pairs import some
+from .request import Request
+
+
+def advice(request: Request, pictures: list[Picture], items: tuple[Item, ...]) -> Iterator[str]:
+    """Sentences about sizes, captions, trigger and duplicates."""
+    small = list(dict.fromkeys(i.path.name for i in items if _scaled_up(i)))
+    if small:
+        yield f"{len(small)} images are smaller than they are trained at and scaled up: {some(small)}"
+    yield from _on_captions(request, pictures, {text for item in items for text in item.captions})
+    yield from _duplicates(pictures)
+
+
+def _scaled_up(item: Item) -> bool:
+    left, top, right, bottom = item.view.crop.box
+    return item.size[0] > (right - left) + 8 or item.size[1] > (bottom - top) + 8  # half a step of 16 is rounding
+
+
+def _on_captions(request: Request, pictures: list[Picture], captions: set[str]) -> Iterator[str]:
+    trigger = "" if request.source.is_reg else request.trigger
+    if trigger and not any(texts.has_word(c, trigger) for c in captions):
+        yield f"the trigger {trigger!r} is in no caption"
+    if not request.trigger and any(texts.PLACEHOLDER in c for p in pictures for c in p.captions):
+        yield "captions contain [trigger] but trigger is empty"
+    if len(pictures) > 1 and len(captions) == 1 and request.captions != ONE_PROMPT:
+        yield "all captions are equal"
+    blank = [p.path.name for p in pictures if not any(p.captions)]
+    if blank:
+        yield f"{len(blank)} captions are empty: {some(blank)}"
+
+
+def _duplicates(pictures: list[Picture]) -> Iterator[str]:
+    same: dict[str, list[str]] = {}
+    for picture in pictures:
+        same.setdefault(picture.digest, []).append(picture.path.name)
+    for names in same.values():
+        if len(names) > 1:
+            yield f"the same image is there {len(names)} times: {some(names)}"
