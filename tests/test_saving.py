@@ -12,6 +12,7 @@ from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.options import AdapterConfig, SaveConfig
+from flux2_train.run.folder import RunFolder
 from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
 
@@ -45,7 +46,7 @@ def header(path):
 
 def results(trainer, robot, tmp_path, **more):
     with torch.inference_mode():
-        return write_results(trainer, robot.dataset, tmp_path / "loras", tmp_path / "runs", **more)
+        return write_results(trainer, tmp_path / "loras", RunFolder.create(tmp_path / "runs", "x"), **more)
 
 
 def test_file_report_and_header_carry_the_certificate(lora, robot, tmp_path):
@@ -63,7 +64,7 @@ def test_certificate_off_and_stopped_runs_say_so(lora, robot, tmp_path):
     off = results(saved_as(lora, SaveConfig(certificate=False)), robot, tmp_path)
     assert off.certificate == header(off.lora_path)["flux2_train.certificate"] == "not certified"
     stopped = results(saved_as(lora, SaveConfig()), robot, tmp_path, stopped=True)
-    assert stopped.certificate == "not certified" and stopped.lora_path.name == "x_step2.safetensors"
+    assert stopped.certificate == "not certified" and stopped.lora_path.name == "x_2_step2.safetensors"
 
 
 def test_a_file_that_acts_otherwise_is_an_error_and_is_kept(lora, robot, tmp_path, monkeypatch):

@@ -9,13 +9,13 @@ import torch
 from safetensors import safe_open
 from support import tiny_flux1
 
-from flux2_train import job
 from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
 from flux2_train.options import OptimizerConfig
 from flux2_train.run import events
+from flux2_train.run.folder import RunFolder
 from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
 
@@ -142,12 +142,12 @@ def test_a_listener_that_raises_leaves_everything_in_order(nano, robot, plain):
 
 def test_results_are_written_with_metadata_and_nothing_is_overwritten(nano, robot, tmp_path):
     trainer, _ = train(nano, robot, name="zbot", validation_items=1)
-    first = write_results(trainer, robot.dataset, tmp_path / "loras", tmp_path / "runs")
-    second = write_results(trainer, robot.dataset, tmp_path / "loras", tmp_path / "runs", stopped=True)
+    folder = RunFolder.create(tmp_path / "runs", "zbot")
+    first = write_results(trainer, tmp_path / "loras", folder)
+    second = write_results(trainer, tmp_path / "loras", folder, stopped=True)
     assert (first.lora_path.name, second.lora_path.name) == ("zbot.safetensors", "zbot_step3.safetensors")
-    assert sorted(p.name for p in first.folder.iterdir()) == ["job.json", "loss.csv", "loss.png", "report.json"]
+    assert sorted(p.name for p in first.folder.iterdir()) == ["loss.csv", "loss.png", "report.json"]
     assert len((first.folder / "loss.csv").read_text().splitlines()) == 1 + 3
-    assert job.load(first.folder / "job.json").training == trainer.config
     with safe_open(first.lora_path, "pt") as file:
         header = file.metadata()
         assert set(file.keys()) == set(first.lora)

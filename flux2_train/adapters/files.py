@@ -86,13 +86,14 @@ def save_as(exported: Exported, path: Path, metadata: dict[str, str]) -> Path:
     return save(exported.tensors, path / PEFT_FILE, {**metadata, **exported.metadata})
 
 
-def free_path(folder: Path, name: str, format: str = "comfyui") -> Path:
-    """``name.safetensors`` in ``folder``, or ``name_2``, ``name_3`` ... where that is taken: nothing is overwritten.
+def path_of(folder: Path, name: str, format: str = "comfyui") -> Path:
+    """``name.safetensors`` in ``folder``; for peft, whose form is a folder, without the ending."""
+    return folder / (name if format == "peft" else f"{name}.safetensors")
 
-    For peft, whose form is a folder, without the ending.
-    """
-    end = "" if format == "peft" else ".safetensors"
-    path, number = folder / f"{name}{end}", 2
+
+def free_path(folder: Path, name: str, format: str = "comfyui") -> Path:
+    """``path_of`` that name, or ``name_2``, ``name_3`` ... where that is taken: nothing is overwritten."""
+    path, number = path_of(folder, name, format), 2
     while path.exists():
-        path, number = folder / f"{name}_{number}{end}", number + 1
+        path, number = path_of(folder, f"{name}_{number}", format), number + 1
     return path

@@ -3,6 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run has a folder, whose name is the run's."""
+
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """An interrupted run goes on after step ``step``, from the checkpoint at ``path``."""
+
+    step: int
+    total: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """The run as it was after step ``step`` is safely on disk at ``path``."""
+
+    step: int
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -39,4 +64,4 @@ class Validated:
     loss: float
 
 
-Event = Phase | Warned | Stepped | Validated
+Event = Started | Resumed | Checkpointed | Phase | Warned | Stepped | Validated

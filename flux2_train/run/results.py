@@ -21,6 +21,8 @@ from ..adapters.header import REFERENCES, Tensors
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..host import identify
+from .events import Started
+from .folder import RunFolder, write_text
 from .jobs import job_of
 from .plot import loss_plot
 from .saving import Saved, save_adapters
@@ -30,15 +32,17 @@ from .trainer import Event, Trainer
 def train(trainer: Trainer, lora_folder: Path, run_folder: Path, listen: Callable[[Event], None]) -> Results | None:
     """Run to the end and write the results; the main process does, the others return ``None``.
 
-    On every other way out, which may be any exception of ``listen``, what was learned is saved first.
+    The run's folder is there, with its job, before the first step. On every other way out, which may be any exception
+    of ``listen``, what was learned is saved first.
     """
+    folder = _begin(trainer, lora_folder, run_folder) if trainer.is_main else None
 
     def save(stopped: bool) -> Results | None:
-        if trainer.is_main:
-            return write_results(trainer, trainer.dataset, lora_folder, run_folder, stopped)
-        return None
+        return write_results(trainer, lora_folder, folder, stopped) if folder else None
 
     try:
+        if folder:
+            listen(Started(folder.path))
         with closing(trainer.run()) as run:
             for event in run:
                 listen(event)
@@ -47,6 +51,17 @@ def train(trainer: Trainer, lora_folder: Path, run_folder: Path, listen: Callabl
             save(stopped=True)
         raise
     return save(stopped=False)
+
+
+def _begin(trainer: Trainer, lora_folder: Path, run_folder: Path) -> RunFolder:
+    """A new folder for the run, of a name that the LoRA can have too, with its job in it."""
+
+    def taken(name: str) -> bool:
+        return files.path_of(lora_folder, name, trainer.config.save.format).exists()
+
+    folder = RunFolder.create(run_folder, trainer.config.name, taken)
+    write_text(folder.job, job_of(trainer).to_json())
+    return folder
 
 
 @dataclass(frozen=True)
@@ -59,30 +74,24 @@ class Results:
     certificate: str
 
 
-def write_results(
-    trainer: Trainer, dataset: Dataset, lora_folder: Path, run_folder: Path, stopped: bool = False
-) -> Results:
+def write_results(trainer: Trainer, lora_folder: Path, folder: RunFolder, stopped: bool = False) -> Results:
     """Save the adapters as they are now; a run that was stopped early gets its step into the file name.
 
     Raises UserError, after everything is written, if the saved file does not act like the trained adapters. A stopped
     run is saved without that proof: the model may be what stopped it.
     """
-    name = f"{trainer.config.name}_step{len(trainer.history.losses)}" if stopped else trainer.config.name
+    name = f"{folder.name}_step{len(trainer.history.losses)}" if stopped else folder.name
     target = files.free_path(lora_folder, name, trainer.config.save.format)
     with trainer.weights_for("export"):
-        header = metadata(trainer, dataset)
+        header = metadata(trainer, trainer.dataset)
         saved = save_adapters(trainer, target, header, certify=not stopped)
-    lora_path, name = saved.path, target.name.removesuffix(".safetensors")
-    folder = run_folder / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "job.json").write_text(job_of(trainer).to_json())
-    (folder / "report.json").write_text(json.dumps(report(trainer, dataset, saved), indent=2) + "\n")
-    _write_losses(trainer, folder / "loss.csv")
+    write_text(folder.report, json.dumps(report(trainer, trainer.dataset, saved), indent=2) + "\n")
+    _write_losses(trainer, folder.losses)
     if trainer.history.losses:
-        loss_plot(trainer.history, name).save(folder / "loss.png")
+        loss_plot(trainer.history, folder.name).save(folder.plot)
     if saved.problem:
         raise UserError(saved.problem)
-    return Results(Tensors(saved.tensors, header), lora_path, folder, saved.certificate)
+    return Results(Tensors(saved.tensors, header), saved.path, folder.path, saved.certificate)
 
 
 def _write_losses(trainer: Trainer, path: Path) -> None:

@@ -1,0 +1,52 @@
+"""A run's folder is there from the start, holds its job, and belongs to one run only."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from support import tiny_caches, tiny_flux2
+
+from flux2_train import job
+from flux2_train.config import TrainConfig
+from flux2_train.run.events import Started
+from flux2_train.run.folder import RunFolder
+from flux2_train.run.results import train
+from flux2_train.run.trainer import Trainer
+
+CONFIG = TrainConfig(name="run", steps=2, rank=2, validation_items=0)
+
+
+class Stop(Exception):
+    """What a listener raises."""
+
+
+def trainer(**changes):
+    return Trainer(tiny_flux2(), *tiny_caches(2), TrainConfig(**{**vars(CONFIG), **changes}))
+
+
+def test_the_folder_and_its_job_are_there_before_the_first_step(tmp_path):
+    def listen(event):
+        assert isinstance(event, Started)
+        assert [p.name for p in event.folder.iterdir()] == ["job.json"]
+        assert job.load(event.folder / "job.json").training == CONFIG
+        raise Stop
+
+    with torch.inference_mode(), pytest.raises(Stop):
+        train(trainer(), tmp_path / "loras", tmp_path / "runs", listen)
+    assert not (tmp_path / "loras").exists()
+
+
+def test_folder_and_lora_have_one_name(tmp_path):
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "run.safetensors").touch()
+    (tmp_path / "runs" / "run_2").mkdir(parents=True)
+    with torch.inference_mode():
+        results = train(trainer(), tmp_path / "loras", tmp_path / "runs", lambda event: None)
+    assert (results.folder.name, results.lora_path.name) == ("run_3", "run_3.safetensors")
+    assert sorted(p.name for p in results.folder.iterdir()) == ["job.json", "loss.csv", "loss.png", "report.json"]
+
+
+def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: RunFolder.create(tmp_path, "run").name, range(32)))
+    assert sorted(made) == sorted(["run", *(f"run_{n}" for n in range(2, 33))])
