@@ -92,7 +92,7 @@ class CropOptions(io.ComfyNode):
                 io.Combo.Input(
                     "crop_style", options=list(crops.STYLES), default=crops.CENTER,
                     tooltip="Which part is kept: the centre, a random part, the top left corner, or around the largest "
-                    "face (needs OpenCV).",
+                    "face (needs OpenCV 4).",
                 ),
                 io.Int.Input(
                     "crops", default=1, min=1, max=64,

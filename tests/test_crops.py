@@ -1,7 +1,6 @@
 """Sizes and crops, each against what it should be computed by hand, and over all shapes hypothesis can think of."""
 
 import math
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -80,42 +79,6 @@ def test_styles():
 def test_faces_are_centred_as_far_as_the_image_goes(face, left):
     (crop,) = crops.crops(900, 600, "x", 512, CropOptions(aspect="square", style="face"), face)
     assert crop.box == (left, 0, left + 600, 600)
-
-
-def test_without_opencv_faces_are_refused_by_name(tmp_path, monkeypatch):
-    picture(tmp_path / "a.png")
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    from flux2_train.data import faces
-
-    faces._cascade.cache_clear()
-    with pytest.raises(UserError, match="crop_style 'face' needs OpenCV"):
-        read(tmp_path, crop=CropOptions(style="face"))
-
-
-def test_a_face_is_found_and_centred(tmp_path):
-    pytest.importorskip("cv2")
-    from flux2_train.data import faces
-
-    faces._cascade.cache_clear()
-    drawn_face().save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("x")
-    left, _, right, _ = read(tmp_path, crop=CropOptions(aspect="square", style="face")).items[0].view.crop.box
-    assert left > 300 and right - left == pytest.approx(400)
-
-
-def drawn_face() -> Image.Image:
-    """A face as simple as the cascade takes it, right of the middle of a wide picture."""
-    from PIL import ImageDraw, ImageFilter
-
-    image = Image.new("L", (900, 400), 120)
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((600, 60, 800, 330), fill=210)
-    for x in (650, 750):
-        draw.ellipse((x - 30, 140, x + 30, 175), fill=70)
-        draw.rectangle((x - 34, 118, x + 34, 130), fill=80)
-    draw.polygon(((700, 160), (682, 230), (718, 230)), fill=240)
-    draw.rectangle((655, 262, 745, 280), fill=90)
-    return image.filter(ImageFilter.GaussianBlur(4)).convert("RGB")
 
 
 def test_small_images_keep_their_size_if_wanted():

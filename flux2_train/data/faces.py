@@ -9,8 +9,11 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from .crops import Point
+from .images import to_rgb
 
 LONGEST = 1024  # pixels; faces that matter are found at this size and it takes a tenth of the time
+CASCADE = "haarcascade_frontalface_default.xml"
 
 
 @cache
@@ -18,11 +21,19 @@ def _cascade():
     try:
         import cv2
     except ImportError as error:
-        raise UserError(
-            "crop_style 'face' needs OpenCV, which is not installed: pip install opencv-python-headless with ComfyUI's "
-            "Python, or choose another crop_style."
-        ) from error
-    return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / "haarcascade_frontalface_default.xml"))
+        raise UserError(_refusal("OpenCV, which is not installed")) from error
+    # OpenCV 5 moved cascades out of the packages that pip installs, and their files with them.
+    file = Path(getattr(getattr(cv2, "data", None), "haarcascades", "")) / CASCADE
+    if not hasattr(cv2, "CascadeClassifier") or not file.is_file():
+        raise UserError(_refusal(f"the face cascade of OpenCV 4, which OpenCV {cv2.__version__} does not have"))
+    return cv2.CascadeClassifier(str(file))
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"crop_style 'face' needs {what}: pip install 'opencv-python-headless<5' with ComfyUI's Python, or choose "
+        "another crop_style."
+    )
 
 
 def require() -> None:
@@ -30,9 +41,9 @@ def require() -> None:
     _cascade()
 
 
-def largest_face(image: Image.Image) -> tuple[float, float] | None:
+def largest_face(image: Image.Image) -> Point | None:
     """The centre (x, y) of the largest frontal face in pixels, None where there is none."""
-    small = image.convert("L")
+    small = to_rgb(image).convert("L")
     small.thumbnail((LONGEST, LONGEST))
     found = _cascade().detectMultiScale(np.asarray(small), scaleFactor=1.1, minNeighbors=4)
     if len(found) == 0:
