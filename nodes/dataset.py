@@ -140,6 +140,11 @@ class DatasetFolder(io.ComfyNode):
                     tooltip="Train regularisation images towards what the base model predicts instead of the image, "
                     "which only keeps what it knows.",
                 ),
+                io.Float.Input(
+                    "timestep_offset", default=0.0, min=-8.0, max=8.0, step=0.05, optional=True, advanced=True,
+                    tooltip="Moves the times these images are trained at, on the logit scale: above 0 towards noise "
+                    "and composition, below 0 towards detail. 0.5 is much.",
+                ),
             ],
             outputs=[FluxDataset.Output(display_name="dataset")],
             hidden=[io.Hidden.unique_id],
@@ -171,6 +176,7 @@ class DatasetFolder(io.ComfyNode):
         loss_weight: float = 1.0,
         is_reg: bool = False,
         base_target: bool = False,
+        timestep_offset: float = 0.0,
         **chosen,
     ) -> io.NodeOutput:
         request = Request(
@@ -181,7 +187,15 @@ class DatasetFolder(io.ComfyNode):
             trigger.strip(),
             class_word.strip(),
             tuple(resolve(name) for name in references.split(";") if name.strip()),
-            source=Source(Path(), repeats, probability, loss_weight, is_reg, base_target),
+            source=Source(
+                Path(),
+                repeats,
+                probability,
+                loss_weight,
+                is_reg,
+                base_target,
+                timestep_offset=timestep_offset,
+            ),
             caption=caption_options or CaptionOptions(),
             crop=crop_options or CropOptions(),
             mask=mask_options or MaskOptions(),

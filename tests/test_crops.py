@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import gradient, picture, read
-from PIL import Image
 
 from flux2_train.data import crops
 from flux2_train.data.crops import Crop, CropOptions, parse_numbers, shape_near

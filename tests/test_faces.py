@@ -82,7 +82,7 @@ def test_faces_are_looked_for_once_and_pictures_without_one_are_named(folder, tm
 
 @pytest.mark.parametrize("cv2, words", [
     ("None", "needs OpenCV, which is not installed: pip install 'opencv-python-headless<5'"),
-    ("types.SimpleNamespace(__version__='5.0.0')", "OpenCV 5.0.0 does not have: pip install 'opencv-python-headless<5'"),
+    ("types.SimpleNamespace(__version__='5.0.0')", "OpenCV 5.0.0 does not have: pip install 'opencv-"),
 ])  # fmt: skip
 def test_where_faces_cannot_be_found_that_is_said_by_name(folder, cv2, words):
     """In a process of its own that cannot import OpenCV, or that has version 5, which has no cascades."""

@@ -85,6 +85,7 @@ def test_regularisation_images_have_no_trigger_and_batches_of_their_own(folder, 
 @pytest.mark.parametrize("settings, words", [
     ({"repeats": 0}, "repeats is 0"), ({"probability": 0.0}, "both must be above 0"),
     ({"probability": 1.5}, "probability is 1.5"),
+    ({"timestep_offset": 9.0}, "timestep_offset is 9.0; it must lie between -8 and 8"),
     ({"weight": -1.0}, "must not be negative"), ({"base_target": True}, "base_target is on but is_reg is off"),
 ])  # fmt: skip
 def test_weights_that_cannot_be_are_refused(folder, settings, words):

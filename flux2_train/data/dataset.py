@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COMBINED, RANDOM = "combined", "random"
 SAMPLINGS = (COMBINED, RANDOM)
+MOST_OFFSET = 8.0  # on the logit scale; beyond it all times are 0 or 1
 FORMAT = 1  # of cached entries: what the same key means
 
 
@@ -123,6 +124,10 @@ class Source:
             raise UserError(f"repeats is {self.repeats} and probability {self.probability}; both must be above 0.")
         if self.weight < 0:
             raise UserError(f"loss_weight is {self.weight}; it must not be negative.")
+        if not abs(self.timestep_offset) <= MOST_OFFSET:
+            raise UserError(
+                f"timestep_offset is {self.timestep_offset}; it must lie between -{MOST_OFFSET:g} and {MOST_OFFSET:g}."
+            )
         if self.base_target and not self.is_reg:
             raise UserError(
                 "base_target is on but is_reg is off: nothing would be learned from these images; turn is_reg on for "
