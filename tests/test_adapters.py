@@ -251,3 +251,20 @@ def test_options_act_in_training_and_repeat(nano, robot, options):
     assert once.any()
     assert torch.equal(once, learned(**options))
     assert not torch.equal(once, learned())
+
+
+def test_doras_norms_are_computed_once_while_weights_do_not_change():
+    x, weight, fetches = torch.randn(3, 24), torch.randn(16, 24), []
+
+    def base(dtype, device):
+        fetches.append(dtype)
+        return nullcontext((weight, None))
+
+    adapters = drawn(make(dora=True))
+    delta = adapters.deltas()[A]
+    plain = delta(x, x @ weight.T, base)
+    with adapters.keeping_divisors():
+        assert all(torch.equal(delta(x, x @ weight.T, base), plain) for _ in range(3))
+        assert len(fetches) == 2
+    drawn(adapters).layer(A).lora_B[NAME].weight.data.mul_(2)
+    assert not torch.equal(delta(x, x @ weight.T, base), plain) and len(fetches) == 3

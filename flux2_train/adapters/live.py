@@ -21,6 +21,7 @@ from ..options import AdapterConfig
 from .parts import Base, Delta, Hadamard, Kronecker, LowRank, Part, mapped
 
 NAME = "default"
+Divisor = tuple[Tensor, Tensor | None]  # what DoRA divides rows by (out,), and the base's bias
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Adapters(nn.Module):
     ):
         super().__init__()
         self.sites, self.config, self.names, self.enabled = sites, config, list(sites), True
+        self.divisors: dict[str, Divisor] | None = None  # DoRA's, while they are kept
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.tree = peft.inject_adapter_in_model(peft_config(sites, config), shadow(sites), adapter_name=NAME)
@@ -169,10 +171,26 @@ class Adapters(nn.Module):
         if self.config.dropout:
             inputs = F.dropout(inputs, self.config.dropout, self.training)
         if self.config.dora:
-            return decomposed(part, inputs, y, base).to(y.dtype)
+            return decomposed(part, inputs, y, *self._divisor(name, part, base, x.device)).to(y.dtype)
         if self.config.kind == "loha" and torch.is_grad_enabled():  # or autograd would keep dW, as large as W
             return checkpoint(part, inputs, use_reentrant=False).to(y.dtype)
         return part(inputs).to(y.dtype)
+
+    def _divisor(self, name: str, part: LowRank, base: Base, device: torch.device) -> Divisor:
+        if self.divisors is None:
+            return divisor(part, base, device)
+        if name not in self.divisors:
+            self.divisors[name] = divisor(part, base, device)
+        return self.divisors[name]
+
+    @contextmanager
+    def keeping_divisors(self) -> Iterator[None]:
+        """DoRA's norms are computed once per layer, not in every pass: for as long as the weights do not change."""
+        self.divisors = {}
+        try:
+            yield
+        finally:
+            self.divisors = None
 
     @contextmanager
     def dropping(self, seed: int, step: int) -> Iterator[None]:
@@ -190,12 +208,16 @@ class Adapters(nn.Module):
             self.eval()
 
 
-def decomposed(part: LowRank, x: Tensor, y: Tensor, base: Base) -> Tensor:
-    """DoRA's contribution ``(m / |W + dW| - 1) W x + m / |W + dW| dW x``, the norm without gradient (paper, 4.3)."""
-    with torch.no_grad(), base(torch.float32, x.device) as (weight, bias):
+@torch.no_grad()
+def divisor(part: LowRank, base: Base, device: torch.device) -> Divisor:
+    """The norm ``|W + dW|`` of every row (out,) in fp32, and the base's bias; without gradient (DoRA's paper, 4.3)."""
+    with base(torch.float32, device) as (weight, bias):
         adapted = weight + LowRank(part.down.float(), part.up.float(), part.scale).delta()
-        norm = torch.linalg.vector_norm(adapted, dim=1)
-        bias = None if bias is None else bias.clone()
+        return torch.linalg.vector_norm(adapted, dim=1), None if bias is None else bias.clone()
+
+
+def decomposed(part: LowRank, x: Tensor, y: Tensor, norm: Tensor, bias: Tensor | None) -> Tensor:
+    """DoRA's contribution ``(m / |W + dW| - 1) W x + m / |W + dW| dW x``, the norm a constant."""
     ratio = part.magnitude / norm
     plain = y if bias is None else y - bias.to(y)
     return (ratio - 1) * plain + ratio * part(x)

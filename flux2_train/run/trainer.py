@@ -145,7 +145,8 @@ class Trainer:
 
     def _timed_step(self, borrowed, step: int, batch: list[Sample]) -> Iterator[Event]:
         started, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
-        with training_mode(), self.adapters.dropping(self.config.seed, step):
+        adapters = self.adapters
+        with training_mode(), adapters.keeping_divisors(), adapters.dropping(self.config.seed, step):
             measured = self._step(borrowed, step, batch)
         if measured is None:
             yield Warned(f"Step {step} was left out: its loss is no number ({_names(batch)}).")
