@@ -7,9 +7,12 @@ from .dataset import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
 from .load import LoadFlux2
 from .merge import SaveMergedModel
-from .options import Optimizer, Preservation, Timesteps, TrainingObjective
+from .objective import TrainingObjective
+from .optimizer import Optimizer
+from .preservation import Preservation
 from .sample import Flux2Sampler
 from .save import SaveOptions
+from .timesteps import Timesteps
 from .train import LoraTrainer
 
 NODES = [

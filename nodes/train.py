@@ -8,11 +8,14 @@ from ..flux2_train.adapters.targets import PRESETS
 from ..flux2_train.config import TrainConfig
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.host import files
-from ..flux2_train.recipes import NONE, RECIPES, settings
+from ..flux2_train.recipes import NONE, RECIPES, Recipe, settings
 from ..flux2_train.run import events
 from ..flux2_train.run.plot import loss_plot
 from ..flux2_train.run.results import train
 from ..flux2_train.run.trainer import Trainer
+from . import optimizer as optimizer_node
+from . import timesteps as timesteps_node
+from .fields import to_widgets
 from .progress import NodeProgress
 from .types import (
     CATEGORY,
@@ -27,6 +30,14 @@ from .types import (
 )
 
 PREVIEW_SECONDS = 2.0
+# What the recipes set beside this node's own values: by input, the names of that node's widgets.
+WIRED = {"timesteps": timesteps_node.NAMES, "optimizer": optimizer_node.NAMES}
+
+
+def _shown(recipe: Recipe) -> dict[str, dict]:
+    """What web/recipes.js fills in: widgets of this node, and of the option nodes by the input they are wired to."""
+    wired = {name: to_widgets(section, WIRED[name]) for name, section in recipe.sections.items()}
+    return {"face": recipe.face, "wired": wired}
 
 
 class LoraTrainer(io.ComfyNode):
@@ -76,9 +87,9 @@ class LoraTrainer(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "recipe", options=list(RECIPES), default=NONE, optional=True,
-                    tooltip="Fills in this node's values for a purpose, or as another trainer documents them; change "
-                    "any of them afterwards. Option nodes that are wired in win over it.",
-                    extra_dict={"recipes": {name: recipe.face for name, recipe in RECIPES.items()}},
+                    tooltip="Fills in this node's values for a purpose, or as another trainer documents them, and those "
+                    "of Timesteps and Optimizer nodes wired in; change any of them afterwards.",
+                    extra_dict={"recipes": {name: _shown(recipe) for name, recipe in RECIPES.items()}},
                 ),
                 FluxObjective.Input(
                     "objective", optional=True,

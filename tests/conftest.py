@@ -31,7 +31,15 @@ from flux2_train.host import encode, files, load  # noqa: E402
 
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras")
 # Every other test file is about the engine and also runs on older ComfyUIs: scripts/test --comfyui VERSION
-NOT_ENGINE = ("test_nano_", "test_nodes", "test_scripts", "test_server", "test_speed_bench", "test_workflows")
+NOT_ENGINE = (
+    "test_browser",
+    "test_nano_",
+    "test_nodes",
+    "test_scripts",
+    "test_server",
+    "test_speed_bench",
+    "test_workflows",
+)
 
 
 def pytest_addoption(parser):

@@ -1,7 +1,7 @@
 """Option nodes: untouched they change nothing, and every widget reaches its setting."""
 
 import json
-from pathlib import Path
+import sys
 
 import pytest
 
@@ -118,9 +118,27 @@ def test_the_plot_follows_the_size_it_is_drawn_for(nodes):
 
 
 def test_recipes_reach_the_browser(nodes):
+    """As values of widgets that exist, and the wired nodes give with them what the server would set without them."""
     entries = {entry.id: entry for entry in nodes["LoraTrainer"].GET_SCHEMA().inputs}
     sent = entries["recipe"].as_dict()["recipes"]
-    assert sent == {name: recipe.face for name, recipe in RECIPES.items()}
-    assert all(set(face) <= set(entries) for face in sent.values())
-    script = (Path(__file__).resolve().parents[1] / "web" / "recipes.js").read_text()
-    assert 'comfyClass !== "Flux2LoraTrainer"' in script and 'name === "recipe"' in script
+    assert {name: recipe["face"] for name, recipe in sent.items()} == {n: r.face for n, r in RECIPES.items()}
+    assert all(set(recipe["face"]) <= set(entries) for recipe in sent.values())
+    for name, recipe in RECIPES.items():
+        for node, section in (("Timesteps", "timesteps"), ("Optimizer", "optimizer")):
+            widgets = json.loads(json.dumps(sent[name]["wired"].get(section, {})))
+            assert repr(settings(nodes[node], **widgets)[section]) == repr(
+                recipe.sections.get(section, getattr(TrainConfig(), section))
+            )
+
+
+@pytest.mark.parametrize("node, changes", [
+    ("Timesteps", {"distribution": "round robin", "values": "1, 0.75", "min": 0.5, "sigmoid_mean": 0.25}),
+    ("Optimizer", {"betas": "0.9, 0.95", "block_rates": "double_blocks=0.5, img=0.0", "warmup": 5.0}),
+])  # fmt: skip
+def test_widgets_show_a_section_as_it_was_set(pack, nodes, node, changes):
+    fields = sys.modules[f"{pack.__name__}.nodes.fields"]
+    module = sys.modules[f"{pack.__name__}.nodes.{node.lower()}"]
+    section = settings(nodes[node], **changes)[node.lower()]
+    shown = fields.to_widgets(section, module.NAMES)
+    assert {name: shown[name] for name in changes} == changes
+    assert repr(settings(nodes[node], **shown)[node.lower()]) == repr(section)

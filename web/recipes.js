@@ -1,21 +1,35 @@
-// LoRA Trainer: choosing a recipe fills in the node's own values, which can then be changed one by one.
-// The values come from the node's definition; the server sets whatever has no widget here.
+// LoRA Trainer: choosing a recipe fills in the node's own values and those of the Timesteps and Optimizer nodes wired
+// into it; all of them can then be changed one by one. The server sets what has no widget in the graph.
 import { app } from "../../scripts/app.js";
+
+const TRAINER = "Flux2LoraTrainer";
+
+function fill(node, values) {
+    for (const [name, value] of Object.entries(values)) {
+        const widget = node.widgets.find((candidate) => candidate.name === name);
+        if (widget) widget.value = value;
+    }
+    node.setDirtyCanvas(true, true);
+}
+
+function apply(trainer, recipe) {
+    fill(trainer, recipe.face);
+    for (const [input, values] of Object.entries(recipe.wired)) {
+        const options = trainer.getInputNode(trainer.findInputSlot(input));
+        if (options?.widgets) fill(options, values);
+    }
+}
 
 app.registerExtension({
     name: "flux2_train.recipes",
     nodeCreated(node) {
-        if (node.comfyClass !== "Flux2LoraTrainer") return;
-        const choice = node.widgets?.find((widget) => widget.name === "recipe");
-        const recipes = choice?.options?.recipes;
-        if (!recipes) return;
+        if (node.comfyClass !== TRAINER) return;
+        // the widget's own options do not hold what is not the frontend's, the node's definition does
+        const { recipes } = node.constructor.nodeData.input.optional.recipe[1];
+        const choice = node.widgets.find((widget) => widget.name === "recipe");
         const chosen = choice.callback;
         choice.callback = function (value, ...rest) {
-            for (const [name, filled] of Object.entries(recipes[value] ?? {})) {
-                const widget = node.widgets.find((candidate) => candidate.name === name);
-                if (widget) widget.value = filled;
-            }
-            node.setDirtyCanvas(true, true);
+            if (recipes[value]) apply(node, recipes[value]);
             return chosen?.call(this, value, ...rest);
         };
     },
