@@ -87,8 +87,8 @@ class LoraTrainer(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "recipe", options=list(RECIPES), default=NONE, optional=True,
-                    tooltip="Fills in this node's values for a purpose, or as another trainer documents them, and those "
-                    "of Timesteps and Optimizer nodes wired in; change any of them afterwards.",
+                    tooltip="Fills in the values for a purpose, or as another trainer documents them: this node's, and "
+                    "those of Timesteps and Optimizer nodes wired in. Change any of them afterwards.",
                     extra_dict={"recipes": {name: _shown(recipe) for name, recipe in RECIPES.items()}},
                 ),
                 FluxObjective.Input(
