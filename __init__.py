@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .nodes import NODES
+from .nodes.routes import add_routes
 
 WEB_DIRECTORY = "./web"
 
@@ -13,4 +14,5 @@ class Flux2TrainExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> Flux2TrainExtension:
+    add_routes()
     return Flux2TrainExtension()

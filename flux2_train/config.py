@@ -12,6 +12,7 @@ from .adapters.targets import PRESETS
 from .errors import UserError
 from .options import (
     AdapterConfig,
+    CheckpointConfig,
     EmaConfig,
     GuardConfig,
     GuidanceConfig,
@@ -57,6 +58,7 @@ class TrainConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self):
         for problem in self._problems():
@@ -68,7 +70,7 @@ class TrainConfig:
         return self.alpha or float(self.rank)
 
     def _problems(self):
-        if not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", self.name) or self.name.strip(". ") == "":
+        if not is_file_name(self.name):
             yield f"The name {self.name!r} cannot be a file name; use letters, digits, spaces, '-', '_' or '.'."
         at_least = {"rank": 1, "batch": 1, "accumulate": 1, "steps": 0, "epochs": 0, "validation_items": 0}
         for name, least in at_least.items():
@@ -93,3 +95,8 @@ class TrainConfig:
     def from_json(cls, text: str) -> TrainConfig:
         """Inverse of ``to_json``. Raises UserError for settings that do not exist and values of another type."""
         return typed.read(cls, json.loads(text), "training")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name can be a file's on every system, in the folder where it is put."""
+    return bool(re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", name)) and name.strip(". ") != ""

@@ -252,6 +252,29 @@ class GuardConfig(Section):
 
 
 @dataclass(frozen=True)
+class CheckpointConfig(Section):
+    """When a run's state is saved: every n optimizer steps, minutes or epochs, 0 for never; the end is always saved.
+
+    The last ``keep`` stay, 0 saves none at all, and with ``keep_best`` the one of the lowest validation loss beside.
+    ``patience`` validations in a row without a lower loss end the run, which then gives the best; 0 is off.
+    """
+
+    every_steps: int = 0
+    every_minutes: float = 10.0
+    every_epochs: int = 0
+    keep: int = 2
+    keep_best: bool = True
+    patience: int = 0
+
+    def problems(self) -> Iterator[str]:
+        """See ``Section``."""
+        yield from ranges(self, every_steps=(0, INF), every_minutes=(0, INF), every_epochs=(0, INF), keep=(0, 10_000),
+                          patience=(0, INF))  # fmt: skip
+        if self.patience and not (self.keep and self.keep_best):
+            yield "patience gives the best checkpoint, but none is kept; set keep to 1 or more and keep_best on."
+
+
+@dataclass(frozen=True)
 class AdapterConfig(Section):
     """What kind of adapter, on which of the chosen layers, and from which LoRA it starts.
 

@@ -3,6 +3,7 @@
 from .adapter import AdapterOptions
 from .apply import LoraApply
 from .cache import CacheEmbeds, CacheLatents
+from .checkpoints import Checkpoints
 from .dataset import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
 from .load import LoadFlux2
@@ -17,7 +18,7 @@ from .train import LoraTrainer
 
 NODES = [
     LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, MaskOptions, ReferenceOptions, CacheEmbeds,
-    CacheLatents, AdapterOptions, SaveOptions,
+    CacheLatents, AdapterOptions, SaveOptions, Checkpoints,
     TrainingObjective, Timesteps, Optimizer, Preservation, LoraTrainer, LoraApply, Flux2Sampler,
     SaveMergedModel,
 ]  # fmt: skip

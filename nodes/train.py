@@ -11,7 +11,8 @@ from ..flux2_train.host import files
 from ..flux2_train.recipes import NONE, RECIPES, Recipe, settings
 from ..flux2_train.run import events
 from ..flux2_train.run.plot import loss_plot
-from ..flux2_train.run.results import train
+from ..flux2_train.run.resume import AUTO, NEW
+from ..flux2_train.run.session import train
 from ..flux2_train.run.trainer import Trainer
 from . import optimizer as optimizer_node
 from . import timesteps as timesteps_node
@@ -20,6 +21,7 @@ from .progress import NodeProgress
 from .types import (
     CATEGORY,
     FluxAdapterOptions,
+    FluxCheckpoints,
     FluxEmbeds,
     FluxLatents,
     FluxObjective,
@@ -111,6 +113,11 @@ class LoraTrainer(io.ComfyNode):
                     "save", optional=True,
                     tooltip="Format and precision of the file: wire Save Options. Free is ComfyUI's format in bf16.",
                 ),
+                FluxCheckpoints.Input(
+                    "checkpoints", optional=True,
+                    tooltip="When the run's state is saved and how often, and when to stop early: wire Checkpoints. "
+                    "Free is every ten minutes and at the end.",
+                ),
                 io.Float.Input(
                     "preservation", default=0.0, min=0.0, max=10.0, step=0.1, optional=True,
                     tooltip="Differential output preservation: keeps what the class word means while the trigger is "
@@ -144,6 +151,11 @@ class LoraTrainer(io.ComfyNode):
                     tooltip="Recompute each block instead of keeping its activations: far less memory, about a third "
                     "more time. Turn it off only if the card has room to spare.",
                 ),
+                io.Combo.Input(
+                    "resume", options=[AUTO, NEW], default=AUTO, optional=True, advanced=True,
+                    tooltip="'auto' goes on where the last run of this name was interrupted (Cancel, error, power "
+                    "cut); a finished one is never touched. 'new' always begins anew.",
+                ),
                 io.Int.Input(
                     "validation_items", default=4, min=0, max=1000, optional=True, advanced=True,
                     tooltip="On how many images the loss is measured at fixed noise before and after training, which "
@@ -163,12 +175,12 @@ class LoraTrainer(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, embeds, latents, recipe=NONE, objective=None, timesteps=None, optimizer=None, preserve=None,
-        **face,
+        resume=AUTO, **face,
     ) -> io.NodeOutput:  # fmt: skip
         sections = {**(objective or {}), **(timesteps or {}), **(optimizer or {}), **(preserve or {})}
         trainer = Trainer(model, embeds, latents, TrainConfig(**settings(recipe, face, sections)))
         listener = _Listener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
-        results = train(trainer, files.lora_folder(), files.run_folder(), listener)
+        results = train(trainer, files.lora_folder(), files.run_folder(), listener, resume)
         listener.progress.say(f"{results.lora_path.name}: {results.certificate}\n{listener.text}")
         plot = to_tensor(loss_plot(trainer.history, results.lora_path.stem))
         return io.NodeOutput(results.lora, {"loss": trainer.history.losses}, results.lora_path.name, plot)
@@ -180,6 +192,7 @@ class _Listener:
     def __init__(self, trainer: Trainer, progress: NodeProgress):
         self.trainer, self.progress = trainer, progress
         self.warnings: list[str] = []
+        self.notes: list[str] = []
         self.validation: list[float] = []
         self.text, self.drawn = "", 0.0
 
@@ -190,6 +203,8 @@ class _Listener:
                 self.progress.advance(len(self.trainer.history.losses))
             case events.Warned(text):
                 self.warnings.append(text)
+            case events.Resumed(step, total, path):
+                self.notes.append(f"goes on after step {step} of {total} ({path.parents[1].name})")
             case events.Validated(_, loss):
                 self.validation.append(loss)
                 self.text = self._describe()
@@ -205,7 +220,7 @@ class _Listener:
         self.progress.advance(event.step, loss_plot(self.trainer.history) if due else None)
 
     def _describe(self, event: events.Stepped | None = None) -> str:
-        lines = list(self.warnings)
+        lines = [*self.warnings, *self.notes]
         if event:
             left = (event.total - event.step) * event.seconds
             lines.append(f"step {event.step}/{event.total}, loss {event.smoothed:.4f}, {event.seconds:.2f} s/step, "

@@ -10,7 +10,7 @@ from flux2_train import job
 from flux2_train.config import TrainConfig
 from flux2_train.run.events import Started
 from flux2_train.run.folder import RunFolder
-from flux2_train.run.results import train
+from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
 
 CONFIG = TrainConfig(name="run", steps=2, rank=2, validation_items=0)
@@ -27,7 +27,7 @@ def trainer(**changes):
 def test_the_folder_and_its_job_are_there_before_the_first_step(tmp_path):
     def listen(event):
         assert isinstance(event, Started)
-        assert [p.name for p in event.folder.iterdir()] == ["job.json"]
+        assert (event.folder / "run.json").is_file()
         assert job.load(event.folder / "job.json").training == CONFIG
         raise Stop
 
@@ -43,7 +43,8 @@ def test_folder_and_lora_have_one_name(tmp_path):
     with torch.inference_mode():
         results = train(trainer(), tmp_path / "loras", tmp_path / "runs", lambda event: None)
     assert (results.folder.name, results.lora_path.name) == ("run_3", "run_3.safetensors")
-    assert sorted(p.name for p in results.folder.iterdir()) == ["job.json", "loss.csv", "loss.png", "report.json"]
+    files = {p.name for p in results.folder.iterdir()} - {".lock"}
+    assert files == {"job.json", "run.json", "loss.csv", "loss.png", "report.json", "checkpoints"}
 
 
 def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import comfy.model_management
 import comfy.ops
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,10 @@ from ..errors import UserError
 def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Weight and bias of a ComfyUI layer in ``dtype`` on ``device``, as they act; valid inside the block only.
 
-    Raises UserError for another pack's layer that does not use them in a plain ``F.linear``.
+    Raises ComfyUI's interrupt where the user has cancelled, as ComfyUI's own layers do, and UserError for another
+    pack's layer that does not use them in a plain ``F.linear``.
     """
+    comfy.model_management.throw_exception_if_processing_interrupted()
     if type(layer).__module__ != comfy.ops.__name__:
         yield _observed(layer, dtype, device)
         return

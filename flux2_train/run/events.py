@@ -64,4 +64,19 @@ class Validated:
     loss: float
 
 
-Event = Started | Resumed | Checkpointed | Phase | Warned | Stepped | Validated
+@dataclass(frozen=True)
+class Completed:
+    """Step ``step`` and all that is looked at after it are done: what the trainer holds now can be gone on from."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A LoRA was saved; ``stopped`` is true where the run ended before its time."""
+
+    path: Path
+    stopped: bool
+
+
+Event = Started | Resumed | Checkpointed | Phase | Warned | Stepped | Validated | Completed | Saved

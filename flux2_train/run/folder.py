@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import UserError
+
+ABOUT, LOCK = "run.json", ".lock"
+PATIENCE = 1.0  # seconds: whoever only asks whether a run is held holds it for a moment
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,15 @@ class RunFolder:
             except FileExistsError:
                 continue
             return cls(runs / chosen)
+
+    @classmethod
+    def last(cls, runs: Path, name: str) -> RunFolder | None:
+        """The run of that name that was begun last, ``None`` where there is none."""
+        numbered = re.compile(rf"{re.escape(name)}(?:_(\d+))?")
+        found = {p: m for p in (runs.iterdir() if runs.is_dir() else ()) if (m := numbered.fullmatch(p.name))}
+        mine = [path for path in found if cls(path).about().get("name") == name]
+        newest = max(mine, key=lambda path: int(found[path][1] or 1), default=None)
+        return cls(newest) if newest else None
 
     @property
     def name(self) -> str:
@@ -57,6 +77,56 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of everything a run can be taken up from."""
         return self.path / "checkpoints"
+
+    @property
+    def stop(self) -> Path:
+        """A file that asks the run to end normally after the step in progress."""
+        return self.path / "stop"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The run is this process's inside the block, and free again however the process ends.
+
+        Raises UserError if it is another one's.
+        """
+        lock = FileLock(self.path / LOCK, timeout=PATIENCE)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(f"The run {self.name} is being trained right now; stop it first.") from error
+        try:
+            self.stop.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def is_held(self) -> bool:
+        """Whether a process trains it right now."""
+        if not self.path.is_dir():
+            return False
+        try:
+            with FileLock(self.path / LOCK, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def ask_to_stop(self) -> None:
+        """End the run normally after the step in progress. Raises UserError if nobody trains it."""
+        if not self.is_held():
+            raise UserError(f"No run {self.name} is being trained; its folder would be {self.path}.")
+        self.stop.touch()
+
+    def about(self) -> dict:
+        """What ``note`` has noted, empty where nothing can be read."""
+        try:
+            noted = json.loads((self.path / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return noted if isinstance(noted, dict) else {}
+
+    def note(self, **values) -> None:
+        """Write how the run stands into ``run.json``: name, status, step, total and so on."""
+        write_text(self.path / ABOUT, json.dumps({**self.about(), **values}, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from ..errors import UserError
 
 WINDOW = 20  # steps over which losses are averaged
+SLOWER = 3.0  # more than buckets of different sizes and preservation on some steps only differ by in the median
 PATIENCE = 3  # successive steps without gradient that make an adapter dead
 
 
@@ -31,12 +33,21 @@ class BadLosses:
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
         self.items.update(items)
         if self.in_a_row >= self.limit:
+            times, self.in_a_row = self.in_a_row, 0  # whoever goes on from here gets as many tries again
             raise UserError(
-                f"The loss is {loss} after {step} steps, {self.in_a_row} times in a row (images: "
+                f"The loss is {loss} after {step} steps, {times} times in a row (images: "
                 f"{', '.join(sorted(self.items)[:5])}). Lower the learning rate, look at these images, or clear the "
                 "latent cache."
             )
         return True
+
+    def state_dict(self) -> dict:
+        """What ``load_state_dict`` needs to go on."""
+        return {"total": self.total, "in_a_row": self.in_a_row, "items": sorted(self.items)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from ``state_dict``'s state."""
+        self.total, self.in_a_row, self.items = state["total"], state["in_a_row"], set(state["items"])
 
 
 class Divergence:
@@ -67,6 +78,14 @@ class Divergence:
             raise UserError(text)
         return text
 
+    def state_dict(self) -> dict:
+        """What ``load_state_dict`` needs to go on."""
+        return {"told": self.told, "recent": self.recent, "best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from ``state_dict``'s state."""
+        self.told, self.recent, self.best = state["told"], list(state["recent"]), state["best"]
+
 
 class DeadAdapters:
     """Raises when an adapter gets no gradient at all on PATIENCE successive steps that should have given it one."""
@@ -89,9 +108,53 @@ class DeadAdapters:
                 "untrained. Another node's patch on the MODEL may cut them off; wire it in without patches."
             )
 
+    def state_dict(self) -> dict:
+        """What ``load_state_dict`` needs to go on."""
+        return dict(self.silent)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from ``state_dict``'s state."""
+        self.silent = dict(state)
+
     def _alive(self) -> set[str]:
         named = [(name, p.grad) for name, parameters in self.layers.items() for p in parameters if p.grad is not None]
         if not named:
             return set()
         largest = torch.stack(torch._foreach_norm([gradient for _, gradient in named], float("inf"))).tolist()
         return {name for (name, _), size in zip(named, largest, strict=True) if size > 0}
+
+
+class SlowSteps:
+    """Tells once when steps have become SLOWER times as slow as they were: the median of WINDOW of them counts."""
+
+    def __init__(self):
+        self.recent: list[float] = []
+        self.best, self.told = math.inf, False
+
+    def check(self, seconds: float) -> str | None:
+        """A sentence the first time it happens."""
+        self.recent = [*self.recent, seconds][-WINDOW:]
+        if self.told or len(self.recent) < WINDOW:
+            return None
+        median = statistics.median(self.recent)
+        self.best = min(self.best, median)
+        if median <= SLOWER * self.best:
+            return None
+        self.told = True
+        return (
+            f"Steps take {median:.3g} s now and took {self.best:.3g} s before. The card may be full, so that its "
+            "memory spills into the computer's (Windows does that without a word), or another program uses it: close "
+            "other programs, or lower resolution, batch or rank; Cancel keeps what was learned."
+        )
+
+
+class Plateau:
+    """Ends a run whose validation loss has not fallen below its lowest for ``patience`` validations; 0 never does."""
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def reached(self, validation: dict[int, float]) -> bool:
+        """``validation`` holds the losses by step, in the order in which they were measured; step 0 counts as one."""
+        losses = list(validation.values())
+        return bool(self.patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= self.patience

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 SMOOTHING = 0.95
+LISTS = ("losses", "smoothed", "preservation", "seconds", "rates")
 BANDS = 10  # equal parts of t in 0..1
 
 
@@ -54,6 +55,17 @@ class History:
         self.seconds.append(seconds)
         self.rates.append(rate)
         self.bands += bands
+
+    def state_dict(self) -> dict:
+        """What ``load_state_dict`` needs to go on."""
+        lists = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in LISTS}
+        return {**lists, "bands": self.bands, "validation": dict(self.validation)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from ``state_dict``'s state."""
+        for name in LISTS:
+            setattr(self, name, state[name].tolist())
+        self.bands, self.validation = state["bands"].clone(), dict(state["validation"])
 
     def by_band(self) -> dict[str, float]:
         """The mean error in each band of t that was drawn from."""

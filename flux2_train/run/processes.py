@@ -79,6 +79,13 @@ def total(accelerator: Accelerator, value: Tensor) -> Tensor:
     return value if accelerator.num_processes == 1 else accelerator.reduce(value, "sum")
 
 
+def any_of(accelerator: Accelerator, value: bool) -> bool:
+    """Whether ``value`` is true in any process."""
+    if accelerator.num_processes == 1:
+        return value
+    return bool(total(accelerator, torch.tensor(float(value), device=accelerator.device)).item())
+
+
 def add_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
     """Give every process the sum of all gradients, in one message."""
     if accelerator.num_processes == 1:

@@ -7,8 +7,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,47 +19,10 @@ from ..adapters.header import REFERENCES, Tensors
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..host import identify
-from .events import Started
 from .folder import RunFolder, write_text
-from .jobs import job_of
 from .plot import loss_plot
 from .saving import Saved, save_adapters
-from .trainer import Event, Trainer
-
-
-def train(trainer: Trainer, lora_folder: Path, run_folder: Path, listen: Callable[[Event], None]) -> Results | None:
-    """Run to the end and write the results; the main process does, the others return ``None``.
-
-    The run's folder is there, with its job, before the first step. On every other way out, which may be any exception
-    of ``listen``, what was learned is saved first.
-    """
-    folder = _begin(trainer, lora_folder, run_folder) if trainer.is_main else None
-
-    def save(stopped: bool) -> Results | None:
-        return write_results(trainer, lora_folder, folder, stopped) if folder else None
-
-    try:
-        if folder:
-            listen(Started(folder.path))
-        with closing(trainer.run()) as run:
-            for event in run:
-                listen(event)
-    except BaseException:  # ComfyUI's interrupt and Ctrl-C are no Exceptions
-        if trainer.history.losses:
-            save(stopped=True)
-        raise
-    return save(stopped=False)
-
-
-def _begin(trainer: Trainer, lora_folder: Path, run_folder: Path) -> RunFolder:
-    """A new folder for the run, of a name that the LoRA can have too, with its job in it."""
-
-    def taken(name: str) -> bool:
-        return files.path_of(lora_folder, name, trainer.config.save.format).exists()
-
-    folder = RunFolder.create(run_folder, trainer.config.name, taken)
-    write_text(folder.job, job_of(trainer).to_json())
-    return folder
+from .trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -42,3 +42,16 @@ def warmup_steps(total: int, config: OptimizerConfig) -> int:
 def scheduler(optimizer: Optimizer, total: int, config: OptimizerConfig) -> LambdaLR:
     """torch's scheduler on ``factor``; step it after every optimizer step."""
     return LambdaLR(optimizer, lambda step: factor(step, total, config))
+
+
+def go_on(scheduler: LambdaLR, done: int) -> None:
+    """Continue after ``done`` optimizer steps with the learning rates and the length that ``scheduler`` was made for.
+
+    Call after the optimizer's state is loaded, which brings the rates of the run it was saved in.
+    """
+    scheduler.last_epoch, scheduler._step_count = done, done + 1
+    for group, base, shape in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["initial_lr"], group["lr"] = base, base * shape(done)
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]

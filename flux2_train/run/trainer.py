@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -27,20 +29,23 @@ from ..host import identify, lora
 from ..host.borrow import borrow, linears, training_mode
 from ..host.frozen import row_norms
 from ..host.velocity import Condition, check_embeds, velocity
-from . import optimizers, processes, schedules, times
+from . import optimizers, packing, processes, schedules, times
 from .ema import Ema
-from .events import Event, Phase, Stepped, Validated, Warned
-from .guards import BadLosses, DeadAdapters, Divergence
+from .events import Completed, Event, Phase, Stepped, Validated, Warned
+from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .history import BANDS, History, Measured, tally
 from .objective import Case, Memo, Objective, Part
 from .validation import fixed_loss
+
+GUARDS = ("bad_losses", "divergence", "dead_adapters")
 
 
 class Trainer:
     """Trains LoRA adapters on a FLUX.2 MODEL from cached latents and embeds.
 
     Everything that can be wrong with the inputs is refused here, before the first step. ``run`` does the work;
-    ``adapters`` and ``history`` are there at any time, also after it was stopped.
+    ``adapters`` and ``history`` are there at any time, also after it was stopped. ``state_dict`` is all that another
+    Trainer of the same inputs needs to go on with the same bits.
 
     With the ``accelerator`` of several processes they take each step together: all hold the same adapters, draw the
     same randomness, compute their share of the samples and add the gradients up. ``is_main`` is true in the one that
@@ -69,10 +74,14 @@ class Trainer:
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.total = step_count(self.samples, self.step_size, config.steps, config.epochs)
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.step = 0  # steps done, those left out for a bad loss included
         self.drawn = 0  # samples whose time has been drawn
+        self.stopping = False
+        self.torn = False  # an update was cut short: the weights are of no step
         self.history = History()
         self.bad_losses = BadLosses(config.guard.bad_losses)
         self.divergence = Divergence(config.guard.divergence, config.guard.stop_on_divergence)
+        self.slow_steps, self.plateau = SlowSteps(), Plateau(config.checkpoints.patience)
         with training_mode():
             self.adapters = self._build_adapters()
             layers = {name: self.adapters.of_layer(name) for name in self.adapters.names}
@@ -128,12 +137,34 @@ class Trainer:
         yield Phase("loading")
         config = self.config
         order = batches(self.samples, self.step_size, config.seed, config.steps, config.epochs)
+        order = islice(order, self.step, None)
         with borrow(self.model, self.adapters.deltas(), config.checkpointing, self._room()) as borrowed:
-            yield from self._validate(borrowed, 0)
-            with closing(drawn(self.samples, order, config.seed)) as read:
-                for step, batch in enumerate(read, 1):
+            if self.step == 0:
+                yield from self._validate(borrowed, 0)
+            with closing(drawn(self.samples, order, config.seed, self.step + 1)) as read:
+                for step, batch in enumerate(read, self.step + 1):
                     yield from self._timed_step(borrowed, step, batch)
-            yield from self._validate(borrowed, self.total)
+                    self._end_if_asked(step)
+                    if step == self.total:
+                        yield from self._validate(borrowed, step)
+                    yield from self._end_on_plateau(step)
+                    yield Completed(step)
+                    if step == self.total:
+                        return
+
+    def stop(self) -> None:
+        """End normally after the step in progress, as if the run had been asked for that many."""
+        self.stopping = True
+
+    def _end_if_asked(self, step: int) -> None:
+        if processes.any_of(self.accelerator, self.stopping):
+            self.total = step
+
+    def _end_on_plateau(self, step: int) -> Iterator[Event]:
+        """After the last validations have brought nothing, this step was the last one."""
+        if step in self.history.validation and self.plateau.reached(self.history.validation) and step < self.total:
+            self.total = step
+            yield Phase(f"the validation loss has not fallen for {self.plateau.patience} validations: ending")
 
     def _room(self) -> float:
         """Bytes that training needs beside the weights: adapters with gradients and moments, and activations."""
@@ -146,16 +177,18 @@ class Trainer:
     def _timed_step(self, borrowed, step: int, batch: list[Sample]) -> Iterator[Event]:
         started, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
         adapters = self.adapters
-        with training_mode(), adapters.keeping_divisors(), adapters.dropping(self.config.seed, step):
+        dropping = adapters.dropping(self.config.seed, step)
+        with training_mode(), adapters.keeping_divisors(), dropping, self._whole():
             measured = self._step(borrowed, step, batch)
+        self.step = step
         if measured is None:
             yield Warned(f"Step {step} was left out: its loss is no number ({_names(batch)}).")
             return
         seconds = time.perf_counter() - started
         self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
-        diverges = self.divergence.check(measured.loss)
-        if diverges:
-            yield Warned(diverges)
+        for told in (self.divergence.check(measured.loss), self.slow_steps.check(seconds)):
+            if told:
+                yield Warned(told)
         yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)
 
     def _step(self, borrowed, step: int, batch: list[Sample]) -> Measured | None:
@@ -180,16 +213,74 @@ class Trainer:
         self._update(measured.loss)
         return measured
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """A step that is cut short before its update leaves no trace: what it drew is given back."""
+        generator, drawn = self.generator.get_state(), self.drawn
+        try:
+            yield
+        except BaseException:
+            if not self.torn:
+                self.generator.set_state(generator)
+                self.drawn = drawn
+                self.optimizer.zero_grad(set_to_none=True)
+            raise
+
     def _update(self, loss: float) -> None:
         clamped = self.config.loss.least or self.config.loss.most  # gives no gradient on purpose
         if not clamped and self.optimizer.param_groups[0]["lr"]:
             self.dead_adapters.check(loss)
+        self.torn = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         if self.ema:
             with self._settled():
                 self.ema.update()
+        self.torn = False
+
+    def state_dict(self) -> dict:
+        """All that training changes, and all that it draws from. Not while ``torn``."""
+        guards = {name: getattr(self, name).state_dict() for name in GUARDS}
+        return {
+            "step": self.step,
+            "seed": self.config.seed,
+            "drawn": self.drawn,
+            "generator": self.generator.get_state(),
+            "adapter": {name: p.detach() for name, p in self.adapters.named_parameters() if p.requires_grad},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduled": self.scheduler.last_epoch,
+            "ema": self.ema.state_dict() if self.ema else None,
+            "history": self.history.state_dict(),
+            "guards": guards,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from ``state_dict``'s state, with the seed it was made with; the learning rate is this config's."""
+        self.config = replace(self.config, seed=state["seed"])
+        self.step, self.drawn = state["step"], state["drawn"]
+        self.generator.set_state(state["generator"])
+        self.load_adapters(state)
+        with training_mode():
+            self.optimizer.load_state_dict(packing.copied(state["optimizer"]))
+            schedules.go_on(self.scheduler, state["scheduled"])
+        self.history.load_state_dict(state["history"])
+        for name in GUARDS:
+            getattr(self, name).load_state_dict(state["guards"][name])
+
+    def load_adapters(self, state: dict) -> None:
+        """The adapters of ``state_dict``'s state, and their running mean; everything else stays as it is."""
+        with training_mode(), torch.no_grad():
+            for name, parameter in self.adapters.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(state["adapter"][name])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+
+    def release(self) -> None:
+        """Give back what only training needs: gradients and the optimizer's state. The adapters stay."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
 
     def objective(self, borrowed) -> Objective:
         """What this run learns, on the model as ``borrow`` gives it."""

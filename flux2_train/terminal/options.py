@@ -15,6 +15,7 @@ from .. import job
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, DEFAULT, FLAVOURS, PRECISIONS, QUANTISED, VARIANTS, VIA, Flux2Files
 from ..host.bootstrap import import_comfyui
+from ..run.folder import RunFolder
 
 
 class UsageError(UserError):
@@ -40,10 +41,33 @@ def add_job(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "config", type=Path, metavar="CONFIG", help="a job file, such as the job.json in a run's folder (JSON or TOML)"
     )
+    add_settings(made)
+
+
+def add_settings(made: argparse.ArgumentParser) -> None:
+    """Settings in place of a job's."""
     made.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE",
         help="a setting in place of the file's: steps=500, dataset.folder=photos, model.precision=bf16; repeatable",
     )  # fmt: skip
+
+
+def add_run(made: argparse.ArgumentParser) -> None:
+    """A run that was begun."""
+    made.add_argument("run_folder", metavar="RUN", help="a run's folder, or its name in ComfyUI's output/flux2_train")
+
+
+def run_of(arguments: argparse.Namespace) -> RunFolder:
+    """What ``add_run`` read; ComfyUI is asked for its folder where that is needed. Raises UsageError without one."""
+    named = Path(arguments.run_folder)
+    if not named.is_dir():
+        start(arguments)
+        from ..host.files import run_folder
+
+        named = run_folder() / arguments.run_folder
+    if not RunFolder(named).job.is_file():
+        raise UsageError(f"There is no run {arguments.run_folder}: {named} holds no {RunFolder(named).job.name}.")
+    return RunFolder(named)
 
 
 def add_model(made: argparse.ArgumentParser) -> None:
@@ -112,10 +136,10 @@ def files_of(arguments: argparse.Namespace) -> Flux2Files:
     return Flux2Files(**{name: getattr(arguments, name) for name in Flux2Files.__dataclass_fields__})
 
 
-def read_job(arguments: argparse.Namespace) -> job.Job:
-    """What ``add_job`` read. Raises UsageError for a file that is wrong or does not hold everything."""
+def read_job(arguments: argparse.Namespace, config: Path | None = None) -> job.Job:
+    """What ``add_job`` read, or ``config``. Raises UsageError for a file that is wrong or does not hold everything."""
     try:
-        read = job.load(arguments.config, arguments.set)
+        read = job.load(config or arguments.config, arguments.set)
         read.require_known()
     except UserError as error:
         raise UsageError(str(error)) from error

@@ -15,7 +15,8 @@ from .options import Bar, add_job, command, progress, read_job, start
 
 DESCRIPTION = """\
 Train the LoRA that a job file describes. LoRA Trainer writes such a file, job.json, into each run's folder; the same
-job gives the same LoRA. Ctrl-C ends after the step in progress and saves what was learned; a second one ends at once.
+job gives the same LoRA. Ctrl-C ends after the step in progress and saves all that `resume` needs to go on;
+a second one ends at once.
 
   python -m flux2_train train output/flux2_train/zbot/job.json --set name=zbot_long --set steps=3000
   accelerate launch --multi_gpu --num_processes 2 -m flux2_train train job.json
@@ -33,18 +34,27 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train, and print where the LoRA is."""
     job = read_job(arguments)
+    with launched(arguments) as (accelerator, bar):
+        train_job(job, accelerator, bar)
+
+
+@contextmanager
+def launched(arguments: argparse.Namespace) -> Iterator[tuple]:
+    """(accelerator, bar) with ComfyUI imported as the command line says."""
     with processes.launched() as accelerator, progress(accelerator.process_index == 0) as bar:
         several = accelerator.num_processes > 1
         start(arguments, *(["--cpu"] if several and accelerator.device.type == "cpu" else []))
-        _train(job, accelerator, bar)
+        yield accelerator, bar
 
 
-def _train(job: Job, accelerator, bar: Bar) -> None:
+def train_job(job: Job, accelerator, bar: Bar, folder=None) -> None:
+    """Train, anew or from where the run of ``folder``, a RunFolder, was interrupted. Prints where the LoRA is."""
     import torch
 
     from ..flavours import flavour
     from ..host import files, load
-    from ..run.results import train
+    from ..run.resume import NEW
+    from ..run.session import train
     from ..run.trainer import Trainer
     from .cache import encode_latents, encode_texts, read
 
@@ -57,7 +67,7 @@ def _train(job: Job, accelerator, bar: Bar) -> None:
         loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
         runs = Path(job.output.runs) if job.output.runs else files.run_folder()
         with _interruptible() as check:
-            results = train(trainer, loras, runs, _Listener(bar, check))
+            results = train(trainer, loras, runs, _Listener(bar, check), folder or NEW)
     bar.close()
     if results:
         print(results.lora_path)
@@ -78,6 +88,10 @@ class _Listener:
                 self.bar.say(text)
             case events.Warned(text):
                 self.bar.say(f"warning: {text}")
+            case events.Resumed(step, total, path):
+                self.bar.say(f"going on after step {step} of {total}, from {path}")
+            case events.Checkpointed(step, _):
+                self.bar.say(f"checkpoint after step {step}")
             case events.Validated(step, loss):
                 self.bar.say(f"validation loss {loss:.4f} after {step} steps")
             case events.Stepped():

@@ -1,0 +1,18 @@
+"""Memory as ComfyUI sees it: whether it ran out, and giving it back."""
+
+from __future__ import annotations
+
+import gc
+
+import comfy.model_management
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device has no memory left."""
+    return isinstance(error, MemoryError) or comfy.model_management.is_oom(error)
+
+
+def free() -> None:
+    """Give back what nobody holds any more: Python's cycles first, then the device's cache."""
+    gc.collect()
+    comfy.model_management.soft_empty_cache()

@@ -1,0 +1,129 @@
+"""Checkpoints of a run: one safetensors file each, with JSON in its header, whole or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import packing
+
+VERSION = 1
+META = "flux2_train.checkpoint"
+ENDING = ".safetensors"
+
+
+class Damaged(Exception):
+    """A checkpoint's file is not what was written."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says about itself without its tensors.
+
+    ``job`` is the run's job as ``job.Job`` writes it, ``dataset`` the fingerprint of images and captions, ``step_size``
+    the samples per step of all processes, ``validation`` the validation loss at ``step`` where there was one.
+    """
+
+    step: int
+    total: int
+    job: dict
+    dataset: str
+    step_size: int
+    validation: float | None = None
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run's state on the host, ready to be written while the run goes on."""
+
+    about: About
+    state: object
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, about: About, state: dict) -> Snapshot:
+        """Copies everything: the state may change at once."""
+        return cls(about, *packing.pack(state))
+
+    def write(self, folder: Path) -> Path:
+        """Write ``step_00000012.safetensors`` into ``folder``. Raises OSError, and then leaves nothing behind."""
+        path = folder / f"step_{self.about.step:08}{ENDING}"
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{path.name}.{os.getpid()}.partial"
+        said = {"about": asdict(self.about), "state": self.state, "crc32": checksum(self.tensors)}
+        try:
+            save_file(self.tensors, partial, {"format": "pt", META: json.dumps(said)})
+            _to_disk(partial)
+            os.replace(partial, path)
+        except SafetensorError as error:  # of a full disk, too
+            raise OSError(str(error)) from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        return path
+
+
+def _to_disk(path: Path) -> None:
+    """What is renamed into place must be there after a power cut."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """CRC-32 over the tensors' bytes in the order of their names."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].contiguous().flatten().view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk."""
+
+    path: Path
+    about: About
+
+    def load(self) -> dict:
+        """The state. Raises Damaged if a bit of it is not as it was written."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                said = json.loads(file.metadata()[META])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(str(error)) from error
+        if checksum(tensors) != said["crc32"]:
+            raise Damaged("its checksum is wrong")
+        return packing.unpack(said["state"], tensors)
+
+
+def read(path: Path) -> Checkpoint:
+    """What is known of a checkpoint without reading its tensors. Raises Damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()[META])["about"]
+        if about["version"] != VERSION:
+            raise Damaged(f"its version is {about['version']}, this pack reads {VERSION}")
+        return Checkpoint(path, About(**about))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(str(error)) from error
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def paths(folder: Path) -> list[Path]:
+    """Every checkpoint's file, the newest last."""
+    return sorted(folder.glob(f"step_*{ENDING}"))

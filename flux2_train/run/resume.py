@@ -1,0 +1,119 @@
+"""Whether a run goes on from an earlier one, from which checkpoint, and what may differ by then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import typed
+from ..errors import UserError
+from ..job import Job
+from . import checkpoints
+from .checkpoints import About, Checkpoint, Damaged
+from .folder import FINISHED, RunFolder
+from .jobs import job_of
+from .trainer import Trainer
+
+AUTO, NEW = "auto", "new"
+# Settings, or sections of them, that act on what comes after: they may be others when a run goes on.
+MAY_CHANGE = (
+    "name", "recipe", "steps", "epochs", "learning_rate", "checkpointing", "validation_items",
+    "batch", "accumulate",  # as long as their product is the same
+    "save", "checkpoints", "guard", "validation", "logs", "memory", "held_out.every", "held_out.per_image",
+    "held_out.per_image_every", "optimizer.schedule", "optimizer.warmup", "optimizer.end", "optimizer.cycles",
+    "optimizer.power", "optimizer.max_grad_norm", "ema.export", "ema.preview",
+)  # fmt: skip
+MODEL = ("flavour", "variant", "transformer", "text_encoder", "vae")  # the precision may change, to fit
+
+
+@dataclass(frozen=True)
+class Found:
+    """An interrupted run to go on with: its state, and a sentence for each newer checkpoint that cannot be read."""
+
+    folder: RunFolder
+    checkpoint: Checkpoint
+    state: dict
+    warnings: tuple[str, ...]
+
+
+def find(trainer: Trainer, runs: Path, how: str | RunFolder) -> Found | None:
+    """The run to go on with: with AUTO the last one of that name, unless it has finished, is in progress, or has no
+    checkpoint; with NEW none; or the one that is given.
+
+    Raises UserError where that run was asked for differently in what may not change, naming it.
+    """
+    if how == NEW:
+        return None
+    folder = RunFolder.last(runs, trainer.config.name) if how == AUTO else how
+    if how == AUTO and (folder is None or folder.about().get("status") == FINISHED or folder.is_held()):
+        return None
+    found = newest(folder)
+    if found is None and how == AUTO:
+        return None
+    if found is None:
+        raise UserError(f"The run {folder.name} has no checkpoint that can be read in {folder.checkpoints}.")
+    require_same(folder, found.checkpoint.about, trainer, own_seed=how == AUTO)
+    return found
+
+
+def newest(folder: RunFolder) -> Found | None:
+    """The last checkpoint that is whole, and what is wrong with those after it."""
+    warnings = []
+    for path in reversed(checkpoints.paths(folder.checkpoints)):
+        try:
+            checkpoint = checkpoints.read(path)
+            return Found(folder, checkpoint, checkpoint.load(), tuple(warnings))
+        except Damaged as error:
+            warnings.append(f"The checkpoint {path.name} of {folder.name} is damaged ({error}); going on from the one "
+                            "before.")  # fmt: skip
+    return None
+
+
+def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bool) -> None:
+    """Raise UserError naming everything that differs and may not. ``own_seed`` goes on with the run's seed."""
+    differing = list(differences(about, trainer, own_seed))
+    if differing:
+        raise UserError(
+            f"The run {folder.name} was interrupted after step {about.step} and cannot go on, because "
+            f"{'; '.join(differing)}. Put that back, or begin anew: set 'resume' to 'new' or choose another name."
+        )
+
+
+def differences(about: About, trainer: Trainer, own_seed: bool) -> Iterator[str]:
+    """A clause for each thing that keeps a trainer from going on from a checkpoint."""
+    now = typed.plain(job_of(trainer))
+    free = (*MAY_CHANGE, "seed") if own_seed else MAY_CHANGE
+    was, others = dict(flat(about.job["training"])), dict(flat(now["training"]))
+    for name in others:
+        if name in was and was[name] != others[name] and not any(is_in(name, place) for place in free):
+            yield f"{name} was {was[name]!r} and is {others[name]!r}"
+    if about.step_size != trainer.step_size:
+        yield f"a step had {about.step_size} images (batch x accumulate x processes) and has {trainer.step_size}"
+    for name in MODEL:
+        if about.job["model"].get(name) != now["model"][name]:
+            yield f"{name.replace('_', ' ')} was {about.job['model'].get(name)!r} and is {now['model'][name]!r}"
+    if about.job["unknown"] != now["unknown"]:
+        yield f"the graph had {about.job['unknown'] or 'nothing special'} and has {now['unknown'] or 'nothing special'}"
+    if about.dataset != trainer.dataset.fingerprint:
+        yield "the data set has changed (images, captions or the settings of its folders)"
+
+
+def changed(about: About, job: Job) -> dict[str, list]:
+    """What may change and has, by its name: [before, now]."""
+    was, now = dict(flat(about.job["training"])), dict(flat(typed.plain(job.training)))
+    return {name: [was[name], now[name]] for name in now if name in was and was[name] != now[name]}
+
+
+def flat(values: dict, place: str = "") -> Iterator[tuple[str, object]]:
+    """Nested settings by dotted name."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
+
+
+def is_in(name: str, place: str) -> bool:
+    """Whether a dotted name is that place or below it."""
+    return name == place or name.startswith(f"{place}.")

@@ -1,0 +1,197 @@
+"""One run from its folder to its LoRA: begun or taken up, and ended well on every way out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+from .. import typed
+from ..adapters import files
+from ..data.order import epoch_batches
+from ..errors import UserError
+from ..host.memory import free, is_out_of_memory
+from . import checkpoints, resume
+from .checkpoints import About, Damaged, Snapshot
+from .events import Completed, Event, Resumed, Saved, Started, Warned
+from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, write_text
+from .jobs import job_of
+from .keeper import Keeper
+from .results import Results, write_results
+from .trainer import Trainer
+
+Listen = Callable[[Event], None]
+
+
+def train(
+    trainer: Trainer, loras: Path, runs: Path, listen: Listen, how: str | RunFolder = resume.NEW
+) -> Results | None:
+    """Run to the end and write the results; the main process does, the others return ``None``.
+
+    ``how`` is ``resume.NEW``, ``resume.AUTO`` or the run to go on with. The run's folder is there, with its job, before
+    the first step. On every other way out, which may be any exception of ``listen``, a checkpoint and what was learned
+    are saved first.
+    """
+    found = resume.find(trainer, runs, how)
+    if found:
+        trainer.load_state_dict(found.state)
+    try:
+        if not trainer.is_main:
+            _work(trainer)
+            return None
+        folder = found.folder if found else _new_folder(trainer, loras, runs)
+        with folder.held():
+            return Session(trainer, folder, loras, listen).run(found)
+    finally:
+        trainer.release()
+        free()
+
+
+def _work(trainer: Trainer) -> None:
+    with closing(trainer.run()) as run:
+        for _ in run:
+            pass
+
+
+def _new_folder(trainer: Trainer, loras: Path, runs: Path) -> RunFolder:
+    """A folder for the run, of a name that the LoRA can have too."""
+
+    def taken(name: str) -> bool:
+        return files.path_of(loras, name, trainer.config.save.format).exists()
+
+    return RunFolder.create(runs, trainer.config.name, taken)
+
+
+class Session:
+    """A run in the process that writes its files. The folder must be held."""
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, loras: Path, listen: Listen):
+        self.trainer, self.folder, self.loras, self.listen = trainer, folder, loras, listen
+        self.job = job_of(trainer)
+        epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
+        self.keeper = Keeper(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
+
+    def run(self, found: resume.Found | None) -> Results:
+        """See ``train``."""
+        self._begin(found)
+        try:
+            try:
+                self._train(found)
+                self._tell(*self.keeper.now(self.trainer.step))
+            except BaseException as error:  # ComfyUI's interrupt and Ctrl-C are no Exceptions
+                self._rescue(error)
+                raise
+            return self._finish()
+        finally:
+            self.keeper.close()
+
+    def snapshot(self) -> Snapshot:
+        """The run as it is now, on the host."""
+        trainer = self.trainer
+        about = About(
+            trainer.step,
+            trainer.total,
+            typed.plain(self.job),
+            trainer.dataset.fingerprint,
+            trainer.step_size,
+            trainer.history.validation.get(trainer.step),
+        )
+        return Snapshot.of(about, trainer.state_dict())
+
+    def _begin(self, found: resume.Found | None) -> None:
+        about = self.folder.about()
+        taken_up = about.get("resumed", [])
+        if found:
+            changed = resume.changed(found.checkpoint.about, self.job)
+            taken_up = [*taken_up, {"step": self.trainer.step, "at": _now(), "changed": changed}]
+        write_text(self.folder.job, self.job.to_json())
+        self.folder.note(
+            name=self.trainer.config.name, status=RUNNING, step=self.trainer.step, total=self.trainer.total,
+            began=about.get("began", _now()), resumed=taken_up, why="",
+        )  # fmt: skip
+
+    def _train(self, found: resume.Found | None) -> None:
+        self._tell(Started(self.folder.path))
+        if found:
+            self._tell(*map(Warned, found.warnings))
+            self._tell(Resumed(self.trainer.step, self.trainer.total, found.checkpoint.path))
+        with closing(self.trainer.run()) as run:
+            for event in run:
+                self._tell(event)
+                if isinstance(event, Completed):
+                    self._tell(*self.keeper.after(event.step, self.trainer.history.validation.get(event.step)))
+                    if self.folder.stop.exists():
+                        self.trainer.stop()
+
+    def _tell(self, *events: Event) -> None:
+        for event in events:
+            self.listen(event)
+
+    def _finish(self) -> Results:
+        if self.trainer.plateau.reached(self.trainer.history.validation):
+            self._restore_best()
+        try:
+            results = write_results(self.trainer, self.loras, self.folder)
+        finally:
+            self.folder.note(status=FINISHED, step=self.trainer.step, total=self.trainer.total, ended=_now())
+        self.keeper.prune(1)
+        self.folder.note(lora=results.lora_path.name)
+        self._tell(Saved(results.lora_path, stopped=False))
+        return results
+
+    def _restore_best(self) -> None:
+        best = self.keeper.best_path()
+        if best is None:
+            return
+        try:
+            self.trainer.load_adapters(checkpoints.read(best).load())
+        except Damaged as error:
+            self._tell(Warned(f"The best checkpoint {best.name} cannot be read ({error}); the LoRA is the last one."))
+
+    def _rescue(self, error: BaseException) -> None:
+        """Save what there is. Nothing that goes wrong here hides ``error``."""
+        self._attempt("the checkpoint", self._save_checkpoint)
+        self._attempt("the LoRA", self._save_lora)
+        status = FAILED if isinstance(error, Exception) else STOPPED
+        note = {"status": status, "step": self.trainer.step, "ended": _now(), "why": str(error) or type(error).__name__}
+        self._attempt("run.json", lambda: self.folder.note(**note))
+        if is_out_of_memory(error):
+            raise UserError(self._out_of_memory()) from error
+
+    def _save_checkpoint(self) -> None:
+        if self.trainer.torn:
+            self._quietly(Warned("The last step was cut short while it changed the weights: it is not saved."))
+        elif self.trainer.step:
+            self._quietly(*self.keeper.now(self.trainer.step))
+
+    def _save_lora(self) -> None:
+        if self.trainer.history.losses:
+            results = write_results(self.trainer, self.loras, self.folder, stopped=True)
+            self._quietly(Saved(results.lora_path, stopped=True))
+
+    def _attempt(self, what: str, save: Callable[[], None]) -> None:
+        try:
+            save()
+        except Exception as error:
+            logging.warning("%s of the run %s could not be saved: %s", what, self.folder.name, error)
+            self._quietly(Warned(f"{what} could not be saved: {error}"))
+
+    def _quietly(self, *events: Event) -> None:
+        """Tell a listener that may just have asked for the end."""
+        for event in events:
+            with suppress(BaseException):
+                self.listen(event)
+
+    def _out_of_memory(self) -> str:
+        kept = max(map(checkpoints.step_of, self.keeper.written), default=0)
+        saved = f"step {kept} is saved, and queueing again goes on from there" if kept else "nothing is saved yet"
+        return (
+            f"The card ran out of memory in step {self.trainer.step + 1}; {saved}. Close other programs, turn "
+            "checkpointing on, lower batch and raise accumulate alike, or begin anew with a lower resolution or rank."
+        )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

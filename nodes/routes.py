@@ -1,0 +1,42 @@
+"""What the browser may ask of a run beside ComfyUI's own Cancel. ComfyUI's rules of origin hold here as everywhere."""
+
+from __future__ import annotations
+
+import json
+
+from aiohttp import web
+from server import PromptServer
+
+from ..flux2_train.config import is_file_name
+from ..flux2_train.errors import UserError
+from ..flux2_train.host import files
+from ..flux2_train.run.folder import RunFolder
+
+MOST_BYTES = 4096
+
+
+def add_routes() -> None:
+    """Add them to the server, where there is one."""
+    if getattr(PromptServer, "instance", None) is not None:
+        PromptServer.instance.routes.post("/flux2_train/stop")(stop)
+
+
+async def stop(request: web.Request) -> web.Response:
+    """POST {"run": NAME}: end that run after the step in progress and keep its LoRA."""
+    try:
+        RunFolder(files.run_folder() / await _run(request)).ask_to_stop()
+    except UserError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    return web.json_response({})
+
+
+async def _run(request: web.Request) -> str:
+    if request.content_type != "application/json" or not 0 < (request.content_length or 0) <= MOST_BYTES:
+        raise UserError(f'Send {{"run": NAME}} as application/json, at most {MOST_BYTES} bytes.')
+    try:
+        name = json.loads(await request.read())["run"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError('The request is not {"run": NAME}.') from error
+    if not isinstance(name, str) or not is_file_name(name):
+        raise UserError(f"{name!r} is no run's name.")
+    return name
