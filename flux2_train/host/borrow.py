@@ -23,14 +23,33 @@ import torch
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..adapters.parts import Delta
 from ..errors import UserError
+from ..layout import BLOCKS, OFF, Layout
+from ..memory.streaming import Direct
 from .frozen import fetched, frozen_linear, frozen_rms_norm
+from .recompute import Recompute
+from .streamed import SOURCE, StreamedWeights, portions_of
 
 KEY = "flux2_train"
-STREAMS = ("img", "txt", "x")  # what blocks change in place, by name
+BLOCK_KINDS = (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)
+
+
+class Borrowed:
+    """How a borrowed model runs at the moment. ``layout`` may be exchanged between two steps (``lay_out``).
+
+    ``via`` moves streamed weights; the device's best way if it is None.
+    """
+
+    def __init__(self, layout: Layout, via: Direct | None = None):
+        self.layout, self.via = layout, via
+        self.changed: Callable[[], None] = lambda: None
+
+    def lay_out(self, layout: Layout) -> None:
+        """Run by another layout from the next step on."""
+        self.layout = layout
+        self.changed()
 
 
 def linears(model) -> dict[str, nn.Module]:
@@ -40,17 +59,23 @@ def linears(model) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def borrow(model, deltas: dict[str, Delta], checkpointing: bool = True, memory_required: float = 0.0) -> Iterator:
+def borrow(
+    model, deltas: dict[str, Delta], checkpointing: bool | Borrowed = True, memory_required: float = 0.0
+) -> Iterator:
     """Yield a clone of ``model`` on its load device whose Linears run frozen, with ``deltas`` added by name.
 
-    ``checkpointing`` recomputes each block in backward instead of keeping its activations. ``memory_required``
-    is the room in bytes that training needs beside the weights. Call in the mode nodes run in (inference mode).
+    ``checkpointing`` recomputes each block in backward instead of keeping its activations; a ``Borrowed`` says how
+    the model is laid out in memory altogether. ``memory_required`` is the room in bytes that training needs beside the
+    weights. Call in the mode nodes run in (inference mode).
     The model is given back untouched on every way out. Raises UserError for a compiled MODEL, and where another
     node's patch has taken a layer's forward.
     """
     _require_uncompiled(model)
     borrowed = model.clone()
-    swap = _Swap(model.model.diffusion_model, deltas, checkpointing)
+    how = checkpointing
+    if not isinstance(how, Borrowed):
+        how = Borrowed(Layout(BLOCKS if checkpointing else OFF))
+    swap = _Swap(model.model.diffusion_model, deltas, how, model.load_device)
     borrowed.set_injections(KEY, [PatcherInjection(inject=lambda _: swap.inject(), eject=lambda _: swap.eject())])
     try:
         comfy.model_management.load_models_gpu([borrowed], memory_required=memory_required)
@@ -92,9 +117,12 @@ def _is_compiled(thing) -> bool:
 class _Swap:
     """The replacement forwards of one borrowed model; inject and eject may be called any number of times."""
 
-    def __init__(self, transformer: nn.Module, deltas: dict[str, Delta], checkpointing: bool):
-        self.transformer, self.deltas, self.checkpointing = transformer, deltas, checkpointing
+    def __init__(self, transformer: nn.Module, deltas: dict[str, Delta], how: Borrowed, device: torch.device):
+        self.transformer, self.deltas, self.how, self.device = transformer, deltas, how, device
+        self.recompute = Recompute(how)
+        self.doubles = len(transformer.double_blocks)
         self.swapped: list[nn.Module] = []
+        self.streamed: StreamedWeights | None = None
         self.taken = ""  # a layer whose forward somebody else has replaced
         unknown = deltas.keys() - {name for name, _ in transformer.named_modules()}
         if unknown:
@@ -116,8 +144,26 @@ class _Swap:
             if forward is not None and not _is_taken(module):
                 module.forward = forward
                 self.swapped.append(module)
+        self._stream()
+        self.how.changed = self._stream
+
+    def _stream(self) -> None:
+        """Stream what the layout says, and nothing else."""
+        self._stop_streaming()
+        layers = {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
+        portions = portions_of(layers, self.how.layout)
+        if portions:
+            self.streamed = StreamedWeights(layers, portions, self.device, self.how.layout, self.how.via)
+            self.streamed.install()
+
+    def _stop_streaming(self) -> None:
+        if self.streamed is not None:
+            self.streamed.remove()
+            self.streamed = None
 
     def eject(self) -> None:
+        self.how.changed = lambda: None
+        self._stop_streaming()
         for module in self.swapped:
             if isinstance(module.__dict__.get("forward"), _Forward):
                 del module.forward
@@ -131,8 +177,9 @@ class _Swap:
             return _Forward(_layer_norm, original)
         if isinstance(module, nn.RMSNorm):
             return _Forward(_rms_norm, module, original)
-        if self.checkpointing and isinstance(module, (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)):
-            return _Forward(_block, original)
+        if isinstance(module, BLOCK_KINDS):
+            kind, number = name.split(".")[:2]
+            return _Forward(self.recompute, original, int(number) + (self.doubles if kind == "single_blocks" else 0))
         return None
 
 
@@ -148,7 +195,8 @@ class _Forward(partial):
 
 
 def _linear(module: nn.Module, original: Callable, delta: Delta | None, x: Tensor) -> Tensor:
-    y = frozen_linear(module, x) if comfy.model_management.in_training else original(x)
+    frozen = comfy.model_management.in_training or SOURCE in module.__dict__
+    y = frozen_linear(module, x) if frozen else original(x)
     extra = delta(x, y, partial(fetched, module)) if delta is not None else None
     return y if extra is None else y + extra
 
@@ -159,19 +207,3 @@ def _layer_norm(original: Callable, x: Tensor) -> Tensor:
 
 def _rms_norm(module: nn.Module, original: Callable, x: Tensor) -> Tensor:
     return frozen_rms_norm(module, x) if comfy.model_management.in_training else original(x)
-
-
-def _block(original: Callable, *args, **kwargs):
-    if not torch.is_grad_enabled():
-        return original(*args, **kwargs)
-    streams = {name: kwargs.pop(name) for name in STREAMS if name in kwargs}
-    run = partial(_on_copies, original, args[1:], kwargs, tuple(streams))
-    # As arguments of their own, so that whoever counts or moves what autograd saves sees these tensors too.
-    return checkpoint(run, *args[:1], *streams.values(), use_reentrant=False)
-
-
-def _on_copies(original: Callable, args: tuple, kwargs: dict, names: tuple[str, ...], *streams: Tensor):
-    """Run a block on copies of the streams it changes in place: its first argument or those that ``names`` says."""
-    copies = [stream.clone() for stream in streams]
-    first = copies[: len(copies) - len(names)]
-    return original(*first, *args, **dict(zip(names, copies[len(first) :], strict=True)), **kwargs)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
+from .streamed import arrived
 
 
 @contextmanager
@@ -34,6 +35,12 @@ def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Itera
     if type(layer).__module__ != comfy.ops.__name__:
         yield _observed(layer, dtype, device)
         return
+    with arrived(layer), _cast(layer, dtype, device) as found:
+        yield found
+
+
+@contextmanager
+def _cast(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
     with torch.inference_mode():  # the mode ComfyUI's casting code expects; outside of it weights get cloned
         weight, bias, handle = comfy.ops.cast_bias_weight(
             layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True

@@ -1,0 +1,119 @@
+"""How many bytes a step's activations take, block by block, counted tensor by tensor.
+
+Everything is in units of one tensor (tokens, hidden) in the dtype of computation. What autograd keeps is exact for
+plain LoRA on FLUX.2's blocks as ComfyUI runs them and ``host.borrow`` changes them: the tests compare every figure with
+counted bytes. A frozen Linear keeps nothing; its adapter keeps its input, its narrow output and its cast matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEAD = 128
+Sites = dict[str, tuple[int, int]]  # rank and number of parameters of adapters, by their Linear's name
+ROPE = 4 * 4 * HEAD // 2  # bytes of a token's rotations: 64 matrices of 2 x 2 in fp32
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The sequence of one pass: samples, image tokens (with those of references) and text tokens of each."""
+
+    batch: int
+    image: int
+    text: int = 512
+
+    @property
+    def all(self) -> int:
+        """Tokens of the whole pass."""
+        return self.batch * (self.image + self.text)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Bytes of one block.
+
+    ``inputs``: the streams that go in, which is all a recomputed block keeps. ``attention``: its outputs, kept beside
+    by selective recomputation. ``kept``: what autograd keeps until backward where nothing is recomputed. ``top``: the
+    most that is alive at a time inside it, in forward or backward, ``inputs`` not counted.
+    """
+
+    inputs: int
+    attention: int
+    kept: int
+    top: int
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What all blocks share: hidden size, bytes per number of computation, bytes to dequantise by a Linear's name."""
+
+    hidden: int
+    size: int
+    fp32_adapters: bool = False
+
+    def adapter(self, tokens: int, into: int, rank: int, parameters: int) -> float:
+        """Bytes that an adapter keeps beside its input: the narrow output twice as wide in fp32, cast matrices."""
+        size = 4 if self.fp32_adapters else self.size
+        cast = 0 if size == 4 else size * parameters
+        wider = 4 * tokens * into if size > self.size else 0  # the input, cast to fp32
+        return size * tokens * rank + cast + wider
+
+
+def double_block(n: Numbers, tokens: Tokens, sites: Sites, first: bool, dequantised: dict[str, int]) -> Block:
+    """A double block. ``sites``: (rank, parameters) of adapted Linears, by name inside the block.
+
+    ``first``: no block before it is adapted, so its input needs no gradient. ``dequantised``: bytes that the weight of
+    a Linear takes for the moment in which it is used.
+    """
+    unit = n.hidden * n.size
+    streams = {"img": tokens.batch * tokens.image, "txt": tokens.batch * tokens.text}
+    heads, kept = n.hidden // HEAD, 0.0
+    for name, count in streams.items():
+        kept += 0 if first else count * (unit + 8)  # the copy that LayerNorm reads, its mean and deviation
+        kept += count * (3 * unit + 8 * heads)  # qkv, and RMSNorm's factors of query and key
+        kept += count * (unit + 8) + 9 * count * unit  # second LayerNorm; gate and up of the MLP, and the activation
+        inputs = {"attn.qkv": 1, "attn.proj": int(tokens.batch > 1), "mlp.0": 1, "mlp.2": 3}  # proj: a slice
+        kept += sum(_site(n, count, sites.get(f"{name}_{at}"), width, at) for at, width in inputs.items())
+    attention = tokens.all * (unit + 4 * heads)
+    kept += 3 * tokens.all * unit + attention  # rotated query and key, value, and what comes out
+    return Block(tokens.all * unit, attention, round(kept), round(max(_top_of_double(n, streams, unit, dequantised))))
+
+
+def _site(n: Numbers, count: int, site: tuple[int, int] | None, width: int, name: str) -> float:
+    """What an adapter at a Linear keeps: its input (``width`` units, if nobody else has it), and its own."""
+    if site is None:
+        return 0.0
+    into = 3 * n.hidden if name == "mlp.2" else n.hidden
+    return width * count * n.hidden * n.size + n.adapter(count, into, *site)
+
+
+def _top_of_double(n: Numbers, streams: dict[str, int], unit: int, dequantised: dict[str, int]):
+    """The candidates for the most that is alive, each as the tensors that are alive then, in units."""
+    image, text = streams["img"], streams["txt"]
+    both = image + text
+    before = 14 * both  # both LayerNorms and what they give, qkv, rotated q and k, v, attention (twice), copies
+    wide = dequantised.get("img_mlp.0", 0)
+    yield unit * (before + 18 * image)  # forward of the image's first MLP layer: base, adapter and their sum
+    yield unit * (before + 13 * image + 18 * text)  # of the text's, with the image's MLP kept
+    yield unit * (before + 6 * image) + wide
+    yield unit * (23 * both - 14 * text + 9 * image + 2 * both)  # backward of the image's activation
+    yield unit * (21 * both) + max(wide, dequantised.get("img_mlp.2", 0))
+
+
+def single_block(n: Numbers, tokens: Tokens, sites: Sites, first: bool, dequantised: dict[str, int]) -> Block:
+    """A single block; arguments as for ``double_block``."""
+    unit, heads, count = n.hidden * n.size, n.hidden // HEAD, tokens.all
+    attention = count * (unit + 4 * heads)
+    kept = (0 if first else count * (unit + 8)) + count * 8 * heads + attention
+    kept += count * unit * (9 + 2 + 3)  # linear1's output; rotated query and key; the MLP's activation
+    for name, width, into in (("linear1", 1, n.hidden), ("linear2", 4, 4 * n.hidden)):
+        if name in sites:
+            kept += width * count * unit + n.adapter(count, into, *sites[name])
+    wide, narrow = dequantised.get("linear1", 0), dequantised.get("linear2", 0)
+    top = max(
+        unit * count * 31,  # backward of the activation: 9 + 6 + 4 + 3 + 3 wide, 6 of the hidden width
+        unit * count * 12 + wide,  # forward of linear1
+        unit * count * 27 + narrow,  # backward of linear2, before the rest is released
+        unit * count * 14 + wide,  # backward of linear1
+    )
+    return Block(count * unit, attention, round(kept), round(top))
