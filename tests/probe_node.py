@@ -1,0 +1,53 @@
+"""A custom node pack for the test server: a MODEL that fails when a file says so, and a look into the process."""
+
+import gc
+import os
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import psutil
+import torch
+from aiohttp import web
+from comfy.patcher_extension import WrappersMP
+from server import PromptServer
+
+FAIL = Path(folder_paths.get_output_directory()) / "fail"
+
+
+def wrapper(executor, *args, **kwargs):
+    kind = FAIL.read_text() if FAIL.exists() else ""
+    if kind == "memory":  # stays full until somebody makes room
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    if kind:
+        FAIL.unlink()
+        raise RuntimeError(kind)
+    return executor(*args, **kwargs)
+
+
+class ProbeModel:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "wrap", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def wrap(self, model):
+        wrapped = model.clone()
+        wrapped.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "probe", wrapper)
+        return (wrapped,)
+
+
+@PromptServer.instance.routes.get("/probe")
+async def probe(request):
+    gc.collect()
+    names = [type(each).__name__ for each in gc.get_objects()]
+    process = psutil.Process(os.getpid())
+    return web.json_response({
+        "rss": process.memory_info().rss, "files": process.num_fds(), "threads": process.num_threads(),
+        "models": len(comfy.model_management.current_loaded_models),
+        "objects": {name: names.count(name) for name in ("Flux2", "ModelPatcher", "Trainer", "Adapters", "AdamW")},
+    })  # fmt: skip
+
+
+NODE_CLASS_MAPPINGS = {"ProbeModel": ProbeModel}
