@@ -3,7 +3,6 @@
 import http.client
 import json
 import shutil
-import statistics
 import threading
 import time
 from pathlib import Path
@@ -35,8 +34,8 @@ def graph(name, steps=40, every=5, **trainer):
     prompt = json.loads(json.dumps({k: v for k, v in NANO.items() if int(k) <= 5}))
     prompt["2"]["inputs"].update(resolution=64, class_word="")
     prompt["p"] = {"class_type": "ProbeModel", "inputs": {"model": ["1", 0]}}
-    prompt["c"] = {"class_type": "Flux2Checkpoints", "inputs": {
-        "every_steps": every, "every_minutes": 0.0, "every_epochs": 0, "keep": 2, "keep_best": True, "patience": 0}}  # fmt: skip
+    due = {"every_steps": every, "every_minutes": 0.0, "every_epochs": 0}
+    prompt["c"] = {"class_type": "Flux2Checkpoints", "inputs": {**due, "keep": 2, "keep_best": True, "patience": 0}}
     prompt[TRAINER]["inputs"].update(
         {"steps": steps, "rank": 2, "validation_items": 0, "preservation": 0.0, "name": name, "model": ["p", 0],
          "checkpoints": ["c", 0], "seed": 3} | trainer)  # fmt: skip
@@ -82,7 +81,6 @@ def test_killed_cancelled_and_broken_the_lora_is_the_one_of_a_run_that_was_not(s
     with pytest.raises(ServerError, match="Flux2LoraTrainer: interrupted"):
         server.run(cut, cancelled)
     seconds = time.monotonic() - cancelled.reached
-    step = statistics.median(json.loads((run_folder(server, "cut") / "report.json").read_text())[k] for k in ("seconds_per_step",))  # fmt: skip  # noqa: E501
 
     with pytest.raises(ServerError, match="another pack failed"):
         server.run(cut, At(22, lambda: fail.write_text("another pack failed")))
@@ -103,7 +101,7 @@ def test_killed_cancelled_and_broken_the_lora_is_the_one_of_a_run_that_was_not(s
     assert any(f"goes on after step {taken_up[3]} of 40 (cut)" in text for text in last.texts)
     stopped = sorted(p.name for p in (server.folder / "models" / "loras").glob("cut_step*"))
     assert len(stopped) == 3  # Cancel, the other pack, no memory; a kill saves nothing
-    print(f"resumed after {taken_up}, bit-identical; Cancel to the end {seconds:.2f} s, a step takes {step:.2f} s")
+    print(f"resumed after {taken_up}, bit-identical; from Cancel to the end, all saved: {seconds:.2f} s")
 
 
 def ask(server, body, kind="application/json", **headers):

@@ -1,0 +1,260 @@
+"""Checkpoints: when they are due, which stay, that they are whole, and that a disk that fails does not end a run."""
+
+import json
+import math
+import resource
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from support import tiny_caches, tiny_flux2
+
+from flux2_train.config import TrainConfig
+from flux2_train.errors import UserError
+from flux2_train.options import CheckpointConfig
+from flux2_train.run import checkpoints, events, packing
+from flux2_train.run.checkpoints import About, Damaged, Snapshot
+from flux2_train.run.guards import Plateau, SlowSteps
+from flux2_train.run.keeper import Keeper
+from flux2_train.run.session import train
+from flux2_train.run.trainer import Trainer
+
+NEVER = CheckpointConfig(every_minutes=0)
+CONFIG = TrainConfig(name="run", steps=4, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+tensors = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.int64, torch.bool]).flatmap(
+    lambda dtype: st.lists(st.integers(0, 3), max_size=3).map(lambda shape: torch.ones(shape).to(dtype))
+)
+states = st.recursive(
+    scalars | tensors,
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple)
+    | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return type(b) is dict and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+@given(states)
+def test_any_state_comes_back_with_its_types_and_bits(state):
+    packed, found = packing.pack(state)
+    assert same(state, packing.unpack(json.loads(json.dumps(packed)), found))
+
+
+def test_what_a_checkpoint_cannot_hold_is_named():
+    with pytest.raises(TypeError, match="optimizer.state is set"):
+        packing.pack({"optimizer": {"state": {1}}})
+
+
+def snapshot(step, loss=None, size=1000):
+    about = About(step, 100, {"training": {}}, "fingerprint", 1, loss)
+    return Snapshot.of(about, {"step": step, "weights": torch.full((size,), float(step))})
+
+
+def test_a_file_says_what_it_is_without_its_tensors(tmp_path):
+    path = snapshot(7, 0.25).write(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000007.safetensors"]
+    found = checkpoints.read(path)
+    assert found.about == About(7, 100, {"training": {}}, "fingerprint", 1, 0.25)
+    assert torch.equal(found.load()["weights"], torch.full((1000,), 7.0))
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()[checkpoints.META])["state"]["step"] == 7
+
+
+@pytest.mark.parametrize("place", [3, 60, -5])
+def test_a_single_flipped_bit_is_found(tmp_path, place):
+    path = snapshot(7).write(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(Damaged):
+        checkpoints.read(path).load()
+
+
+def test_another_version_is_told(tmp_path):
+    path = replace(snapshot(1), about=replace(snapshot(1).about, version=99)).write(tmp_path)
+    with pytest.raises(Damaged, match="its version is 99, this pack reads 1"):
+        checkpoints.read(path)
+
+
+def drive(keeper, losses):
+    """Every step with its validation loss or None. Returns the steps whose checkpoints were told."""
+    told = [e for step, loss in enumerate(losses, 1) for e in done(keeper, step, loss)]
+    told += keeper.now(len(losses))
+    return [event.step for event in told]
+
+
+def done(keeper, step, loss):
+    keeper.step, keeper.loss = step, loss
+    yield from keeper.after(step, loss)
+    if keeper.writing:  # let each write end, so that what is due is written
+        keeper.writing.result()
+
+
+def keeper(folder, config, epoch=1):
+    made = Keeper(folder, config, epoch, lambda: snapshot(made.step, made.loss))
+    return made
+
+
+@pytest.mark.parametrize("config, told, kept", [
+    (NEVER, [10], [10]), (replace(NEVER, every_steps=4), [4, 8, 10], [8, 10]),
+    (replace(NEVER, every_epochs=1), [3, 6, 9, 10], [9, 10]), (replace(NEVER, every_steps=2, keep=0), [], []),
+    (replace(NEVER, every_minutes=1e-9, keep=3), [*range(1, 11)], [8, 9, 10]),
+])  # fmt: skip
+def test_when_they_are_due_and_how_many_stay(tmp_path, config, told, kept):
+    ours = keeper(tmp_path, config, epoch=3)
+    assert drive(ours, [None] * 10) == told
+    assert [checkpoints.step_of(p) for p in checkpoints.paths(tmp_path)] == kept
+
+
+def test_the_best_stays_however_old(tmp_path):
+    losses = [0.9, None, 0.5, None, 0.7, None, 0.6, None]
+    ours = keeper(tmp_path, replace(NEVER, every_steps=2, keep=1))
+    assert drive(ours, losses) == [1, 2, 3, 4, 6, 8]
+    assert [checkpoints.step_of(p) for p in checkpoints.paths(tmp_path)] == [3, 8]
+    assert checkpoints.step_of(ours.best_path()) == 3
+    again = keeper(tmp_path, NEVER)  # a run that is taken up knows it still
+    assert again.best == 0.5 and again.best_path() == ours.best_path()
+    assert keeper(tmp_path, replace(NEVER, keep_best=False)).best_path() is not None
+
+
+def test_the_state_is_the_one_at_the_step_and_the_run_does_not_wait(tmp_path):
+    weights, write, gate = torch.zeros(10), Snapshot.write, threading.Event()
+
+    class Slow(Snapshot):
+        def write(self, folder):
+            assert gate.wait(30)
+            return write(self, folder)
+
+    def take():
+        return Slow(*vars(Snapshot.of(About(int(weights[0]), 9, {}, "", 1), {"weights": weights})).values())
+
+    ours = Keeper(tmp_path, replace(NEVER, every_steps=1), 1, take)
+    for step in (1, 2, 3):
+        weights.fill_(step)
+        assert list(ours.after(step)) == []  # the first is still being written; 2 and 3 wait
+    gate.set()
+    assert [e.step for e in ours.now(3)] == [1, 3]
+    found = checkpoints.read(checkpoints.paths(tmp_path)[0]).load()
+    assert found["weights"].tolist() == [1.0] * 10
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return tiny_flux2(), *tiny_caches()
+
+
+def session(parts, place, listen=lambda event: None, how="new", **changes):
+    trainer = Trainer(*parts, replace(CONFIG, **changes))
+    with torch.inference_mode():
+        return trainer, train(trainer, place / "loras", place / "runs", listen, how)
+
+
+@contextmanager
+def no_room(size):
+    """Files of this process cannot grow beyond ``size`` bytes: what a full disk answers, from the system itself."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_training_goes_on(parts, tmp_path):
+    told, room = [], no_room(10_000)
+
+    def listen(event):
+        told.append(event)
+        if isinstance(event, events.Stepped) and event.step == 1:
+            room.__enter__()
+        if isinstance(event, events.Stepped) and event.step == 4:
+            room.__exit__(None, None, None)
+
+    _, results = session(parts, tmp_path, listen, checkpoints=replace(NEVER, every_steps=1))
+    warned = [e.text for e in told if isinstance(e, events.Warned)]
+    assert warned and all("could not be written to" in text and "the run goes on" in text for text in warned)
+    assert results.lora_path.is_file()
+    assert [p.name for p in (results.folder / "checkpoints").iterdir()] == ["step_00000004.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_does_not_end_a_run_either(parts, tmp_path):
+    told = []
+
+    def listen(event):
+        told.append(event)
+        if isinstance(event, events.Started):
+            (event.folder / "checkpoints").write_text("in the way")
+
+    _, results = session(parts, tmp_path, listen, checkpoints=replace(NEVER, every_steps=2))
+    assert sum("could not be written" in e.text for e in told if isinstance(e, events.Warned)) == 2
+    assert results.lora_path.is_file()
+
+
+def test_every_kind_of_event_is_told_once_it_happens(parts, tmp_path):
+    told = []
+
+    def listen(event):
+        told.append(event)
+        if isinstance(event, events.Completed) and event.step == 2 and "goes on" not in told:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session(parts, tmp_path, listen, validation_items=1)
+    first = [type(e) for e in told]
+    assert first.count(events.Started) == first.count(events.Checkpointed) == first.count(events.Saved) == 1
+    assert told[-1].stopped and told[-1].path.name == "run_step2.safetensors"
+    told[:] = ["goes on"]
+    session(parts, tmp_path, listen, "auto", validation_items=1)
+    (resumed,) = [e for e in told if isinstance(e, events.Resumed)]
+    assert (resumed.step, resumed.total) == (2, 4)
+    assert [e.step for e in told if isinstance(e, events.Completed)] == [3, 4]
+    assert [e.step for e in told if isinstance(e, events.Validated)] == [4]
+    (saved,) = [e for e in told if isinstance(e, events.Saved)]
+    assert not saved.stopped and saved.path.name == "run.safetensors"
+
+
+def test_patience_counts_validations_without_gain():
+    assert not Plateau(0).reached({0: 1.0, 1: 2.0, 2: 3.0})
+    assert not Plateau(2).reached({}) and not Plateau(2).reached({0: 1.0, 5: 1.5})
+    assert Plateau(2).reached({0: 1.0, 5: 1.5, 10: 1.0})
+    assert not Plateau(2).reached({0: 1.0, 5: 1.5, 10: 0.9})
+
+
+def test_patience_needs_a_best_one_to_give():
+    with pytest.raises(UserError, match="set keep to 1 or more and keep_best on"):
+        CheckpointConfig(patience=3, keep=0)
+
+
+def test_steps_that_become_slow_are_told_once():
+    guard = SlowSteps()
+    assert not any(guard.check(1.0 + 0.5 * (step % 2)) for step in range(40))
+    told = [text for _ in range(40) if (text := guard.check(5.0))]
+    assert len(told) == 1 and "5 s now and took 1.25 s before" in told[0] and "spills" in told[0]
+
+
+def test_one_slow_step_is_not_told():
+    guard = SlowSteps()
+    assert not any(guard.check(60.0 if step % 10 == 9 else 1.0) for step in range(200))
+    assert guard.best < math.inf
+
+
+def test_the_bench_measures_pairs():
+    from bench.checkpoints import measure
+
+    found, size = measure(pairs=1, steps=2, rank=1, resolution=64)
+    assert found.pairs == 1 and found.median > 0 and size > 1000
