@@ -6,13 +6,16 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from .. import typed
 from ..adapters import files
 from ..data.order import epoch_batches
 from ..errors import UserError
+from ..host.files import lora_folder, run_folder
 from ..host.memory import free, is_out_of_memory
+from ..job import Output
 from . import checkpoints, resume
 from .checkpoints import About, Damaged, Snapshot
 from .events import Completed, Event, Resumed, Saved, Started, Warned
@@ -69,7 +72,7 @@ class Session:
 
     def __init__(self, trainer: Trainer, folder: RunFolder, loras: Path, listen: Listen):
         self.trainer, self.folder, self.loras, self.listen = trainer, folder, loras, listen
-        self.job = job_of(trainer)
+        self.job = replace(job_of(trainer), output=_output(loras, folder))
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
         self.keeper = Keeper(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
 
@@ -191,6 +194,12 @@ class Session:
             f"The card ran out of memory in step {self.trainer.step + 1}; {saved}. Close other programs, turn "
             "checkpointing on, lower batch and raise accumulate alike, or begin anew with a lower resolution or rank."
         )
+
+
+def _output(loras: Path, folder: RunFolder) -> Output:
+    """Where the run's files go, as a job says it: nothing for ComfyUI's own folders."""
+    places = ((loras, lora_folder()), (folder.path.parent, run_folder()))
+    return Output(*("" if chosen.resolve() == own.resolve() else str(chosen.resolve()) for chosen, own in places))
 
 
 def _now() -> str:

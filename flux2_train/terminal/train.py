@@ -82,7 +82,6 @@ class _Listener:
     def __call__(self, event) -> None:
         from ..run import events
 
-        self.check()
         match event:
             case events.Phase(text):
                 self.bar.say(text)
@@ -97,6 +96,7 @@ class _Listener:
             case events.Stepped():
                 self.bar("training", event.step, event.total)
                 self.bar.bar.set_postfix(loss=f"{event.smoothed:.4f}", refresh=False)
+        self.check()
 
 
 @contextmanager
