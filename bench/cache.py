@@ -1,16 +1,24 @@
 """Speed of Dataset Folder and Cache Latents. ``python -m bench.cache`` in the environment of scripts/test.
 
-First pictures of the size people train on through a VAE: one after the other, as a plain loop would, against Cache
-Latents, and a second run in which nothing has changed. Then many small pictures: the time to find and index them, to
-cache them and to run again, and how much memory reading every one of them takes.
+First large photograph-like JPEGs through a VAE: a plain loop (open, resize, encode, the next) against Cache Latents,
+which reads and resizes the next ones meanwhile, in turn and several times; then again with nothing changed. Two VAEs:
+FLUX.2's own architecture with random weights, which costs what it costs, and nano's, which costs next to nothing.
+Then many small pictures: the time to find and index them, to cache them and to run again, and how much memory reading
+every one of them takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +26,21 @@ import psutil
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+FLUX2 = {
+    "double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+    "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0, "batch_norm_latent": True,
+}  # fmt: skip
 
 
-def pictures(folder: Path, count: int, size: int, suffix: str) -> None:
-    """Noise over a gradient, which compresses about as well as photographs do."""
+def photographs(folder: Path, count: int, size: int) -> None:
+    """3:2 JPEGs, ``size`` pixels long, of noise over a gradient: they compress about as well as photographs do."""
     rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 200, size)[None, :, None] + np.linspace(0, 40, size)[:, None, None]
+    height = size * 2 // 3
+    ramp = np.linspace(0, 200, size)[None, :, None] + np.linspace(0, 40, height)[:, None, None]
     folder.mkdir()
     for number in range(count):
-        noise = rng.integers(0, 16, (size, size, 3))
-        Image.fromarray((ramp + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number:06}{suffix}")
+        noise = rng.integers(0, 16, (height, size, 3))
+        Image.fromarray((ramp + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number:06}.jpg", quality=92)
         (folder / f"{number:06}.txt").write_text(f"picture {number}")
 
 
@@ -40,55 +53,88 @@ def plain_pictures(folder: Path, count: int) -> None:
         (folder / f"{number:06}.txt").write_text(f"picture {number}")
 
 
-class Clock:
-    """``with clock("text")`` prints how long the block took; ``seconds`` is what the last one took."""
-
-    def __call__(self, text: str) -> Clock:
-        self.text = text
-        return self
-
-    def __enter__(self) -> Clock:
-        self.started = time.perf_counter()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.seconds = time.perf_counter() - self.started
-        print(f"{self.text}: {self.seconds:.2f} s", flush=True)
+def seconds(work: Callable[[], object]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
-def throughput(base: Path, count: int, size: int) -> None:
-    """Images per second through nano's VAE, in a loop and through Cache Latents."""
+def flux2_vae():
+    """FLUX.2's VAE as ComfyUI builds it from a file, with random weights."""
+    import comfy.sd
     import torch
+    from comfy.ldm.models.autoencoder import AutoencoderKL
 
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(value.shape, generator=generator) * 0.02 if value.ndim > 1 else torch.ones_like(value)
+        for name, value in AutoencoderKL(embed_dim=32, ddconfig=FLUX2).state_dict().items()
+    }
+    vae = comfy.sd.VAE(sd=state, dtype=torch.float32)
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+def nano_vae():
+    """nano's VAE."""
+    from flux2_train.flavours import FLAVOURS
+    from flux2_train.host import files, load
+
+    row = FLAVOURS["nano"]
+    return load.load_vae(files.locate(row.vaes), row)
+
+
+VAES = {"flux2": flux2_vae, "nano": nano_vae}
+
+
+def throughput(folder: Path, base: Path, name: str, resolution: int, repeats: int) -> dict:
+    """Images per second through a VAE in a loop and through Cache Latents, in turn; medians."""
     from flux2_train.data.cache import cache_latents
     from flux2_train.data.folder import read_folder
     from flux2_train.data.images import fit, load_rgb
     from flux2_train.data.index import Index
     from flux2_train.data.request import Request
     from flux2_train.data.store import Store
-    from flux2_train.flavours import FLAVOURS
-    from flux2_train.host import encode, files, load
+    from flux2_train.host import encode
 
-    pictures(base / "large", count, size, ".jpg")
-    row, clock = FLAVOURS["nano"], Clock()
-    with torch.inference_mode():
-        vae = load.load_vae(files.locate(row.vaes), row)
-        dataset = read_folder(Request(base / "large", size // 2), Index(base / "store"))
-        encoder = encode.ImageEncoder(vae)
-        with clock(f"{count} images of {size}x{size}, one after the other") as plain:
-            for item in dataset.items:
-                encode.encode_image(vae, fit(load_rgb(item.path), item.size))
-        loop = plain.seconds
-        with clock("the same through Cache Latents"):
-            cache_latents(dataset, encoder, Store(base / "store"), batch=4)
-        print(f"{count / loop:.1f} and {count / clock.seconds:.1f} images per second, ratio {loop / clock.seconds:.2f}")
-        with clock("again, nothing changed"):
-            again = read_folder(Request(base / "large", size // 2), Index(base / "store"))
-            _, made = cache_latents(again, encoder, Store(base / "store"), batch=4)
-        print(f"{made}; {loop / clock.seconds:.1f} times as fast as encoding")
+    vae, request = VAES[name](), Request(folder, resolution)
+    dataset, encoder = read_folder(request, Index(base / "index")), encode.ImageEncoder(vae)
+    pictures = [fit(load_rgb(item.path), item.size) for item in dataset.items[:2]]
+    encode.encode_image(vae, pictures[0])  # so that the first measured one is not the first of all
+
+    def loop():
+        for item in dataset.items:
+            encode.encode_image(vae, fit(load_rgb(item.path), item.size))
+
+    def cached(place: Path):
+        cache_latents(read_folder(request, Index(base / "index")), encoder, Store(place))
+
+    times: dict[str, list[float]] = {"loop": [], "cache": [], "again": []}
+    for number in range(repeats):
+        place = base / f"{name}-{number}"
+        times["loop"].append(seconds(loop))
+        times["cache"].append(seconds(lambda place=place: cached(place)))
+        times["again"].append(seconds(lambda place=place: cached(place)))
+    count, median = len(dataset.items), {part: statistics.median(taken) for part, taken in times.items()}
+    encoding = statistics.median(seconds(lambda: encode.encode_image(vae, pictures[1])) for _ in range(3))
+    found = {
+        "images": count,
+        "size": list(dataset.items[0].size),
+        "encode_share": encoding * count / median["loop"],
+        "images_per_second": {part: count / median[part] for part in ("loop", "cache")},
+        "ratio": statistics.median(a / b for a, b in zip(times["loop"], times["cache"], strict=True)),
+        "again_seconds": median["again"],
+        "seconds": times,
+    }
+    print(f"{name}: {count} images to {dataset.items[0].size}, encoding is {found['encode_share']:.0%} of the loop; "
+          f"loop {count / median['loop']:.2f} and Cache Latents {count / median['cache']:.2f} images per second, "
+          f"ratio {found['ratio']:.2f}; again with nothing changed {median['again']:.3f} s, "
+          f"{median['loop'] / median['again']:.0f} times as fast", flush=True)  # fmt: skip
+    return found
 
 
-def many(base: Path, count: int) -> None:
+def many(base: Path, count: int) -> dict:
     """Time and memory with a large data set."""
     import torch
 
@@ -107,43 +153,82 @@ def many(base: Path, count: int) -> None:
             return torch.nn.functional.avg_pool2d(images.movedim(-1, 1), 16).repeat(1, 43, 1, 1)[:, :128] + 1e-3
 
     plain_pictures(base / "many", count)
-    request, clock, process = Request(base / "many", 128), Clock(), psutil.Process()
+    request, process, found = Request(base / "many", 128), psutil.Process(), {"items": count}
     time.sleep(2.1)  # files that have just been written are not trusted yet
-    with clock(f"{count} images: found, hashed, checked"):
-        dataset = read_folder(request, Index(base / "index"))
-    with clock("cached"):
-        cache_latents(dataset, Means(), Store(base / "index"))
-    with clock("again, nothing changed: data set"):
-        dataset = read_folder(request, Index(base / "index"))
-    with clock("again, nothing changed: cache"):
-        latents, made = cache_latents(dataset, Means(), Store(base / "index"))
-    print(made)
-    blank = torch.zeros(1, 1, 1)
-    data = samples(EmbedCache(dataset, dict.fromkeys(dataset.texts(), blank)), latents)
-    with clock("an epoch's order"):
-        epoch_batches(data, 4, 0, 0)
+
+    def timed(text: str, work: Callable):
+        started = time.perf_counter()
+        result = work()
+        found[text] = time.perf_counter() - started
+        print(f"{count} items, {text}: {found[text]:.2f} s, resident {process.memory_info().rss >> 20} MB", flush=True)
+        return result
+
+    timed("found, hashed and checked", lambda: read_folder(request, Index(base / "store")))
+    dataset = timed("the same, nothing changed", lambda: read_folder(request, Index(base / "store")))
+    timed("cached", lambda: cache_latents(dataset, Means(), Store(base / "store")))
+    latents, made = timed(
+        "cached again, nothing changed", lambda: cache_latents(dataset, Means(), Store(base / "store"))
+    )
+    data = samples(EmbedCache(dataset, dict.fromkeys(dataset.texts(), torch.zeros(1, 1, 1))), latents)
+    timed("order of an epoch", lambda: epoch_batches(data, 4, 0, 0))
     before = process.memory_info().rss
-    with clock("every latent read once"):
-        for sample in data:
-            sample.latent.sum()
-    size = sum(path.stat().st_size for path in Store(base / "index").entries())
-    print(f"resident memory {before / 1e6:.0f} MB before and {process.memory_info().rss / 1e6:.0f} MB after reading "
-          f"{size / 1e6:.0f} MB of latents")  # fmt: skip
+    timed("every latent read", lambda: [sample.latent.sum() for sample in data])
+    found |= {
+        "encoded_again": made.encoded,
+        "resident_mb_before_reading": before >> 20,
+        "resident_mb_after_reading": process.memory_info().rss >> 20,
+        "latents_mb": sum(path.stat().st_size for path in Store(base / "store").entries()) >> 20,
+    }
+    print(f"resident {found['resident_mb_before_reading']} MB before and {found['resident_mb_after_reading']} MB after "
+          f"reading {found['latents_mb']} MB of latents", flush=True)  # fmt: skip
+    return found
+
+
+def machine(threads: int) -> dict:
+    """What was measured on."""
+    return {
+        "cores": os.cpu_count(),
+        "torch_threads": threads,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "pillow", "numpy")},
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = argparse.ArgumentParser(prog="python -m bench.cache", description=__doc__)
+    root.add_argument("--vae", nargs="*", choices=list(VAES), default=list(VAES))
+    root.add_argument("--images", type=int, default=12, help="photographs")
+    root.add_argument("--size", type=int, default=6000, help="their longer side in pixels")
+    root.add_argument("--resolution", type=int, default=128, help="what they are encoded at")
+    root.add_argument("--repeats", type=int, default=3)
+    root.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
+    root.add_argument("--items", type=int, default=20_000, help="small pictures; 0 leaves them out")
+    root.add_argument("--output", type=Path, help="write the figures into this JSON file")
+    return root
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.cache", description=__doc__)
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--items", type=int, default=20_000)
-    options = parser.parse_args()
+    """Measure, print, and write the result with the machine it was measured on."""
+    options = parser().parse_args()
     sys.path.insert(0, str(ROOT))
     from flux2_train.host.bootstrap import import_comfyui
 
     import_comfyui()
-    with tempfile.TemporaryDirectory() as base:
-        throughput(Path(base), options.images, options.size)
-        many(Path(base), options.items)
+    import torch
+
+    torch.set_num_threads(options.threads)
+    result = {"machine": machine(options.threads), "photographs": {}}
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        base = Path(name)
+        if options.vae:
+            photographs(base / "large", options.images, options.size)
+        for vae in options.vae:
+            result["photographs"][vae] = throughput(base / "large", base, vae, options.resolution, options.repeats)
+        if options.items:
+            result["many"] = many(base, options.items)
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

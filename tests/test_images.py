@@ -7,9 +7,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import gradient
 from PIL import Image, features
 
-from flux2_train.data.images import examine, fit, load_rgb, to_alpha, to_grey, to_rgb
+from flux2_train.data.crops import Crop
+from flux2_train.data.dataset import View
+from flux2_train.data.images import (
+    digest_of,
+    examine,
+    fit,
+    load_rgb,
+    open_shrunk,
+    open_upright,
+    to_alpha,
+    to_grey,
+    to_rgb,
+)
+from flux2_train.data.render import cut, render
 from flux2_train.errors import UserError
 
 ORIENTATIONS = {
@@ -116,6 +130,45 @@ def test_no_broken_file_gets_through_or_brings_anything_down(kind, drawn):
     data = bytes(data[: drawn.draw(st.integers(0, len(data)))])
     facts = examine(data)
     assert facts.problem or min(facts.size) >= 16
+
+
+def scene(size: tuple[int, int]) -> Image.Image:
+    """Bars with hard edges over a gradient: an edge tells a shift of a fraction of a pixel."""
+    image = gradient(size)
+    for left in range(101, size[0], 397):
+        image.paste("white", (left, 0, left + 150, size[1] // 2))
+    for top in range(57, size[1], 331):
+        image.paste("black", (0, top, size[0], top + 90))
+    return image
+
+
+@pytest.mark.parametrize("orientation", [1, *ORIENTATIONS])
+@pytest.mark.parametrize("size, box, shrink", [
+    ((128, 96), (3.0, 5.0, 1603.0, 1205.0), 4), ((64, 64), (0.0, 0.0, 1200.0, 1200.0), 8),
+    ((320, 240), (400.5, 10.25, 1680.5, 970.25), 2), ((512, 512), (0.0, 0.0, 1200.0, 1200.0), 1),
+])  # fmt: skip
+def test_a_jpeg_decoded_small_shows_the_same_picture_at_the_same_place(tmp_path, orientation, size, box, shrink):
+    """No edge moves by a quarter of a pixel, which would change it by a quarter of 255."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = scene((2000, 1208) if orientation < 5 else (1208, 2000))
+    stored.save(tmp_path / "x.jpg", quality=100, subsampling=0, exif=exif)
+    data, crop = (tmp_path / "x.jpg").read_bytes(), Crop(box, size)
+    image, times = open_shrunk(data, "x.jpg", crop.room)
+    assert times == shrink and image.size == (2000 // shrink, 1208 // shrink)
+    small = np.asarray(cut(image, crop.shrunk(times)), int)
+    whole = np.asarray(cut(open_upright(data, "x.jpg"), crop), int)
+    assert np.abs(small - whole).max() < 64
+    view = View(tmp_path / "x.jpg", digest_of(data), crop)
+    assert np.array_equal(np.asarray(render(view)), small)
+
+
+@pytest.mark.parametrize(
+    "kind, size, shrink", [("JPEG", (804, 800), 4), ("JPEG", (803, 800), 1), ("PNG", (800, 800), 1)]
+)
+def test_what_cannot_be_decoded_small_exactly_is_decoded_whole(kind, size, shrink):
+    image, times = open_shrunk(saved(scene(size), kind), "x", 20.0)
+    assert times == shrink and image.size == (size[0] // shrink, size[1] // shrink)
 
 
 def test_fit_crops_the_centre():

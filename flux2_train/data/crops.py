@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import UserError
 from ..geometry import MULTIPLE, bucket
@@ -46,6 +46,16 @@ class Crop:
         left, top, right, bottom = self.box
         box = (left * x, top * y, min(right * x, float(other[0])), min(bottom * y, float(other[1])))
         return Crop(box, self.size, self.flip_x, self.flip_y)
+
+    @property
+    def room(self) -> float:
+        """How many times larger than ``size`` the box is."""
+        left, top, right, bottom = self.box
+        return min((right - left) / self.size[0], (bottom - top) / self.size[1])
+
+    def shrunk(self, times: int) -> Crop:
+        """The same part of the source at that fraction of its size."""
+        return replace(self, box=tuple(side / times for side in self.box))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COMBINED, RANDOM = "combined", "random"
 SAMPLINGS = (COMBINED, RANDOM)
 MOST_OFFSET = 8.0  # on the logit scale; beyond it all times are 0 or 1
-FORMAT = 1  # of cached entries: what the same key means
+FORMAT = 2  # of cached entries: what the same key means
 
 
 @dataclass(frozen=True)

@@ -109,13 +109,33 @@ def transparent(image: Image.Image) -> bool:
 
 def open_upright(data: bytes, name: str) -> Image.Image:
     """The decoded image, turned as its EXIF says. Raises UserError with the file's name."""
+    return open_shrunk(data, name, 1.0)[0]
+
+
+def open_shrunk(data: bytes, name: str, room: float) -> tuple[Image.Image, int]:
+    """The upright image for someone who wants it ``room`` times smaller, and how many times smaller it already is.
+
+    JPEGs decode to 1/2, 1/4 or 1/8 in a fraction of the time. At least twice the size wanted is left, from which
+    scaling down gives what it gives from the whole image (Pillow's ``reducing_gap`` of 2). Raises as ``open_upright``.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
+            shrink = _shrink(image, room)
+            if shrink > 1:
+                image.draft(None, (image.width // shrink, image.height // shrink))
             upright = ImageOps.exif_transpose(image)
             upright.load()
     except Exception as error:  # a broken file makes decoders raise almost anything
         raise UserError(f"{name} cannot be read as an image ({error or type(error).__name__}).") from error
-    return upright
+    return upright, shrink
+
+
+def _shrink(image: Image.Image, room: float) -> int:
+    """By what to divide a JPEG's sides while decoding: without rest, else a mirrored picture would move a little."""
+    if image.format != "JPEG":
+        return 1
+    fitting = (s for s in (8, 4, 2) if room >= 2 * s and image.width % s == image.height % s == 0)
+    return next(fitting, 1)
 
 
 def load_rgb(path: Path, background: str = "white") -> Image.Image:

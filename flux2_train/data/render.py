@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import UserError
 from .crops import Crop, Size
 from .dataset import View
-from .images import digest_of, open_upright, read_bytes, to_rgb, to_tensor
+from .images import digest_of, open_shrunk, read_bytes, to_rgb, to_tensor
 
 
 def checked_bytes(view: View) -> bytes:
@@ -29,8 +29,8 @@ def cut(image: Image.Image, crop: Crop, size: Size | None = None, resample=Image
 
 def render(view: View) -> Image.Image:
     """The pixels that are encoded, as an RGB picture."""
-    image = open_upright(checked_bytes(view), view.path.name)
-    return cut(to_rgb(image, view.background or "white"), view.crop)
+    image, shrink = open_shrunk(checked_bytes(view), view.path.name, view.crop.room)
+    return cut(to_rgb(image, view.background or "white"), view.crop.shrunk(shrink))
 
 
 def pixels(view: View) -> Tensor:

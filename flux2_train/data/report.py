@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from ..errors import UserError
 from .cache import EmbedCache, LatentCache
 from .dataset import Dataset, Item
-from .images import open_upright, read_bytes, to_rgb
+from .images import open_shrunk, read_bytes, to_rgb
 from .order import epoch_batches
 from .samples import Samples
 
@@ -72,10 +72,11 @@ def _chosen(dataset: Dataset) -> list[list[Item]]:
 def _draw(sheet: Image.Image, at: tuple[int, int], items: list[Item]) -> None:
     draw, first = ImageDraw.Draw(sheet), items[0]
     try:
-        picture = open_upright(read_bytes(first.path), first.path.name)
+        data = read_bytes(first.path)
+        picture, shrink = open_shrunk(data, first.path.name, first.view.crop.room * max(first.size) / THUMBNAIL)
     except UserError:  # gone since; the text says what is trained on, the sheet only shows it
         return
-    width = picture.width
+    width = picture.width * shrink
     thumbnail = to_rgb(picture, first.view.background or "white")
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     sheet.paste(thumbnail, at)
