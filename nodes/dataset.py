@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 from comfy_api.latest import io, ui
 
 from ..flux2_train.data import captions, crops
@@ -188,12 +186,11 @@ class DatasetFolder(io.ComfyNode):
             class_word.strip(),
             tuple(resolve(name) for name in references.split(";") if name.strip()),
             source=Source(
-                Path(),
-                repeats,
-                probability,
-                loss_weight,
-                is_reg,
-                base_target,
+                repeats=repeats,
+                probability=probability,
+                weight=loss_weight,
+                is_reg=is_reg,
+                base_target=base_target,
                 timestep_offset=timestep_offset,
             ),
             caption=caption_options or CaptionOptions(),

@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import time
 
+import comfy.model_management
 import comfy.utils
 from PIL import Image
 from server import PromptServer
 
 TEXT_SECONDS = 0.5
+CONSOLE_SECONDS = 5.0
 
 
 class NodeProgress:
-    """The bar and the text of one node. ``advance`` raises ComfyUI's interrupt when the user has cancelled."""
+    """The bar and the text of one node. What moves the bar raises ComfyUI's interrupt when the user has cancelled.
+
+    That is asked for each time: the bar itself passes on only what changes it by half a percent.
+    """
 
     def __init__(self, node_id: str, total: int):
         self.node_id, self.total = node_id, total
@@ -22,7 +27,11 @@ class NodeProgress:
 
     def advance(self, value: int, preview: Image.Image | None = None) -> None:
         image = ("PNG", preview, max(preview.size)) if preview is not None else None
-        self.bar.update_absolute(value, self.total, image)
+        self._move(value, self.total, image)
+
+    def _move(self, value: int, total: int, image: tuple | None = None) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(value, total, image)
 
     def say(self, text: str) -> None:
         if getattr(PromptServer, "instance", None) is not None:
@@ -30,18 +39,19 @@ class NodeProgress:
 
     def phase(self, text: str, done: int, total: int) -> None:
         """Show how far one part of the work is, at most a few times a second."""
+        self._move(done, total)
         now = time.monotonic()
         if done == total or now - self.told >= TEXT_SECONDS:
             self.told = now
             self.say(f"{text}: {done} of {total}")
-            self.bar.update_absolute(done, total)
 
     def counting(self, what: str):
         """A listener for (done, total) that shows items, rate and time left, on the node and in the console."""
-        started = time.monotonic()
+        started = logged = time.monotonic()
 
         def report(done: int, total: int) -> None:
-            self.bar.update_absolute(done, total)  # raises when the user has cancelled
+            nonlocal logged
+            self._move(done, total)
             now = time.monotonic()
             if not done or (done < total and now - self.told < TEXT_SECONDS):
                 return
@@ -49,6 +59,8 @@ class NodeProgress:
             rate = done / max(now - started, 1e-9)
             text = f"{done} of {total} {what}, {rate:.1f} per second, {(total - done) / rate:.0f} s left"
             self.say(text)
-            logging.info("%s", text)
+            if done == total or now - logged >= CONSOLE_SECONDS:
+                logged = now
+                logging.info("%s", text)
 
         return report

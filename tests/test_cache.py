@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
+import comfy.quant_ops
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 from pictures import picture, read
 from PIL import Image
+from support import CPU
 
 from flux2_train.data.cache import cache_embeds, cache_latents
 from flux2_train.data.crops import CropOptions
 from flux2_train.data.dataset import Source
+from flux2_train.data.masks import MaskOptions
 from flux2_train.data.samples import samples
 from flux2_train.data.store import Store
 from flux2_train.host import encode
@@ -131,6 +135,44 @@ def test_another_text_encoder_or_a_lora_on_it_is_another_cache(folder, embeds):
     with torch.inference_mode():
         other.cond_stage_model.get_parameter(name).view(-1)[0] += 1
     assert embeds(dataset, other) == 4
+
+
+def test_a_changed_mask_or_reference_is_made_again_alone(folder, latents):
+    base = folder.parent
+    for name in "abc":
+        picture(base / "masks" / f"{name}.png", colour="white", caption=None)
+        picture(base / "before" / f"{name}.png", colour=(0, 0, ord(name)), caption=None)
+
+    def made(**mask):
+        return latents(read(folder, mask=MaskOptions(base / "masks", **mask), references=(base / "before",)))
+
+    assert (made(), made()) == (7, 0)  # three images, three references and one mask, as all are white
+    half = Image.new("L", (64, 64), 255)
+    half.paste(0, (0, 0, 32, 64))
+    half.save(base / "masks" / "b.png")
+    assert made() == 1
+    assert made(minimum=0.5) == 2 and made(invert=True, minimum=0.5) == 2
+    picture(base / "before" / "c.png", colour="black", caption=None)
+    assert made() == 1
+
+
+def test_how_an_encoders_weights_are_stored_identifies_it():
+    """fp8 and bf16 never mix, nor do two scales of the same 8-bit values."""
+    weight = torch.randn(32, 64)
+
+    def identity(stored):
+        module = torch.nn.Linear(64, 32)
+        module.weight = torch.nn.Parameter(stored, requires_grad=False)
+        module.bias = None
+        return encode.identity_of(module, ModelPatcher(module, CPU, CPU), [])
+
+    layout = comfy.quant_ops.QUANT_ALGOS["float8_e4m3fn"]["comfy_tensor_layout"]
+    scaled = comfy.quant_ops.QuantizedTensor.from_float
+    kinds = [weight, weight.bfloat16(), weight.half(), weight.to(torch.float8_e4m3fn)]
+    kinds += [scaled(w, layout, scale="recalculate") for w in (weight, 2 * weight)]
+    assert torch.equal(*(w._qdata.view(torch.uint8) for w in kinds[-2:]))
+    assert len({identity(w) for w in kinds}) == len(kinds)
+    assert identity(weight) == identity(weight.clone())
 
 
 def test_equal_content_is_encoded_once(folder, latents, embeds):

@@ -1,12 +1,13 @@
 """Folders as people have them: what is found, in which order, and what is said about files that cannot be used."""
 
 import os
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from pictures import captions_of, picture, read
-from PIL import Image
+from PIL import Image, ImageFile
 
 from flux2_train.data import cache
 from flux2_train.data.folder import read_folder
@@ -33,7 +34,8 @@ def test_items_come_in_order_with_captions_and_buckets(images):
         ("c", (64, 64), "zbot picture c", "toy picture c"),
     ]
     assert summary(dataset).splitlines() == [
-        f"3 images x 1 from {images.name}", "64x64: 2", "80x48: 1", "3 steps per epoch at batch 1",
+        f"3 images x 1 from {images.name}", "64x64: 2", "80x48: 1",
+        "steps per epoch: 3 at batch 1, 2 at batch 2, 2 at batch 4",
     ]  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def bad(images):
         "cut.png": "cannot be read as an image",
         "cut.jpg": "cannot be read as an image",
         "cut.webp": "cannot be read as an image",
-        "bomb.png": "cannot be read as an image (Image size",
+        "bomb.png": "has more than 178 megapixels, the most that are read",
         "photo.heic": "is of a kind that is not read here",
         "link.png": "cannot be read",
     }
@@ -161,6 +163,25 @@ def test_names_of_every_kind_links_and_folders_within(tmp_path):
     }  # fmt: skip
     flat = read(tmp_path / "data", subfolders=False, prompt="x")
     assert {i.path.name for i in flat.items} == set(said) - {"x.png", "far.png"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has file names that are no text")
+def test_names_in_another_encoding_are_named_as_far_as_they_can_be_read(tmp_path):
+    picture(tmp_path / "data" / "a.png", caption="x")
+    picture(tmp_path / "before" / "a.png")
+    for folder in ("data", "before"):
+        (tmp_path / folder / os.fsdecode(b"caf\xe9.png")).write_bytes((tmp_path / "data" / "a.png").read_bytes())
+    dataset = read(tmp_path / "data", references=(tmp_path / "before",))
+    assert [item.path.name for item in dataset.items] == ["a.png"]
+    assert dataset.skipped == ("caf?.png has a name that is no Unicode text; rename it",)
+    assert "before has references that belong to no image: caf?" in dataset.warnings
+    assert summary(dataset).encode()
+
+
+def test_truncated_files_are_named_also_where_another_pack_fills_them_up(bad, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert {"cut.jpg", "cut.png"} <= {said.split()[0] for said in read(bad[0]).skipped}
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 def test_max_samples_keeps_a_fixed_choice(tmp_path):

@@ -191,10 +191,11 @@ def test_half_written_files_go_when_their_process_is_gone(store):
     gone = store.path(KEY).with_name(f"{KEY}.{module._host()}-{dead}-0.partial")
     alive = store.path(KEY).with_name(f"{KEY}.{module._host()}-{os.getpid()}-0.partial")
     elsewhere = store.path(KEY).with_name(f"{KEY}.otherhost-{dead}-0.partial")
-    for path in (gone, alive, elsewhere):
+    foreign = store.path(KEY).with_name("something.partial")  # not ours, whatever it is
+    for path in (gone, alive, elsewhere, foreign):
         path.write_bytes(b"x")
     Store(store.folder)
-    assert not gone.exists() and alive.exists() and elsewhere.exists()
+    assert not gone.exists() and alive.exists() and elsewhere.exists() and foreign.exists()
     os.utime(elsewhere, (0, 0))
     Store(store.folder)
     assert not elsewhere.exists()

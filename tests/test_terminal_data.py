@@ -1,5 +1,6 @@
 """``dataset check`` and ``cache prune`` as a person types them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -25,11 +26,23 @@ def test_dataset_check_reports_and_draws_without_any_model(tmp_path):
     done = flux2_train("dataset", "check", tmp_path / "data", "--resolution", 64, "--trigger", "zbot", "--sheet",
                        tmp_path / "sheet.png")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for said in ("1 images x 1 from data", "80x48: 1", "1 steps per epoch", "skipped b.png cannot be read as an image"):
+    for said in ("1 images x 1 from data", "80x48: 1", "steps per epoch: 1 at batch 1", "skipped b.png cannot be read"):
         assert said in done.stdout
     assert Image.open(tmp_path / "sheet.png").width > 100
     refused = flux2_train("dataset", "check", tmp_path / "nowhere")
     assert refused.returncode == 1 and refused.stderr.strip().splitlines()[-1].startswith("error: There is no folder")
+
+
+def test_dataset_check_takes_a_jobs_settings(tmp_path):
+    for name in "ab":
+        picture(tmp_path / "data" / f"{name}.png", (96, 64), "red" if name == "a" else "blue")
+    crop = {"aspect": "square", "flip_x": True}
+    folder = {"folder": str(tmp_path / "data"), "resolution": 64, "crop": crop, "source": {"repeats": 2}}
+    (tmp_path / "job.json").write_text(json.dumps({"dataset": folder}))
+    done = flux2_train("dataset", "check", tmp_path / "job.json", "--batch", 2)
+    assert done.returncode == 0, done.stderr
+    for said in ("4 images x 2 from data", "64x64: 4", "steps per epoch: 4 at batch 2"):
+        assert said in done.stdout
 
 
 def test_cache_prune_removes_what_is_unused_and_tells_sizes(tmp_path):

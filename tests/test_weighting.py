@@ -139,6 +139,20 @@ def test_references_are_combined_or_one_is_drawn(folder, edits):
     assert [s.references[0].shape for s in (one[3], one[3])] == [one[3].references[0].shape] * 2
 
 
+def test_up_to_ten_reference_folders_are_given_in_order(folder, edits):
+    data = cached(read(folder, references=edits * 5))
+    assert [view.path.parent.name for view in data.items[3].references] == ["near", "far"] * 5
+    assert len(data[3].references) == 10 and data.tokens() > 10 * data[3].latent[0, 0].numel()
+
+
+def test_loose_references_are_flipped_with_their_image(folder, edits):
+    items = read(folder, references=edits[1:], crop=CropOptions(flip_x=True, flip_y=True)).items[:4]
+    assert [(i.references[0].crop.flip_x, i.references[0].crop.flip_y) for i in items] == [
+        (i.view.crop.flip_x, i.view.crop.flip_y) for i in items
+    ]
+    assert len({(i.view.crop.flip_x, i.view.crop.flip_y) for i in items}) == 4
+
+
 def test_references_are_dropped_as_often_as_asked(folder, edits):
     data = cached(read(folder, references=edits, reference=ReferenceOptions(dropout=0.5)))
     counts = Counter(len(data.draw(0, random.Random(n)).references) for n in range(200))

@@ -17,6 +17,7 @@ JOIN, CHOOSE = "join", "choose"
 SEVERAL = (JOIN, CHOOSE)
 PLACEHOLDER = "[trigger]"
 SUFFIXES = (".txt", ".caption", ".json")
+MOST_REFERENCES = 10
 MAX_BYTES = 64 * 1024
 MAX_LINES_BYTES = 1 << 28  # of a JSONL file
 
@@ -125,6 +126,8 @@ def _row(line: str, path: Path, number: int) -> Row:
     names = [image, *(controls if isinstance(controls, list) else [controls])]
     if not all(isinstance(name, str) and name for name in names):
         raise UserError(f'{where} has no "image", or one that is no file name.')
+    if len(names) - 1 > MOST_REFERENCES:
+        raise UserError(f"{where} has {len(names) - 1} references; at most {MOST_REFERENCES} can be used.")
     first, *others = (_inside(path.parent, name, where) for name in names)
     return Row(first, None if caption is None else _strings(caption, where), tuple(others))
 

@@ -101,7 +101,7 @@ class Source:
     ``timestep_offset`` moves its times on the logit scale, above 0 towards noise.
     """
 
-    folder: Path
+    folder: Path = Path()
     repeats: int = 1
     probability: float = 1.0
     weight: float = 1.0

@@ -17,7 +17,7 @@ from .dataset import Dataset
 from .images import SUFFIXES, Facts, open_upright, read_bytes
 from .index import Index
 from .items import Known, Picture, items_of, source_of
-from .pairs import STRICT, by_name, listing, name_of, some
+from .pairs import STRICT, by_name, listing, name_of, shown, some
 from .request import Request
 
 SHAPE_TOLERANCE = 0.01  # by how much a partner's aspect ratio may differ before it cannot be the same picture
@@ -88,7 +88,8 @@ class _Reader:
         return [row for row in rows if row.image.is_file()]
 
     def _bad(self, name: str, reason: str) -> None:
-        (self.refused if self.request.bad_files == REFUSE else self.skipped).append(f"{name} {reason}".strip())
+        said = shown(f"{name} {reason}".strip())
+        (self.refused if self.request.bad_files == REFUSE else self.skipped).append(said)
 
     def _refuse_bad(self) -> None:
         if self.refused:
@@ -118,7 +119,7 @@ class _Reader:
         readable = {path: digest for path, digest in digests.items() if isinstance(digest, str)}
         facts = self.index.facts(readable, lambda done, total: self.report("checking images", done, total))
         unreadable = {
-            path: ("", Facts(problem=str(error).removeprefix(f"{path.name} ")))
+            path: ("", Facts(problem=str(error).removeprefix(f"{path.name} ").rstrip(".")))
             for path, error in digests.items()
             if not isinstance(error, str)
         }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from ..errors import UserError
@@ -32,7 +34,7 @@ OTHER_SUFFIXES = (
     ".arw",
     ".exr",
 )
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 178_956_970  # from where Pillow suspects a decompression bomb
 MAX_BYTES = 1 << 30
 ORIENTATION = 0x0112
 DEEP_MODES = ("I", "F")
@@ -69,6 +71,16 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path.name} cannot be read ({error.strerror or error}).") from error
 
 
+@contextmanager
+def no_filling_up() -> Iterator[None]:
+    """Truncated files raise, also where another pack has told Pillow to fill them up with grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
 def examine(data: bytes) -> Facts:
     """Decode an image once to find out whether that works; ``problem`` says why it does not."""
     if not data:
@@ -79,6 +91,8 @@ def examine(data: bytes) -> Facts:
             if problem:
                 return Facts(*image.size, problem=problem)
             return Facts(*_decoded_size(image), transparent(image))
+    except Image.DecompressionBombError:
+        return Facts(problem=f"has more than {MAX_PIXELS // 10**6} megapixels, the most that are read")
     except Exception as error:  # a broken file makes decoders raise almost anything
         return Facts(problem=f"cannot be read as an image ({error or type(error).__name__})")
 
@@ -96,7 +110,7 @@ def _decoded_size(image: Image.Image) -> tuple[int, int]:
 
 def _size_problem(width: int, height: int) -> str:
     if width * height > MAX_PIXELS:
-        return f"has {width}x{height} pixels; at most {MAX_PIXELS // 10**6} megapixels are read"
+        return f"has more than {MAX_PIXELS // 10**6} megapixels, the most that are read"
     if min(width, height) < MULTIPLE:
         return f"is {width}x{height} pixels; both sides must have at least {MULTIPLE}"
     return ""

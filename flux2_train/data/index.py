@@ -18,15 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UserError
-from .images import Facts, digest_of, examine, read_bytes
+from .images import Facts, digest_of, examine, no_filling_up, read_bytes
 
 # A file written twice within one tick of the file system's clock looks unchanged, so a fresh one is not trusted yet.
 SETTLED_SECONDS = 2.0
 BUSY_SECONDS = 60.0
 BATCH = 500
-VERSION = 1
-SCHEMA = f"""
-PRAGMA user_version = {VERSION};
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, inode INT, digest TEXT);
 CREATE TABLE IF NOT EXISTS facts (digest TEXT, kind TEXT, value TEXT, PRIMARY KEY (digest, kind));
 CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, folder TEXT, used REAL);
@@ -98,7 +96,7 @@ class Index:
 
     def digests(self, paths: list[Path], report: Report = lambda done, total: None) -> dict[Path, str | UserError]:
         """The content hash of each file, or why it cannot be read; unchanged files are not read."""
-        known = self._known(paths)
+        known = self._known([p for p in paths if _is_text(p)])
         return dict(self._in_threads(self._digest, [(p, known.get(str(p))) for p in paths], report))
 
     def _known(self, paths: list[Path]) -> dict[str, tuple[Signature, str]]:
@@ -112,6 +110,8 @@ class Index:
 
     def _digest(self, task: tuple[Path, tuple[Signature, str] | None]) -> tuple[tuple, tuple | None]:
         path, known = task
+        if not _is_text(path):
+            return (path, UserError(f"{path.name} has a name that is no Unicode text; rename it.")), None
         try:
             before = signature(path.stat())
             if known and known[0] == before:
@@ -138,7 +138,8 @@ class Index:
             facts = examine(read_bytes(task[1]))
             return (task[0], facts), (task[0], "image", json.dumps(asdict(facts)))
 
-        found.update(self._in_threads(look, list(missing.items()), report, "facts"))
+        with no_filling_up():
+            found.update(self._in_threads(look, list(missing.items()), report, "facts"))
         return found
 
     def remembered(self, kind: str, digests: list[str]) -> dict[str, object]:
@@ -183,6 +184,14 @@ class Index:
             with self.writing() as connection:
                 connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(rows[0]))})", rows)
             rows.clear()
+
+
+def _is_text(path: Path) -> bool:
+    """Not so of names in another encoding, as old archives leave them; no database and no message can hold those."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,6 @@ from .index import Signature, signature
 STRICT, LOOSE = "strict", "loose"
 KINDS = (LOOSE, STRICT)
 FOREIGN_CACHES = ("_latent_cache", "_t_e_cache")  # what other trainers leave in a folder of images
-MOST_FOLDERS = 10
 NAMED = 5  # files a message names before it only counts
 
 
@@ -93,4 +92,9 @@ def name_of(path: Path, folder: Path) -> str:
 def some(names: list[str]) -> str:
     """The first few names, and how many more there are."""
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + rest
+    return shown(", ".join(names[:NAMED])) + rest
+
+
+def shown(text: str) -> str:
+    """The text as it can be shown: of file names in an unknown encoding, what can be read."""
+    return text.encode(errors="replace").decode()

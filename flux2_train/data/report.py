@@ -20,8 +20,8 @@ GAP = 6
 LISTED = 20  # lines of one kind in the text
 
 
-def summary(dataset: Dataset, batch: int = 1) -> str:
-    """Counts, buckets, steps per epoch, and everything the user should know."""
+def summary(dataset: Dataset, batches: tuple[int, ...] = (1, 2, 4)) -> str:
+    """Counts, buckets, steps per epoch at those batch sizes, and everything the user should know."""
     lines = []
     for number, source in enumerate(dataset.sources):
         count = sum(item.source == number for item in dataset.items)
@@ -29,7 +29,8 @@ def summary(dataset: Dataset, batch: int = 1) -> str:
         share = f", probability {source.probability:g}" if source.probability < 1 else ""
         lines.append(f"{count} images x {source.repeats} from {source.folder.name}{kind}{share}")
     lines += [f"{w}x{h}: {n}" for (w, h), n in sorted(Counter(item.size for item in dataset.items).items())]
-    lines.append(f"{steps_per_epoch(dataset, batch)} steps per epoch at batch {batch}")
+    steps = [f"{steps_per_epoch(dataset, batch)} at batch {batch}" for batch in batches]
+    lines.append(f"steps per epoch: {', '.join(steps)}")
     lines += _shortened([f"warning: {warning}" for warning in dataset.warnings])
     lines += _shortened([f"skipped {reason}" for reason in dataset.skipped])
     return "\n".join(lines)

@@ -9,11 +9,11 @@ from PIL import ImageColor
 
 from ..canonical import canonical_hash
 from ..errors import UserError
-from .captions import SOURCES, TEXT_FILE, CaptionOptions
+from .captions import MOST_REFERENCES, SOURCES, TEXT_FILE, CaptionOptions
 from .crops import REFUSE, SKIP, CropOptions
 from .dataset import Source
 from .masks import MaskOptions
-from .pairs import MOST_FOLDERS, STRICT, ReferenceOptions
+from .pairs import STRICT, ReferenceOptions
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Request:
     subfolders: bool = True
     background: str = "white"
     max_samples: int = 0
-    source: Source = field(default_factory=lambda: Source(Path()))
+    source: Source = field(default_factory=Source)
     caption: CaptionOptions = field(default_factory=CaptionOptions)
     crop: CropOptions = field(default_factory=CropOptions)
     mask: MaskOptions = field(default_factory=MaskOptions)
@@ -47,8 +47,10 @@ class Request:
             raise UserError(
                 f"background is {self.background!r}, which is no colour; write white or #ffffff."
             ) from error
-        if len(self.references) > MOST_FOLDERS:
-            raise UserError(f"{len(self.references)} reference folders are named; at most {MOST_FOLDERS} can be used.")
+        if len(self.references) > MOST_REFERENCES:
+            raise UserError(
+                f"{len(self.references)} reference folders are named; at most {MOST_REFERENCES} can be used."
+            )
         if self.reference.kind == STRICT and self.reference.resolution:
             raise UserError("reference_resolution is set, but strict references have their image's size; set it to 0.")
 

@@ -258,10 +258,10 @@ class Store:
     def _sweep(self) -> None:
         """Remove what killed processes of this computer left half written; others' are left alone for a day."""
         for path in self.folder.glob(f"??/*{PARTIAL}"):
-            host, pid, _ = path.stem.split(".")[-1].rsplit("-", 2)
+            host, _, pid = path.stem.rpartition(".")[-1].rpartition("-")[0].partition("-")
             with contextlib.suppress(OSError):
-                ours = host == _host()
-                if (ours and not psutil.pid_exists(int(pid))) or time.time() - path.stat().st_mtime > 86400:
+                dead = host == _host() and pid.isdigit() and not psutil.pid_exists(int(pid))
+                if dead or time.time() - path.stat().st_mtime > 86400:
                     path.unlink()
 
 

@@ -210,13 +210,20 @@ def identity_of(module: nn.Module, patcher, extra: object) -> str:
         if name in state:
             state[name] = original.weight
     found = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(state.items()):
+    parts = {k: v for name, weight in state.items() for k, v in _parts(name, weight).items()}
+    for name, weight in sorted(parts.items()):
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + _bytes(_sample(weight)))
     return canonical_hash([type(module).__qualname__, found.hexdigest(), _patches(patcher.patches), extra])
 
 
+def _parts(name: str, weight: Tensor) -> dict[str, Tensor]:
+    """A weight by its name; a quantised one as its values and scales."""
+    stored = getattr(weight, "state_dict", None)  # which plain tensors do not have
+    return stored(name) if stored else {name: weight}
+
+
 def _sample(weight: Tensor) -> Tensor:
-    """A few values at even distances; of a quantised weight, of what it stores."""
+    """A few values at even distances."""
     flat = getattr(weight, "_qdata", weight).reshape(-1)
     return flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import command, progress
+from .options import command, progress, start
 
 
 def add(commands) -> None:
@@ -14,7 +14,9 @@ def add(commands) -> None:
         metavar="WHAT", required=True
     )
     check = command(group, "check", run, "what would be trained on, and what is wrong with it; loads no model")
-    check.add_argument("folder", type=Path, help="folder of images, or a .jsonl file")
+    check.add_argument(
+        "folder", type=Path, help="folder of images, a .jsonl file, or a job file (.json, .toml), whose settings count"
+    )
     check.add_argument("--resolution", type=int, default=1024)
     check.add_argument("--batch", type=int, default=1, help="for the number of steps per epoch")
     check.add_argument("--captions", default="text file", help="text file, file name, one prompt or jsonl")
@@ -26,8 +28,29 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print counts, buckets and problems; draw the contact sheet."""
-    from ..data.folder import read_folder
     from ..data.report import contact_sheet, summary
+
+    read = _of_job if arguments.folder.suffix.lower() in (".json", ".toml") else _of_folder
+    with progress() as bar:
+        dataset = read(arguments, bar)
+    print(summary(dataset, (arguments.batch,)))
+    if arguments.sheet:
+        contact_sheet(dataset).save(arguments.sheet)
+        print(f"contact sheet: {arguments.sheet}")
+
+
+def _of_job(arguments: argparse.Namespace, bar):
+    from ..job import load
+
+    job = load(arguments.folder)
+    start(arguments)
+    from ..run.jobs import read_dataset
+
+    return read_dataset(job, bar)
+
+
+def _of_folder(arguments: argparse.Namespace, bar):
+    from ..data.folder import read_folder
     from ..data.request import Request
 
     request = Request(
@@ -38,9 +61,4 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.trigger,
         references=tuple(arguments.references),
     )
-    with progress() as bar:
-        dataset = read_folder(request, report=bar)
-    print(summary(dataset, arguments.batch))
-    if arguments.sheet:
-        contact_sheet(dataset).save(arguments.sheet)
-        print(f"contact sheet: {arguments.sheet}")
+    return read_folder(request, report=bar)
