@@ -10,6 +10,7 @@ from pictures import captions_of, picture, read
 from PIL import Image, ImageFile
 
 from flux2_train.data import cache
+from flux2_train.data.crops import CropOptions
 from flux2_train.data.folder import read_folder
 from flux2_train.data.index import Index
 from flux2_train.data.order import batches, epoch_batches, step_count
@@ -214,6 +215,16 @@ def test_what_the_user_should_know_is_said(tmp_path):
     assert "warning: captions contain [trigger] but trigger is empty" in said
     clean = read(picture(tmp_path / "own" / "x.png", caption="[trigger]").parent, trigger="zbot")
     assert clean.warnings == ()
+
+
+def test_images_that_lose_much_to_the_crop_are_named(tmp_path):
+    picture(tmp_path / "panorama.png", (640, 64), caption="wide")
+    picture(tmp_path / "b.png", (64, 80), "blue", "x")
+    said = "1 images lose more than a third of their area to the crop: panorama.png"
+    assert said in read(tmp_path).warnings
+    assert not any(
+        "lose" in w for w in read(tmp_path, crop=CropOptions(aspect="preserve", resolutions=(160,))).warnings
+    )
 
 
 def test_the_contact_sheet_shows_pictures_and_crop_boxes(images):

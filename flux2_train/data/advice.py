@@ -11,14 +11,25 @@ from .items import Picture
 from .pairs import some
 from .request import Request
 
+LEAST_KEPT = 2 / 3  # of an image's area, before its crop is worth a word
+
 
 def advice(request: Request, pictures: list[Picture], items: tuple[Item, ...]) -> Iterator[str]:
     """Sentences about sizes, captions, trigger and duplicates."""
     small = list(dict.fromkeys(i.path.name for i in items if _scaled_up(i)))
     if small:
         yield f"{len(small)} images are smaller than they are trained at and scaled up: {some(small)}"
+    areas = {item.path: _area(item) for item in items}
+    cut = [p.path.name for p in pictures if areas[p.path] < LEAST_KEPT * p.facts.width * p.facts.height]
+    if cut:
+        yield f"{len(cut)} images lose more than a third of their area to the crop: {some(cut)}"
     yield from _on_captions(request, pictures, {text for item in items for text in item.captions})
     yield from _duplicates(pictures)
+
+
+def _area(item: Item) -> float:
+    left, top, right, bottom = item.view.crop.box
+    return (right - left) * (bottom - top)
 
 
 def _scaled_up(item: Item) -> bool:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import cache
+from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UserError
 from .cache import EmbedCache, LatentCache
 from .dataset import Dataset, Item
 from .images import open_shrunk, read_bytes, to_rgb
 from .order import epoch_batches
+from .pairs import shown
 from .samples import Samples
 
 THUMBNAIL = 192  # pixels
@@ -86,4 +89,13 @@ def _draw(sheet: Image.Image, at: tuple[int, int], items: list[Item]) -> None:
         left, top, right, bottom = (value * scale for value in item.view.crop.box)
         draw.rectangle((at[0] + left, at[1] + top, at[0] + right - 1, at[1] + bottom - 1), outline="#d22")
     sizes = ", ".join(dict.fromkeys(f"{i.size[0]}x{i.size[1]}" for i in items))
-    draw.text((at[0], at[1] + THUMBNAIL + 2), f"{first.path.name[:28]}\n{sizes[:28]}", fill="black", font_size=10)
+    text = f"{shown(first.path.name)[:28]}\n{sizes[:28]}"
+    draw.text((at[0], at[1] + THUMBNAIL + 2), text, fill="black", font=_font())
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """A font that has more letters than Pillow's own: names are in every language."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 10)
