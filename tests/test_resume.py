@@ -223,7 +223,7 @@ def test_what_may_not_change_is_named(trainer, tmp_path, changes, words):
 
 def test_another_data_set_is_named(trainer, model, tmp_path):
     interrupted(trainer, tmp_path)
-    with pytest.raises(UserError, match="the data set has changed"):
+    with pytest.raises(UserError, match=r"the data set has changed: 1 gone \(robot_05.png\)"):
         session(Trainer(model, *tiny_caches(4), CONFIG), tmp_path)
 
 

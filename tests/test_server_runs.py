@@ -81,6 +81,8 @@ def test_killed_cancelled_and_broken_the_lora_is_the_one_of_a_run_that_was_not(s
     with pytest.raises(ServerError, match="Flux2LoraTrainer: interrupted"):
         server.run(cut, cancelled)
     seconds = time.monotonic() - cancelled.reached
+    left = server.get("/probe")["objects"]
+    assert not left["Trainer"] and not left["Adapters"] and not left["AdamW"], "a cancelled run gives its memory back"
 
     with pytest.raises(ServerError, match="another pack failed"):
         server.run(cut, At(22, lambda: fail.write_text("another pack failed")))

@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "job.json"
 
     @property
+    def dataset(self) -> Path:
+        """Every image and caption that was trained on, with hashes."""
+        return self.path / "dataset.json"
+
+    @property
     def report(self) -> Path:
         """The run in figures, once it has ended."""
         return self.path / "report.json"

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..job import Job
 from . import checkpoints
 from .checkpoints import About, Checkpoint, Damaged
+from .contents import difference
 from .folder import FINISHED, RunFolder
 from .jobs import job_of
 from .trainer import Trainer
@@ -73,6 +74,8 @@ def newest(folder: RunFolder) -> Found | None:
 def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bool) -> None:
     """Raise UserError naming everything that differs and may not. ``own_seed`` goes on with the run's seed."""
     differing = list(differences(about, trainer, own_seed))
+    if about.dataset != trainer.dataset.fingerprint:
+        differing.append(difference(folder.dataset, trainer.dataset))
     if differing:
         raise UserError(
             f"The run {folder.name} was interrupted after step {about.step} and cannot go on, because "
@@ -81,7 +84,7 @@ def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bo
 
 
 def differences(about: About, trainer: Trainer, own_seed: bool) -> Iterator[str]:
-    """A clause for each thing that keeps a trainer from going on from a checkpoint."""
+    """A clause for each setting that keeps a trainer from going on from a checkpoint."""
     now = typed.plain(job_of(trainer))
     free = (*MAY_CHANGE, "seed") if own_seed else MAY_CHANGE
     was, others = dict(flat(about.job["training"])), dict(flat(now["training"]))
@@ -95,8 +98,6 @@ def differences(about: About, trainer: Trainer, own_seed: bool) -> Iterator[str]
             yield f"{name.replace('_', ' ')} was {about.job['model'].get(name)!r} and is {now['model'][name]!r}"
     if about.job["unknown"] != now["unknown"]:
         yield f"the graph had {about.job['unknown'] or 'nothing special'} and has {now['unknown'] or 'nothing special'}"
-    if about.dataset != trainer.dataset.fingerprint:
-        yield "the data set has changed (images, captions or the settings of its folders)"
 
 
 def changed(about: About, job: Job) -> dict[str, list]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from ..errors import UserError
 from ..host.files import lora_folder, run_folder
 from ..host.memory import free, is_out_of_memory
 from ..job import Output
-from . import checkpoints, resume
+from . import checkpoints, contents, resume
 from .checkpoints import About, Damaged, Snapshot
 from .events import Completed, Event, Resumed, Saved, Started, Warned
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, write_text
@@ -110,6 +111,7 @@ class Session:
             changed = resume.changed(found.checkpoint.about, self.job)
             taken_up = [*taken_up, {"step": self.trainer.step, "at": _now(), "changed": changed}]
         write_text(self.folder.job, self.job.to_json())
+        write_text(self.folder.dataset, json.dumps(contents.listed(self.trainer.dataset), indent=1) + "\n")
         self.folder.note(
             name=self.trainer.config.name, status=RUNNING, step=self.trainer.step, total=self.trainer.total,
             began=about.get("began", _now()), resumed=taken_up, why="",
