@@ -22,6 +22,9 @@ from .options import (
     SaveConfig,
     TimestepConfig,
 )
+from .validation import HeldOutConfig
+
+LOGS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class TrainConfig:
     ``preservation`` weighs the loss that keeps the class word's prediction as the base model's; 0 is off.
     A step takes ``accumulate`` batches of ``batch`` images in each process. ``differential_guidance`` 1 is off.
     ``guidance`` is the embedded guidance that dev is trained at. ``recipe`` only says where values came from.
+    ``logs`` names the programs beside whose own writers the run is logged with.
     """
 
     name: str = "flux2_lora"
@@ -57,6 +61,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    logs: tuple[str, ...] = ()
     save: SaveConfig = field(default_factory=SaveConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -80,6 +86,9 @@ class TrainConfig:
             yield "steps and epochs are both 0; set one of them."
         if not 0 < self.learning_rate <= 1:
             yield f"learning rate is {self.learning_rate}; it must lie between 0 and 1 (1e-4 is a good value)."
+        unknown = [name for name in self.logs if name not in LOGS]
+        if unknown:
+            yield f"logs holds {unknown[0]!r}; there are {', '.join(LOGS)}, beside the CSV that is always written."
         if self.targets not in PRESETS:
             yield f"targets is {self.targets!r}; choose one of {', '.join(PRESETS)}."
         if self.preservation < 0 or self.differential_guidance <= 0 or self.alpha < 0:

@@ -16,10 +16,12 @@ from .data.cache import EmbedSettings, LatentSettings
 from .data.request import Request
 from .errors import UserError
 from .flavours import Flux2Files
+from .validation import ValidationConfig
 
 VERSION = 1
 MAX_BYTES = 1 << 24
-SECTIONS = ("version", "model", "dataset", "embeds", "latents", "training", "output", "unknown")
+SECTIONS = ("version", "model", "dataset", "embeds", "latents", "training", "validation", "held_out", "output",
+            "unknown")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Job:
-    """One training run. ``unknown`` says what a graph had that no file can hold; such a job is not run."""
+    """One training run. ``validation`` is what is painted meanwhile, ``held_out`` the data set whose loss is measured.
+
+    ``unknown`` says what a graph had that no file can hold; such a job is not run.
+    """
 
     dataset: tuple[Request, ...]
     version: int = VERSION
@@ -40,6 +45,8 @@ class Job:
     embeds: EmbedSettings = field(default_factory=EmbedSettings)
     latents: LatentSettings = field(default_factory=LatentSettings)
     training: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig | None = None
+    held_out: tuple[Request, ...] = ()
     output: Output = field(default_factory=Output)
     unknown: tuple[str, ...] = ()
 

@@ -4,6 +4,7 @@ from .adapter import AdapterOptions
 from .apply import LoraApply
 from .cache import CacheEmbeds, CacheLatents
 from .checkpoints import Checkpoints
+from .compare import CompareLoras
 from .dataset import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
 from .load import LoadFlux2
@@ -15,10 +16,11 @@ from .sample import Flux2Sampler
 from .save import SaveOptions
 from .timesteps import Timesteps
 from .train import LoraTrainer
+from .validation import ValidationLoss, ValidationPrompts
 
 NODES = [
     LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, MaskOptions, ReferenceOptions, CacheEmbeds,
     CacheLatents, AdapterOptions, SaveOptions, Checkpoints,
-    TrainingObjective, Timesteps, Optimizer, Preservation, LoraTrainer, LoraApply, Flux2Sampler,
-    SaveMergedModel,
+    TrainingObjective, Timesteps, Optimizer, Preservation, ValidationPrompts, ValidationLoss,
+    LoraTrainer, LoraApply, Flux2Sampler, CompareLoras, SaveMergedModel,
 ]  # fmt: skip

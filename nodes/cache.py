@@ -10,7 +10,7 @@ from ..flux2_train.data.store import Store
 from ..flux2_train.host import describe, encode
 from ..flux2_train.host.files import CACHE_PLACES, USER, cache_folder
 from .progress import NodeProgress
-from .types import CATEGORY, FluxDataset, FluxEmbeds, FluxLatents
+from .types import CATEGORY, FluxDataset, FluxEmbeds, FluxLatents, FluxValidation
 
 
 def store_inputs() -> list:
@@ -53,6 +53,10 @@ class CacheEmbeds(io.ComfyNode):
                     "prompts", default="", multiline=True, optional=True, advanced=True,
                     tooltip="More texts to encode, one per line, such as prompts and negatives of previews.",
                 ),
+                FluxValidation.Input(
+                    "validation", optional=True,
+                    tooltip="Also encodes the prompts of a Validation node, which LoRA Trainer paints.",
+                ),
                 *store_inputs(),
             ],
             outputs=[FluxEmbeds.Output(display_name="embeds")],
@@ -65,14 +69,16 @@ class CacheEmbeds(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, dataset, batch: int = 1, prompts: str = "", store: str = USER, limit_gb: float = 0.0
-    ) -> io.NodeOutput:
+        cls, clip, dataset, batch: int = 1, prompts: str = "", validation=None, store: str = USER,
+        limit_gb: float = 0.0,
+    ) -> io.NodeOutput:  # fmt: skip
+        more = validation.config.texts if validation is not None else []
         progress = NodeProgress(cls.hidden.unique_id, 1)
         embeds, made = cache.cache_embeds(
             dataset,
             encode.TextEncoder(clip),
             Store(cache_folder(store)),
-            filter(None, map(str.strip, prompts.splitlines())),
+            [*filter(None, map(str.strip, prompts.splitlines())), *more],
             batch,
             limit_gb,
             progress.counting("captions"),

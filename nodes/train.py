@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 
 from comfy_api.latest import io
+from PIL import Image
 
 from ..flux2_train.adapters.targets import PRESETS
 from ..flux2_train.config import TrainConfig
@@ -10,9 +11,11 @@ from ..flux2_train.data.images import to_tensor
 from ..flux2_train.host import files
 from ..flux2_train.recipes import NONE, RECIPES, Recipe, settings
 from ..flux2_train.run import events
+from ..flux2_train.run.judging import judge, summary
 from ..flux2_train.run.plot import loss_plot
 from ..flux2_train.run.resume import AUTO, NEW
 from ..flux2_train.run.session import train
+from ..flux2_train.run.sheets import beside, stacked
 from ..flux2_train.run.trainer import Trainer
 from . import optimizer as optimizer_node
 from . import timesteps as timesteps_node
@@ -29,9 +32,15 @@ from .types import (
     FluxPreservation,
     FluxSaveOptions,
     FluxTimesteps,
+    FluxValidation,
+    FluxValidationLoss,
 )
 
 PREVIEW_SECONDS = 2.0
+LOGS = {
+    "csv": (), "csv and TensorBoard": ("tensorboard",), "csv and Weights & Biases": ("wandb",),
+    "csv, TensorBoard and Weights & Biases": ("tensorboard", "wandb"),
+}  # fmt: skip
 # What the recipes set beside this node's own values: by input, the names of that node's widgets.
 WIRED = {"timesteps": timesteps_node.NAMES, "optimizer": optimizer_node.NAMES}
 
@@ -109,6 +118,15 @@ class LoraTrainer(io.ComfyNode):
                     "preserve", optional=True,
                     tooltip="What 'preservation' keeps and how often: wire Preservation. Free is the class word.",
                 ),
+                FluxValidation.Input(
+                    "validation", optional=True,
+                    tooltip="Prompts to paint while it trains: wire Validation, and into Cache Embeds too. Free paints "
+                    "none.",
+                ),
+                FluxValidationLoss.Input(
+                    "validation_loss", optional=True,
+                    tooltip="Held-out images, and how often the loss is measured: wire Validation Loss.",
+                ),
                 FluxSaveOptions.Input(
                     "save", optional=True,
                     tooltip="Format and precision of the file: wire Save Options. Free is ComfyUI's format in bf16.",
@@ -161,6 +179,11 @@ class LoraTrainer(io.ComfyNode):
                     tooltip="On how many images the loss is measured at fixed noise before and after training, which "
                     "tells whether it fell. 0 turns it off.",
                 ),
+                io.Combo.Input(
+                    "logs", options=list(LOGS), default="csv", optional=True, advanced=True,
+                    tooltip="Where losses and previews are logged beside loss.csv: TensorBoard (in the run's folder) "
+                    "and Weights & Biases, whose packages must be installed.",
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(display_name="lora"),
@@ -175,10 +198,14 @@ class LoraTrainer(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, embeds, latents, recipe=NONE, objective=None, timesteps=None, optimizer=None, preserve=None,
-        resume=AUTO, **face,
+        validation=None, validation_loss=None, logs="csv", resume=AUTO, **face,
     ) -> io.NodeOutput:  # fmt: skip
         sections = {**(objective or {}), **(timesteps or {}), **(optimizer or {}), **(preserve or {})}
-        trainer = Trainer(model, embeds, latents, TrainConfig(**settings(recipe, face, sections)))
+        sections |= {"logs": LOGS[logs]} | ({"held_out": validation_loss["config"]} if validation_loss else {})
+        trainer = Trainer(
+            model, embeds, latents, TrainConfig(**settings(recipe, face, sections)), validation=validation,
+            held_out=validation_loss and validation_loss["data"],
+        )  # fmt: skip
         listener = _Listener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
         results = train(trainer, files.lora_folder(), files.run_folder(), listener, resume)
         listener.progress.say(f"{results.lora_path.name}: {results.certificate}\n{listener.text}")
@@ -193,7 +220,9 @@ class _Listener:
         self.trainer, self.progress = trainer, progress
         self.warnings: list[str] = []
         self.notes: list[str] = []
-        self.validation: list[float] = []
+        self.validation: list[events.Validated] = []
+        self.measured: list[events.ImagesMeasured] = []
+        self.pictures = None
         self.text, self.drawn = "", 0.0
 
     def __call__(self, event: events.Event) -> None:
@@ -205,9 +234,15 @@ class _Listener:
                 self.warnings.append(text)
             case events.Resumed(step, total, path):
                 self.notes.append(f"goes on after step {step} of {total} ({path.parents[1].name})")
-            case events.Validated(_, loss):
-                self.validation.append(loss)
+            case events.Validated():
+                self.validation.append(event)
                 self.text = self._describe()
+            case events.ImagesMeasured():
+                self.measured = [*self.measured[:1], event]
+                self.text = self._describe()
+            case events.Previewed(step, pictures):
+                self.pictures = beside(step, pictures)
+                self.progress.advance(step, self._picture())
             case events.Stepped():
                 self._stepped(event)
 
@@ -217,7 +252,12 @@ class _Listener:
         if due:
             self.drawn, self.text = now, self._describe(event)
             self.progress.say(self.text)
-        self.progress.advance(event.step, loss_plot(self.trainer.history) if due else None)
+        self.progress.advance(event.step, self._picture() if due else None)
+
+    def _picture(self) -> Image.Image:
+        """The last previews, base beside LoRA, above the loss curve."""
+        plot = loss_plot(self.trainer.history)
+        return stacked(self.pictures, plot) if self.pictures else plot
 
     def _describe(self, event: events.Stepped | None = None) -> str:
         lines = [*self.warnings, *self.notes]
@@ -226,5 +266,8 @@ class _Listener:
             lines.append(f"step {event.step}/{event.total}, loss {event.smoothed:.4f}, {event.seconds:.2f} s/step, "
                          f"{left / 60:.0f} min left")  # fmt: skip
         if len(self.validation) > 1:
-            lines.append(f"validation loss {self.validation[0]:.4f} -> {self.validation[-1]:.4f}")
+            kind = "held-out" if self.validation[0].held_out else "validation"
+            lines.append(f"{kind} loss {self.validation[0].loss:.4f} -> {self.validation[-1].loss:.4f}")
+        if len(self.measured) > 1:
+            lines += summary(judge(*(event.images for event in self.measured)))
         return "\n".join(lines)

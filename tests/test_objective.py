@@ -149,7 +149,7 @@ def untouched(case, samples):
     """The prediction of a model that never had an adapter."""
     bare = Trainer(tiny_flux2(guidance=True), *CACHES, BASE)
     with torch.inference_mode(), borrow(bare.model, {}, True) as borrowed, training_mode(), torch.no_grad():
-        return bare._predict(borrowed, case.x_t, case.t, samples).double().numpy()
+        return bare.predict(borrowed, case.x_t, case.t, samples).double().numpy()
 
 
 @pytest.mark.parametrize("changes", [{}, {"preserve": PreservationConfig(kind="blank")}], ids=["class", "blank"])

@@ -236,3 +236,61 @@ def test_help_pages_are_served(server):
     from comfy_server import PACK
 
     assert b"LoRA Trainer" in server.get_bytes(f"/extensions/{PACK}/docs/Flux2LoraTrainer.md")
+
+
+def test_previews_are_shown_while_it_trains_and_kept_beside_the_base(server):
+    """From a prompt library in the input folder, into the run's folder, onto the node; the LoRA into a comparison."""
+    library = {"portrait": "zbot portrait", "weak": {"prompt": "zbot at sea", "adapter_strength": 0.5}}
+    (server.folder / "input" / "library.json").write_text(json.dumps(library))
+    graph = small(steps=2, seed=9, validation=["v", 0], validation_loss=["h", 0])
+    graph["5"]["inputs"]["name"] = "previewed"
+    size = {"width": 48, "height": 64, "seed": 1, "steps": 1}
+    graph["v"] = {
+        "class_type": "Flux2Validation",
+        "inputs": {"vae": ["1", 2], "prompts": "", "prompt_file": "library.json", "every": 1, "at_start": True, **size},
+    }
+    graph["h"] = {
+        "class_type": "Flux2ValidationLoss",
+        "inputs": {"share": 0.2, "seed": 0, "every": 0, "per_image": True, "per_image_every": 0},
+    }
+    graph["3"]["inputs"]["validation"] = ["v", 0]
+    graph["c"] = {
+        "class_type": "Flux2CompareLoras",
+        "inputs": {
+            "model": ["1", 0],
+            "clip": ["1", 1],
+            "vae": ["1", 2],
+            "lora": ["5", 0],
+            "files": "",
+            "strengths": "0.5, 1",
+            "prompt": "zbot",
+            "index": 0,
+            "picture_size": 0,
+            **size,
+        },
+    }
+    graph["i"] = {"class_type": "PreviewImage", "inputs": {"images": ["c", 0]}}  # fmt: skip
+    events = Events()
+    history = server.run(graph, events)
+    run = server.folder / "output" / "flux2_train" / "previewed"
+    names = {f"step_{step:06d}_{n}.png" for step in (0, 1, 2) for n in (1, 2)} | {"base_1.png", "base_2.png"}
+    assert {p.name for p in (run / "previews").iterdir()} == names
+    assert (run / "previews.png").is_file() and (run / "images.png").is_file()
+    job = json.loads((run / "job.json").read_text())
+    assert [p["strength"] for p in job["validation"]["prompts"]] == [None, 0.5] and job["unknown"] == []
+    assert job["training"]["held_out"]["share"] == 0.2
+    texts = [d["text"] for d in events.of("text") if d["node"] == "5"]
+    assert any("painting preview 2 of 2 after 1 steps" in t for t in texts) and "held-out loss" in texts[-1]
+    assert picture(server, history, "i").shape[1] > 3 * 48  # base and two strengths
+
+
+def test_validation_that_cannot_be_done_is_one_sentence(server):
+    graph = small(validation=["v", 0])
+    graph["v"] = {"class_type": "Flux2Validation", "inputs": {
+        "vae": ["1", 2], "prompts": "zbot", "width": 64, "height": 64, "every": 1, "at_start": True,
+        "seed": 1}}  # fmt: skip
+    with pytest.raises(ServerError, match="Flux2LoraTrainer: .*wire Validation into Cache Embeds too"):
+        server.run(graph)
+    graph["v"]["inputs"]["prompt_file"] = "../secret.txt"
+    with pytest.raises(ServerError, match=r"Flux2Validation: .*'../secret.txt' is no file name"):
+        server.run(graph)

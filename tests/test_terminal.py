@@ -49,16 +49,28 @@ def node(pack, id):
 def trained(pack, nano, comfy_folders):
     """The run folder and the LoRA file of a graph: three robots, two steps."""
     few = comfy_folders / "input" / "few robots"
-    few.mkdir()
-    for path in sorted((ROOT / "datasets" / "robot").iterdir())[:6]:
-        shutil.copy(path, few)
+    one = comfy_folders / "input" / "one robot"
+    few.mkdir(), one.mkdir()
+    for number, path in enumerate(sorted((ROOT / "datasets" / "robot").iterdir())[:8]):
+        shutil.copy(path, few if number < 6 else one)
     with torch.inference_mode():
-        dataset = node(pack, "Flux2DatasetFolder")("few robots", "text file", "", 64, 1, "zbot", "toy").args[0]
-        embeds = node(pack, "Flux2CacheEmbeds")(nano.clip, dataset).args[0]
-        latents = node(pack, "Flux2CacheLatents")(nano.vae, dataset).args[0]
+        dataset, others = (
+            node(pack, "Flux2DatasetFolder")(folder, "text file", "", 64, 1, "zbot", "toy").args[0]
+            for folder in ("few robots", "one robot")
+        )
+        validation = node(pack, "Flux2Validation")(
+            nano.vae, "zbot at sea", nano.model, negative="blue", width=64, height=48, every=0, at_start=False, seed=5,
+            steps=1, strength=2.0, references={"reference0": torch.rand(1, 32, 48, 3).mul(255).round() / 255},
+        ).args[0]  # fmt: skip
+        (embeds, held_out), (latents, out) = (
+            [node(pack, f"Flux2Cache{kind}")(encoder, each, **more).args[0] for each in (dataset, others)]
+            for kind, encoder, more in (("Embeds", nano.clip, {"validation": validation}), ("Latents", nano.vae, {}))
+        )
+        loss = node(pack, "Flux2ValidationLoss")(held_out, out, share=0.0, seed=0, every=0, per_image=False,
+                                                 per_image_every=0).args[0]  # fmt: skip
         name = node(pack, "Flux2LoraTrainer")(
             nano.model, embeds, latents, name="of the graph", steps=2, rank=2, learning_rate=2e-3, validation_items=0,
-            preservation=0.5, seed=3,
+            preservation=0.5, seed=3, validation=validation, validation_loss=loss,
         ).args[2]  # fmt: skip
     return comfy_folders / "output" / "flux2_train" / Path(name).stem, comfy_folders / "loras" / name
 
@@ -77,8 +89,18 @@ def test_a_graphs_job_gives_the_same_lora_in_a_terminal(trained, base, tmp_path)
     assert differing <= {"modelspec.date"}
     again = json.loads((tmp_path / "of the graph" / "job.json").read_text())
     first = json.loads((folder / "job.json").read_text())
-    assert {k: v for k, v in again.items() if k != "output"} == {k: v for k, v in first.items() if k != "output"}
+    for job in (again, first):  # each run keeps copies of its references and says where its files shall go
+        job.pop("output")
+        (prompt,) = job["validation"]["prompts"]
+        prompt["references"] = [Path(path).name for path in prompt["references"]]
+    assert again == first
     assert "training: 100%" in done.stderr
+    assert first["unknown"] == [] and Path(first["held_out"][0]["folder"]).name == "one robot"
+    assert first["validation"]["model"]["flavour"] == "nano" and first["validation"]["prompts"][0]["references"]
+    for name in ("base_1.png", "step_000002_1.png"):  # second model, reference, negative, strength and all
+        with Image.open(folder / "previews" / name) as a, Image.open(tmp_path / folder.name / "previews" / name) as b:
+            assert numpy.array_equal(numpy.asarray(a), numpy.asarray(b))
+    assert re.search(r"held-out loss \d", done.stderr) and "1 previews painted after 2 steps" in done.stderr
 
 
 def test_ctrl_c_saves_what_was_learned(trained, base, tmp_path):

@@ -109,9 +109,9 @@ def test_preservation_holds_the_class_word(nano, robot):
 
         with borrow(nano.model, trainer.adapters.deltas()) as borrowed, training_mode(), torch.no_grad():
             x, t = torch.randn(sample.latent.shape, generator=torch.Generator().manual_seed(3)), torch.tensor([0.7])
-            adapted = trainer._predict(borrowed, x, t, [sample])
+            adapted = trainer.predict(borrowed, x, t, [sample])
             with trainer._base_model():
-                base = trainer._predict(borrowed, x, t, [sample])
+                base = trainer.predict(borrowed, x, t, [sample])
         if weight:
             assert all(e.preservation > 0 for e in told if isinstance(e, events.Stepped) and e.step > 1)
         return (adapted - base).norm().item()

@@ -93,6 +93,7 @@ class Adapters(nn.Module):
         super().__init__()
         self.sites, self.config, self.names, self.enabled = sites, config, list(sites), True
         self.divisors: dict[str, Divisor] | None = None  # DoRA's, while they are kept
+        self.strength = 1.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.tree = peft.inject_adapter_in_model(peft_config(sites, config), shadow(sites), adapter_name=NAME)
@@ -161,11 +162,24 @@ class Adapters(nn.Module):
         ``x`` (..., in) and ``y`` (..., out) are the Linear's input and output, ``base(dtype, device)`` is a context
         manager giving its weight and bias.
         """
-        return {name: lambda x, y, base, name=name: self._delta(name, x, y, base) for name in self.names}
+        return {name: lambda x, y, base, name=name: self._scaled(name, x, y, base) for name in self.names}
 
-    def _delta(self, name: str, x: Tensor, y: Tensor, base: Base) -> Tensor | None:
-        if not self.enabled:
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        """What they do multiplied by ``strength`` in the block, for previews; 0 is the base model bit by bit."""
+        before, self.strength = self.strength, strength
+        try:
+            yield
+        finally:
+            self.strength = before
+
+    def _scaled(self, name: str, x: Tensor, y: Tensor, base: Base) -> Tensor | None:
+        if not self.enabled or not self.strength:
             return None
+        delta = self._delta(name, x, y, base)
+        return delta if self.strength == 1 else delta * self.strength
+
+    def _delta(self, name: str, x: Tensor, y: Tensor, base: Base) -> Tensor:
         dtype = torch.float32 if self.config.compute == "fp32" else x.dtype
         part, inputs = self.part(name, dtype), x.to(dtype)
         if self.config.dropout:

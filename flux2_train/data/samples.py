@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -88,6 +89,12 @@ class Samples(Sequence[Sample]):
             source.is_reg,
             source.base_target,
         )
+
+    def only(self, indices: Iterable[int]) -> Samples:
+        """Some of the items."""
+        some = copy.copy(self)
+        some.items = tuple(self.items[i] for i in indices)
+        return some
 
     def shape(self, index: int) -> tuple:
         """The shapes of a sample's latent and all its references, without reading them."""

@@ -29,6 +29,16 @@ def resolve(folder: str) -> Path:
     return next((place for place in places if place.is_dir()), places[0])
 
 
+def resolve_file(name: str) -> Path:
+    """An absolute path as it is; a relative one inside ComfyUI's input folder. Raises UserError for any other."""
+    named = Path(name.strip().strip('"')).expanduser()
+    if named.is_absolute():
+        return named
+    if not named.parts or ".." in named.parts:
+        raise UserError(f"{name!r} is no file name; give a file inside ComfyUI's input folder, or a full path.")
+    return Path(folder_paths.get_input_directory()) / named
+
+
 def lora_folder() -> Path:
     """Where ComfyUI looks for LoRAs first."""
     return Path(folder_paths.get_folder_paths("loras")[0])

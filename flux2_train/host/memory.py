@@ -9,7 +9,9 @@ import comfy.model_management
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the device has no memory left."""
-    return isinstance(error, MemoryError) or comfy.model_management.is_oom(error)
+    known = getattr(comfy.model_management, "is_oom", None)  # 0.16.3 has none
+    of_device = known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+    return isinstance(error, MemoryError) or of_device
 
 
 def free() -> None:

@@ -80,6 +80,22 @@ def conditioned(conditioning: list, references: list[Tensor], guidance: float, m
     return node_helpers.conditioning_set_values(conditioning, values)
 
 
+def conditions(model, clip, prompt: str, negative: str, references: list[Tensor], guidance: float) -> tuple[list, list]:
+    """CONDITIONING of both texts, of the negative one only where guidance mixes two predictions."""
+    strength = guidance_for(model, guidance)
+
+    def encoded(text: str) -> list:
+        return conditioned(encode_prompt(clip, text), references, strength.embedded)
+
+    positive = encoded(prompt)
+    return positive, encoded(negative) if strength.cfg != 1.0 else positive
+
+
+def interruptible(*_) -> None:
+    """A sampler's callback that raises ComfyUI's interrupt once the user has cancelled, and shows nothing."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a picture is painted; 0 of ``steps`` and of ``guidance`` ask for what the MODEL was made for.
@@ -96,8 +112,10 @@ class Settings:
     batch: int = 1
 
     def require_for(self, model) -> None:
-        """Raise UserError for a MODEL that is not FLUX.2 and for sizes that are not multiples of 16."""
+        """Raise UserError for a MODEL that is not FLUX.2, sizes that are no multiples of 16 and unknown samplers."""
         identify.require_flux2(model)
+        if self.sampler not in comfy.samplers.SAMPLER_NAMES:
+            raise UserError(f"There is no sampler {self.sampler!r}; euler is what FLUX.2 was made with.")
         if self.width % MULTIPLE or self.height % MULTIPLE:
             raise UserError(
                 f"The size is {self.width}x{self.height}; FLUX.2 needs both sides to be multiples of {MULTIPLE}."
@@ -131,14 +149,8 @@ def sample(model, clip, vae, prompt: str, *, negative: str = "", references: lis
     """
     settings = Settings(**settings)
     settings.require_for(model)
-    strength = guidance_for(model, settings.guidance)
     latents = encode_references(vae, list(references), resize_references)
-
-    def encoded(text: str) -> list:
-        return conditioned(encode_prompt(clip, text), latents, strength.embedded)
-
-    positive = encoded(prompt)
-    uncond = encoded(negative) if strength.cfg != 1.0 else positive
+    positive, uncond = conditions(model, clip, prompt, negative, latents, settings.guidance)
     callback = latent_preview.prepare_callback(model, steps_for(model, settings.steps))
     return vae.decode(denoise(model, positive, uncond, settings, callback))
 

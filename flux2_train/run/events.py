@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Started:
@@ -58,10 +60,11 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Validated:
-    """The loss at fixed noise and timesteps before step ``step`` + 1."""
+    """The loss at fixed noise and timesteps before step ``step`` + 1, of images kept out of training or of others."""
 
     step: int
     loss: float
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,4 +82,55 @@ class Saved:
     stopped: bool
 
 
-Event = Started | Resumed | Checkpointed | Phase | Warned | Stepped | Validated | Completed | Saved
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A prompt as the base model and the adapters paint it: (H, W, 3) in 0..1 on the CPU.
+
+    ``asked`` is all that was asked for, as JSON has it.
+    """
+
+    label: str
+    base: Tensor
+    painted: Tensor
+    asked: dict
+
+
+@dataclass(frozen=True, eq=False)
+class Previewed:
+    """Every prompt painted after ``step`` steps."""
+
+    step: int
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class ImageLoss:
+    """How wrong the velocity is on one image at each of ``validation.TIMES``: with its caption, and with none."""
+
+    path: Path
+    held_out: bool
+    with_caption: tuple[float, ...]
+    without: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ImagesMeasured:
+    """The loss of every image alone after ``step`` steps, in the order of the data set."""
+
+    step: int
+    images: tuple[ImageLoss, ...]
+
+
+Event = (
+    Started
+    | Resumed
+    | Checkpointed
+    | Phase
+    | Warned
+    | Stepped
+    | Validated
+    | Previewed
+    | ImagesMeasured
+    | Completed
+    | Saved
+)

@@ -79,6 +79,40 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
+    def previews(self) -> Path:
+        """The folder of every picture that was painted."""
+        return self.path / "previews"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """All previews over time."""
+        return self.path / "previews.png"
+
+    @property
+    def references(self) -> Path:
+        """The folder of reference images of previews, as the graph gave them."""
+        return self.path / "references"
+
+    @property
+    def images(self) -> Path:
+        """The folder of tables with every image's loss, one per measurement."""
+        return self.path / "images"
+
+    @property
+    def image_table(self) -> Path:
+        """What the losses of every image say about it."""
+        return self.path / "images.csv"
+
+    @property
+    def image_sheet(self) -> Path:
+        return self.path / "images.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder that TensorBoard reads."""
+        return self.path / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of everything a run can be taken up from."""
         return self.path / "checkpoints"

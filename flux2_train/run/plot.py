@@ -12,23 +12,45 @@ from . import times
 from .history import History
 
 PREVIEW_DRAWS = 4000
+PANEL = 160  # pixels
 
 
 def loss_plot(history: History, title: str = "", size: tuple[int, int] = (800, 480)) -> Image.Image:
-    """Raw and smoothed loss, validation and preservation where there are any. ``size`` in pixels."""
-    figure = _figure(size)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", title=title)
-    steps = range(1, len(history.losses) + 1)
-    axes.plot(steps, history.losses, color="#9db8d9", linewidth=1, label="loss")
-    axes.plot(steps, history.smoothed, color="#1f4e8c", linewidth=2, label="smoothed")
-    if any(history.preservation):
-        axes.plot(steps, history.preservation, color="#c9763b", linewidth=1, label="preservation")
-    if history.validation:
-        axes.plot(*zip(*sorted(history.validation.items()), strict=True), "o--", color="#3b8c4e", label="validation")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.25)
-    axes.legend()
+    """Raw and smoothed loss, below them validation and preservation where there are any, each on a scale of its own.
+
+    ``size`` in pixels without these; each adds PANEL to the height.
+    """
+    panels = [_draw_loss, *([_draw_validation] if history.validation else [])]
+    panels += [_draw_preservation] if any(history.preservation) else []
+    extra = len(panels) - 1
+    figure = _figure((size[0], size[1] + extra * PANEL))
+    heights = [size[1], *[PANEL] * extra]
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for draw, axis in zip(panels, axes, strict=True):
+        draw(axis, history)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.25)
+        axis.legend()
+    axes[0].set_title(title)
+    axes[-1].set_xlabel("step")
     return _picture(figure)
+
+
+def _draw_loss(axis, history: History) -> None:
+    steps = range(1, len(history.losses) + 1)
+    axis.plot(steps, history.losses, color="#9db8d9", linewidth=1, label="loss")
+    axis.plot(steps, history.smoothed, color="#1f4e8c", linewidth=2, label="smoothed")
+    axis.set_ylabel("loss")
+
+
+def _draw_validation(axis, history: History) -> None:
+    """At fixed noise and times: its level says nothing beside the loss, its direction all."""
+    axis.plot(*zip(*sorted(history.validation.items()), strict=True), "o--", color="#3b8c4e", label="validation")
+
+
+def _draw_preservation(axis, history: History) -> None:
+    steps = range(1, len(history.preservation) + 1)
+    axis.plot(steps, history.preservation, color="#c9763b", linewidth=1, label="preservation")
 
 
 def times_plot(config: TimestepConfig, tokens: int, size: tuple[int, int] = (800, 400)) -> Image.Image:

@@ -74,6 +74,7 @@ def report(trainer: Trainer, dataset: Dataset, saved: Saved) -> dict:
         "certificate": saved.certificate,
         "note": saved.note,
         "images": len(dataset.items),
+        "held_out_images": len(trainer.held_out),
         "adapters": len(trainer.adapters.names),
         "steps": len(history.losses),
         "first_smoothed_loss": history.smoothed[min(9, len(history.smoothed) - 1)] if history.smoothed else None,

@@ -13,7 +13,7 @@ from . import checkpoints
 from .checkpoints import About, Checkpoint, Damaged
 from .contents import difference
 from .folder import FINISHED, RunFolder
-from .jobs import job_of
+from .jobs import OF_VALIDATION, job_of
 from .trainer import Trainer
 
 AUTO, NEW = "auto", "new"
@@ -96,8 +96,14 @@ def differences(about: About, trainer: Trainer, own_seed: bool) -> Iterator[str]
     for name in MODEL:
         if about.job["model"].get(name) != now["model"][name]:
             yield f"{name.replace('_', ' ')} was {about.job['model'].get(name)!r} and is {now['model'][name]!r}"
-    if about.job["unknown"] != now["unknown"]:
-        yield f"the graph had {about.job['unknown'] or 'nothing special'} and has {now['unknown'] or 'nothing special'}"
+    had, has = (_of_training(job["unknown"]) for job in (about.job, now))
+    if had != has:
+        yield f"the graph had {had or 'nothing special'} and has {has or 'nothing special'}"
+
+
+def _of_training(unknown: list[str]) -> list[str]:
+    """What no file can say of what is trained: previews may be others."""
+    return [what for what in unknown if not what.startswith(OF_VALIDATION)]
 
 
 def changed(about: About, job: Job) -> dict[str, list]:

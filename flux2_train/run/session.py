@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from ..errors import UserError
 from ..host.files import lora_folder, run_folder
 from ..host.memory import free, is_out_of_memory
 from ..job import Output
-from . import checkpoints, contents, resume
+from . import checkpoints, contents, logs, resume
 from .checkpoints import About, Damaged, Snapshot
 from .events import Completed, Event, Resumed, Saved, Started, Warned
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, write_text
+from .image_files import ImageFiles
 from .jobs import job_of
 from .keeper import Keeper
+from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
 from .trainer import Trainer
 
@@ -38,6 +40,7 @@ def train(
     the first step. On every other way out, which may be any exception of ``listen``, a checkpoint and what was learned
     are saved first.
     """
+    logs.require_installed(trainer.config.logs)
     found = resume.find(trainer, runs, how)
     if found:
         trainer.load_state_dict(found.state)
@@ -73,7 +76,9 @@ class Session:
 
     def __init__(self, trainer: Trainer, folder: RunFolder, loras: Path, listen: Listen):
         self.trainer, self.folder, self.loras, self.listen = trainer, folder, loras, listen
-        self.job = replace(job_of(trainer), output=_output(loras, folder))
+        job = job_of(trainer, save_references(trainer.validation, folder))
+        self.job = replace(job, output=_output(loras, folder))
+        self.listeners = [PreviewFiles(folder), ImageFiles(folder), listen]  # files first: listen may end the run
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
         self.keeper = Keeper(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
 
@@ -82,7 +87,8 @@ class Session:
         self._begin(found)
         try:
             try:
-                self._train(found)
+                with self._logs():
+                    self._train(found)
                 self._tell(*self.keeper.now(self.trainer.step))
             except BaseException as error:  # ComfyUI's interrupt and Ctrl-C are no Exceptions
                 self._rescue(error)
@@ -130,9 +136,23 @@ class Session:
                     if self.folder.stop.exists():
                         self.trainer.stop()
 
+    @contextmanager
+    def _logs(self) -> Iterator[None]:
+        """The logs that are asked for, told every event in the block and closed behind it."""
+        opened = logs.opened(self.trainer.config, self.folder, self.trainer.step)
+        others, self.listeners = self.listeners, [*opened, *self.listeners]
+        try:
+            with ExitStack() as closing_all:
+                for log in opened:
+                    closing_all.callback(log.close)
+                yield
+        finally:
+            self.listeners = others
+
     def _tell(self, *events: Event) -> None:
         for event in events:
-            self.listen(event)
+            for listener in self.listeners:
+                listener(event)
 
     def _finish(self) -> Results:
         if self.trainer.plateau.reached(self.trainer.history.validation):

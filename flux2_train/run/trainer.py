@@ -8,15 +8,11 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..adapters import read, targets
-from ..adapters.live import Adapters, Site
-from ..adapters.start import start_from
 from ..config import TrainConfig
 from ..data.cache import EmbedCache, LatentCache
 from ..data.dataset import Dataset
@@ -25,17 +21,19 @@ from ..data.samples import Sample, samples
 from ..errors import UserError
 from ..flow.guidance import embedded
 from ..flow.target import interpolate, velocity_target
-from ..host import identify, lora
-from ..host.borrow import borrow, linears, training_mode
-from ..host.frozen import row_norms
+from ..host import identify
+from ..host.borrow import borrow, training_mode
 from ..host.velocity import Condition, check_embeds, velocity
 from . import optimizers, packing, processes, schedules, times
+from .building import build_adapters
 from .ema import Ema
-from .events import Completed, Event, Phase, Stepped, Validated, Warned
+from .events import Completed, Event, Phase, Stepped, Warned
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .history import BANDS, History, Measured, tally
 from .objective import Case, Memo, Objective, Part
-from .validation import fixed_loss
+from .previews import Validation
+from .validation import kept_out
+from .watch import Watch
 
 GUARDS = ("bad_losses", "divergence", "dead_adapters")
 
@@ -46,6 +44,9 @@ class Trainer:
     Everything that can be wrong with the inputs is refused here, before the first step. ``run`` does the work;
     ``adapters`` and ``history`` are there at any time, also after it was stopped. ``state_dict`` is all that another
     Trainer of the same inputs needs to go on with the same bits.
+
+    ``validation`` says what is painted meanwhile; ``held_out`` are the caches of images whose loss is
+    measured, where ``config.held_out`` keeps none of the data set's own out of training.
 
     With the ``accelerator`` of several processes they take each step together: all hold the same adapters, draw the
     same randomness, compute their share of the samples and add the gradients up. ``is_main`` is true in the one that
@@ -59,12 +60,20 @@ class Trainer:
         latents: LatentCache,
         config: TrainConfig,
         accelerator: Accelerator | None = None,
+        validation: Validation | None = None,
+        held_out: tuple[EmbedCache, LatentCache] | None = None,
     ):
         identify.require_flux2(model)
         self.accelerator = accelerator or processes.alone()
         self.is_main = self.accelerator.process_index == 0
         self.model, self.config = model, config
-        self.samples = samples(embeds, latents)
+        self.samples, self.held_out = kept_out(samples(embeds, latents), config.held_out)
+        if held_out and config.held_out.share:
+            raise UserError("Held-out images are wired in and a share of the data set is held out too; set share to 0.")
+        self.validation, self.held_out_requests = validation, ()
+        if held_out:
+            self.held_out, self.held_out_requests = samples(*held_out), held_out[1].dataset.requests
+            check_embeds(model, self.held_out[0].embeds)
         self.dataset, self.text_encoder, self.vae = latents.dataset, embeds.made_by, latents.made_by
         self.encoding = embeds.settings, latents.settings
         check_embeds(model, self.samples[0].embeds)
@@ -83,12 +92,13 @@ class Trainer:
         self.divergence = Divergence(config.guard.divergence, config.guard.stop_on_divergence)
         self.slow_steps, self.plateau = SlowSteps(), Plateau(config.checkpoints.patience)
         with training_mode():
-            self.adapters = self._build_adapters()
+            self.adapters = build_adapters(model, config)
             layers = {name: self.adapters.of_layer(name) for name in self.adapters.names}
             self.dead_adapters = DeadAdapters(layers)
             self.optimizer = self._build_optimizer(layers)
             self.scheduler = schedules.scheduler(self.optimizer, self.total, config.optimizer)
             self.ema = Ema(self.adapters.trainable(), config.ema.decay, config.ema.warmup) if config.ema.decay else None
+        self.watch = Watch(self, embeds.embeds, validation)
 
     def _check_preservation(self, dataset: Dataset) -> None:
         if self.config.preserve.outside_mask and not any(item.mask for item in dataset.items):
@@ -106,17 +116,6 @@ class Trainer:
         options, names = self.config.optimizer, {p: name for name, found in layers.items() for p in found}
         groups = self.adapters.groups(self.config.learning_rate)
         return optimizers.build(options, optimizers.by_block(groups, names, options.block_rates))
-
-    def _build_adapters(self) -> Adapters:
-        layers, config = linears(self.model), self.config
-        own = config.adapter
-        chosen = targets.select(layers, config.targets, own.include, own.exclude, own.double_blocks, own.single_blocks)
-        sizes = targets.ranks(chosen, config.rank, config.scale_alpha, own.ranks)
-        sites = {n: Site(layers[n].in_features, layers[n].out_features, *size) for n, size in sizes.items()}
-        adapters = Adapters(sites, own, config.seed, self.device, lambda name: row_norms(layers[name], self.device))
-        if own.start_from:
-            start_from(adapters, lora.trainable(self.model, read.load(Path(own.start_from))))
-        return adapters
 
     def run(self) -> Generator[Event, None, None]:
         """Train, yielding an event after every step. Close it (or let it raise) at any time: the model is given back.
@@ -138,16 +137,18 @@ class Trainer:
         config = self.config
         order = batches(self.samples, self.step_size, config.seed, config.steps, config.epochs)
         order = islice(order, self.step, None)
-        with borrow(self.model, self.adapters.deltas(), config.checkpointing, self._room()) as borrowed:
+        yield from self.watch.before()
+        with borrow(self.model, self.adapters.deltas(), config.checkpointing, self.room()) as borrowed:
             if self.step == 0:
-                yield from self._validate(borrowed, 0)
+                yield from self.watch.measure(borrowed, 0)
+                yield from self.watch.paint(borrowed, 0)
             with closing(drawn(self.samples, order, config.seed, self.step + 1)) as read:
                 for step, batch in enumerate(read, self.step + 1):
                     yield from self._timed_step(borrowed, step, batch)
                     self._end_if_asked(step)
-                    if step == self.total:
-                        yield from self._validate(borrowed, step)
+                    yield from self.watch.measure(borrowed, step)
                     yield from self._end_on_plateau(step)
+                    yield from self.watch.paint(borrowed, step)
                     yield Completed(step)
                     if step == self.total:
                         return
@@ -166,7 +167,7 @@ class Trainer:
             self.total = step
             yield Phase(f"the validation loss has not fallen for {self.plateau.patience} validations: ending")
 
-    def _room(self) -> float:
+    def room(self) -> float:
         """Bytes that training needs beside the weights: adapters with gradients and moments, and activations."""
         adapters = 16 * sum(p.numel() for p in self.adapters.trainable())
         hidden, double, single, _ = identify.sizes(self.model)
@@ -202,7 +203,7 @@ class Trainer:
         for rows, weight in processes.shares(self.accelerator, len(batch), self.config.batch):
             case = self._case([batch[i] for i in rows], noise[rows], t[rows], [guidance[i] for i in rows])
             measured += self._backward(objective.parts(step), case, weight)
-        measured = Measured.of(self._total(measured))
+        measured = Measured.of(self.total_of(measured))
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm or math.inf).item()
@@ -286,7 +287,7 @@ class Trainer:
         """What this run learns, on the model as ``borrow`` gives it."""
 
         def predict(case: Case) -> Tensor:
-            return self._predict(borrowed, case.x_t, case.t, case.samples, case.guidance)
+            return self.predict(borrowed, case.x_t, case.t, case.samples, case.guidance)
 
         return Objective(self.config, predict, self._base_model, self.blank)
 
@@ -320,7 +321,8 @@ class Trainer:
         sums = torch.stack((weight * loss.cpu().double(), weight * preservation.cpu().double()))
         return torch.cat((sums, bands.flatten()))
 
-    def _total(self, measured: Tensor) -> Tensor:
+    def total_of(self, measured: Tensor) -> Tensor:
+        """The sum over all processes."""
         return processes.total(self.accelerator, measured.to(self.accelerator.device))
 
     @contextmanager
@@ -350,32 +352,14 @@ class Trainer:
         finally:
             self.adapters.enabled = True
 
-    def _predict(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = ()) -> Tensor:
+    def predict(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = ()) -> Tensor:
+        """The velocity (B, 128, h, w) of the model as borrowed, for ``x_t`` at times ``t`` (B,)."""
         method = self.config.guide.references
         conditions = [
             Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), g, method)
             for s, g in zip(batch, guidance or [self.config.guidance] * len(batch), strict=True)
         ]
         return velocity(borrowed, x_t, t, conditions)
-
-    def _validate(self, borrowed, step: int) -> Iterator[Event]:
-        chosen = self.samples[:: max(1, len(self.samples) // max(1, self.config.validation_items))]
-        chosen = chosen[: self.config.validation_items]
-        if not chosen:
-            return
-        yield Phase("validating")
-
-        def predict(x_t: Tensor, t: Tensor, batch: list[Sample]) -> Tensor:
-            with training_mode(), torch.no_grad():
-                return self._predict(borrowed, x_t.to(self.device), t.to(self.device), batch)
-
-        losses = torch.zeros(1, dtype=torch.float64)
-        with self.weights_for("preview"):
-            for rows, weight in processes.shares(self.accelerator, len(chosen), 1):
-                losses += sum(weight * fixed_loss(predict, chosen[i], self.config.seed + i) for i in rows)
-        loss = self._total(losses).item()
-        self.history.validation[step] = loss
-        yield Validated(step, loss)
 
 
 def _names(batch: list[Sample]) -> str:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..data.samples import Sample
+from ..data.samples import Sample, Samples
+from ..errors import UserError
 from ..flow.target import interpolate, mean_squared_error, velocity_target
+from ..validation import HeldOutConfig
 
 TIMES = (0.2, 0.4, 0.6, 0.8)
 
 Predict = Callable[[Tensor, Tensor, list[Sample]], Tensor]
 
 
-def fixed_loss(predict: Predict, sample: Sample, seed: int) -> float:
-    """Mean velocity error on ``sample`` at TIMES with noise from ``seed``.
+def fixed_losses(predict: Predict, sample: Sample, seed: int) -> Tensor:
+    """(4,) velocity errors on ``sample`` at TIMES with noise from ``seed``.
 
     ``predict(x_t, t, samples)`` gives the velocity. A training loss is dominated by the luck of its timestep; this
     one is comparable between any two moments of a run.
@@ -27,4 +30,42 @@ def fixed_loss(predict: Predict, sample: Sample, seed: int) -> float:
         noise, t = torch.randn(x0.shape, generator=generator), torch.tensor([time])
         predicted = predict(interpolate(x0, noise, t), t, [sample]).cpu()
         losses.append(mean_squared_error(predicted, velocity_target(x0, noise)))
-    return torch.cat(losses).mean().item()
+    return torch.cat(losses)
+
+
+def fixed_loss(predict: Predict, sample: Sample, seed: int) -> float:
+    """The mean of ``fixed_losses``."""
+    return fixed_losses(predict, sample, seed).mean().item()
+
+
+def kept_out(samples: Samples, config: HeldOutConfig) -> tuple[Samples, Samples]:
+    """The items to train on and those to keep out of training: ``share`` of the images, drawn from ``seed``.
+
+    An image goes with all its sizes and crops, and regularisation images stay. Raises UserError if nothing is left.
+    """
+    if not config.share:
+        return samples, samples.only(())
+    images = sorted({i.view.digest for i in samples.items if not samples.sources[i.source].is_reg})
+    count = max(1, round(config.share * len(images)))
+    if count >= len(images):
+        raise UserError(
+            f"A share of {config.share:g} keeps {count} of {len(images)} images out of training, which leaves none; "
+            "lower the share or add images."
+        )
+    out = set(random.Random(f"{config.seed}/held out").sample(images, count))
+    groups = ([], [])
+    for index, item in enumerate(samples.items):
+        groups[item.view.digest in out].append(index)
+    return samples.only(groups[0]), samples.only(groups[1])
+
+
+def also_trained(held_out: Samples, trained: Samples) -> str:
+    """A sentence naming held-out images that are trained on all the same, empty where there are none."""
+    known = {item.view.digest for item in trained.items}
+    names = sorted({item.path.name for item in held_out.items if item.view.digest in known})
+    if not names:
+        return ""
+    return (
+        f"{len(names)} held-out images are trained on as well ({', '.join(names[:3])}): their loss says nothing about "
+        "new images. Take them out of one of the two data sets."
+    )

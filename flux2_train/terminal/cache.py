@@ -6,15 +6,16 @@ import argparse
 from dataclasses import replace
 from functools import partial
 
+from ..data.request import Request
 from ..job import Job
 from .options import Bar, add_job, command, progress, read_job, start
 
 
-def read(job: Job, bar: Bar):
-    """The job's data set, with its warnings told."""
+def read(requests: tuple[Request, ...], bar: Bar):
+    """A job's data set or its held-out one, with the warnings told."""
     from ..run.jobs import read_dataset
 
-    dataset = read_dataset(job, bar)
+    dataset = read_dataset(requests, bar)
     for warning in dataset.warnings:
         bar.say(f"warning: {warning}")
     return dataset
@@ -28,7 +29,8 @@ def encode_texts(clip, dataset, job: Job, bar: Bar):
     from ..host.files import cache_folder
 
     asked, report = job.embeds, partial(bar, "encoding captions")
-    more = filter(None, map(str.strip, asked.prompts.splitlines()))
+    painted = job.validation.texts if job.validation else []
+    more = [*filter(None, map(str.strip, asked.prompts.splitlines())), *painted]
     store = Store(cache_folder(asked.store))
     embeds, made = cache_embeds(dataset, encode.TextEncoder(clip), store, more, asked.batch, asked.limit_gb, report)
     bar.say(f"captions: {made}")
@@ -47,6 +49,14 @@ def encode_latents(vae, dataset, job: Job, bar: Bar):
     latents, made = cache_latents(dataset, encoder, store, asked.batch, asked.limit_gb, report)
     bar.say(f"images: {made}")
     return replace(latents, made_by=describe.vae_file(vae), settings=asked)
+
+
+def encode_all(job: Job, bar: Bar, clip=None, vae=None) -> list[tuple]:
+    """(EmbedCache, LatentCache) of a job's data set and, if it has one, its held-out one; ``None`` without encoder."""
+    asked = [requests for requests in (job.dataset, job.held_out) if requests]
+    datasets = [read(requests, bar) for requests in asked]
+    embeds = [clip and encode_texts(clip, dataset, job, bar) for dataset in datasets]
+    return [(e, vae and encode_latents(vae, d, job, bar)) for d, e in zip(datasets, embeds, strict=True)]
 
 
 def add_to(group) -> None:
@@ -77,7 +87,7 @@ def _encode(arguments: argparse.Namespace, latents: bool) -> None:
     with progress() as bar, torch.inference_mode():
         if latents:
             path = files.locate(row.vaes, job.model.vae)
-            encode_latents(load.load_vae(path, row), read(job, bar), job, bar)
+            encode_all(job, bar, vae=load.load_vae(path, row))
         else:
             path = files.locate(row.text_encoders, job.model.text_encoder)
-            encode_texts(load.load_clip(path, job.model), read(job, bar), job, bar)
+            encode_all(job, bar, clip=load.load_clip(path, job.model))

@@ -56,14 +56,16 @@ def train_job(job: Job, accelerator, bar: Bar, folder=None) -> None:
     from ..run.resume import NEW
     from ..run.session import train
     from ..run.trainer import Trainer
-    from .cache import encode_latents, encode_texts, read
+    from .cache import encode_all
 
     with torch.inference_mode():  # as ComfyUI runs nodes
         transformer, text_encoder, vae = load.locate_parts(job.model)
-        dataset, row = read(job, bar), flavour(job.model.flavour)
-        embeds = encode_texts(load.load_clip(text_encoder, job.model), dataset, job, bar)
-        latents = encode_latents(load.load_vae(vae, row), dataset, job, bar)
-        trainer = Trainer(load.load_model(transformer, job.model), embeds, latents, job.training, accelerator)
+        encoder = load.load_vae(vae, flavour(job.model.flavour))
+        (embeds, latents), *held_out = encode_all(job, bar, load.load_clip(text_encoder, job.model), encoder)
+        trainer = Trainer(
+            load.load_model(transformer, job.model), embeds, latents, job.training, accelerator,
+            validation_of(job, encoder), held_out[0] if held_out else None,
+        )  # fmt: skip
         loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
         runs = Path(job.output.runs) if job.output.runs else files.run_folder()
         with _interruptible() as check:
@@ -71,6 +73,21 @@ def train_job(job: Job, accelerator, bar: Bar, folder=None) -> None:
     bar.close()
     if results:
         print(results.lora_path)
+
+
+def validation_of(job: Job, vae):
+    """What a job's ``validation`` paints with, its second model loaded; ``None`` where it has none."""
+    from ..data.images import load_rgb, to_tensor
+    from ..host import describe, files, load
+    from ..run.previews import Validation
+
+    asked = job.validation
+    if asked is None:
+        return None
+    references = tuple(tuple(to_tensor(load_rgb(files.resolve_file(str(path)))) for path in prompt.references)
+                       for prompt in asked.prompts)  # fmt: skip
+    second = asked.model and load.load_model(load.locate_parts(asked.model)[0], asked.model)
+    return Validation(asked, vae, second, references, describe.vae_file(vae))
 
 
 class _Listener:
@@ -91,8 +108,10 @@ class _Listener:
                 self.bar.say(f"going on after step {step} of {total}, from {path}")
             case events.Checkpointed(step, _):
                 self.bar.say(f"checkpoint after step {step}")
-            case events.Validated(step, loss):
-                self.bar.say(f"validation loss {loss:.4f} after {step} steps")
+            case events.Validated(step, loss, held_out):
+                self.bar.say(f"{'held-out' if held_out else 'validation'} loss {loss:.4f} after {step} steps")
+            case events.Previewed(step, pictures):
+                self.bar.say(f"{len(pictures)} previews painted after {step} steps")
             case events.Stepped():
                 self.bar("training", event.step, event.total)
                 self.bar.bar.set_postfix(loss=f"{event.smoothed:.4f}", refresh=False)

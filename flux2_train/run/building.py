@@ -1,0 +1,70 @@
+"""Adapters on a MODEL as a configuration asks for them: new, or as a checkpoint of a run holds them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import typed
+from ..adapters import files, read, targets
+from ..adapters.header import REFERENCES, Tensors
+from ..adapters.live import Adapters, Site
+from ..adapters.start import start_from
+from ..config import TrainConfig
+from ..errors import UserError
+from ..host import identify, lora
+from ..host.borrow import linears, training_mode
+from ..host.frozen import row_norms
+from . import checkpoints
+from .checkpoints import Damaged
+
+SCHEDULE_FREE = "schedulefree"  # optimizers that train at other weights than those to use
+
+
+def build_adapters(model, config: TrainConfig) -> Adapters:
+    """New adapters on the layers that ``config`` chooses. Call where autograd is on."""
+    layers, own, device = linears(model), config.adapter, model.load_device
+    chosen = targets.select(layers, config.targets, own.include, own.exclude, own.double_blocks, own.single_blocks)
+    sizes = targets.ranks(chosen, config.rank, config.scale_alpha, own.ranks)
+    sites = {n: Site(layers[n].in_features, layers[n].out_features, *size) for n, size in sizes.items()}
+    adapters = Adapters(sites, own, config.seed, device, lambda name: row_norms(layers[name], device))
+    if own.start_from:
+        start_from(adapters, lora.trainable(model, read.load(Path(own.start_from))))
+    return adapters
+
+
+def lora_of(model, path: Path) -> dict[str, Tensor]:
+    """The LoRA that a run would have saved at a checkpoint, in fp32, for the MODEL it is made for or its sibling.
+
+    Raises UserError for a damaged file, another flavour's, and where the weights to use are not in it.
+    """
+    try:
+        checkpoint = checkpoints.read(path)
+        state = checkpoint.load()
+    except Damaged as error:
+        raise UserError(f"The checkpoint {path.name} cannot be read ({error}); leave it out.") from error
+    config = typed.read(TrainConfig, checkpoint.about.job["training"], "training")
+    if config.optimizer.name.startswith(SCHEDULE_FREE):
+        raise UserError(f"{path.name} is of a schedule-free run, whose checkpoints hold other weights than its LoRA; "
+                        "compare the LoRA files it has saved.")  # fmt: skip
+    return _exported(model, config, state, path.name)
+
+
+def _exported(model, config: TrainConfig, state: dict, name: str) -> dict[str, Tensor]:
+    start = replace(config, adapter=replace(config.adapter, start_from=""))  # the state holds what became of it
+    with training_mode(), torch.no_grad():
+        adapters = build_adapters(model, start)
+        mine = {key: p for key, p in adapters.named_parameters() if p.requires_grad}
+        if {k: p.shape for k, p in mine.items()} != {k: t.shape for k, t in state["adapter"].items()}:
+            raise UserError(f"The checkpoint {name} does not fit the MODEL, {identify.flavour_name(model)}: wire the "
+                            "flavour that the run was trained on.")  # fmt: skip
+        for key, parameter in mine.items():
+            parameter.copy_(state["adapter"][key])
+        if config.ema.decay and config.ema.export:
+            for parameter, mean in zip(adapters.trainable(), state["ema"]["shadow"], strict=True):
+                parameter.copy_(mean)
+        exported = files.export(adapters.parts(), "comfyui", "fp32", weights=lora.weights(model))
+    return Tensors(exported.tensors, {REFERENCES: config.guide.references})

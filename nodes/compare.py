@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.samplers
+import folder_paths
+from comfy_api.latest import io
+
+from ..flux2_train.adapters import read
+from ..flux2_train.data.images import to_tensor
+from ..flux2_train.errors import UserError
+from ..flux2_train.host import lora as host
+from ..flux2_train.host.files import run_folder
+from ..flux2_train.host.sampling import Settings
+from ..flux2_train.options import numbers
+from ..flux2_train.run.building import lora_of
+from ..flux2_train.run.checkpoints import paths, step_of
+from ..flux2_train.run.compare import compared, labelled, matching, require_few
+from ..flux2_train.run.folder import RunFolder
+from .progress import NodeProgress
+from .types import CATEGORY
+
+WIRED = "the LoRA wired in"
+
+
+class CompareLoras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2CompareLoras",
+            display_name="Compare LoRAs",
+            category=CATEGORY,
+            description="Paints one prompt from one seed with several LoRAs at several strengths, in one labelled "
+            "picture, and gives the chosen LoRA on.",
+            search_aliases=["xy plot", "grid", "checkpoints", "strengths"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that paints; LoRAs are put on clones of it."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same flavour."),
+                io.Vae.Input("vae", tooltip="Turns latents into pictures: VAE of Load FLUX.2."),
+                io.LoraModel.Input("lora", optional=True, tooltip="From LoRA Trainer, shown first. Leave free for "
+                                   "files alone."),
+                io.String.Input(
+                    "files", multiline=True, default="",
+                    tooltip="LoRA files of ComfyUI's loras folder, one per line: names, or patterns such as zbot* for "
+                    "everything that a run has saved.",
+                ),
+                io.String.Input(
+                    "run", default="", optional=True,
+                    tooltip="Also the checkpoints of this run: its name in output/flux2_train, such as flux2_lora_2.",
+                ),
+                io.String.Input(
+                    "strengths", default="1",
+                    tooltip="How strongly each LoRA acts: numbers with commas between them, such as 0.5, 0.8, 1.",
+                ),
+                io.String.Input("prompt", multiline=True, tooltip="What to paint; include your trigger word."),
+                io.Int.Input("width", default=1024, min=16, max=8192, step=16, tooltip="Pixels; nano paints at 128."),
+                io.Int.Input("height", default=1024, min=16, max=8192, step=16, tooltip="Pixels; nano paints at 128."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+                    tooltip="The starting noise, the same for every picture.",
+                ),
+                io.Int.Input(
+                    "index", default=0, min=0, max=1000,
+                    tooltip="Which LoRA is given on: 0 is the first row below the base model's picture.",
+                ),
+                io.String.Input(
+                    "negative", multiline=True, default="", optional=True, advanced=True,
+                    tooltip="What to steer away from. Acts only where guidance mixes two predictions (klein base).",
+                ),
+                io.Int.Input(
+                    "steps", default=0, min=0, max=200, optional=True, advanced=True,
+                    tooltip="Sampling steps. 0 takes what the model was made for: 20 for base and dev, 4 distilled.",
+                ),
+                io.Float.Input(
+                    "guidance", default=0.0, min=0.0, max=30.0, step=0.1, optional=True, advanced=True,
+                    tooltip="How strictly the prompt is followed. 0 takes the flavour's own, 4.",
+                ),
+                io.Combo.Input(
+                    "sampler", options=comfy.samplers.SAMPLER_NAMES, default="euler", optional=True, advanced=True,
+                    tooltip="The solver. euler is what FLUX.2 was made with.",
+                ),
+                io.Combo.Input(
+                    "mode", options=list(host.MODES), default=host.AUTO, optional=True, advanced=True,
+                    tooltip="How LoRAs are put on: merged into the weights or computed beside them, as in LoRA Apply.",
+                ),
+                io.Int.Input(
+                    "picture_size", default=512, min=0, max=8192, step=16, optional=True, advanced=True,
+                    tooltip="Longest side of each picture in the grid; larger ones are shrunk to it. 0 keeps them.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid"),
+                io.LoraModel.Output(display_name="lora"),
+                io.String.Output(display_name="name"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, files: str = "", run: str = "", **_) -> object:
+        try:  # what comes over a wire is not known yet, and is None
+            paths = [Path(_path(name)) for name in matching(files or "", _names())] + _checkpoints(run or "")
+        except UserError:  # execute says what is wrong
+            return files, run
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, files: str, strengths: str, prompt: str, index: int, lora: dict | None = None,
+        run: str = "", negative: str = "", mode: str = host.AUTO, picture_size: int = 512, **settings,
+    ) -> io.NodeOutput:  # fmt: skip
+        names, at = matching(files, _names()), numbers(strengths, "strengths")
+        loras, steps = {WIRED: lora} if lora is not None else {}, _checkpoints(run)
+        require_few(len(loras) + len(steps) + len(names), at)
+        loras |= {f"{run.strip()} after step {step_of(path)}": lora_of(model, path) for path in steps}
+        loras |= {name: read.load(Path(_path(name))) for name in names}
+        if index >= len(loras):
+            raise UserError(f"index is {index} but there are {len(loras)} LoRAs, counted from 0.")
+        progress = NodeProgress(cls.hidden.unique_id, 1)
+        rows = compared(model, clip, vae, loras, at, prompt, negative, Settings(**settings), mode,
+                        progress.counting("pictures"))  # fmt: skip
+        chosen = list(loras)[index]
+        return io.NodeOutput(to_tensor(labelled(rows, list(loras), at, picture_size)), loras[chosen], chosen)
+
+
+def _checkpoints(run: str) -> list[Path]:
+    """The checkpoints of a run by its name, the newest last. Raises UserError if there are none."""
+    name = run.strip()
+    if not name:
+        return []
+    folder = RunFolder(run_folder() / name)
+    found = paths(folder.checkpoints) if Path(name).name == name != ".." else []
+    if not found:
+        raise UserError(f"There is no run {name!r} with checkpoints in {run_folder()}; name a run's folder there.")
+    return found
+
+
+def _names() -> list[str]:
+    return folder_paths.get_filename_list("loras")
+
+
+def _path(name: str) -> str:
+    return folder_paths.get_full_path_or_raise("loras", name)

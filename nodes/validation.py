@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ..flux2_train import prompts as reading
+from ..flux2_train.errors import UserError
+from ..flux2_train.host import describe, files
+from ..flux2_train.run.previews import Validation
+from ..flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
+from .types import CATEGORY, FluxEmbeds, FluxLatents, FluxValidation, FluxValidationLoss
+
+FIXED, WALKING = "fixed", "walking"
+EACH, EVERY = "each for its own prompt", "all for every prompt"
+
+
+class ValidationPrompts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2Validation",
+            display_name="Validation",
+            category=CATEGORY,
+            description="Paints prompts while LoRA Trainer works, with the LoRA as it is at that moment: the pictures "
+            "that FLUX.2 Sampler would paint with it. Wire it into Cache Embeds and into LoRA Trainer.",
+            search_aliases=["preview", "sample prompts", "validation prompts"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="Turns latents into pictures: VAE of Load FLUX.2."),
+                io.Model.Input(
+                    "model", optional=True,
+                    tooltip="A second model that paints instead of the trained one, with the same LoRA: wire the "
+                    "distilled klein here while its base is trained.",
+                ),
+                io.String.Input(
+                    "prompts", multiline=True, default="",
+                    tooltip="What to paint, one prompt per line; include your trigger word in some.",
+                ),
+                io.String.Input(
+                    "prompt_file", default="", optional=True,
+                    tooltip="A file with more prompts, in ComfyUI's input folder or with its full path: .txt with one "
+                    "per line, or SimpleTuner's prompt library as .json.",
+                ),
+                io.String.Input(
+                    "negative", multiline=True, default="", optional=True, advanced=True,
+                    tooltip="What to steer away from. Acts only where guidance mixes two predictions (klein base).",
+                ),
+                io.Int.Input("width", default=1024, min=16, max=8192, step=16, tooltip="Pixels; nano paints at 128."),
+                io.Int.Input("height", default=1024, min=16, max=8192, step=16, tooltip="Pixels; nano paints at 128."),
+                io.Int.Input(
+                    "every", default=250, min=0, max=1_000_000,
+                    tooltip="Paint after every so many training steps, and always at the end. 0 paints at the end, "
+                    "and at the start if that is on.",
+                ),
+                io.Boolean.Input(
+                    "at_start", default=True,
+                    tooltip="Also paint before the first step, which shows at once whether prompts and size are right.",
+                ),
+                io.Int.Input(
+                    "seed", default=42, min=0, max=2**64 - 1,
+                    tooltip="The starting noise of the first prompt, the same every time, so that pictures compare.",
+                ),
+                io.Combo.Input(
+                    "seeds", options=[FIXED, WALKING], default=FIXED, optional=True, advanced=True,
+                    tooltip="fixed gives every prompt the same noise; walking gives each the next seed.",
+                ),
+                io.Int.Input(
+                    "steps", default=0, min=0, max=200, optional=True, advanced=True,
+                    tooltip="Sampling steps. 0 takes what the model was made for: 20 for base and dev, 4 distilled.",
+                ),
+                io.Float.Input(
+                    "guidance", default=0.0, min=0.0, max=30.0, step=0.1, optional=True, advanced=True,
+                    tooltip="How strictly the prompt is followed. 0 takes the flavour's own, 4.",
+                ),
+                io.Combo.Input(
+                    "sampler", options=comfy.samplers.SAMPLER_NAMES, default="euler", optional=True, advanced=True,
+                    tooltip="The solver. euler is what FLUX.2 was made with.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, advanced=True,
+                    tooltip="How strongly the LoRA acts in the pictures, as in LoRA Apply; a prompt library may say "
+                    "otherwise for single prompts.",
+                ),
+                io.Boolean.Input(
+                    "resize_references", default=True, optional=True, advanced=True,
+                    tooltip="Scale reference images down to a megapixel (never up). Off keeps their size.",
+                ),
+                io.Combo.Input(
+                    "references_for", options=[EACH, EVERY], default=EACH, optional=True, advanced=True,
+                    tooltip="Whether reference0 belongs to the first prompt, reference1 to the second and so on (a "
+                    "batch is several of one prompt), or all of them to every prompt.",
+                ),
+                io.Autogrow.Input(
+                    "references", optional=True,
+                    template=io.Autogrow.TemplatePrefix(
+                        io.Image.Input("reference", tooltip="An image to edit or to take things from."),
+                        prefix="reference", min=0, max=64,
+                    ),
+                    tooltip="Reference images, for LoRAs that edit: one input per prompt.",
+                ),
+            ],
+            outputs=[FluxValidation.Output(display_name="validation")],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt_file: str = "", **_) -> object:
+        return _state(prompt_file)
+
+    @classmethod
+    def execute(
+        cls, vae, prompts: str, model=None, prompt_file: str = "", seeds: str = FIXED, references_for: str = EACH,
+        references: dict | None = None, **settings,
+    ) -> io.NodeOutput:  # fmt: skip
+        found = reading.from_lines(prompts)
+        if prompt_file.strip():
+            found += reading.from_file(files.resolve_file(prompt_file))
+        config = ValidationConfig(found, walk_seed=seeds == WALKING, **settings)
+        images = _references(found, references or {}, references_for)
+        return io.NodeOutput(Validation(config, vae, model, images, describe.vae_file(vae)))
+
+
+def _state(prompt_file: str) -> object:
+    """Changes when the prompt file does; a name that comes over a wire is not known yet, and is None."""
+    try:
+        stat = files.resolve_file(prompt_file).stat() if prompt_file and prompt_file.strip() else None
+        return stat and (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    except (OSError, UserError):  # execute says what is wrong
+        return None
+
+
+def _references(prompts: tuple[Prompt, ...], wired: dict, use: str) -> tuple[tuple, ...]:
+    """The images of each prompt: of ``reference0`` for the first and so on, or all for every one."""
+    images = {int(name.removeprefix("reference")): image for name, image in wired.items() if image is not None}
+    if not images:
+        return ()
+    if use == EVERY:
+        return (tuple(image for _, image in sorted(images.items())),) * len(prompts)
+    if max(images) >= len(prompts):
+        raise UserError(
+            f"reference{max(images)} is wired but there are {len(prompts)} prompts, counted from 0: add a prompt, or "
+            f"set references_for to {EVERY!r}."
+        )
+    return tuple((images[number],) if number in images else () for number in range(len(prompts)))
+
+
+class ValidationLoss(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2ValidationLoss",
+            display_name="Validation Loss",
+            category=CATEGORY,
+            description="Measures the loss at fixed noise on images that are not trained on, which tells learning from "
+            "memorising, and on every image alone, which names those that are memorised, not learnable or mislabelled.",
+            search_aliases=["held out", "overfitting", "test set", "evaluation"],
+            inputs=[
+                FluxEmbeds.Input(
+                    "embeds", optional=True,
+                    tooltip="Captions of held-out images: a Dataset Folder of their own through Cache Embeds.",
+                ),
+                FluxLatents.Input(
+                    "latents", optional=True, tooltip="The same held-out images through Cache Latents."
+                ),
+                io.Float.Input(
+                    "share", default=0.0, min=0.0, max=0.9, step=0.05,
+                    tooltip="Without held-out images wired in: this share of the data set is kept out of training for "
+                    "it. 0.1 is usual; 0 measures on training images, as many as validation_items says.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**63 - 1, advanced=True,
+                    tooltip="Draws the images of the share: the same seed keeps the same images out.",
+                ),
+                io.Int.Input(
+                    "every", default=100, min=0, max=1_000_000,
+                    tooltip="Measure after every so many steps, at the start and at the end. 0 is start and end only.",
+                ),
+                io.Boolean.Input(
+                    "per_image", default=False,
+                    tooltip="Measure every image alone at the start and the end, eight predictions each, and name "
+                    "those that stand out in images.csv and images.png of the run's folder.",
+                ),
+                io.Int.Input(
+                    "per_image_every", default=0, min=0, max=1_000_000, advanced=True,
+                    tooltip="Also measure every image alone after every so many steps. 0 is start and end only.",
+                ),
+            ],
+            outputs=[FluxValidationLoss.Output(display_name="validation loss")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, embeds=None, latents=None, **settings) -> io.NodeOutput:
+        if (embeds is None) != (latents is None):
+            missing = "embeds" if embeds is None else "latents"
+            raise UserError(f"Validation Loss has no {missing}: wire both caches of the held-out images, or neither.")
+        data = None if embeds is None else (embeds, latents)
+        return io.NodeOutput({"config": HeldOutConfig(**settings), "data": data})

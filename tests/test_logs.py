@@ -1,0 +1,113 @@
+"""Logs and files of previews, read back by those who read them."""
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from support import tiny_caches, tiny_flux2
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flux2_train.config import TrainConfig
+from flux2_train.errors import UserError
+from flux2_train.run import events, logs, sheets
+from flux2_train.run.events import Picture, Previewed
+from flux2_train.run.folder import RunFolder
+from flux2_train.run.history import BANDS, History
+from flux2_train.run.plot import loss_plot
+from flux2_train.run.preview_files import MOST_COLUMNS, PreviewFiles
+from flux2_train.run.session import train
+from flux2_train.run.trainer import Trainer
+from flux2_train.validation import HeldOutConfig
+
+CONFIG = TrainConfig(name="logged", steps=3, rank=2, validation_items=2, preservation=0.5, checkpointing=False,
+                     logs=("tensorboard",), held_out=HeldOutConfig(per_image=True))  # fmt: skip
+
+
+def picture(label="zbot at sea", level=0.5):
+    return Picture(label, torch.zeros(16, 32, 3), torch.full((16, 32, 3), level), {"prompt": label, "seed": 3})
+
+
+def test_tensorboard_reads_what_the_run_has_measured(tmp_path):
+    told = []
+    trainer = Trainer(tiny_flux2(), *tiny_caches(3), CONFIG)
+    with torch.inference_mode():
+        results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
+    log = EventAccumulator(str(RunFolder(results.folder).tensorboard))
+    log.Reload()
+    steps = [e for e in told if isinstance(e, events.Stepped)]
+    for tag, values in (("loss/raw", [e.loss for e in steps]), ("loss/smoothed", [e.smoothed for e in steps])):
+        assert [s.step for s in log.Scalars(tag)] == [1, 2, 3]
+        assert [s.value for s in log.Scalars(tag)] == pytest.approx(values, rel=1e-6)  # kept in fp32
+    validation = {s.step: s.value for s in log.Scalars("loss/validation")}
+    assert validation == pytest.approx(trainer.history.validation, rel=1e-6)
+    assert {f"images/{item.path.name}" for item in trainer.samples.items} <= set(log.Tags()["scalars"])
+    assert '"rank": 2' in str(log.Tensors("configuration/text_summary")[0].tensor_proto.string_val)
+
+
+def test_tensorboard_gets_the_pictures(tmp_path):
+    folder = RunFolder(tmp_path)
+    (log,) = logs.opened(CONFIG, folder)
+    log(Previewed(7, (picture(level=0.25),)))
+    log.close()
+    read = EventAccumulator(str(folder.tensorboard))
+    read.Reload()
+    (image,) = read.Images("preview 1: zbot at sea")
+    assert (image.step, image.width, image.height) == (7, 32, 16)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here")
+def test_a_log_whose_package_is_missing_is_refused_by_name_before_anything_is_done(tmp_path):
+    trainer = Trainer(tiny_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
+    with pytest.raises(UserError, match="needs the package wandb.*pip install wandb"):
+        train(trainer, tmp_path / "loras", tmp_path / "runs", lambda event: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_log_is_refused():
+    with pytest.raises(UserError, match="logs holds 'mlflow'; there are tensorboard, wandb"):
+        replace(CONFIG, logs=("mlflow",))
+
+
+def test_previews_lie_in_the_run_folder_with_what_was_asked_for(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (0, 100):
+        PreviewFiles(folder)(Previewed(step, (picture(level=step / 200), picture("two"))))
+    names = ["base_1.png", "base_2.png", *(f"step_{s:06d}_{n}.png" for s in (0, 100) for n in (1, 2))]
+    assert sorted(p.name for p in folder.previews.iterdir()) == sorted(names)
+    with Image.open(folder.previews / "step_000100_1.png") as image:
+        assert json.loads(image.text["flux2_train"]) == {"prompt": "zbot at sea", "seed": 3}
+        assert numpy.asarray(image)[0, 0].tolist() == [128, 128, 128]  # 0.5 * 255 to the nearest even
+
+
+def test_the_contact_sheet_has_a_row_per_prompt_and_a_column_per_step(tmp_path):
+    folder, writer = RunFolder(tmp_path), PreviewFiles(RunFolder(tmp_path))
+    sizes = []
+    for step in range(0, 2000, 100):
+        writer(Previewed(step, (picture(level=step / 2000), picture("two", 1.0))))
+        with Image.open(folder.contact_sheet) as sheet:
+            sizes.append(sheet.size)
+            last = sheet.copy()
+    column = 32 + sheets.GAP
+    assert [w // column for w, _ in sizes] == [min(n, MOST_COLUMNS) + 1 for n in range(1, 21)]  # base and steps
+    assert len({h for _, h in sizes}) == 1
+    row = last.crop((0, sheets.HEAD + sheets.LINE, last.width, sheets.HEAD + sheets.LINE + 16))
+    greys = [row.getpixel((sheets.GAP + 16 + n * column, 12))[0] for n in range(MOST_COLUMNS + 1)]
+    assert greys[:2] == [0, 0] and greys[-1] == round(255 * 0.95) and greys[1:] == sorted(set(greys[1:]))
+
+
+def test_the_plot_shows_validation_and_preservation_in_panels_of_their_own():
+    """A panel of their own each: taller by a panel, and nothing where there is nothing."""
+    history = History()
+    for step in range(10):
+        history.add(1.0 - step / 20, 0.0, 0.1, 1e-4, torch.zeros(2, BANDS, dtype=torch.float64))
+    plain = loss_plot(history)
+    history.validation = {0: 1.2, 10: 0.7}
+    with_validation = loss_plot(history)
+    history.preservation = [0.01 * n for n in range(10)]
+    with_both = loss_plot(history)
+    assert plain.size == (800, 480)
+    assert plain.height < with_validation.height < with_both.height and with_both.width == 800

@@ -1,0 +1,270 @@
+"""Previews: what is shown while training is what the graph gives with the LoRA, and training does not notice them."""
+
+from contextlib import closing, nullcontext
+from dataclasses import replace
+
+import comfy.model_management
+import comfy.patcher_extension
+import pytest
+import torch
+from support import tiny_flux2
+
+from flux2_train.adapters import files, read
+from flux2_train.config import TrainConfig
+from flux2_train.errors import UserError
+from flux2_train.flavours import FLAVOURS
+from flux2_train.host import encode, load, lora, sampling
+from flux2_train.host import files as host_files
+from flux2_train.host.borrow import borrow
+from flux2_train.options import AdapterConfig, EmaConfig, GuidanceConfig, SaveConfig
+from flux2_train.run import events
+from flux2_train.run.folder import RunFolder
+from flux2_train.run.previews import Previews, Validation
+from flux2_train.run.results import write_results
+from flux2_train.run.trainer import Trainer
+from flux2_train.validation import Prompt, ValidationConfig
+
+PROMPTS = ("zbot on red", "a blue circle")
+SHORT = TrainConfig(name="previews", steps=2, rank=4, learning_rate=2e-2, validation_items=0, checkpointing=False,
+                    save=SaveConfig(precision="fp32", certificate=False))  # fmt: skip
+CONFIG = ValidationConfig(tuple(map(Prompt, PROMPTS)), width=64, height=48, steps=2, seed=11, every=1)
+END = replace(CONFIG, every=0, at_start=False)  # painted once, after the last step
+ONE = replace(END, prompts=END.prompts[:1])
+
+
+@pytest.fixture(scope="module")
+def data(nano, robot):
+    """The robots with the prompts' embeds beside the captions'."""
+    texts = (*PROMPTS, "blurry")
+    with torch.inference_mode():
+        more = {text: encode.encode_text(nano.clip, text) for text in texts}
+    return replace(robot, embeds=replace(robot.embeds, embeds={**robot.embeds.embeds, **more}))
+
+
+def start(nano, data, config=SHORT, validation=None):
+    """(trainer, events) of a run as a node runs it."""
+    trainer = Trainer(nano.model, data.embeds, data.latents, config, validation=validation)
+    with torch.inference_mode(), closing(trainer.run()) as run:
+        return trainer, list(run)
+
+
+def previews_of(told):
+    return [event for event in told if isinstance(event, events.Previewed)]
+
+
+def sampled(graph, model, prompt, config=CONFIG, number=0, **settings):
+    """What FLUX.2 Sampler paints with the same settings."""
+    return sampling.sample(
+        model, graph.clip, graph.vae, prompt, negative=config.negative, steps=config.steps, guidance=config.guidance,
+        width=config.width, height=config.height, seed=config.seed_of(number), **settings,
+    )[0]  # fmt: skip
+
+
+def with_lora(model, trainer, tmp_path, mode=lora.BYPASS, strength=1.0):
+    saved = write_results(trainer, tmp_path / "loras", RunFolder.create(tmp_path / "runs", "run"))
+    return lora.apply(model, read.load(saved.lora_path), strength, mode)
+
+
+@pytest.fixture(scope="module")
+def plain(nano, data):
+    """A run with previews, with nothing else in it."""
+    return start(nano, data, validation=Validation(CONFIG, nano.vae))
+
+
+def test_a_preview_is_bit_for_bit_what_flux2_sampler_paints_with_the_saved_lora(nano, plain, tmp_path):
+    """In bypass the LoRA of an fp32 file at scale 1 is computed as the live one is, operation by operation."""
+    trainer, told = plain
+    assert [p.step for p in previews_of(told)] == [0, 1, 2]
+    last, model = previews_of(told)[-1], with_lora(nano.model, trainer, tmp_path)
+    for prompt, picture in zip(PROMPTS, last.pictures, strict=True):
+        assert torch.equal(picture.painted, sampled(nano, model, prompt))
+        assert torch.equal(picture.base, sampled(nano, nano.model, prompt))
+        assert not torch.equal(picture.painted, picture.base)
+    first = previews_of(told)[0]
+    assert all(torch.equal(p.painted, p.base) for p in first.pictures)  # nothing is learned yet
+    assert first.pictures[0].base is last.pictures[0].base  # painted once
+
+
+def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data, plain):
+    torch.manual_seed(5)
+    untouched = torch.rand(1)
+    torch.manual_seed(5)
+    other, _ = start(nano, data, validation=Validation(replace(CONFIG, every=1, sampler="euler_ancestral"), nano.vae))
+    assert torch.equal(torch.rand(1), untouched)
+    without, told = start(nano, data)
+    assert not previews_of(told)
+    expected = files.state_dict(without.adapters, torch.float32)
+    for trainer in (plain[0], other):
+        found = files.state_dict(trainer.adapters, torch.float32)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_second_model_paints_with_the_lora_of_the_first(nano, data, plain, tmp_path):
+    """As the distilled klein does while the base is trained."""
+    second = another_nano(nano)
+    trainer, told = start(nano, data, validation=Validation(END, nano.vae, second.model))
+    last = previews_of(told)[-1]
+    model = with_lora(second.model, trainer, tmp_path)
+    for number, prompt in enumerate(PROMPTS):
+        assert torch.equal(last.pictures[number].painted, sampled(second, model, prompt))
+        assert torch.equal(last.pictures[number].base, sampled(second, second.model, prompt))
+        assert not torch.equal(last.pictures[number].painted, previews_of(plain[1])[-1].pictures[number].painted)
+    first = files.state_dict(plain[0].adapters, torch.float32)
+    found = files.state_dict(trainer.adapters, torch.float32)
+    assert all(torch.equal(found[name], first[name]) for name in first)  # the first alone is trained on
+    for each in (nano.model, second.model):
+        assert not [m for m in each.model.modules() if "forward" in m.__dict__]
+
+
+def another_nano(nano):
+    """nano with other weights, as a distilled model has."""
+    row = FLAVOURS["nano"]
+    with torch.inference_mode():
+        model = load.load_transformer(host_files.locate(row.transformer_files("auto")))
+        generator = torch.Generator().manual_seed(3)
+        for weight in model.model.diffusion_model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.02 * weight.std(correction=0))
+    return replace(nano, model=model)
+
+
+def test_the_trained_model_may_be_its_own_second_one(nano, data, plain):
+    _, told = start(nano, data, validation=Validation(replace(ONE, at_start=True), nano.vae, nano.model))
+    expected = previews_of(plain[1])[-1].pictures[0].painted  # trained on between two paintings
+    assert torch.equal(previews_of(told)[-1].pictures[0].painted, expected)
+
+
+def test_the_mean_of_the_weights_is_painted_where_it_is_chosen(nano, data, plain, tmp_path):
+    shown = {}
+    for preview in (True, False):
+        config = replace(SHORT, ema=EmaConfig(decay=0.9, export=True, preview=preview))
+        trainer, told = start(nano, data, config, Validation(ONE, nano.vae))
+        shown[preview] = previews_of(told)[-1].pictures[0].painted
+    assert torch.equal(shown[True], sampled(nano, with_lora(nano.model, trainer, tmp_path), PROMPTS[0]))
+    assert torch.equal(shown[False], previews_of(plain[1])[-1].pictures[0].painted)
+    assert not torch.equal(shown[True], shown[False])
+
+
+SETTINGS = [
+    {"width": 80}, {"height": 64}, {"steps": 2}, {"steps": 2, "sampler": "heun"}, {"guidance": 1.5}, {"seed": 13},
+    {"strength": 0.5}, {"walk_seed": True}, {"prompts": (Prompt(PROMPTS[0]), Prompt(PROMPTS[1], strength=0.3))},
+]  # fmt: skip
+
+
+def painted(nano, data, plain, config):
+    """The second prompt as the trained adapters of ``plain`` paint it, without training again."""
+    trainer = plain[0]
+    previews = Previews(Validation(config, nano.vae), nano.model, data.embeds.embeds, trainer.adapters)
+    previews.base = dict.fromkeys(range(2), torch.zeros(1))
+    with torch.inference_mode(), borrow(nano.model, trainer.adapters.deltas()) as borrowed:
+        (event,) = previews_of(previews.paint(borrowed, 3, nullcontext, 0))
+    return event.pictures[1].painted
+
+
+def test_every_setting_acts(nano, data, plain):
+    """On the second prompt, whose seed walking changes. One step and no true guidance, which takes a quarter."""
+    quick = replace(CONFIG, steps=1, guidance=1.0)
+    seen = [painted(nano, data, plain, quick)]
+    for change in SETTINGS:
+        after = painted(nano, data, plain, replace(quick, **change))
+        assert not any(torch.equal(after, before) for before in seen), change
+        seen.append(after)
+
+
+def test_when_previews_are_due():
+    def steps(**changes):
+        return [step for step in range(8) if replace(CONFIG, **changes).is_due(step, 7)]
+
+    assert steps(every=2) == [0, 2, 4, 6, 7]
+    assert steps(every=0) == [0, 7] and steps(every=3, at_start=False) == [3, 6, 7]
+
+
+def test_strength_and_negative_are_those_of_lora_apply_and_the_sampler(nano, data, tmp_path):
+    config = replace(ONE, negative="blurry", strength=0.5)
+    trainer, told = start(nano, data, validation=Validation(config, nano.vae))
+    model = with_lora(nano.model, trainer, tmp_path, strength=0.5)
+    assert torch.equal(previews_of(told)[-1].pictures[0].painted, sampled(nano, model, PROMPTS[0], config))
+
+
+@pytest.mark.parametrize("method", GuidanceConfig.REFERENCES)
+def test_references_reach_their_own_prompt(nano, data, plain, tmp_path, method):
+    image = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0))
+    shown = Validation(END, nano.vae, references=((), (image,)))
+    trainer, told = start(nano, data, replace(SHORT, guide=GuidanceConfig(references=method)), shown)
+    first, second = previews_of(told)[-1].pictures
+    model = with_lora(nano.model, trainer, tmp_path)
+    assert torch.equal(second.painted, sampled(nano, model, PROMPTS[1], references=[image]))
+    assert torch.equal(first.painted, previews_of(plain[1])[-1].pictures[0].painted)
+
+
+@pytest.mark.parametrize("kind", [{"kind": "lokr"}, {"dora": True}], ids=["lokr", "dora"])
+def test_other_adapters_are_painted_as_lora_apply_paints_them(nano, data, tmp_path, kind):
+    """Not bit for bit: the file holds the product of factors and scale that the live adapter applies one by one.
+
+    Each of a Linear's outputs then differs by a few roundings of fp32, 2**-24 of its size; two steps of 28 layers, each
+    growing what came before by less than ten, stay below 1e-4 of a picture in 0..1.
+    """
+    config = replace(SHORT, adapter=AdapterConfig(**kind), learning_rate=2e-3)
+    trainer, told = start(nano, data, config, Validation(ONE, nano.vae))
+    expected = sampled(nano, with_lora(nano.model, trainer, tmp_path), PROMPTS[0])
+    assert (previews_of(told)[-1].pictures[0].painted - expected).abs().max() < 1e-4
+
+
+def test_out_of_memory_ends_previews_and_not_the_run(nano, data, plain):
+    """As a card says it, in the third sampling: the base of both prompts is painted by then."""
+    calls = []
+
+    def full(executor, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return executor(*args, **kwargs)
+
+    second = another_nano(nano).model
+    second.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, full)
+    trainer, told = start(nano, data, validation=Validation(CONFIG, nano.vae, second))
+    (warning,) = [e.text for e in told if isinstance(e, events.Warned)]
+    assert "Memory ran out while painting previews of 64x48 after 0 steps" in warning
+    assert not previews_of(told) and len(trainer.history.losses) == 2
+    first = files.state_dict(plain[0].adapters, torch.float32)
+    found = files.state_dict(trainer.adapters, torch.float32)
+    assert all(torch.equal(found[name], first[name]) for name in first)
+
+
+def test_another_failure_of_a_preview_is_no_secret(nano, data):
+    def broken(executor, *args, **kwargs):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    second = another_nano(nano).model
+    second.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        start(nano, data, validation=Validation(CONFIG, nano.vae, second))
+    assert not [m for m in nano.model.model.modules() if "forward" in m.__dict__]
+
+
+def test_cancelling_in_mid_sampling_gives_the_model_back(nano, data):
+    trainer = Trainer(nano.model, data.embeds, data.latents, SHORT, validation=Validation(CONFIG, nano.vae))
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException), closing(trainer.run()) as run:
+            for event in run:
+                if isinstance(event, events.Phase) and "preview 2" in event.text:
+                    comfy.model_management.interrupt_current_processing(True)
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+    assert trainer.adapters.strength == 1
+    assert not [m for m in nano.model.model.modules() if "forward" in m.__dict__]
+
+
+def test_what_cannot_be_painted_is_refused_before_the_first_step(nano, robot, data):
+    with pytest.raises(UserError, match="wire Validation into Cache Embeds"):
+        Trainer(nano.model, robot.embeds, robot.latents, SHORT, validation=Validation(CONFIG, nano.vae))
+    with pytest.raises(UserError, match="no sampler 'best'; euler"):
+        unknown = Validation(replace(CONFIG, sampler="best"), nano.vae)
+        Trainer(nano.model, data.embeds, data.latents, SHORT, validation=unknown)
+    with pytest.raises(UserError, match="second MODEL is FLUX.2 128/1/2/96, the trained one nano"):
+        Trainer(nano.model, data.embeds, data.latents, SHORT, validation=Validation(CONFIG, nano.vae, tiny_flux2()))
+    for change, words in (
+        ({"prompts": ()}, "has 0 prompts"), ({"width": 100}, "multiples of 16"), ({"every": -1}, "every is -1"),
+        ({"strength": 11.0}, "strength is 11"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            replace(CONFIG, **change)
