@@ -46,7 +46,16 @@ def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="run long tests at full size")
 
 
+class RootIsNoPackage:
+    """pytest would import the pack's __init__.py, which ComfyUI alone can where the folder's name has a dash."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
 def pytest_configure(config):
+    config.pluginmanager.register(RootIsNoPackage())
     hypothesis.settings.register_profile(
         "tests", max_examples=2000 if config.getoption("--all") else 100, deadline=None
     )

@@ -85,3 +85,17 @@ def test_a_changed_source_archive_is_refused(tmp_path):
     )
     assert done.returncode == 1
     assert "expected 00000000" in done.stderr and "it is not the archive we know" in done.stderr
+
+
+def test_the_tests_run_in_a_checkout_of_any_name(tmp_path):
+    """The folder ComfyUI Manager makes has dashes in its name, which no Python package may."""
+    checkout = tmp_path / "comfyui-flux2-train"
+    (checkout / "tests").mkdir(parents=True)
+    for name in ("__init__.py", "pyproject.toml", "tests/conftest.py", "tests/test_geometry.py"):
+        (checkout / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("flux2_train", "nodes", "scripts"):
+        (checkout / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/test_geometry.py"], cwd=checkout, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
