@@ -172,7 +172,7 @@ class LoraTrainer(io.ComfyNode):
                 io.Combo.Input(
                     "resume", options=[AUTO, NEW], default=AUTO, optional=True, advanced=True,
                     tooltip="'auto' goes on where the last run of this name was interrupted (Cancel, error, power "
-                    "cut); a finished one is never touched. 'new' always begins anew.",
+                    "cut), and gives a finished one that is exactly the same. 'new' always begins anew.",
                 ),
                 io.Int.Input(
                     "validation_items", default=4, min=0, max=1000, optional=True, advanced=True,

@@ -19,10 +19,12 @@ from flux2_train.errors import UserError
 from flux2_train.options import CheckpointConfig
 from flux2_train.run import checkpoints, events, packing
 from flux2_train.run.checkpoints import About, Damaged, Snapshot
+from flux2_train.run.folder import RunFolder
 from flux2_train.run.guards import Plateau, SlowSteps
 from flux2_train.run.keeper import Keeper
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
+from flux2_train.validation import HeldOutConfig
 
 NEVER = CheckpointConfig(every_minutes=0)
 CONFIG = TrainConfig(name="run", steps=4, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
@@ -233,6 +235,24 @@ def test_patience_counts_validations_without_gain():
     assert not Plateau(2).reached({}) and not Plateau(2).reached({0: 1.0, 5: 1.5})
     assert Plateau(2).reached({0: 1.0, 5: 1.5, 10: 1.0})
     assert not Plateau(2).reached({0: 1.0, 5: 1.5, 10: 0.9})
+
+
+def test_out_of_patience_the_run_ends_and_gives_the_best(parts, tmp_path):
+    told = []
+    trainer, results = session(
+        parts, tmp_path, told.append, steps=50, learning_rate=0.02, held_out=HeldOutConfig(share=0.3, every=1),
+        checkpoints=replace(NEVER, patience=3),
+    )  # fmt: skip
+    losses = {e.step: e.loss for e in told if isinstance(e, events.Validated) and e.step}
+    best = min(losses, key=losses.get)
+    assert trainer.total == trainer.step == max(losses) < 50 and losses.keys() == set(range(1, trainer.step + 1))
+    assert any(isinstance(e, events.Phase) and "has not fallen for 3 validations" in e.text for e in told)
+    kept = {checkpoints.read(path).about.step: path for path in checkpoints.paths(results.folder / "checkpoints")}
+    assert kept.keys() == {best, trainer.step}
+    state = checkpoints.read(kept[best]).load()["adapter"]
+    parameters = {name: p for name, p in trainer.adapters.named_parameters() if p.requires_grad}
+    assert state.keys() == parameters.keys() and all(torch.equal(state[k], parameters[k]) for k in state)
+    assert RunFolder(results.folder).about()["status"] == "finished"
 
 
 def test_patience_needs_a_best_one_to_give():

@@ -168,8 +168,30 @@ def test_a_finished_run_is_left_alone_and_new_means_new(trainer, tmp_path):
     interrupted(trainer, tmp_path)
     anew = session(trainer(), tmp_path, how=resume.NEW)
     assert anew.folder.name == "run_2"
-    again = session(trainer(), tmp_path)  # the last one of that name has finished; the interrupted one is older
+    again = session(trainer(rank=3), tmp_path)  # the last one of that name has finished; the interrupted one is older
     assert again.folder.name == "run_3"
+
+
+def test_a_finished_run_is_not_trained_again(trainer, tmp_path):
+    """As after a restart of the server, when ComfyUI's own cache is gone."""
+    first, others, listener = trainer(), trainer(), Listener()
+    done = session(first, tmp_path)
+    again = session(others, tmp_path, listener)
+    assert (again.lora_path, again.folder, again.certificate) == (done.lora_path, done.folder, done.certificate)
+    assert again.lora.keys() == done.lora.keys() and again.lora.header.items() >= done.lora.header.items()
+    assert all(torch.equal(again.lora[name], done.lora[name]) for name in done.lora)
+    assert not listener.of(events.Stepped) and others.history.losses == first.history.losses
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 1e-3}, {"steps": 6}], ids=lambda c: next(iter(c)))
+def test_a_finished_run_with_any_other_setting_is(trainer, tmp_path, change):
+    session(trainer(), tmp_path)
+    assert session(trainer(**change), tmp_path).folder.name == "run_2"
+
+
+def test_a_finished_run_whose_lora_is_gone_is(trainer, tmp_path):
+    session(trainer(), tmp_path).lora_path.unlink()
+    assert session(trainer(), tmp_path).folder.name == "run_2"
 
 
 def test_a_finished_run_can_be_made_longer(trainer, tmp_path):

@@ -17,9 +17,9 @@ from ..errors import UserError
 from ..host.files import lora_folder, run_folder
 from ..host.memory import free, is_out_of_memory
 from ..job import Output
-from . import checkpoints, contents, logs, resume
+from . import again, checkpoints, contents, logs, resume
 from .checkpoints import About, Damaged, Snapshot
-from .events import Completed, Event, Resumed, Saved, Started, Warned
+from .events import Completed, Event, Phase, Resumed, Saved, Started, Warned
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, write_text
 from .image_files import ImageFiles
 from .jobs import job_of
@@ -36,11 +36,16 @@ def train(
 ) -> Results | None:
     """Run to the end and write the results; the main process does, the others return ``None``.
 
-    ``how`` is ``resume.NEW``, ``resume.AUTO`` or the run to go on with. The run's folder is there, with its job, before
-    the first step. On every other way out, which may be any exception of ``listen``, a checkpoint and what was learned
-    are saved first.
+    ``how`` is ``resume.NEW``, ``resume.AUTO`` or the run to go on with; AUTO also gives the results of a finished run
+    that was asked for exactly so. The run's folder is there, with its job, before the first step. On any other way out,
+    which may be any exception of ``listen``, a checkpoint and what was learned are saved first.
     """
     logs.require_installed(trainer.config.logs)
+    if how == resume.AUTO and (done := again.finished(trainer, loras, runs)):
+        listen(Started(done.folder))
+        listen(Phase(f"{done.folder.name} is trained already, from the same data and settings"))
+        listen(Saved(done.lora_path, stopped=False))
+        return done
     found = resume.find(trainer, runs, how)
     if found:
         trainer.load_state_dict(found.state)
@@ -162,7 +167,7 @@ class Session:
         finally:
             self.folder.note(status=FINISHED, step=self.trainer.step, total=self.trainer.total, ended=_now())
         self.keeper.prune(1)
-        self.folder.note(lora=results.lora_path.name)
+        self.folder.note(lora=results.lora_path.relative_to(self.loras).as_posix())
         self._tell(Saved(results.lora_path, stopped=False))
         return results
 
