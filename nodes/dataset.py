@@ -146,6 +146,7 @@ class DatasetFolder(io.ComfyNode):
             ],
             outputs=[FluxDataset.Output(display_name="dataset")],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # so that it can be queued alone, and comes before any model is loaded
         )  # fmt: skip
 
     @classmethod

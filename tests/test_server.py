@@ -221,6 +221,25 @@ def test_an_error_inside_a_node_is_one_sentence(server):
         server.run(graph)
 
 
+def test_a_data_set_alone_is_shown_with_its_contact_sheet(server):
+    events = Events()
+    history = server.run({"2": small()["2"]}, events)
+    sheet = picture(server, history, "2")
+    assert ((sheet == (221, 34, 34)).all(-1).sum() > 16 * 4 * 100) and sheet.shape[1] > 4 * 192  # 16 boxes
+    (said,) = [d["text"] for d in events.of("text") if d["node"] == "2" and "per epoch" in d["text"]]
+    assert "16 images x 1 from character" in said and "64x64: 16" in said
+
+
+def test_bad_files_are_refused_before_any_model_is_loaded(server):
+    (server.folder / "input" / "bad").mkdir(parents=True, exist_ok=True)
+    (server.folder / "input" / "bad" / "broken.png").write_bytes(b"x")
+    graph, events = small(), Events()
+    graph["2"]["inputs"].update(folder="bad", bad_files="refuse", prompt="x")
+    with pytest.raises(ServerError, match="Flux2DatasetFolder: .*1 files cannot be used: broken.png"):
+        server.run(graph, events)
+    assert {d["node"] for d in events.of("executing") if d["node"]} == {"2"}
+
+
 def test_the_template_browser_lists_our_workflows_with_pictures(server):
     from comfy_server import PACK
 
