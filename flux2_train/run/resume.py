@@ -21,7 +21,7 @@ AUTO, NEW = "auto", "new"
 MAY_CHANGE = (
     "name", "recipe", "steps", "epochs", "learning_rate", "checkpointing", "validation_items",
     "batch", "accumulate",  # as long as their product is the same
-    "save", "checkpoints", "guard", "validation", "logs", "memory", "held_out.every", "held_out.per_image",
+    "save", "checkpoints", "guard", "validation", "logs", "memory", "offload", "held_out.every", "held_out.per_image",
     "held_out.per_image_every", "optimizer.schedule", "optimizer.warmup", "optimizer.end", "optimizer.cycles",
     "optimizer.power", "optimizer.max_grad_norm", "ema.export", "ema.preview",
 )  # fmt: skip

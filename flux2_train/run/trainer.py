@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -24,7 +23,7 @@ from ..flow.target import interpolate, velocity_target
 from ..host import identify
 from ..host.borrow import borrow, training_mode
 from ..host.velocity import Condition, check_embeds, velocity
-from . import optimizers, packing, processes, schedules, times
+from . import optimizers, processes, schedules, times
 from .building import build_adapters
 from .ema import Ema
 from .events import Completed, Event, Phase, Stepped, Warned
@@ -32,10 +31,9 @@ from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .history import BANDS, History, Measured, tally
 from .objective import Case, Memo, Objective, Part
 from .previews import Validation
+from .state import restore, state_of
 from .validation import kept_out
 from .watch import Watch
-
-GUARDS = ("bad_losses", "divergence", "dead_adapters")
 
 
 class Trainer:
@@ -242,41 +240,11 @@ class Trainer:
 
     def state_dict(self) -> dict:
         """All that training changes, and all that it draws from. Not while ``torn``."""
-        guards = {name: getattr(self, name).state_dict() for name in GUARDS}
-        return {
-            "step": self.step,
-            "seed": self.config.seed,
-            "drawn": self.drawn,
-            "generator": self.generator.get_state(),
-            "adapter": {name: p.detach() for name, p in self.adapters.named_parameters() if p.requires_grad},
-            "optimizer": self.optimizer.state_dict(),
-            "scheduled": self.scheduler.last_epoch,
-            "ema": self.ema.state_dict() if self.ema else None,
-            "history": self.history.state_dict(),
-            "guards": guards,
-        }
+        return state_of(self)
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from ``state_dict``'s state, with the seed it was made with; the learning rate is this config's."""
-        self.config = replace(self.config, seed=state["seed"])
-        self.step, self.drawn = state["step"], state["drawn"]
-        self.generator.set_state(state["generator"])
-        self.load_adapters(state)
-        with training_mode():
-            self.optimizer.load_state_dict(packing.copied(state["optimizer"]))
-            schedules.go_on(self.scheduler, state["scheduled"])
-        self.history.load_state_dict(state["history"])
-        for name in GUARDS:
-            getattr(self, name).load_state_dict(state["guards"][name])
-
-    def load_adapters(self, state: dict) -> None:
-        """The adapters of ``state_dict``'s state, and their running mean; everything else stays as it is."""
-        with training_mode(), torch.no_grad():
-            for name, parameter in self.adapters.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(state["adapter"][name])
-            if self.ema:
-                self.ema.load_state_dict(state["ema"])
+        restore(self, state)
 
     def release(self) -> None:
         """Give back what only training needs: gradients and the optimizer's state. The adapters stay."""

@@ -1,0 +1,56 @@
+"""All that training changes and all that it draws from, as one state that another trainer can go on from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..host.borrow import training_mode
+from . import packing, schedules
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+GUARDS = ("bad_losses", "divergence", "dead_adapters")
+
+
+def state_of(trainer: Trainer) -> dict:
+    """The state, sharing its tensors with the trainer."""
+    return {
+        "step": trainer.step,
+        "seed": trainer.config.seed,
+        "drawn": trainer.drawn,
+        "generator": trainer.generator.get_state(),
+        "adapter": {name: p.detach() for name, p in trainer.adapters.named_parameters() if p.requires_grad},
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduled": trainer.scheduler.last_epoch,
+        "ema": trainer.ema.state_dict() if trainer.ema else None,
+        "history": trainer.history.state_dict(),
+        "guards": {name: getattr(trainer, name).state_dict() for name in GUARDS},
+    }
+
+
+def restore(trainer: Trainer, state: dict) -> None:
+    """Put a state into a fresh trainer. The seed is the state's, the learning rate and its schedule the trainer's."""
+    trainer.config = replace(trainer.config, seed=state["seed"])
+    trainer.step, trainer.drawn = state["step"], state["drawn"]
+    trainer.generator.set_state(state["generator"])
+    restore_adapters(trainer, state)
+    with training_mode():
+        trainer.optimizer.load_state_dict(packing.copied(state["optimizer"]))
+        schedules.go_on(trainer.scheduler, state["scheduled"])
+    trainer.history.load_state_dict(state["history"])
+    for name in GUARDS:
+        getattr(trainer, name).load_state_dict(state["guards"][name])
+
+
+def restore_adapters(trainer: Trainer, state: dict) -> None:
+    """The adapters of a state and their running mean; everything else stays as it is."""
+    with training_mode(), torch.no_grad():
+        for name, parameter in trainer.adapters.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state["adapter"][name])
+        if trainer.ema:
+            trainer.ema.load_state_dict(state["ema"])
