@@ -18,10 +18,11 @@ from flux2_train.options import (
     GuardConfig,
     GuidanceConfig,
     OptimizerConfig,
+    SaveConfig,
     TimestepConfig,
 )
 from flux2_train.run import checkpoints, events, packing, resume
-from flux2_train.run.folder import FINISHED, STOPPED, RunFolder
+from flux2_train.run.folder import FAILED, FINISHED, STOPPED, RunFolder
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
 
@@ -192,6 +193,18 @@ def test_a_finished_run_with_any_other_setting_is(trainer, tmp_path, change):
 def test_a_finished_run_whose_lora_is_gone_is(trainer, tmp_path):
     session(trainer(), tmp_path).lora_path.unlink()
     assert session(trainer(), tmp_path).folder.name == "run_2"
+
+
+def test_a_lora_that_could_not_be_saved_is_saved_without_training_again(trainer, tmp_path):
+    lokr, whole = {"adapter": AdapterConfig(kind="lokr")}, Listener()
+    with pytest.raises(UserError, match="'diffusers' cannot carry the LoKr"):
+        session(trainer(**lokr, save=SaveConfig("diffusers")), tmp_path, whole)
+    assert len(whole.of(events.Stepped)) == STEPS
+    assert RunFolder(tmp_path / "runs" / "run").about()["status"] == FAILED
+    listener = Listener()
+    results = session(trainer(**lokr), tmp_path, listener)
+    assert results.lora_path.name == "run.safetensors" and not listener.of(events.Stepped)
+    assert results.folder.name == "run" and RunFolder(results.folder).about()["status"] == FINISHED
 
 
 def test_a_finished_run_can_be_made_longer(trainer, tmp_path):

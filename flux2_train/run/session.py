@@ -163,12 +163,15 @@ class Session:
     def _finish(self) -> Results:
         if self.trainer.plateau.reached(self.trainer.history.validation):
             self._restore_best()
+        ended = {"step": self.trainer.step, "total": self.trainer.total, "ended": _now()}
         try:
             results = write_results(self.trainer, self.loras, self.folder)
-        finally:
-            self.folder.note(status=FINISHED, step=self.trainer.step, total=self.trainer.total, ended=_now())
+        except BaseException as error:  # with the last checkpoint there, queueing again only saves again
+            ended["why"] = _words(error)
+            self._attempt("run.json", lambda: self.folder.note(status=FAILED, **ended))
+            raise
+        self.folder.note(status=FINISHED, lora=results.lora_path.relative_to(self.loras).as_posix(), **ended)
         self.keeper.prune(1)
-        self.folder.note(lora=results.lora_path.relative_to(self.loras).as_posix())
         self._tell(Saved(results.lora_path, stopped=False))
         return results
 
@@ -186,7 +189,7 @@ class Session:
         self._attempt("the checkpoint", self._save_checkpoint)
         self._attempt("the LoRA", self._save_lora)
         status = FAILED if isinstance(error, Exception) else STOPPED
-        note = {"status": status, "step": self.trainer.step, "ended": _now(), "why": str(error) or type(error).__name__}
+        note = {"status": status, "step": self.trainer.step, "ended": _now(), "why": _words(error)}
         self._attempt("run.json", lambda: self.folder.note(**note))
         if is_out_of_memory(error):
             raise UserError(self._out_of_memory()) from error
@@ -228,6 +231,10 @@ def _output(loras: Path, folder: RunFolder) -> Output:
     """Where the run's files go, as a job says it: nothing for ComfyUI's own folders."""
     places = ((loras, lora_folder()), (folder.path.parent, run_folder()))
     return Output(*("" if chosen.resolve() == own.resolve() else str(chosen.resolve()) for chosen, own in places))
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _now() -> str:
