@@ -72,13 +72,14 @@ class CacheEmbeds(io.ComfyNode):
         cls, clip, dataset, batch: int = 1, prompts: str = "", validation=None, store: str = USER,
         limit_gb: float = 0.0,
     ) -> io.NodeOutput:  # fmt: skip
-        more = validation.config.texts if validation is not None else []
+        settings = cache.EmbedSettings(batch, prompts, store, limit_gb)
+        painted = validation.config.texts if validation is not None else []
         progress = NodeProgress(cls.hidden.unique_id, 1)
         embeds, made = cache.cache_embeds(
             dataset,
             encode.TextEncoder(clip),
             Store(cache_folder(store)),
-            [*filter(None, map(str.strip, prompts.splitlines())), *more],
+            [*settings.texts, *painted],
             batch,
             limit_gb,
             progress.counting("captions"),
@@ -86,7 +87,6 @@ class CacheEmbeds(io.ComfyNode):
         if made.encoded:
             encode.unload(clip.patcher)
         progress.say(f"{made.total} captions: {made}")
-        settings = cache.EmbedSettings(batch, prompts, store, limit_gb)
         return io.NodeOutput(replace(embeds, made_by=describe.text_encoder_file(clip), settings=settings))
 
 

@@ -37,6 +37,11 @@ class EmbedSettings:
     store: str = "user folder"
     limit_gb: float = 0.0
 
+    @property
+    def texts(self) -> list[str]:
+        """The lines of ``prompts`` that hold something."""
+        return [line.strip() for line in self.prompts.splitlines() if line.strip()]
+
 
 @dataclass(frozen=True)
 class LatentSettings:

@@ -30,7 +30,7 @@ def encode_texts(clip, dataset, job: Job, bar: Bar):
 
     asked, report = job.embeds, partial(bar, "encoding captions")
     painted = job.validation.texts if job.validation else []
-    more = [*filter(None, map(str.strip, asked.prompts.splitlines())), *painted]
+    more = [*asked.texts, *painted]
     store = Store(cache_folder(asked.store))
     embeds, made = cache_embeds(dataset, encode.TextEncoder(clip), store, more, asked.batch, asked.limit_gb, report)
     bar.say(f"captions: {made}")
