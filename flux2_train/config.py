@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from . import typed
 from .adapters.targets import PRESETS
 from .errors import UserError
+from .memory.options import OFF, OFFLOADS, MemoryConfig
 from .options import (
     AdapterConfig,
     CheckpointConfig,
@@ -35,6 +36,7 @@ class TrainConfig:
     A step takes ``accumulate`` batches of ``batch`` images in each process. ``differential_guidance`` 1 is off.
     ``guidance`` is the embedded guidance that dev is trained at. ``recipe`` only says where values came from.
     ``logs`` names the programs beside whose own writers the run is logged with.
+    ``offload`` streams the base's weights from host memory: as much as it takes, nothing, or all of them.
     """
 
     name: str = "flux2_lora"
@@ -49,6 +51,7 @@ class TrainConfig:
     targets: str = "all"
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     checkpointing: bool = True
+    offload: str = "auto"
     preservation: float = 0.0
     differential_guidance: float = 1.0
     guidance: float = 1.0
@@ -65,6 +68,7 @@ class TrainConfig:
     logs: tuple[str, ...] = ()
     save: SaveConfig = field(default_factory=SaveConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def __post_init__(self):
         for problem in self._problems():
@@ -93,6 +97,10 @@ class TrainConfig:
             yield f"targets is {self.targets!r}; choose one of {', '.join(PRESETS)}."
         if self.preservation < 0 or self.differential_guidance <= 0 or self.alpha < 0:
             yield "preservation and alpha must not be negative, differential guidance must be above 0."
+        if self.offload not in OFFLOADS:
+            yield f"offload is {self.offload!r}; choose one of {', '.join(OFFLOADS)}."
+        if self.offload == OFF and self.memory.streams:
+            yield "offload is 'off', but Memory says how much to stream; set offload to 'auto' or Memory's amount to 0."
         if 0 < self.guide.most < self.guidance:
             yield f"guidance is drawn from {self.guidance:g} to {self.guide.most:g}; the second must be the larger."
 

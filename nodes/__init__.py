@@ -8,6 +8,7 @@ from .compare import CompareLoras
 from .dataset import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
 from .load import LoadFlux2
+from .memory import Memory
 from .merge import SaveMergedModel
 from .objective import TrainingObjective
 from .optimizer import Optimizer
@@ -20,7 +21,7 @@ from .validation import ValidationLoss, ValidationPrompts
 
 NODES = [
     LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, MaskOptions, ReferenceOptions, CacheEmbeds,
-    CacheLatents, AdapterOptions, SaveOptions, Checkpoints,
+    CacheLatents, AdapterOptions, SaveOptions, Checkpoints, Memory,
     TrainingObjective, Timesteps, Optimizer, Preservation, ValidationPrompts, ValidationLoss,
     LoraTrainer, LoraApply, Flux2Sampler, CompareLoras, SaveMergedModel,
 ]  # fmt: skip

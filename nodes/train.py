@@ -9,6 +9,7 @@ from ..flux2_train.adapters.targets import PRESETS
 from ..flux2_train.config import TrainConfig
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.host import files
+from ..flux2_train.memory.options import OFFLOADS
 from ..flux2_train.recipes import NONE, RECIPES, Recipe, settings
 from ..flux2_train.run import events
 from ..flux2_train.run.judging import judge, summary
@@ -27,6 +28,7 @@ from .types import (
     FluxCheckpoints,
     FluxEmbeds,
     FluxLatents,
+    FluxMemory,
     FluxObjective,
     FluxOptimizer,
     FluxPreservation,
@@ -164,6 +166,15 @@ class LoraTrainer(io.ComfyNode):
                     tooltip="Batches per step: the effect of a batch that many times as large in the memory of one, "
                     "at that many times the time per step.",
                 ),
+                io.Combo.Input(
+                    "offload", options=list(OFFLOADS), default=OFFLOADS[0], optional=True,
+                    tooltip="Keeps weights of the base in host memory and fetches them when they are used: 'auto' as "
+                    "many as it takes to fit, 'all' for the least memory, 'off' none. Changes speed, never the result.",
+                ),
+                FluxMemory.Input(
+                    "memory", optional=True,
+                    tooltip="How memory is shared out in detail: wire Memory. Free leaves it to the planner.",
+                ),
                 io.Boolean.Input(
                     "checkpointing", default=True, optional=True, advanced=True,
                     tooltip="Recompute each block instead of keeping its activations: far less memory, about a third "
@@ -227,6 +238,8 @@ class _Listener:
 
     def __call__(self, event: events.Event) -> None:
         match event:
+            case events.Planned(text):
+                self.progress.say(text)
             case events.Phase(text):
                 self.progress.say(text)
                 self.progress.advance(len(self.trainer.history.losses))

@@ -13,7 +13,7 @@ from .weights import Weights
 GB = 1e9
 ACCURACY, ROOM = 0.05, 0.3e9  # what the peak may be off by, and what the allocator loses between its pieces
 INTERVALS = (1, 2, 3, 4)  # of recomputed blocks
-STEP = 0.9  # a lower level takes at most so much of the one before
+LEVEL = 0.1, 0.02  # a lower level saves so much of activations and workspace, and so much of the peak
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def choose(work: Work, machine: Machine, pins: Pins = FREE) -> Plan:
     fitting = list(fitting_plans(work, machine, pins))
     if not fitting:
         raise UserError(_refusal(work, machine, pins))
-    return min(fitting, key=lambda plan: (plan.estimate.seconds, plan.estimate.peak))
+    # Of equally fast ones that which splits a batch least: small batches are slower than arithmetic knows.
+    return min(fitting, key=lambda plan: (plan.estimate.seconds, -plan.layout.micro_batch, plan.estimate.peak))
 
 
 def fitting_plans(work: Work, machine: Machine, pins: Pins) -> Iterator[Plan]:
@@ -123,14 +124,12 @@ def lower(work: Work, machine: Machine, plan: Plan, pins: Pins) -> Plan | None:
     For a run that has met the end of memory although its plan fitted.
     """
     free = Pins(streaming=pins.streaming, grouped=pins.grouped, per_group=pins.per_group, ahead=pins.ahead)
-    below = replace(machine, vram=STEP * needed(plan.estimate))
+    peak, parts = plan.estimate.peak, plan.estimate.parts
+    target = peak - max(LEVEL[0] * (parts["activations"] + parts["workspace"]), LEVEL[1] * peak)
+    below = replace(machine, vram=target * (1 + ACCURACY) + ROOM)
     found = [p for p in fitting_plans(replace(work, batch=plan.layout.micro_batch), below, free)]
-    found = [p for p in (_of(work, machine, p.layout) for p in found) if p.estimate.peak < plan.estimate.peak]
-    return min(found, key=lambda p: p.estimate.seconds, default=None)
-
-
-def _of(work: Work, machine: Machine, layout: Layout) -> Plan:
-    return Plan(layout, estimate(work, layout, machine))
+    again = [Plan(p.layout, estimate(work, p.layout, machine)) for p in found]
+    return min(again, key=lambda p: p.estimate.seconds, default=None)
 
 
 def _refusal(work: Work, machine: Machine, pins: Pins) -> str:

@@ -40,6 +40,13 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """How the run is laid out in memory and what it is expected to take, in lines."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something the user should know that does not stop the run."""
 
@@ -126,6 +133,7 @@ Event = (
     | Resumed
     | Checkpointed
     | Phase
+    | Planned
     | Warned
     | Stepped
     | Validated

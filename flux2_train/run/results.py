@@ -84,6 +84,8 @@ def report(trainer: Trainer, dataset: Dataset, saved: Saved) -> dict:
         "validation_loss": {str(step): loss for step, loss in sorted(history.validation.items())},
         "seconds_per_step": statistics.median(history.seconds) if history.seconds else None,
         "peak_memory": peak_memory(trainer.device),
+        "planned_peak_memory": trainer.memory.plan.estimate.peak,
+        "plan": trainer.memory.describe().splitlines(),
     }
 
 

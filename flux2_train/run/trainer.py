@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 
 import torch
@@ -26,11 +27,12 @@ from ..host.velocity import Condition, check_embeds, velocity
 from . import optimizers, processes, schedules, times
 from .building import build_adapters
 from .ema import Ema
-from .events import Completed, Event, Phase, Stepped, Warned
+from .events import Completed, Event, Phase, Planned, Stepped, Warned
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .history import BANDS, History, Measured, tally
 from .objective import Case, Memo, Objective, Part
 from .previews import Validation
+from .retry import Memory
 from .state import restore, state_of
 from .validation import kept_out
 from .watch import Watch
@@ -95,6 +97,7 @@ class Trainer:
             self.dead_adapters = DeadAdapters(layers)
             self.optimizer = self._build_optimizer(layers)
             self.scheduler = schedules.scheduler(self.optimizer, self.total, config.optimizer)
+            self.memory = Memory(config, model, self.adapters, self.samples.tokens())
             self.ema = Ema(self.adapters.trainable(), config.ema.decay, config.ema.warmup) if config.ema.decay else None
         self.watch = Watch(self, embeds.embeds, validation)
 
@@ -136,7 +139,8 @@ class Trainer:
         order = batches(self.samples, self.step_size, config.seed, config.steps, config.epochs)
         order = islice(order, self.step, None)
         yield from self.watch.before()
-        with borrow(self.model, self.adapters.deltas(), config.checkpointing, self.room()) as borrowed:
+        yield Planned(self.memory.describe())
+        with borrow(self.model, self.adapters.deltas(), self.memory.how, self.memory.room) as borrowed:
             if self.step == 0:
                 yield from self.watch.measure(borrowed, 0)
                 yield from self.watch.paint(borrowed, 0)
@@ -165,14 +169,6 @@ class Trainer:
             self.total = step
             yield Phase(f"the validation loss has not fallen for {self.plateau.patience} validations: ending")
 
-    def room(self) -> float:
-        """Bytes that training needs beside the weights: adapters with gradients and moments, and activations."""
-        adapters = 16 * sum(p.numel() for p in self.adapters.trainable())
-        hidden, double, single, _ = identify.sizes(self.model)
-        tokens = self.config.batch * (512 + self.samples.tokens())
-        kept_per_block = 2 if self.config.checkpointing else 40  # activations of the hidden width, in 2-byte values
-        return adapters + 2.0 * tokens * hidden * (kept_per_block * (double + single) + 60)
-
     def _timed_step(self, borrowed, step: int, batch: list[Sample]) -> Iterator[Event]:
         started, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
         adapters = self.adapters
@@ -180,6 +176,8 @@ class Trainer:
         with training_mode(), adapters.keeping_divisors(), dropping, self._whole():
             measured = self._step(borrowed, step, batch)
         self.step = step
+        for told in self.memory.tell():
+            yield Warned(told)
         if measured is None:
             yield Warned(f"Step {step} was left out: its loss is no number ({_names(batch)}).")
             return
@@ -197,11 +195,16 @@ class Trainer:
         """
         objective = self.objective(borrowed)
         noise, t, guidance = self._draw(batch)
-        measured = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
-        for rows, weight in processes.shares(self.accelerator, len(batch), self.config.batch):
-            case = self._case([batch[i] for i in rows], noise[rows], t[rows], [guidance[i] for i in rows])
-            measured += self._backward(objective.parts(step), case, weight)
-        measured = Measured.of(self.total_of(measured))
+
+        def compute(micro_batch: int) -> Tensor:
+            measured = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
+            for rows, weight in processes.shares(self.accelerator, len(batch), micro_batch):
+                case = self._case([batch[i] for i in rows], noise[rows], t[rows], [guidance[i] for i in rows])
+                measured += self._backward(objective.parts(step), case, weight)
+            return measured
+
+        undo = partial(self.optimizer.zero_grad, set_to_none=True)
+        measured = Measured.of(self.total_of(self.memory.attempt(step, compute, undo)))
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm or math.inf).item()

@@ -49,7 +49,7 @@ class Watch:
         """The previews that are due after ``step`` steps; by the main process."""
         trainer, previews = self.trainer, self.previews
         if previews and previews.on and trainer.is_main and previews.config.is_due(step, trainer.total):
-            yield from previews.paint(borrowed, step, lambda: trainer.weights_for("preview"), trainer.room())
+            yield from previews.paint(borrowed, step, lambda: trainer.weights_for("preview"), trainer.memory.room)
 
     def _validate(self, borrowed, step: int) -> Iterator[Event]:
         trainer = self.trainer

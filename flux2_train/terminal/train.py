@@ -100,6 +100,8 @@ class _Listener:
         from ..run import events
 
         match event:
+            case events.Planned(text):
+                self.bar.say(text)
             case events.Phase(text):
                 self.bar.say(text)
             case events.Warned(text):

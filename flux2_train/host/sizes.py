@@ -1,0 +1,42 @@
+"""The planner's view of a MODEL that is loaded already."""
+
+from __future__ import annotations
+
+import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import nn
+
+from ..memory.weights import Weights
+from . import describe, identify
+from .borrow import linears
+
+
+def weights_of(model) -> Weights:
+    """Sizes and stored bytes of a MODEL's Linears, whatever format they have."""
+    hidden, double, single, _ = identify.sizes(model)
+    layers = linears(model)
+    sizes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+    stored = {name: _bytes(layer) for name, layer in layers.items()}
+    plain = frozenset(name for name, layer in layers.items() if _is_plain(layer.weight))
+    return Weights(hidden, double, single, sizes, stored, plain)
+
+
+def number_size(model) -> int:
+    """Bytes of a number as the model computes."""
+    return torch.empty((), dtype=model.model.get_dtype_inference()).element_size()
+
+
+def precision_of(model) -> str:
+    """Load FLUX.2's name for how the weights are stored, empty where it has none."""
+    return describe.precision_of(model) or ""
+
+
+def _bytes(layer: nn.Module) -> int:
+    weight = layer.weight
+    if not hasattr(weight, "__tensor_flatten__"):
+        return weight.nbytes
+    return sum(getattr(weight, name).nbytes for name in weight.__tensor_flatten__()[0])
+
+
+def _is_plain(weight: torch.Tensor) -> bool:
+    return not isinstance(weight, QuantizedTensor) and weight.dtype in (torch.bfloat16, torch.float16, torch.float32)

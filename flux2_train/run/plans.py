@@ -1,0 +1,87 @@
+"""From a run's settings to its plan: what the planner is asked, and what the user has pinned."""
+
+from __future__ import annotations
+
+import torch
+
+from ..adapters.live import Adapters
+from ..config import TrainConfig
+from ..errors import UserError
+from ..host import identify, sizes
+from ..host.machine import machine
+from ..layout import BLOCKS, LEAF, OFF, WHOLE
+from ..memory.estimate import Machine, Passes, Work
+from ..memory.options import ALL, AUTO, ON
+from ..memory.planner import GB, Pins, Plan, choose, smallest
+
+
+def passes_of(config: TrainConfig) -> Passes:
+    """How often a step runs the model: every part of ``run.objective`` that is on, averaged over steps."""
+    guide, preserve = config.guide, config.preserve
+    keeping = 1 / preserve.every if config.preservation else 0.0
+    together = config.preservation and preserve.together
+    trained = 1.0 if together else 1.0 + keeping
+    plain = keeping + (guide.contrastive != 1) + bool(preserve.outside_mask)
+    return Passes(trained, plain, 1 + bool(together) + (guide.cfg != 1))
+
+
+def work_of(config: TrainConfig, model, adapters: Adapters, tokens: int) -> Work:
+    """The run as the planner sees it. ``tokens``: the most image tokens a sample has, with its references."""
+    sites = {n: (s.rank, sum(p.numel() for p in adapters.of_layer(n))) for n, s in adapters.sites.items()}
+    return Work(
+        sizes.weights_of(model), sites, tokens, batch=config.batch, accumulate=config.accumulate,
+        passes=passes_of(config), optimizer=config.optimizer.name, ema=bool(config.ema.decay),
+        fp32_adapters=config.adapter.compute == "fp32", precision=sizes.precision_of(model),
+        size=sizes.number_size(model),
+    )  # fmt: skip
+
+
+def pins_of(config: TrainConfig, model) -> Pins:
+    """What the user has decided. Where there is no GPU nothing is streamed unless it is asked for."""
+    memory, gpu = config.memory, model.load_device.type == "cuda"
+    checkpointing = OFF if not config.checkpointing else None if memory.recompute == AUTO else memory.recompute
+    away = None if memory.offload_activations == AUTO else memory.offload_activations == ON
+    streamed = _streamed(config, model)
+    if not gpu and not memory.memory_limit:  # nothing is known to be short: as it has always been
+        checkpointing = checkpointing or BLOCKS
+    return Pins(
+        checkpointing or (BLOCKS if away else None),
+        memory.recompute_every or (1 if away or not (gpu or memory.memory_limit) else None),
+        away if away is not None or gpu else False,
+        streamed,
+        LEAF if memory.group_offload == LEAF else WHOLE,
+        memory.blocks_per_group,
+        memory.stream,
+        min(memory.micro_batch, config.batch) or (None if gpu or memory.memory_limit else config.batch),
+        gpu or bool(streamed) or bool(away),
+    )
+
+
+def _streamed(config: TrainConfig, model) -> int | None:
+    """The number of streamed blocks that is asked for, None for as many as it takes."""
+    memory, (_, double, single, _) = config.memory, identify.sizes(model)
+    blocks = double + single
+    if memory.blocks_to_swap > blocks:
+        name = identify.flavour_name(model)
+        raise UserError(f"blocks_to_swap is {memory.blocks_to_swap}, but {name} has {blocks} blocks; set at most that.")
+    if memory.blocks_to_swap or memory.offload_percent:
+        return memory.blocks_to_swap or round(blocks * memory.offload_percent / 100)
+    if config.offload == ALL or memory.streams:
+        return blocks
+    return 0 if config.offload == OFF or model.load_device.type != "cuda" else None
+
+
+def plan(work: Work, pins: Pins, there: Machine, binding: bool) -> Plan:
+    """The plan of a run. Raises UserError, before anything is loaded, if none fits; unless ``binding`` is false."""
+    if not binding:
+        return smallest(work, Machine(float("inf"), float("inf"), there.bus, there.flops), pins)
+    return choose(work, there, pins)
+
+
+def planned(config: TrainConfig, model, adapters: Adapters, tokens: int) -> tuple[Work, Pins, Machine, Plan]:
+    """Everything that stepping down needs later, and the plan to begin with."""
+    device: torch.device = model.load_device
+    work, pins = work_of(config, model, adapters, tokens), pins_of(config, model)
+    there = machine(device, config.memory.memory_limit * GB)
+    binding = device.type == "cuda" or bool(config.memory.memory_limit)
+    return work, pins, there, plan(work, pins, there, binding)

@@ -1,0 +1,86 @@
+"""Out of memory in the middle of a step: one level down, and the same step again with the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..host.borrow import Borrowed
+from ..host.memory import free, is_out_of_memory
+from ..memory.planner import lower
+from ..memory.table import parts
+from . import plans
+
+
+class Memory:
+    """How a run is laid out in memory, and what happens when that turns out to be too much.
+
+    ``how`` is what ``borrow`` takes. ``told`` are sentences that the user has not been told yet.
+    """
+
+    def __init__(self, config: TrainConfig, model, adapters, tokens: int):
+        self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens)
+        self.how = Borrowed(self.plan.layout)
+        self.told: list[str] = []
+
+    @property
+    def room(self) -> float:
+        """Bytes that a run needs beside the weights that stay on the device."""
+        return float(self.plan.estimate.peak - self.plan.estimate.parts["weights"])
+
+    def describe(self) -> str:
+        """The plan in lines."""
+        return parts(self.plan, self.work.weights.double + self.work.weights.single)
+
+    def attempt(self, step: int, compute: Callable[[int], Tensor], undo: Callable[[], None]) -> Tensor:
+        """``compute(micro_batch)``, again and again one level down for as long as the device has no memory for it.
+
+        What it has drawn by then is drawn again from the same state; ``undo`` takes its gradients back. Only for what
+        comes before the optimizer's update. Raises the device's own error when there is no level left.
+        """
+        states = _random_states()
+        while True:
+            try:
+                return compute(self.plan.layout.micro_batch)
+            except BaseException as error:
+                if not is_out_of_memory(error) or not self._can_step_down():
+                    raise
+            # Here and not above: while the exception is handled, its frames hold the step's tensors.
+            undo()
+            self._step_down(step)
+            _restore(states)
+
+    def _can_step_down(self) -> bool:
+        return lower(self.work, self.machine, self.plan, self.pins) is not None
+
+    def _step_down(self, step: int) -> None:
+        free()
+        self.plan = lower(self.work, self.machine, self.plan, self.pins)
+        self.how.lay_out(self.plan.layout)
+        free()
+        blocks = self.work.weights.double + self.work.weights.single
+        split = self.plan.layout.micro_batch
+        images = f", {split} of {self.work.batch} images at a time" if split < self.work.batch else ""
+        self.told.append(
+            f"The device ran out of memory in step {step}: repeated with {self.plan.layout.describe(blocks)}{images}. "
+            "Nothing was left out."
+        )
+
+    def tell(self) -> Iterator[str]:
+        """What has happened since the last call."""
+        while self.told:
+            yield self.told.pop(0)
+
+
+def _random_states() -> list[Tensor]:
+    """The states of torch's own generators, from which dropout draws."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def _restore(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])

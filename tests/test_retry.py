@@ -1,0 +1,194 @@
+"""Memory in a run: every way to lay it out gives the same LoRA, and running out of it costs nothing but time."""
+
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from support import tiny_caches, tiny_flux2
+
+from flux2_train.adapters import files
+from flux2_train.config import TrainConfig
+from flux2_train.errors import UserError
+from flux2_train.host.frozen import FrozenLinear
+from flux2_train.memory.options import MemoryConfig
+from flux2_train.options import AdapterConfig
+from flux2_train.run import events
+from flux2_train.run.trainer import Trainer
+
+SHORT = TrainConfig(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return tiny_flux2(format="bf16"), *tiny_caches()
+
+
+def train(parts, config=SHORT, **changes):
+    trainer = Trainer(*parts, replace(config, **changes))
+    with torch.inference_mode(), closing(trainer.run()) as run:
+        return trainer, list(run)
+
+
+def lora(trainer):
+    return files.state_dict(trainer.adapters, torch.float32)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def plain(parts):
+    return lora(train(parts)[0])
+
+
+@contextmanager
+def failing(where, at):
+    """The device has no memory left at the ``at``-th call of a frozen Linear's forward or backward, once."""
+    original, calls = getattr(FrozenLinear, where), [0]
+
+    def fail(*args):
+        calls[0] += 1
+        if calls[0] == at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 byte")
+        return original(*args)
+
+    setattr(FrozenLinear, where, staticmethod(fail))
+    try:
+        yield calls
+    finally:
+        setattr(FrozenLinear, where, staticmethod(original))
+
+
+@pytest.mark.parametrize("changes", [
+    {"memory": MemoryConfig(blocks_to_swap=2)}, {"memory": MemoryConfig(offload_percent=40)},
+    {"memory": MemoryConfig(group_offload="leaf")}, {"memory": MemoryConfig(group_offload="block", blocks_per_group=2)},
+    {"memory": MemoryConfig(blocks_to_swap=3, stream=False)}, {"offload": "all"}, {"offload": "off"},
+    {"memory": MemoryConfig(recompute="selective")}, {"memory": MemoryConfig(recompute_every=2)},
+    {"memory": MemoryConfig(offload_activations="on")}, {"checkpointing": False},
+], ids=str)  # fmt: skip
+def test_every_layout_gives_the_same_lora(parts, plain, changes):
+    trainer, told = train(parts, **changes)
+    assert same(lora(trainer), plain)
+    said = next(event.text for event in told if isinstance(event, events.Planned))
+    layout, default = trainer.memory.plan.layout, train_layout(parts)
+    assert (layout == default) == (changes == {"offload": "off"})
+    assert ("streamed" in said) == bool(layout.streamed)
+    assert len(layout.streamed) == {2: 2, 40: 1}.get(first_amount(changes), 3 if layout.streamed else 0)
+
+
+def first_amount(changes):
+    memory = changes.get("memory", MemoryConfig())
+    return memory.blocks_to_swap or memory.offload_percent
+
+
+def train_layout(parts):
+    return Trainer(*parts, SHORT).memory.plan.layout
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("where, at", [("forward", 1), ("forward", 16), ("forward", 40), ("backward", 5)])
+def test_a_step_that_ran_out_of_memory_is_repeated_bit_by_bit(parts, where, at, dropout):
+    """In the first step's forward, at its end, in the second step, and in backward."""
+    config = replace(SHORT, checkpointing=False, adapter=AdapterConfig(dropout=dropout))
+    expected, _ = train(parts, config)
+    with failing(where, at) as calls:
+        trainer, told = train(parts, config)
+    assert calls[0] > at
+    assert same(lora(trainer), lora(expected)) and trainer.history.losses == expected.history.losses
+    said = [event.text for event in told if isinstance(event, events.Warned)]
+    assert len(said) == 1 and said[0].startswith("The device ran out of memory in step ") and "repeated" in said[0]
+    assert trainer.memory.plan.layout.checkpointing != "off"
+
+
+def test_a_batch_is_split_with_the_same_loss_and_gradients(parts, monkeypatch):
+    """Rounding of fp32 (6e-8) over sums of some ten thousand terms: 1e-5."""
+    found = []
+
+    def keep(self, closure=None):
+        found.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", keep)
+    config = replace(SHORT, batch=2, steps=1)
+    whole, _ = train(parts, config)
+    asked, _ = train(parts, config, memory=MemoryConfig(micro_batch=1))
+    with failing("forward", 20):
+        forced, told = train(parts, config)
+    assert forced.memory.plan.layout.micro_batch == asked.memory.plan.layout.micro_batch == 1
+    assert any("1 of 2 images at a time" in e.text for e in told if isinstance(e, events.Warned))
+    for other, gradients in zip((asked, forced), found[1:], strict=True):
+        assert other.history.losses == pytest.approx(whole.history.losses, rel=1e-6)
+        for a, b in zip(gradients, found[0], strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_without_a_level_left_the_error_is_the_devices_own(parts):
+    trainer = Trainer(*parts, SHORT)
+    state = trainer.generator.get_state()
+    with (
+        failing("backward", 3), pytest.raises(torch.OutOfMemoryError), torch.inference_mode(),
+        closing(trainer.run()) as run,
+    ):  # fmt: skip
+        list(run)
+    assert torch.equal(trainer.generator.get_state(), state) and trainer.step == 0
+    assert all(p.grad is None for p in trainer.adapters.trainable())
+
+
+def test_other_errors_are_not_repeated(parts, monkeypatch):
+    calls = []
+
+    def fail(ctx, x, layer):
+        calls.append(layer)
+        raise ValueError("no")
+
+    monkeypatch.setattr(FrozenLinear, "forward", staticmethod(fail))
+    with pytest.raises(ValueError, match="no"):
+        train(parts, checkpointing=False)
+    assert len(calls) == 1
+
+
+def test_a_limit_is_planned_for_or_refused_before_anything_is_loaded(parts):
+    free = train_peak(parts, MemoryConfig(memory_limit=60))
+    tight = train_peak(parts, MemoryConfig(memory_limit=(free[1] * 1.05 + 0.3e9) / 1e9 - 0.001))
+    assert free[0].checkpointing == "off" and tight[0].checkpointing != "off" and tight[1] < free[1]
+    with pytest.raises(UserError, match="needs 0.3 GB of device memory at least, 0.1 GB are free"):
+        Trainer(*parts, replace(SHORT, memory=MemoryConfig(memory_limit=0.1)))
+
+
+def train_peak(parts, memory):
+    plan = Trainer(*parts, replace(SHORT, memory=memory)).memory.plan
+    return plan.layout, plan.estimate.peak
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"offload": "some"}, "offload is 'some'; choose one of auto, off, all"),
+    ({"offload": "off", "memory": MemoryConfig(blocks_to_swap=1)}, "offload is 'off', but Memory says"),
+])  # fmt: skip
+def test_what_contradicts_itself_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        TrainConfig(**changes)
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"blocks_to_swap": 1, "offload_percent": 5}, "say the same twice"),
+    ({"blocks_per_group": 2}, "needs group_offload 'block'"),
+    ({"offload_activations": "on", "recompute": "selective"}, "set recompute to 'blocks'"),
+    ({"offload_percent": 101}, "offload percent is 101"),
+    ({"recompute": "some"}, "recompute is 'some'"),
+])  # fmt: skip
+def test_memory_options_are_checked(values, words):
+    with pytest.raises(UserError, match=words):
+        MemoryConfig(**values)
+
+
+def test_more_blocks_than_the_flavour_has_are_named(parts):
+    with pytest.raises(UserError, match=r"blocks_to_swap is 4, but FLUX.2 128/1/2/96 has 3 blocks"):
+        Trainer(*parts, replace(SHORT, memory=MemoryConfig(blocks_to_swap=4)))
+
+
+def test_the_node_gives_every_setting(pack):
+    node = next(node for node in pack.NODES if node.GET_SCHEMA().node_id == "Flux2Memory")
+    defaults = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs}
+    assert repr(node.execute(**defaults).args[0]) == repr(MemoryConfig())
+    assert set(defaults) == set(MemoryConfig.__dataclass_fields__)
