@@ -34,8 +34,10 @@ class Layout:
     def describe(self, blocks: int) -> str:
         """In words, for people."""
         recomputed = {OFF: "no recomputation", SELECTIVE: "recomputed but for attention", BLOCKS: "recomputed"}
-        parts = [f"{len(self.streamed)} of {blocks} blocks streamed" if self.streamed else "all weights resident"]
-        every = f" (every {self.every}th)" if self.every > 1 and self.checkpointing != OFF else ""
+        portions = " Linear by Linear" if self.grouped == LEAF else ""
+        streamed = f"{len(self.streamed)} of {blocks} blocks streamed{portions}"
+        parts = [streamed if self.streamed else "all weights resident"]
+        every = f" (every {self.every}. block)" if self.every > 1 and self.checkpointing != OFF else ""
         parts.append(recomputed[self.checkpointing] + every)
         if self.offload_activations:
             parts.append("activations in host memory")

@@ -1,7 +1,7 @@
 """Memory in a run: every way to lay it out gives the same LoRA, and running out of it costs nothing but time."""
 
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -191,4 +191,4 @@ def test_the_node_gives_every_setting(pack):
     node = next(node for node in pack.NODES if node.GET_SCHEMA().node_id == "Flux2Memory")
     defaults = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs}
     assert repr(node.execute(**defaults).args[0]) == repr(MemoryConfig())
-    assert set(defaults) == set(MemoryConfig.__dataclass_fields__)
+    assert set(defaults) == {field.name for field in fields(MemoryConfig)}

@@ -45,11 +45,16 @@ class Borrowed:
     def __init__(self, layout: Layout, via: Direct | None = None):
         self.layout, self.via = layout, via
         self.changed: Callable[[], None] = lambda: None
+        self.streamed: StreamedWeights | None = None
 
     def lay_out(self, layout: Layout) -> None:
         """Run by another layout from the next step on."""
         self.layout = layout
         self.changed()
+
+    def copied(self) -> int:
+        """Bytes of weights streamed since this layout was begun with."""
+        return self.streamed.ring.copied if self.streamed else 0
 
 
 def linears(model) -> dict[str, nn.Module]:
@@ -122,7 +127,6 @@ class _Swap:
         self.recompute = Recompute(how)
         self.doubles = len(transformer.double_blocks)
         self.swapped: list[nn.Module] = []
-        self.streamed: StreamedWeights | None = None
         self.taken = ""  # a layer whose forward somebody else has replaced
         unknown = deltas.keys() - {name for name, _ in transformer.named_modules()}
         if unknown:
@@ -153,13 +157,13 @@ class _Swap:
         layers = {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
         portions = portions_of(layers, self.how.layout)
         if portions:
-            self.streamed = StreamedWeights(layers, portions, self.device, self.how.layout, self.how.via)
-            self.streamed.install()
+            self.how.streamed = StreamedWeights(layers, portions, self.device, self.how.layout, self.how.via)
+            self.how.streamed.install()
 
     def _stop_streaming(self) -> None:
-        if self.streamed is not None:
-            self.streamed.remove()
-            self.streamed = None
+        if self.how.streamed is not None:
+            self.how.streamed.remove()
+            self.how.streamed = None
 
     def eject(self) -> None:
         self.how.changed = lambda: None
