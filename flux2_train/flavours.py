@@ -64,6 +64,7 @@ class Flavour:
     resolution: int = 1024
     text_encoder_config: dict[str, Any] | None = None
     vae_module: Callable[[], nn.Module] | None = None
+    tokenizer_tensor: str = ""  # of the text encoder's file, where ComfyUI has no tokenizer of its own for it
     transformers_limit: str = ""  # newest transformers whose tokenizer ComfyUI can build for this text encoder
 
     @property
@@ -148,6 +149,7 @@ _ROWS = (
         ),
         vaes=_FLUX2_VAE,
         embedded_guidance=True,
+        tokenizer_tensor="tekken_model",
         transformers_limit="4.57.6",
     ),
     Flavour(

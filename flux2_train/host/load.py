@@ -15,7 +15,7 @@ import transformers
 
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, PRECISIONS, Flavour, Flux2Files, flavour
-from . import files, identify, quantise
+from . import files, identify, quantise, shards
 
 
 def precisions() -> list[str]:
@@ -101,10 +101,19 @@ def _is_quantised(path: Path) -> bool:
 
 
 def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
-    """ComfyUI CLIP of the flavour's text encoder, with its weights stored in ``precision`` as for the transformer."""
+    """ComfyUI CLIP of the flavour's text encoder, with its weights stored in ``precision`` as for the transformer.
+
+    ``path`` may be any part of one that is split over several files. Raises UserError for a missing part, and for a
+    file without the tokenizer that ComfyUI needs.
+    """
+    parts = shards.parts_of(path)
+    shards.require_tokenizer(parts, flavour)
     _check_tokenizer(flavour)
-    _require_unquantised(path, precision)
+    for part in parts:
+        _require_unquantised(part, precision)
     embeddings = folder_paths.get_folder_paths("embeddings")
+    if len(parts) > 1:
+        return _split_text_encoder(parts, flavour, embeddings, precision, via, keep)
     if precision in quantise.FORMATS and keep:
         path, precision = quantise.kept(path, precision, via, _kept_folder("text_encoders")), AS_IN_FILE
     if precision == AS_IN_FILE and flavour.text_encoder_config is None:
@@ -112,6 +121,19 @@ def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE,
     clip = _text_encoder_from(_weights(path, precision, via), flavour, embeddings)
     if precision == AS_IN_FILE:
         clip.patcher.set_attachments(identify.FILE, str(path))
+    return clip
+
+
+def _split_text_encoder(
+    parts: list[Path], flavour: Flavour, embeddings: list[str], precision: str, via: str, keep: bool
+):
+    if keep:
+        raise UserError(f"keep_quantised needs one file, but {parts[0].name} is one of {len(parts)}; turn it off.")
+    clip = _text_encoder_from(
+        {k: v for p in parts for k, v in _weights(p, precision, via).items()}, flavour, embeddings
+    )
+    if precision == AS_IN_FILE:
+        clip.patcher.set_attachments(identify.FILE, str(parts[0]))
     return clip
 
 
