@@ -345,3 +345,21 @@ def test_losses_that_are_no_numbers_save_before_they_stop(trainer, tmp_path):
     assert found.checkpoint.about.step == 3 and (tmp_path / "loras" / "run_step2.safetensors").is_file()
     assert all(torch.isfinite(t).all() for t in found.state["adapter"].values())
     assert folder.about()["status"] == "failed" and "The loss is nan" in folder.about()["why"]
+
+
+def test_memory_that_no_stepping_down_helps_is_saved_and_explained(trainer, tmp_path):
+    whole, full = steps(trainer()), trainer()
+
+    def fill(event):
+        if isinstance(event, events.Completed) and event.step == CUT:
+            full._backward = run_out
+
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    with pytest.raises(UserError, match=r"ran out of memory in step 3; step 2 is saved, and queueing again goes on"):
+        session(full, tmp_path, fill)
+    assert (tmp_path / "loras" / "run_step2.safetensors").is_file()
+    rest = trainer()
+    session(rest, tmp_path)
+    assert_same(rest.state_dict()["adapter"], whole.state_dict()["adapter"])
