@@ -215,6 +215,9 @@ class OptimizerConfig(Section):
                            warmup=(0, INF), end=(0, 1), cycles=(1, 1000), power=(0.1, 10))  # fmt: skip
         if len(self.betas) not in (0, 2) or not all(0 <= beta < 1 for beta in self.betas):
             yield f"The betas are {self.betas}; two are needed (like 0.9, 0.99), each at least 0 and below 1."
+        for setting, unread in (("betas", ("adafactor",)), ("eps", ("adafactor", "lion"))):
+            if self.name in unread and getattr(self, setting):
+                yield f"{setting} does nothing for {self.name}; leave it at its default or choose another optimizer."
         if self.name == "schedulefree" and self.schedule != "constant":
             yield f"The schedule is {self.schedule!r}, but schedule-free AdamW has none; set it to 'constant'."
         if any(rate < 0 for _, rate in self.block_rates):

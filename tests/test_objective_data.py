@@ -8,7 +8,9 @@ import torch
 from support import tiny_caches, tiny_flux2
 from test_objective import BASE, mse, step
 
+from flux2_train.data.dataset import Mask
 from flux2_train.errors import UserError
+from flux2_train.options import PreservationConfig
 from flux2_train.run.trainer import Trainer
 
 
@@ -45,8 +47,9 @@ def test_preservation_leaves_regularisation_images_alone():
         assert first == 0 and second == plain[1] > 0 and plain[0] > 0
 
 
-def trained(dataset, embeds, latents):
-    trainer = Trainer(tiny_flux2(), replace(embeds, dataset=dataset), replace(latents, dataset=dataset), BASE)
+def trained(dataset, embeds, latents, **changes):
+    config = replace(BASE, **changes)
+    trainer = Trainer(tiny_flux2(), replace(embeds, dataset=dataset), replace(latents, dataset=dataset), config)
     with torch.inference_mode(), closing(trainer.run()) as run:
         list(run)
     return [p.detach().clone() for p in trainer.adapters.trainable()]
@@ -72,3 +75,38 @@ def test_preservation_names_the_folder_and_the_widget():
         Trainer(tiny_flux2(), replace(embeds, dataset=both), replace(latents, dataset=both), config)
     reg = latents.dataset.chained(replace(latents.dataset, sources=(replace(bare, is_reg=True),)))
     Trainer(tiny_flux2(), replace(embeds, dataset=reg), replace(latents, dataset=reg), config)
+
+
+def masked_caches():
+    """The tiny caches with a mask on every image."""
+    embeds, latents = tiny_caches()
+    generator, items, grids = torch.Generator().manual_seed(5), [], dict(latents.latents)
+    for item in latents.dataset.items:
+        mask = Mask(item.view, alpha=True)
+        values = torch.rand(1, 1, *item.view.latent_shape[2:], generator=generator)
+        grids[mask] = values / values.mean()
+        items.append(replace(item, mask=mask))
+    dataset = replace(latents.dataset, items=tuple(items))
+    return replace(embeds, dataset=dataset), replace(latents, dataset=dataset, latents=grids)
+
+
+def test_outside_a_mask_the_base_models_prediction_is_kept():
+    with step(masked_caches(), preserve=PreservationConfig(outside_mask=100.0)) as (_, objective, case):
+        case = with_samples(case, {}, {"mask": None})
+        with torch.no_grad():
+            base, predicted = objective._base(case).double().numpy(), objective.predict(case).double().numpy()
+        m, target = case.samples[0].mask.double().numpy(), case.target.double().numpy()
+        dark = (1 - m / m.max()) / (1 - m / m.max()).mean()
+        inside = ((predicted - target)[:1] ** 2 * m).mean()
+        outside = ((predicted - base)[:1] ** 2 * dark).mean()
+        unmasked = mse((predicted - target)[1:])[0]
+        loss = objective.learn(case, {}).loss.tolist()
+        assert loss == pytest.approx([inside + 100 * outside, unmasked], rel=1e-5) and outside > 1e-4 * inside
+
+
+def test_keeping_what_is_outside_masks_acts_and_off_changes_no_bit():
+    embeds, latents = masked_caches()
+    plain = trained(latents.dataset, embeds, latents)
+    for weight, equal in ((0.0, True), (0.5, False)):
+        found = trained(latents.dataset, embeds, latents, preserve=PreservationConfig(outside_mask=weight))
+        assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True)) == equal

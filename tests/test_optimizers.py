@@ -78,6 +78,19 @@ def test_moments_and_decay_act(name, change):
     assert np.linalg.norm(changed - plain) > 1e-4 * np.linalg.norm(plain - before)
 
 
+def test_betas_act_in_lion():
+    p, moved = parameter(), []
+    for betas in ((0.0, 0.0), (0.9, 0.9)):
+        optimizer = optimizers.build(OptimizerConfig(name="lion", weight_decay=0.0, betas=betas),
+                                     [{"params": [p], "lr": LR}])  # fmt: skip
+        for gradient in (1.0, -0.5):
+            before = p.detach().clone()
+            p.grad = torch.full_like(p, gradient)
+            optimizer.step()
+        moved.append((p.detach() - before).sign().unique().item())
+    assert moved == [1, -1]  # the last gradient alone, and the mean that still remembers the first
+
+
 def test_8_bit_is_refused_without_its_device_or_library():
     with pytest.raises(UserError, match="adamw8bit needs (bitsandbytes, which|a CUDA device, but this run is on cpu)"):
         step(OptimizerConfig(name="adamw8bit"))

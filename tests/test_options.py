@@ -1,5 +1,6 @@
 """Every option changes the result when it is on and no bit when it is off, alone in a run of the tiny FLUX.2."""
 
+import dataclasses
 from contextlib import closing
 from dataclasses import replace
 
@@ -142,6 +143,42 @@ def test_the_settings_of_an_option_act(less, more):
     assert not same(weights(**less), weights(**more))
 
 
+# What acts in other tests, because it needs masks, references, a broken image, or changes the cost alone.
+ELSEWHERE = {
+    ("guide", "references"), ("preserve", "outside_mask"), ("preserve", "together"), ("ema", "export"),
+    ("ema", "preview"), ("guard", "bad_losses"), ("guard", "divergence"), ("guard", "stop_on_divergence"),
+}  # fmt: skip
+
+
+def test_no_setting_is_left_out_here():
+    acting = [change.values[0] if hasattr(change, "values") and not isinstance(change, dict) else change
+              for change in ON] + [more for _, more in PAIRS_OF_SETTINGS]  # fmt: skip
+    found, every = set(), set()
+    for name in ("timesteps", "loss", "guide", "preserve", "optimizer", "ema", "guard"):
+        default = getattr(TrainConfig(), name)
+        every |= {(name, f.name) for f in dataclasses.fields(default)}
+        found |= {(name, f.name) for change in acting for f in dataclasses.fields(default)
+                  if getattr(change.get(name, default), f.name) != getattr(default, f.name)}  # fmt: skip
+    assert every - found == ELSEWHERE
+
+
+def test_a_model_without_guidance_says_so_and_ignores_it():
+    def trained(**changes):
+        trainer = Trainer(tiny_flux2(), *CACHES, replace(BASE, **changes))
+        with torch.inference_mode(), closing(trainer.run()) as going:
+            told = [e.text for e in going if isinstance(e, events.Warned)]
+        return told, files.state_dict(trainer.adapters, torch.float32)
+
+    quiet, plain = trained()
+    told, ignored = trained(guidance=3.0, guide=GuidanceConfig(most=5.0))
+    assert same(plain, ignored)
+    assert (
+        [text for text in told if text not in quiet]
+        == [text for text in told if "has no guidance input; the guidance set is ignored" in text]
+        != []
+    )
+
+
 def test_prodigy_runs_at_its_own_rate(plain):
     found = weights(learning_rate=1.0, optimizer=OptimizerConfig("prodigy"))
     assert not same(plain, found) and all(torch.isfinite(v).all() for v in found.values())
@@ -276,6 +313,8 @@ def test_configuration_goes_through_json():
     (PreservationConfig, {"every": 0}, "every is 0; it must be at least 1"),
     (OptimizerConfig, {"betas": (0.9,)}, "two are needed"),
     (OptimizerConfig, {"name": "schedulefree", "schedule": "cosine"}, "schedule-free AdamW has none"),
+    (OptimizerConfig, {"name": "adafactor", "betas": (0.9, 0.99)}, "betas does nothing for adafactor"),
+    (OptimizerConfig, {"name": "lion", "eps": 0.1}, "eps does nothing for lion"),
     (EmaConfig, {"decay": 1.0}, "decay is 1; it must be at least 0 and at most"),
     (TrainConfig, {"guidance": 3.0, "guide": GuidanceConfig(most=2.0)}, "drawn from 3 to 2"),
 ], ids=str)  # fmt: skip

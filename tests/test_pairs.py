@@ -61,7 +61,7 @@ REFUSED = {
         *((kind, of_lora) for kind in ("loha", "lokr") for of_lora in ("rslora", "dora", "lora_plus")),
     )
 }  # fmt: skip
-WORDS = 24  # of the 512 text tokens: what is before them is padding, and most of the time
+WORDS = 8  # of the 512 text tokens: what is before them is padding, and most of the time
 
 
 def config_of(*names) -> TrainConfig:
@@ -191,7 +191,14 @@ def drawn_pairs() -> list[tuple[str, str]]:
     return list(zip(order[::2], order[1::2], strict=True))
 
 
-def check_pair(nano32, nano64, caches, pair):
+def objective_of(config) -> TrainConfig:
+    """The settings that a gradient depends on: without those that say what is done with it."""
+    of_steps = ("learning_rate", "accumulate", "optimizer", "ema")
+    adapter = replace(config.adapter, lora_plus=1.0)
+    return replace(config, adapter=adapter, **{name: getattr(BASE, name) for name in of_steps})
+
+
+def check_pair(nano32, nano64, caches, pair, checked):
     if frozenset(pair) in REFUSED:
         with pytest.raises(UserError):
             Trainer(nano32, *caches, config_of(*pair))
@@ -199,15 +206,17 @@ def check_pair(nano32, nano64, caches, pair):
     config = config_of(*pair)
     kept, recomputed = (trained(nano32, caches, replace(config, checkpointing=c)) for c in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True)), pair
-    check_gradients(nano64, caches, config)
+    if objective_of(config) not in checked:
+        check_gradients(nano64, caches, objective_of(config))
+        checked.append(objective_of(config))
 
 
 def test_two_options_together(nano32, nano64, caches, full_size):
-    failures = []
+    failures, checked = [], []
     for pair in PAIRS if full_size else drawn_pairs():
         print(" + ".join(pair))
         try:
-            check_pair(nano32, nano64, caches, pair)
+            check_pair(nano32, nano64, caches, pair, checked)
         except Exception as error:  # one bad pair shall not hide the others
             failures.append(f"{' + '.join(pair)}: {type(error).__name__} {error}"[:300])
     assert not failures, "\n".join(failures)

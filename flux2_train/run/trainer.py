@@ -269,8 +269,10 @@ class Trainer:
         offsets = [self.dataset.sources[s.item.source].timestep_offset for s in batch]
         t = times.draw(self.config.timesteps, offsets, tokens, self.drawn, self.config.seed, self.generator)
         self.drawn += len(batch)
-        most = self.config.guide.most or self.config.guidance
-        return noise, t, embedded(len(batch), self.config.guidance, most, self.generator)
+        least, most = self.config.guidance, self.config.guide.most
+        if not most or not identify.has_guidance(self.model):  # nothing is drawn for a model that is not told
+            most = least
+        return noise, t, embedded(len(batch), least, most, self.generator)
 
     def _case(self, batch: list[Sample], noise: Tensor, t: Tensor, guidance: list[float]) -> Case:
         x0 = torch.cat([s.latent for s in batch]).to(self.device, torch.float32)
