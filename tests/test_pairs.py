@@ -219,4 +219,5 @@ def test_two_options_together(nano32, nano64, caches, full_size):
             check_pair(nano32, nano64, caches, pair, checked)
         except Exception as error:  # one bad pair shall not hide the others
             failures.append(f"{' + '.join(pair)}: {type(error).__name__} {error}"[:300])
+            print(failures[-1])
     assert not failures, "\n".join(failures)

@@ -14,7 +14,7 @@ Done = Callable[[float | None], None]  # told the step's loss where it is known
 
 def ours(problem: Problem, done: Done) -> None:
     """The engine on the MODEL that ComfyUI's loader gives a graph."""
-    model = _comfyui_model(problem)
+    model = comfyui_model(problem)
     from flux2_train.adapters import targets
     from flux2_train.adapters.live import AdapterConfig, Adapters, Site
     from flux2_train.host.borrow import borrow, linears, training_mode
@@ -63,7 +63,7 @@ def diffusers(problem: Problem, done: Done) -> None:
 
 def node(problem: Problem, done: Done, bypass: bool = False) -> None:
     """ComfyUI's own TrainLoraNode, with its own loop; adapts every layer, which it cannot be told not to."""
-    model = _comfyui_model(problem)
+    model = comfyui_model(problem)
     import comfy.utils
     from comfy_extras.nodes_train import TrainLoraNode
 
@@ -87,7 +87,7 @@ def node_bypass(problem: Problem, done: Done) -> None:
     node(problem, done, bypass=True)
 
 
-def _comfyui_model(problem: Problem):
+def comfyui_model(problem: Problem):
     from flux2_train.host.bootstrap import import_comfyui
 
     import_comfyui(*(["--cpu"] if problem.device == "cpu" else []))
