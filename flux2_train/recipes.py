@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .options import OptimizerConfig, TimestepConfig
+from .options import AdapterConfig, OptimizerConfig, TimestepConfig
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,11 @@ RECIPES: dict[str, Recipe] = {
     "simpletuner": Recipe(
         "SimpleTuner's FLUX.2 quick start",
         {"rank": 16, "alpha": 0.0, "steps": 10_000, "learning_rate": 1e-4, "batch": 1},
-        {"timesteps": TimestepConfig(shift="constant", shift_factor=3.0), "optimizer": OptimizerConfig()},
+        {
+            "timesteps": TimestepConfig(shift="constant", shift_factor=3.0),
+            "optimizer": OptimizerConfig(),
+            "adapter": AdapterConfig(dropout=0.1),
+        },
     ),
     "musubi": Recipe(
         "musubi-tuner's FLUX.2 example: 16 epochs, alpha 1",

@@ -29,7 +29,8 @@ class Preservation(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "together", default=False, advanced=True,
-                    tooltip="Run both passes as one batch: faster on cards with room, but twice the activations.",
+                    tooltip="Run both passes as one batch: twice the memory of a step, and a tenth faster at most on "
+                    "two CPU cores.",
                 ),
                 io.Float.Input(
                     "outside_mask", default=0.0, min=0.0, max=1000.0, step=0.1, advanced=True,

@@ -43,13 +43,13 @@ LOGS = {
     "csv": (), "csv and TensorBoard": ("tensorboard",), "csv and Weights & Biases": ("wandb",),
     "csv, TensorBoard and Weights & Biases": ("tensorboard", "wandb"),
 }  # fmt: skip
-# What the recipes set beside this node's own values: by input, the names of that node's widgets.
+# Option nodes that a recipe fills in when they are wired: by input, the names of that node's widgets.
 WIRED = {"timesteps": timesteps_node.NAMES, "optimizer": optimizer_node.NAMES}
 
 
 def _shown(recipe: Recipe) -> dict[str, dict]:
     """What web/recipes.js fills in: widgets of this node, and of the option nodes by the input they are wired to."""
-    wired = {name: to_widgets(section, WIRED[name]) for name, section in recipe.sections.items()}
+    wired = {name: to_widgets(recipe.sections[name], WIRED[name]) for name in WIRED if name in recipe.sections}
     return {"face": recipe.face, "wired": wired}
 
 
@@ -141,8 +141,8 @@ class LoraTrainer(io.ComfyNode):
                 io.Float.Input(
                     "preservation", default=0.0, min=0.0, max=10.0, step=0.1, optional=True,
                     tooltip="Differential output preservation: keeps what the class word means while the trigger is "
-                    "learned. 0 is off, 1 is strong. Needs trigger and class word on Dataset Folder; steps take about "
-                    "two and a half times as long.",
+                    "learned. 0 is off, 1 is strong. Needs trigger and class word on Dataset Folder; a step takes "
+                    "2.3 times as long and no more memory worth mentioning.",
                 ),
                 io.Float.Input(
                     "differential_guidance", default=1.0, min=0.1, max=10.0, step=0.1, optional=True,

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -126,9 +127,8 @@ def test_recipes_reach_the_browser(nodes):
     for name, recipe in RECIPES.items():
         for node, section in (("Timesteps", "timesteps"), ("Optimizer", "optimizer")):
             widgets = json.loads(json.dumps(sent[name]["wired"].get(section, {})))
-            assert repr(settings(nodes[node], **widgets)[section]) == repr(
-                recipe.sections.get(section, getattr(TrainConfig(), section))
-            )
+            expected = recipe.sections.get(section, getattr(TrainConfig(), section))
+            assert repr(settings(nodes[node], **widgets)[section]) == repr(expected)
 
 
 @pytest.mark.parametrize("node, changes", [
@@ -142,3 +142,15 @@ def test_widgets_show_a_section_as_it_was_set(pack, nodes, node, changes):
     shown = fields.to_widgets(section, module.NAMES)
     assert {name: shown[name] for name in changes} == changes
     assert repr(settings(nodes[node], **shown)[node.lower()]) == repr(section)
+
+
+OF_TRAINER = ("preservation", "differential_guidance", "accumulate", "recipe")  # what docs/objectives.md is about
+
+
+def test_the_document_has_every_option_and_every_choice(nodes):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "objectives.md").read_text()
+    entries = [e for n in ("TrainingObjective", "Timesteps", "Optimizer", "Preservation")
+               for e in nodes[n].GET_SCHEMA().inputs]  # fmt: skip
+    entries += [e for e in nodes["LoraTrainer"].GET_SCHEMA().inputs if e.id in OF_TRAINER]
+    names = [e.id for e in entries] + [choice for e in entries for choice in getattr(e, "options", None) or []]
+    assert [name for name in dict.fromkeys(names) if f"`{name}`" not in text] == []

@@ -357,7 +357,7 @@ def test_recipes_have_the_documented_values():
     assert (musubi.rank, musubi.scale_alpha, musubi.epochs, musubi.seed) == (32, 1, 16, 42)
     assert times.mu_of(musubi.timesteps, 1024) == pytest.approx(0.63)
     simple = TrainConfig(**settings("simpletuner", {}, {}))
-    assert (simple.rank, simple.steps, simple.guidance) == (16, 10_000, 1.0)
+    assert (simple.rank, simple.steps, simple.guidance, simple.adapter.dropout) == (16, 10_000, 1.0, 0.1)
     assert np.exp(times.mu_of(simple.timesteps, 4096)) == pytest.approx(3.0)
 
 
