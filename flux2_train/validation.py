@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .flavours import Flux2Files
-from .options import INF, Section, ranges
+from .section import INF, Section, ranges
 
 MOST_PROMPTS = 64
 

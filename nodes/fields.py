@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ..flux2_train.options import Section
+from ..flux2_train.section import Section
 
 SAME: dict[str, str] = {}  # every widget is called as its field
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..flux2_train.options import EmaConfig, OptimizerConfig, numbers, rates
+from ..flux2_train.options import EmaConfig, OptimizerConfig
+from ..flux2_train.section import numbers, rates
 from .fields import from_widgets
 from .types import CATEGORY, FluxOptimizer
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..flux2_train.data.images import to_tensor
-from ..flux2_train.options import TimestepConfig, numbers
+from ..flux2_train.options import TimestepConfig
 from ..flux2_train.run.plot import times_plot
+from ..flux2_train.section import numbers
 from .fields import from_widgets
 from .types import CATEGORY, FluxTimesteps
 

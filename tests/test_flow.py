@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flux2_train.flow.target import differential_target, interpolate, mean_squared_error, velocity_target
-from flux2_train.flow.timesteps import linear_mu, logit_normal, shift
+from flux2_train.flow.timesteps import linear_mu, shift
 
 
 def test_path_ends_and_velocity():
@@ -30,13 +30,6 @@ def test_shift_matches_its_published_values():
     factor = math.exp(1.15)
     assert shift(t, 1.15).tolist() == pytest.approx([0.0, factor / (1 + factor), 1.0])
     assert torch.equal(shift(t, 0.0), t)
-
-
-def test_logit_normal_is_seeded_and_has_its_median():
-    draw = logit_normal(20001, torch.Generator().manual_seed(1), mean=0.5, std=1.0)
-    assert torch.equal(draw, logit_normal(20001, torch.Generator().manual_seed(1), mean=0.5, std=1.0))
-    assert draw.min() > 0 and draw.max() < 1
-    assert draw.median().item() == pytest.approx(1 / (1 + math.exp(-0.5)), abs=0.01)
 
 
 def test_differential_guidance_scales_the_gradient_and_nothing_else():

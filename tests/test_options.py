@@ -21,13 +21,12 @@ from flux2_train.options import (
     OptimizerConfig,
     PreservationConfig,
     TimestepConfig,
-    numbers,
-    rates,
 )
 from flux2_train.recipes import NONE, RECIPES, settings
 from flux2_train.run import events, times
 from flux2_train.run.plot import times_plot
 from flux2_train.run.trainer import Trainer
+from flux2_train.section import numbers, rates
 
 BASE = TrainConfig(steps=4, rank=2, targets="tiny", learning_rate=2e-3, validation_items=0)
 CACHES = tiny_caches()

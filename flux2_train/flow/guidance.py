@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCHEDULES = ("constant", "sigma")
-
 
 def scale_at(t: Tensor, scale: float, schedule: str = "constant") -> Tensor:
     """(B,) guidance at times t: ``scale``, or with ``sigma`` ``1 + (scale - 1) t``, which leaves clean images alone."""

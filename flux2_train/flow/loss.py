@@ -9,9 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KINDS = ("mse", "mae", "huber", "smooth_l1", "wavelet")
-WIDTH_SCHEDULES = ("constant", "exponential", "snr")
-
 
 def squared(d: Tensor) -> Tensor:
     """``d^2``."""

@@ -8,11 +8,6 @@ import torch
 from torch import Tensor
 
 
-def logit_normal(count: int, generator: torch.Generator, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """(count,) draws of sigmoid(N(mean, std)) (Esser et al. 2024, section 3.1)."""
-    return torch.sigmoid(mean + std * torch.randn(count, generator=generator))
-
-
 def shift(t: Tensor, mu: float) -> Tensor:
     """Move times towards noise: ``t' = e^mu t / (1 + (e^mu - 1) t)`` (Esser et al. 2024, equation 23)."""
     factor = math.exp(mu)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .quantiles import Quantile
 
-BIASES = ("balanced", "high noise", "low noise")
 TINY = 2.0**-53
 
 
