@@ -1,0 +1,63 @@
+"""What LoRA Trainer shows of a run's events: pictures above the curve, losses, images that stand out."""
+
+import importlib
+
+import pytest
+import torch
+from support import tiny_caches, tiny_flux2
+from test_watch import ORDINARY, losses
+
+from flux2_train.config import TrainConfig
+from flux2_train.run import sheets
+from flux2_train.run.plot import loss_plot
+from flux2_train.run.trainer import Trainer
+
+
+class Shown:
+    """A node's progress that remembers."""
+
+    def __init__(self):
+        self.said, self.pictures = [], []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def advance(self, value, picture=None):
+        if picture is not None:
+            self.pictures.append(picture)
+
+
+@pytest.fixture
+def node(pack):
+    """LoRA Trainer's module, and the events that it knows: the pack has modules of its own, as in ComfyUI."""
+    return [importlib.import_module(f"{pack.__name__}.{name}") for name in ("nodes.train", "flux2_train.run.events")]
+
+
+@pytest.fixture
+def listener(node):
+    trainer = Trainer(tiny_flux2(), *tiny_caches(2), TrainConfig(steps=9, rank=1))
+    return node[0]._Listener(trainer, Shown())
+
+
+def test_previews_stay_above_the_curve(node, listener):
+    events = node[1]
+    curve = loss_plot(listener.trainer.history)
+    painted = events.Picture("zbot", torch.zeros(16, 32, 3), torch.ones(16, 32, 3), {})
+    listener(events.Previewed(4, (painted, painted)))
+    listener(events.Stepped(9, 9, 0.5, 0.5, 0.0, 0.1))
+    sheet = sheets.beside(4, (painted, painted))
+    for picture in listener.progress.pictures:
+        assert picture.height == sheet.height + curve.height
+        assert picture.crop((0, 0, *sheet.size)).tobytes() == sheet.tobytes()
+    assert len(listener.progress.pictures) == 2
+
+
+def test_losses_of_held_out_images_and_images_that_stand_out_are_told(node, listener):
+    events = node[1]
+    for step, loss in ((0, 1.0), (9, 0.5)):
+        listener(events.Validated(step, loss, held_out=True))
+    first, last = zip(*ORDINARY, losses("odd", 1.0, 0.98, 1.40), strict=True)
+    listener(events.ImagesMeasured(0, first))
+    listener(events.ImagesMeasured(4, first))
+    listener(events.ImagesMeasured(9, last))
+    assert listener.text == "held-out loss 1.0000 -> 0.5000\nnot learnable: odd"
