@@ -20,6 +20,8 @@ from flux2_train.run.events import ImageLoss
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.image_files import ImageFiles, read_losses
 from flux2_train.run.judging import judge, summary
+from flux2_train.run.resume import AUTO
+from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
 from flux2_train.run.validation import TIMES, kept_out
 from flux2_train.validation import HeldOutConfig
@@ -174,3 +176,17 @@ def test_the_files_name_the_images(tmp_path):
     assert float(rows[-1]["fall"]) == pytest.approx(0.02)
     with Image.open(folder.image_sheet) as sheet:
         assert sheet.width > 6 * 192
+
+
+def test_a_finished_run_is_done_again_to_measure_other_images(tmp_path):
+    """The same graph once more trains nothing; with held-out images it has to."""
+
+    def steps(wired=None):
+        told = []
+        trainer = Trainer(tiny_flux2(), *tiny_caches(5), replace(SHORT, steps=1), held_out=wired)
+        with torch.inference_mode():
+            train(trainer, tmp_path / "loras", tmp_path / "runs", told.append, AUTO)
+        return sum(isinstance(event, events.Stepped) for event in told)
+
+    caches = tiny_caches(7)
+    assert [steps(), steps(), steps(part(caches, caches[0].dataset.items[5:]))] == [1, 0, 1]

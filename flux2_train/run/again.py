@@ -14,6 +14,7 @@ from .jobs import job_of
 from .results import Results
 from .trainer import Trainer
 
+ASKED = ("training", "validation", "held_out")  # of a job: who wants other previews wants the run again
 WIRED = ("comfyui", "diffusers")  # formats whose file is what goes through the graph
 
 
@@ -36,8 +37,8 @@ def finished(trainer: Trainer, loras: Path, runs: Path) -> Results | None:
 
 
 def _is_same(found: resume.Found, trainer: Trainer) -> bool:
-    about = found.checkpoint.about
-    same_settings = about.job["training"] == typed.plain(job_of(trainer))["training"]
+    about, now = found.checkpoint.about, typed.plain(job_of(trainer))
+    same_settings = all(about.job.get(section) == now[section] for section in ASKED)
     same_data = about.dataset == trainer.dataset.fingerprint
     return same_settings and same_data and not list(resume.differences(about, trainer, own_seed=False))
 
