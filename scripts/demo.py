@@ -100,7 +100,7 @@ def main() -> int:
     prompt = json.loads(WORKFLOW.read_text())
     for node in prompt.values():
         if node["class_type"] == "Flux2LoraTrainer":
-            node["inputs"]["resume"] = "new"  # each demo trains, though the server's folder still has the last one's run
+            node["inputs"]["resume"] = "new"  # each demo trains, though the folder still has the last one's run
     folder = ROOT / ".cache" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     print("Starting ComfyUI ...", flush=True)
