@@ -56,7 +56,8 @@ class ValidationPrompts(io.ComfyNode):
                     tooltip="Also paint before the first step, which shows at once whether prompts and size are right.",
                 ),
                 io.Int.Input(
-                    "seed", default=42, min=0, max=2**64 - 1,
+                    # the frontend adds a control to whatever is called seed, unless told not to
+                    "seed", default=42, min=0, max=2**64 - 1, control_after_generate=False,
                     tooltip="The starting noise of the first prompt, the same every time, so that pictures compare.",
                 ),
                 io.Combo.Input(
@@ -166,7 +167,7 @@ class ValidationLoss(io.ComfyNode):
                     "it. 0.1 is usual; 0 measures on training images, as many as validation_items says.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, advanced=True,
+                    "seed", default=0, min=0, max=2**63 - 1, advanced=True, control_after_generate=False,
                     tooltip="Draws the images of the share: the same seed keeps the same images out.",
                 ),
                 io.Int.Input(
