@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..options import Section, choices, ranges
+from ..section import Section, choices, ranges
 
 AUTO, OFF, ALL, ON = "auto", "off", "all", "on"
 OFFLOADS = (AUTO, OFF, ALL)
