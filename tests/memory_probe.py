@@ -5,6 +5,7 @@ optimizer (values, gradients, two moments), the rise of resident memory since lo
 were saved are base weights.
 """
 
+import ctypes
 import gc
 import json
 import sys
@@ -64,6 +65,7 @@ def resident(kind: str) -> int:
 def step(model, problem, checkpointing: bool) -> dict:
     latent, text = problem.inputs()
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what an earlier step left behind would be used again, and not be seen
     Path("/proc/self/clear_refs").write_text("5")
     before, layers = resident("VmRSS"), linears(model)
     sites = {n: Site(layers[n].in_features, layers[n].out_features, 16, 16) for n in targets.select(layers)}

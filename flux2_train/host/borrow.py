@@ -29,6 +29,7 @@ from ..errors import UserError
 from ..layout import BLOCKS, OFF, Layout
 from ..memory.streaming import Direct
 from .frozen import fetched, frozen_linear, frozen_rms_norm
+from .heap import freed_at_once
 from .recompute import Recompute
 from .streamed import SOURCE, StreamedWeights, portions_of
 
@@ -85,7 +86,8 @@ def borrow(
     try:
         comfy.model_management.load_models_gpu([borrowed], memory_required=memory_required)
         swap.require_free()
-        yield borrowed
+        with freed_at_once(borrowed.load_device):
+            yield borrowed
     finally:
         borrowed.eject_model()
         swap.eject()
