@@ -88,15 +88,15 @@ def test_load_flux2_offers_them_and_the_job_file_knows_them_again(source):
 def test_a_changed_source_gets_a_new_copy(source, tmp_path):
     path = tmp_path / "model.safetensors"
     shutil.copy(source, path)
-    first = quantise.kept(path, "int8", "cpu", tmp_path / "kept")
+    first = quantise.kept(path, "nvfp4", "cpu", tmp_path / "kept")
     save_file({k: v * 2 for k, v in load_file(source).items()}, path)
-    second = quantise.kept(path, "int8", "cpu", tmp_path / "kept")
+    second = quantise.kept(path, "nvfp4", "cpu", tmp_path / "kept")
     assert first != second and first.exists() and second.exists()
 
 
 def test_core_can_load_a_quantised_model_anew(source):
     with torch.inference_mode():
-        model = load.load_transformer(source, "int8")
+        model = load.load_transformer(source, "nvfp4")
         again = model.cached_patcher_init[0](*model.cached_patcher_init[1], disable_dynamic=True)
         assert torch.equal(predict(again), predict(model))
 
@@ -132,8 +132,8 @@ def test_a_gpu_that_is_not_there_is_named():
 
 def test_sizes_that_a_format_cannot_hold_are_named(tmp_path):
     save_file({"single_blocks.0.linear1.weight": torch.randn(16, 40)}, tmp_path / "odd.safetensors")
-    with pytest.raises(UserError, match="mxfp8 needs rows of a multiple of 32 values; single_blocks.0.linear1"):
-        list(quantise.stored(tmp_path / "odd.safetensors", "mxfp8", CPU))
+    with pytest.raises(UserError, match="nvfp4 needs rows of a multiple of 16 values; single_blocks.0.linear1"):
+        list(quantise.stored(tmp_path / "odd.safetensors", "nvfp4", CPU))
 
 
 def test_a_format_of_a_newer_comfyui_is_named(source, monkeypatch):
@@ -155,7 +155,7 @@ def anonymous():
     return int(line.split()[1]) * 1024
 
 before = most = anonymous()
-for key, tensor in quantise.stored(Path(sys.argv[1]), "int8", torch.device("cpu")):
+for key, tensor in quantise.stored(Path(sys.argv[1]), "fp8 (scaled)", torch.device("cpu")):
     most = max(most, anonymous())
 print(most - before)
 """
