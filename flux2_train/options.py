@@ -290,7 +290,8 @@ class AdapterConfig(Section):
 class SaveConfig(Section):
     """How the LoRA is written. ``plain_rank`` above 0 turns other kinds of adapters into plain LoRA of that rank.
 
-    ``certificate``: load the file back as ComfyUI would and compare its effect with the trained adapter's.
+    ``certificate``: load the file back as ComfyUI would and compare what it adds to each layer with the trained
+    adapter.
     """
 
     FORMATS: ClassVar = ("comfyui", "diffusers", "kohya", "peft")

@@ -151,13 +151,13 @@ def _patches(model, parts: dict[str, Part]) -> dict:
             raise UserError(f"{name} scales its input (AWQ), so a LoRA merged into it acts wrongly; use mode 'bypass'.")
     tensors = write.tensors(dora.with_norm(parts, weights(model), of_base=True), "comfyui", torch.float32)
     found = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
-    missing = parts.keys() - {_layer_name(key) for key in found}
+    missing = parts.keys() - {layer_name(key) for key in found}
     if missing:
         raise UserError(f"This ComfyUI cannot merge the LoRA at {', '.join(sorted(missing)[:3])}; use mode 'bypass'.")
     return found
 
 
-def _layer_name(key: str | tuple) -> str:
+def layer_name(key: str | tuple) -> str:
     """The Linear's name in the transformer for a key of ComfyUI's patches."""
     whole = key if isinstance(key, str) else key[0]
     return whole.removeprefix("diffusion_model.").removesuffix(".weight")
@@ -187,7 +187,7 @@ class _Bypass:
     def inject(self) -> None:
         if not self.handles:  # ComfyUI may inject twice
             self.handles = [
-                layer.register_forward_hook(_Contribution(part, self.strength)) for layer, part in self.sites
+                layer.register_forward_hook(Contribution(part, self.strength)) for layer, part in self.sites
             ]
 
     def eject(self) -> None:
@@ -196,7 +196,7 @@ class _Bypass:
         self.handles = []
 
 
-class _Contribution:
+class Contribution:
     """A forward hook that adds what a part does at a strength to its Linear's output."""
 
     def __init__(self, part: Part, strength: float):

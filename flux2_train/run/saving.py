@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..adapters import files
+from ..adapters.parts import Delta, Part, mapped
 from ..data.samples import Sample
 from ..errors import UserError
 from ..host import certificate, lora
-from ..host.certificate import LARGEST_LATENT, TOLERANCE, Case, Certificate
+from ..host.certificate import LARGEST_LATENT, Case, Certificate
 from ..host.velocity import Condition
 from .trainer import Trainer
 
@@ -57,10 +58,15 @@ def save_adapters(trainer: Trainer, path: Path, metadata: dict[str, str], certif
 
 
 def _certified(trainer: Trainer, exported: files.Exported, path: Path) -> Certificate:
-    tolerance = TOLERANCE[trainer.config.save.precision] + exported.error
-    return certificate.certify(
-        trainer.model, trainer.adapters.deltas(), exported.parts, path, _case(trainer), tolerance
-    )
+    """Of the live adapters, or of the plain LoRA that was made of them, which states its own error."""
+    deltas, options = trainer.adapters.deltas(), trainer.config.save
+    if options.plain_rank:
+        deltas = {name: _delta(part) for name, part in exported.parts.items()}
+    return certificate.certify(trainer.model, deltas, exported.parts, path, _case(trainer), options.precision)
+
+
+def _delta(part: Part) -> Delta:
+    return lambda x, y, base: mapped(part, lambda tensor: tensor.to(x))(x)
 
 
 def _case(trainer: Trainer) -> Case:
