@@ -1,6 +1,9 @@
 """A model file with LoRAs merged in: it acts like the model with the LoRAs, and nothing else in it changes."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import comfy.sd
 import comfy.utils
@@ -19,6 +22,8 @@ from flux2_train.host.borrow import linears
 from flux2_train.host.frozen import fetched
 from flux2_train.host.merge import PRECISIONS, convert, merge
 from flux2_train.host.velocity import velocity
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def predict(model):
@@ -140,6 +145,58 @@ def test_what_cannot_be_merged_is_refused_by_name(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+from flux2_train.host.bootstrap import import_comfyui
+import_comfyui("--cpu")
+from bench.speed.problem import Problem, write_weights
+from flux2_train.adapters import files, names, write
+from flux2_train.adapters.parts import LowRank
+from flux2_train.host.merge import merge
+import torch
+
+folder, single = Path(sys.argv[1]), int(sys.argv[2])
+problem = Problem(str(folder / "base.safetensors"), hidden=512, double=1, single=single, dtype="bfloat16")
+write_weights(problem)
+sizes = {n: s for n, s in names.sizes_of(512, 1, single, problem.context).items() if "_blocks." in n}
+parts = {n: LowRank(torch.randn(4, into), torch.randn(out, 4)) for n, (into, out) in sizes.items()}
+path = files.save(write.tensors(parts), folder / "lora.safetensors", {})
+del parts
+
+
+def anonymous():
+    line = next(l for l in open("/proc/self/status") if l.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def watch():
+    while watching:
+        seen.append(anonymous())
+        time.sleep(0.002)
+
+
+before, seen, watching = anonymous(), [], True
+thread = threading.Thread(target=watch)
+thread.start()
+merge(folder / "base.safetensors", [(path, 1.0)], folder / "out.safetensors")
+watching = False
+thread.join()
+print(max(seen) - before, (folder / "base.safetensors").stat().st_size)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory of a process is read from Linux's /proc")
+def test_merging_holds_a_few_layers_at_a_time(tmp_path, full_size):
+    """Of a file of 220 MB (670 MB at full size) with layers of at most 9.4 MB in fp32."""
+    script = [sys.executable, "-c", MEASURE, str(tmp_path), "96" if full_size else "30"]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
+    rise, size = map(int, done.stdout.split()[-2:])
+    layer = 9 * 512 * 512 * 4
+    # as loaded, in fp32, with the change, as stored and as read back, and two for what is computed meanwhile
+    assert rise < 7 * layer + 10e6 < 0.4 * size  # the LoRA itself has a few MB, and so have libraries
+
+
 def test_streamed_file_is_what_the_library_reads_back(tmp_path):
     tensors = {
         "scalar": torch.tensor(1.5), "odd": torch.arange(7, dtype=torch.uint8), "empty": torch.zeros(0),
@@ -183,6 +240,15 @@ def test_convert_between_formats_and_to_plain(tmp_path):
     _, dora = lora_file(tmp_path, "dora", dora=True)
     said = convert(dora, tmp_path / "plain.safetensors", "diffusers", plain_rank=128, base=base)
     assert "as plain LoRA with an error of 0.0" in said
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what a process has open is read from Linux's /proc")
+def test_a_refused_conversion_leaves_the_base_closed(tmp_path):
+    _, base = base_file(tmp_path)
+    _, dora = lora_file(tmp_path, "dora", dora=True)
+    with pytest.raises(UserError, match="cannot carry the DoRA") as kept:  # and with it every variable on the way
+        convert(dora, tmp_path / "out.safetensors", "kohya", base=base)
+    assert base.name not in Path("/proc/self/maps").read_text() and kept
 
 
 def test_dora_changes_its_form_only_with_the_base(tmp_path):

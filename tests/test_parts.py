@@ -1,9 +1,12 @@
 """Each part's two ways to the same thing: its weight change, and its contribution to a layer's output."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
-from flux2_train.adapters.parts import Hadamard, Kronecker, LowRank
+from flux2_train.adapters.parts import Hadamard, Kronecker, LowRank, mapped
 
 PARTS = {
     "lora": LowRank(torch.randn(3, 12), torch.randn(8, 3), 0.5),
@@ -26,3 +29,18 @@ def test_weight_change_is_the_papers_formula():
     assert kron[5, 6] == 2.0 * a[1, 1] * b[1, 2]
     hadamard = Hadamard(c, d, c, d, 3.0).delta()
     torch.testing.assert_close(hadamard[5, 7], 3.0 * (c[5] @ d[:, 7]) ** 2)
+
+
+def test_mapping_keeps_nothing_alive_until_the_next_collection():
+    class Held:
+        pass
+
+    held = Held()
+    alive = weakref.ref(held)
+    gc.disable()
+    try:
+        mapped(PARTS["lora"], lambda tensor, held=held: tensor)
+        del held
+        assert alive() is None
+    finally:
+        gc.enable()

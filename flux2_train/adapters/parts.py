@@ -150,13 +150,14 @@ def rows(part: Part, start: int, count: int) -> Part:
 
 def mapped(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
     """The part with ``change`` applied to each of its tensors."""
+    return replace(part, **{field.name: _changed(getattr(part, field.name), change) for field in fields(part)})
 
-    def changed(value):
-        if isinstance(value, tuple):
-            return tuple(map(changed, value))
-        return change(value) if isinstance(value, Tensor) else mapped(value, change) if is_dataclass(value) else value
 
-    return replace(part, **{field.name: changed(getattr(part, field.name)) for field in fields(part)})
+def _changed(value, change: Callable[[Tensor], Tensor]):
+    # Not a function inside mapped: one that calls itself would keep what ``change`` holds until the next collection.
+    if isinstance(value, tuple):
+        return tuple(_changed(each, change) for each in value)
+    return change(value) if isinstance(value, Tensor) else mapped(value, change) if is_dataclass(value) else value
 
 
 def _product(matrices: tuple[Tensor, ...]) -> Tensor:

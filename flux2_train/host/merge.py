@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..adapters.parts import Part
 from ..errors import UserError
 from ..flavours import FLAVOURS
 from .base import FLOATS, BaseFile, dequantised, requantised, rounded, scaled_fp8
+from .heap import freed_at_once
 
 SOURCE, FP8 = "source", "fp8"
 PRECISIONS = (SOURCE, *write.DTYPES, FP8)
@@ -65,7 +67,7 @@ def merge(source: Path, loras: Sequence[tuple[Path, float]], output: Path, preci
         raise UserError(f"Unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
     if output.exists():
         raise UserError(f"{output.name} exists already; choose another name, nothing is overwritten.")
-    with BaseFile(source) as base, torch.no_grad():
+    with BaseFile(source) as base, torch.no_grad(), freed_at_once(comfy.model_management.get_torch_device()):
         changes = [_Change(*_read(base, path), strength) for path, strength in loras]
         _require_mergeable(base, changes)
         report = Merged(output)
@@ -95,8 +97,9 @@ def convert(
     parts, unmatched = read.read(tensors, sizes, name)
     if not allow_unmatched or not parts:
         read.require_matched(unmatched, len(tensors), name)
-    weights = BaseFile(base).weight if base else _no_base
-    exported = files.export(parts, format, precision, plain_rank, weights, comfy.model_management.get_torch_device())
+    device = comfy.model_management.get_torch_device()
+    with BaseFile(base) if base else nullcontext() as file:
+        exported = files.export(parts, format, precision, plain_rank, file.weight if file else _no_base, device)
     metadata = {k: v for k, v in read.header(source).items() if k != "lora_adapter_metadata"}
     path = files.save_as(exported, output, {**metadata, **exported.metadata})
     return f"{path.name}: {len(parts)} layers as {format}, {precision}{exported.note}"
@@ -171,7 +174,7 @@ def _linear(base: BaseFile, name: str, changes: list[_Change], precision: str, r
     weight = before.clone()
     for change in changes:
         if name in change.parts:
-            weight += change.strength * dora.change(change.parts[name], weight)
+            weight.add_(dora.change(change.parts[name], weight), alpha=change.strength)
     weight = weight.cpu()
     found, format = _stored(base, name, layer, weight, precision)
     _note(report, before.cpu(), weight, _reread(layer, found), format)
@@ -207,12 +210,12 @@ def _reread(layer, found: dict[str, Tensor]) -> Tensor:
 
 
 def _note(report: Merged, before: Tensor, wanted: Tensor, stored: Tensor, format: str) -> None:
-    moved = (wanted - before).square().sum().item()
+    moved = torch.linalg.vector_norm(wanted - before).item()
     if moved:
         report.layers += 1
         report.formats[format] = report.formats.get(format, 0) + 1
-        report.wanted += moved
-        report.lost += (stored - wanted).square().sum().item()
+        report.wanted += moved**2
+        report.lost += torch.linalg.vector_norm(stored - wanted).item() ** 2
 
 
 def _other(base: BaseFile, key: str, changes: list[_Change], precision: str) -> Tensor:
