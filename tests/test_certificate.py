@@ -84,7 +84,9 @@ def test_what_is_wrong_with_a_file_is_named(base, tmp_path):
         assert f"12/12 keys, effect {factor:.2f}" in refused(stronger)
     assert "12 layers in it have other numbers" in refused(stronger)
     one = f"diffusion_model.{name}.lora_B.weight"
-    assert f"at {name}, where rounding explains 0.9%" in refused(tensors | {one: tensors[one] * 1.02})  # one of twelve layers
+    assert f"at {name}, where rounding explains 0.9%" in refused(
+        tensors | {one: tensors[one] * 1.02}
+    )  # one of twelve layers
     fused = "diffusion_model.double_blocks.0.txt_attn.qkv.lora_B.weight"
     q, k, v = tensors[fused].chunk(3)
     assert "at double_blocks.0.txt_attn.qkv, where" in refused(tensors | {fused: torch.cat([q, v, k])})
