@@ -33,8 +33,8 @@ class SaveOptions(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "certificate", default=True,
-                    tooltip="Load the saved file back as ComfyUI would and compare what it adds to every layer with what "
-                    "the trained LoRA adds. Costs one small prediction.",
+                    tooltip="Load the saved file back as ComfyUI would and compare what it adds to every layer with "
+                    "what the trained LoRA adds. Costs one small prediction.",
                 ),
             ],
             outputs=[FluxSaveOptions.Output(display_name="save")],

@@ -203,6 +203,15 @@ def by_diffusers(transformer, x, t, conditions):
     return out[:, : x[0, 0].numel()].transpose(1, 2).reshape(x.shape)
 
 
+def options_for(comfy_folders) -> str:
+    """ComfyUI's options for another process with this one's model folders, input and output."""
+    models = comfy_folders / "models.yaml"  # --models-directory is newer than the oldest ComfyUI
+    names = "".join(f"  {name}: {name}\n" for name in ("diffusion_models", "text_encoders", "vae", "loras"))
+    models.write_text(f"tests:\n  base_path: {comfy_folders}\n  is_default: true\n{names}")
+    folders = [f"--{kind}-directory {comfy_folders / kind}" for kind in ("input", "output")]
+    return " ".join([f"--extra-model-paths-config {models}", f"--base-directory {comfy_folders}", *folders])
+
+
 def drawn(pairs, count):
     """A few of the pairs; the seed is printed so that a failure can be repeated."""
     seed = random.randrange(10**6)

@@ -17,6 +17,7 @@ from comfy_api.latest import io
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support import options_for
 
 from flux2_train.host import sampling
 from flux2_train.terminal.main import main
@@ -27,9 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def base(comfy_folders):
     """ComfyUI's options for another process with this one's folders."""
-    folders = {kind: comfy_folders / kind for kind in ("input", "output")}
-    return " ".join(["--models-directory", str(comfy_folders), "--base-directory", str(comfy_folders),
-                     *(f"--{kind}-directory {path}" for kind, path in folders.items())])  # fmt: skip
+    return options_for(comfy_folders)
 
 
 def command(*arguments):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import options_for
 
 from flux2_train.run.folder import RunFolder
 from flux2_train.terminal.main import main
@@ -20,8 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def base(comfy_folders):
     """ComfyUI's options for another process with this one's folders."""
-    folders = [word for kind in ("input", "output") for word in (f"--{kind}-directory", str(comfy_folders / kind))]
-    return " ".join(["--models-directory", str(comfy_folders), "--base-directory", str(comfy_folders), *folders])
+    return options_for(comfy_folders)
 
 
 @pytest.fixture
