@@ -103,6 +103,7 @@ def launch(tmp_path, caches, config):
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, caches, whole):
     """In every second step one of them has no sample left."""
     (ours, told, losses), (others, silent, _) = launch(tmp_path, caches, replace(CONFIG, batch=2))
+    assert (tmp_path / "out.order").read_text() == "01"  # what the main process shall do first, it did first
     trainer, events = whole
     assert_close(ours, matrices(trainer))
     assert all(torch.equal(a, b) for name in ours for a, b in zip(ours[name], others[name], strict=True))

@@ -5,6 +5,7 @@ Arguments: the pickled caches, the file to write (with the process's number behi
 
 import pickle
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +22,10 @@ with processes.launched() as accelerator:
 
     from flux2_train.run.trainer import Trainer
 
+    with processes.main_first(accelerator):
+        time.sleep(0.5 * accelerator.is_main_process)  # or it might be first by chance
+        with Path(f"{target}.order").open("a") as order:
+            order.write(str(accelerator.process_index))
     trainer = Trainer(
         tiny_flux2(), *pickle.loads(Path(caches).read_bytes()), TrainConfig.from_json(config), accelerator
     )

@@ -51,6 +51,16 @@ def launched() -> Iterator[Accelerator]:
         accelerator.end_training()
 
 
+@contextmanager
+def main_first(accelerator: Accelerator) -> Iterator[None]:
+    """The main process runs what is inside before the others do, so that they find what it has made."""
+    if accelerator.num_processes == 1:  # accelerate would look at its own state, which ``alone`` does without
+        yield
+        return
+    with accelerator.main_process_first():
+        yield
+
+
 def _accelerator(cpu: bool) -> Accelerator:
     # The loop divides by what it has, and ComfyUI chooses dtypes and devices: accelerate's environment must not.
     return Accelerator(

@@ -61,7 +61,8 @@ def train_job(job: Job, accelerator, bar: Bar, folder=None) -> None:
     with torch.inference_mode():  # as ComfyUI runs nodes
         transformer, text_encoder, vae = load.locate_parts(job.model)
         encoder = load.load_vae(vae, flavour(job.model.flavour))
-        (embeds, latents), *held_out = encode_all(job, bar, load.load_clip(text_encoder, job.model), encoder)
+        with processes.main_first(accelerator):  # it fills the caches, where the others find everything
+            (embeds, latents), *held_out = encode_all(job, bar, load.load_clip(text_encoder, job.model), encoder)
         trainer = Trainer(
             load.load_model(transformer, job.model), embeds, latents, job.training, accelerator,
             validation_of(job, encoder), held_out[0] if held_out else None,
