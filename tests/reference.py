@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HEAD_DIM, THETA, AXES = 128, 2000, 4
+# ComfyUI gives its RMSNorm no eps, and torch then takes that of the dtype; Black Forest Labs' code has 1e-6
+RMS_EPS = torch.finfo(torch.float32).eps
 
 
 class Flux2:
@@ -99,8 +101,7 @@ class Flux2:
 
     def rms(self, x: Tensor, name: str) -> Tensor:
         scale = self.w.get(f"{name}.weight", self.w.get(f"{name}.scale"))
-        # ComfyUI gives its RMSNorm no eps, and torch then takes fp32's own; Black Forest Labs' code has 1e-6
-        return x * (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).rsqrt() * scale
+        return x * (x.square().mean(-1, keepdim=True) + RMS_EPS).rsqrt() * scale
 
 
 def tokens(latent: Tensor, index: int) -> tuple[Tensor, Tensor]:

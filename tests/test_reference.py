@@ -1,10 +1,16 @@
 """Forward and gradients of the engine against an independent, out-of-place implementation of FLUX.2 (reference.py)."""
 
+import math
+
+import comfy.ldm.flux.layers
+import comfy.ldm.flux.model
 import pytest
+import reference
 import torch
 from comfy.quant_ops import QuantizedTensor
 from reference import Flux2
 from support import FORMATS, adapters_for, drawn, problem, tiny_flux2
+from test_gradients import float64_model
 
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.host.velocity import velocity
@@ -87,6 +93,45 @@ def require_equal(model, adapters, case):
         assert (found - expected).norm() <= 1e-5 * expected.norm()
         for a, b in zip(gradients, expected_gradients, strict=True):
             assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.fixture
+def all_in_float64(monkeypatch):
+    """Core and the reference round the waves of time and places to fp32 in any dtype; here they do not."""
+    monkeypatch.setattr(comfy.ldm.flux.layers, "rope", rotations)
+    monkeypatch.setattr(comfy.ldm.flux.model, "timestep_embedding", lambda t, dim: waves(t))
+    monkeypatch.setattr(reference, "sinusoids", waves)
+    monkeypatch.setattr(reference, "RMS_EPS", torch.finfo(torch.float64).eps)
+
+
+def rotations(places, dim, theta):
+    """(B, L) to the rotations (B, L, dim / 2, 2, 2) that core's rope gives."""
+    angles = places.double()[..., None] * theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    parts = (angles.cos(), -angles.sin(), angles.sin(), angles.cos())
+    return torch.stack(parts, -1).unflatten(-1, (2, 2))
+
+
+def waves(t):
+    """(B,) to (B, 256), cosines first, of times in thousandths."""
+    frequencies = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float64) / 128)
+    angles = 1000 * t.double()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+@pytest.mark.parametrize("name", ["lora", *sorted(ADAPTERS.keys() - {"dora"})])  # whose norm is fp32 in any dtype
+def test_what_differs_in_fp32_is_rounding(name, all_in_float64):
+    """Every parameter drawn, in float64: nothing is left of it there. 1e-9 allows for 10^6 roundings in a row."""
+    model = float64_model(guidance=True)
+    adapters, case = adapters_for(model, dtype=torch.float64, **ADAPTERS.get(name, {})), problem(2, 1)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in adapters.trainable():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    expected, expected_gradients = by_reference(model, adapters, case)
+    found, gradients = by_engine(model, adapters, case, checkpointing=True)
+    assert (found - expected).norm() <= 1e-9 * expected.norm()
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert (a - b).norm() <= 1e-9 * b.norm()
 
 
 @pytest.mark.parametrize("format", FORMATS)
