@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import time
-
 from comfy_api.latest import io
-from PIL import Image
 
 from ..flux2_train.adapters.targets import PRESETS
 from ..flux2_train.config import TrainConfig
@@ -11,16 +8,14 @@ from ..flux2_train.data.images import to_tensor
 from ..flux2_train.host import files
 from ..flux2_train.memory.options import OFFLOADS
 from ..flux2_train.recipes import NONE, RECIPES, Recipe, settings
-from ..flux2_train.run import events
-from ..flux2_train.run.judging import judge, summary
 from ..flux2_train.run.plot import loss_plot
 from ..flux2_train.run.resume import AUTO, NEW
 from ..flux2_train.run.session import train
-from ..flux2_train.run.sheets import beside, stacked
 from ..flux2_train.run.trainer import Trainer
 from . import optimizer as optimizer_node
 from . import timesteps as timesteps_node
 from .fields import to_widgets
+from .listener import TrainerListener
 from .progress import NodeProgress
 from .types import (
     CATEGORY,
@@ -38,7 +33,6 @@ from .types import (
     FluxValidationLoss,
 )
 
-PREVIEW_SECONDS = 2.0
 LOGS = {
     "csv": (), "csv and TensorBoard": ("tensorboard",), "csv and Weights & Biases": ("wandb",),
     "csv, TensorBoard and Weights & Biases": ("tensorboard", "wandb"),
@@ -217,70 +211,8 @@ class LoraTrainer(io.ComfyNode):
             model, embeds, latents, TrainConfig(**settings(recipe, face, sections)), validation=validation,
             held_out=validation_loss and validation_loss["data"],
         )  # fmt: skip
-        listener = _Listener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
+        listener = TrainerListener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
         results = train(trainer, files.lora_folder(), files.run_folder(), listener, resume)
         listener.progress.say(f"{results.lora_path.name}: {results.certificate}\n{listener.text}")
         plot = to_tensor(loss_plot(trainer.history, results.lora_path.stem))
         return io.NodeOutput(results.lora, {"loss": trainer.history.losses}, results.lora_path.name, plot)
-
-
-class _Listener:
-    """Turns the run's events into ComfyUI's bar, text and preview."""
-
-    def __init__(self, trainer: Trainer, progress: NodeProgress):
-        self.trainer, self.progress = trainer, progress
-        self.warnings: list[str] = []
-        self.notes: list[str] = []
-        self.validation: list[events.Validated] = []
-        self.measured: list[events.ImagesMeasured] = []
-        self.pictures = None
-        self.text, self.drawn = "", 0.0
-
-    def __call__(self, event: events.Event) -> None:
-        match event:
-            case events.Planned(text):
-                self.progress.say(text)
-            case events.Phase(text):
-                self.progress.say(text)
-                self.progress.advance(len(self.trainer.history.losses))
-            case events.Warned(text):
-                self.warnings.append(text)
-            case events.Resumed(step, total, path):
-                self.notes.append(f"goes on after step {step} of {total} ({path.parents[1].name})")
-            case events.Validated():
-                self.validation.append(event)
-                self.text = self._describe()
-            case events.ImagesMeasured():
-                self.measured = [*self.measured[:1], event]
-                self.text = self._describe()
-            case events.Previewed(step, pictures):
-                self.pictures = beside(step, pictures)
-                self.progress.advance(step, self._picture())
-            case events.Stepped():
-                self._stepped(event)
-
-    def _stepped(self, event: events.Stepped) -> None:
-        now = time.monotonic()
-        due = now - self.drawn >= PREVIEW_SECONDS or event.step == event.total
-        if due:
-            self.drawn, self.text = now, self._describe(event)
-            self.progress.say(self.text)
-        self.progress.advance(event.step, self._picture() if due else None)
-
-    def _picture(self) -> Image.Image:
-        """The last previews, base beside LoRA, above the loss curve."""
-        plot = loss_plot(self.trainer.history)
-        return stacked(self.pictures, plot) if self.pictures else plot
-
-    def _describe(self, event: events.Stepped | None = None) -> str:
-        lines = [*self.warnings, *self.notes]
-        if event:
-            left = (event.total - event.step) * event.seconds
-            lines.append(f"step {event.step}/{event.total}, loss {event.smoothed:.4f}, {event.seconds:.2f} s/step, "
-                         f"{left / 60:.0f} min left")  # fmt: skip
-        if len(self.validation) > 1:
-            kind = "held-out" if self.validation[0].held_out else "validation"
-            lines.append(f"{kind} loss {self.validation[0].loss:.4f} -> {self.validation[-1].loss:.4f}")
-        if len(self.measured) > 1:
-            lines += summary(judge(*(event.images for event in self.measured)))
-        return "\n".join(lines)

@@ -29,14 +29,14 @@ class Shown:
 
 @pytest.fixture
 def node(pack):
-    """LoRA Trainer's module, and the events that it knows: the pack has modules of its own, as in ComfyUI."""
-    return [importlib.import_module(f"{pack.__name__}.{name}") for name in ("nodes.train", "flux2_train.run.events")]
+    """The listener's module, and the events that it knows: the pack has modules of its own, as in ComfyUI."""
+    return [importlib.import_module(f"{pack.__name__}.{name}") for name in ("nodes.listener", "flux2_train.run.events")]
 
 
 @pytest.fixture
 def listener(node):
     trainer = Trainer(tiny_flux2(), *tiny_caches(2), TrainConfig(steps=9, rank=1))
-    return node[0]._Listener(trainer, Shown())
+    return node[0].TrainerListener(trainer, Shown())
 
 
 def test_previews_stay_above_the_curve(node, listener):
