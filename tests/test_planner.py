@@ -85,15 +85,13 @@ def last_norm(work):
     return work.batch * work.image * work.weights.hidden * work.size
 
 
-@pytest.mark.parametrize("case", SHORT, ids=lambda case: "-".join(map(str, case)))
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        cases = dict.fromkeys([*SHORT, *LONG] if metafunc.config.getoption("--all") else SHORT)
+        metafunc.parametrize("case", list(cases), ids=lambda case: "-".join(map(str, case)))
+
+
 def test_activations_equal_what_is_counted(monkeypatch, case):
-    check_counted(monkeypatch, case)
-
-
-@pytest.mark.parametrize("case", LONG, ids=lambda case: "-".join(map(str, case)))
-def test_activations_equal_what_is_counted_everywhere(monkeypatch, full_size, case):
-    if not full_size:
-        pytest.skip("every flavour, size and mode: run with --all")
     check_counted(monkeypatch, case)
 
 

@@ -60,18 +60,18 @@ def choose(work: Work, machine: Machine, pins: Pins = FREE) -> Plan:
     return min(fitting, key=lambda plan: (plan.estimate.seconds, -plan.layout.micro_batch, plan.estimate.peak))
 
 
-def fitting_plans(work: Work, machine: Machine, pins: Pins) -> Iterator[Plan]:
+def fitting_plans(work: Work, machine: Machine, pins: Pins, batch: int = 0) -> Iterator[Plan]:
     """Of every combination of the other choices the plan that streams least and fits."""
-    for layout in combinations(work, pins):
+    for layout in combinations(work, pins, batch):
         plan = least_streaming(work, machine, layout, pins)
         if plan.fits(machine):
             yield plan
 
 
-def combinations(work: Work, pins: Pins) -> Iterator[Layout]:
-    """Every layout that the pins allow, without streaming."""
+def combinations(work: Work, pins: Pins, batch: int = 0) -> Iterator[Layout]:
+    """Every layout that the pins allow, without streaming, with parts of ``batch`` at most (0: as the work's)."""
     shared = Layout(grouped=pins.grouped, per_group=pins.per_group, ahead=pins.ahead)
-    for batch in [pins.micro_batch] if pins.micro_batch else _halves(work.batch):
+    for batch in [pins.micro_batch] if pins.micro_batch else _halves(batch or work.batch):
         for kind in [pins.checkpointing] if pins.checkpointing else [OFF, SELECTIVE, BLOCKS]:
             for every in [1] if kind == OFF else [pins.every] if pins.every else INTERVALS:
                 for away in _aways(kind, every, pins):
@@ -127,7 +127,7 @@ def lower(work: Work, machine: Machine, plan: Plan, pins: Pins) -> Plan | None:
     peak, parts = plan.estimate.peak, plan.estimate.parts
     target = peak - max(LEVEL[0] * (parts["activations"] + parts["workspace"]), LEVEL[1] * peak)
     below = replace(machine, vram=target * (1 + ACCURACY) + ROOM)
-    found = [p for p in fitting_plans(replace(work, batch=plan.layout.micro_batch), below, free)]
+    found = fitting_plans(work, below, free, plan.layout.micro_batch)
     again = [Plan(p.layout, estimate(work, p.layout, machine)) for p in found]
     return min(again, key=lambda p: p.estimate.seconds, default=None)
 
