@@ -85,7 +85,9 @@ class Kronecker:
         """``x`` (..., in) to ``x dW^T`` (..., out), without ever forming dW: ``left X right^T`` with X (b, d)."""
         left, right = self.factors()
         blocks = F.linear(x.unflatten(-1, (left.shape[1], right.shape[1])), right)
-        return (left @ blocks).flatten(-2) * self.scale
+        # As a batch, so that the gradient of the small ``left`` is a sum of sums: all tokens in one product would be a
+        # running sum of hundreds of thousands of fp32 terms, which loses two digits.
+        return (left.expand(*blocks.shape[:-2], *left.shape) @ blocks).flatten(-2) * self.scale
 
 
 @dataclass(frozen=True)

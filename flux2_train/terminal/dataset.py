@@ -46,7 +46,7 @@ def _of_job(arguments: argparse.Namespace, bar):
     start(arguments)
     from ..run.jobs import read_dataset
 
-    return read_dataset(job, bar)
+    return read_dataset(job.dataset, bar)
 
 
 def _of_folder(arguments: argparse.Namespace, bar):
