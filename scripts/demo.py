@@ -78,7 +78,7 @@ def prompts_of(prompt: dict) -> dict[str, str]:
 def write(out: Path, server: ComfyServer, prompt: dict, history: dict, printer: Printer) -> list[Path]:
     """Lay out the four results in ``out``."""
     output = server.folder / "output"
-    file_name = printer.text_of("Flux2LoraTrainer").splitlines()[0]
+    file_name = printer.text_of("Flux2LoraTrainer").partition(":")[0]  # before its certificate
     run = output / "flux2_train" / Path(file_name).stem
     shutil.copyfile(server.folder / "models" / "loras" / file_name, out / "lora.safetensors")
     shutil.copyfile(run / "loss.png", out / "loss.png")

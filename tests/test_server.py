@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import demo
 import numpy as np
 import pytest
 from comfy_server import ServerError
@@ -85,6 +86,18 @@ def test_a_person_sees_the_character_and_only_with_its_trigger(server, shipped):
     base, lora, base_without, lora_without = (score(node) for node in ("9", "11", "13", "15"))
     assert lora - base >= 0.4
     assert lora_without - base_without < 0.2
+
+
+def test_the_demo_lays_out_what_came_of_it(server, shipped, tmp_path):
+    history, events = shipped
+    prompt = json.loads(NANO.read_text())
+    printer = demo.Printer(prompt)
+    for kind, data in events.all:
+        printer(kind, data)
+    assert all(path.stat().st_size for path in demo.write(tmp_path, server, prompt, history, printer))
+    assert len(load_file(tmp_path / "lora.safetensors")) == 56
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["keys_matched_on_load"] == "56/56" and report["steps"] == STEPS
 
 
 def test_progress_is_told_while_it_trains(shipped):

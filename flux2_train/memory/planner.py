@@ -60,18 +60,18 @@ def choose(work: Work, machine: Machine, pins: Pins = FREE) -> Plan:
     return min(fitting, key=lambda plan: (plan.estimate.seconds, -plan.layout.micro_batch, plan.estimate.peak))
 
 
-def fitting_plans(work: Work, machine: Machine, pins: Pins, batch: int = 0) -> Iterator[Plan]:
+def fitting_plans(work: Work, machine: Machine, pins: Pins, most: int = 0) -> Iterator[Plan]:
     """Of every combination of the other choices the plan that streams least and fits."""
-    for layout in combinations(work, pins, batch):
+    for layout in combinations(work, pins, most):
         plan = least_streaming(work, machine, layout, pins)
         if plan.fits(machine):
             yield plan
 
 
-def combinations(work: Work, pins: Pins, batch: int = 0) -> Iterator[Layout]:
-    """Every layout that the pins allow, without streaming, with parts of ``batch`` at most (0: as the work's)."""
+def combinations(work: Work, pins: Pins, most: int = 0) -> Iterator[Layout]:
+    """Every layout that the pins allow, without streaming, with parts of ``most`` at most (0: of the whole batch)."""
     shared = Layout(grouped=pins.grouped, per_group=pins.per_group, ahead=pins.ahead)
-    for batch in [pins.micro_batch] if pins.micro_batch else _halves(batch or work.batch):
+    for batch in [pins.micro_batch] if pins.micro_batch else _halves(most or work.batch):
         for kind in [pins.checkpointing] if pins.checkpointing else [OFF, SELECTIVE, BLOCKS]:
             for every in [1] if kind == OFF else [pins.every] if pins.every else INTERVALS:
                 for away in _aways(kind, every, pins):
