@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import comfy.samplers
 import folder_paths
 from comfy_api.latest import io
 
@@ -17,6 +16,7 @@ from ..flux2_train.run.checkpoints import paths, step_of
 from ..flux2_train.run.compare import compared, labelled, matching, require_few
 from ..flux2_train.run.folder import RunFolder
 from ..flux2_train.section import numbers
+from . import painting
 from .progress import NodeProgress
 from .types import CATEGORY
 
@@ -52,9 +52,8 @@ class CompareLoras(io.ComfyNode):
                     "strengths", default="1",
                     tooltip="How strongly each LoRA acts: numbers with commas between them, such as 0.5, 0.8, 1.",
                 ),
-                io.String.Input("prompt", multiline=True, tooltip="What to paint; include your trigger word."),
-                io.Int.Input("width", default=1024, min=16, max=8192, step=16, tooltip="Pixels; nano paints at 128."),
-                io.Int.Input("height", default=1024, min=16, max=8192, step=16, tooltip="Pixels; nano paints at 128."),
+                painting.prompt(),
+                painting.side("width"), painting.side("height"),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                     tooltip="The starting noise, the same for every picture.",
@@ -63,22 +62,8 @@ class CompareLoras(io.ComfyNode):
                     "index", default=0, min=0, max=1000,
                     tooltip="Which LoRA is given on: 0 is the first row below the base model's picture.",
                 ),
-                io.String.Input(
-                    "negative", multiline=True, default="", optional=True, advanced=True,
-                    tooltip="What to steer away from. Acts only where guidance mixes two predictions (klein base).",
-                ),
-                io.Int.Input(
-                    "steps", default=0, min=0, max=200, optional=True, advanced=True,
-                    tooltip="Sampling steps. 0 takes what the model was made for: 20 for base and dev, 4 distilled.",
-                ),
-                io.Float.Input(
-                    "guidance", default=0.0, min=0.0, max=30.0, step=0.1, optional=True, advanced=True,
-                    tooltip="How strictly the prompt is followed. 0 takes the flavour's own, 4.",
-                ),
-                io.Combo.Input(
-                    "sampler", options=comfy.samplers.SAMPLER_NAMES, default="euler", optional=True, advanced=True,
-                    tooltip="The solver. euler is what FLUX.2 was made with.",
-                ),
+                painting.negative(),
+                painting.steps(**painting.RARE), painting.guidance(**painting.RARE), painting.sampler(**painting.RARE),
                 io.Combo.Input(
                     "mode", options=list(host.MODES), default=host.AUTO, optional=True, advanced=True,
                     tooltip="How LoRAs are put on: merged into the weights or computed beside them, as in LoRA Apply.",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import comfy.samplers
 from comfy_api.latest import io
 
 from ..flux2_train import prompts as reading
@@ -8,6 +7,7 @@ from ..flux2_train.errors import UserError
 from ..flux2_train.host import describe, files
 from ..flux2_train.run.previews import Validation
 from ..flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
+from . import painting
 from .types import CATEGORY, FluxEmbeds, FluxLatents, FluxValidation, FluxValidationLoss
 
 FIXED, WALKING = "fixed", "walking"
@@ -40,12 +40,8 @@ class ValidationPrompts(io.ComfyNode):
                     tooltip="A file with more prompts, in ComfyUI's input folder or with its full path: .txt with one "
                     "per line, or SimpleTuner's prompt library as .json.",
                 ),
-                io.String.Input(
-                    "negative", multiline=True, default="", optional=True, advanced=True,
-                    tooltip="What to steer away from. Acts only where guidance mixes two predictions (klein base).",
-                ),
-                io.Int.Input("width", default=1024, min=16, max=8192, step=16, tooltip="Pixels; nano paints at 128."),
-                io.Int.Input("height", default=1024, min=16, max=8192, step=16, tooltip="Pixels; nano paints at 128."),
+                painting.negative(),
+                painting.side("width"), painting.side("height"),
                 io.Int.Input(
                     "every", default=250, min=0, max=1_000_000,
                     tooltip="Paint after every so many training steps, and always at the end. 0 paints at the end, "
@@ -64,40 +60,19 @@ class ValidationPrompts(io.ComfyNode):
                     "seeds", options=[FIXED, WALKING], default=FIXED, optional=True, advanced=True,
                     tooltip="fixed gives every prompt the same noise; walking gives each the next seed.",
                 ),
-                io.Int.Input(
-                    "steps", default=0, min=0, max=200, optional=True, advanced=True,
-                    tooltip="Sampling steps. 0 takes what the model was made for: 20 for base and dev, 4 distilled.",
-                ),
-                io.Float.Input(
-                    "guidance", default=0.0, min=0.0, max=30.0, step=0.1, optional=True, advanced=True,
-                    tooltip="How strictly the prompt is followed. 0 takes the flavour's own, 4.",
-                ),
-                io.Combo.Input(
-                    "sampler", options=comfy.samplers.SAMPLER_NAMES, default="euler", optional=True, advanced=True,
-                    tooltip="The solver. euler is what FLUX.2 was made with.",
-                ),
+                painting.steps(**painting.RARE), painting.guidance(**painting.RARE), painting.sampler(**painting.RARE),
                 io.Float.Input(
                     "strength", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, advanced=True,
                     tooltip="How strongly the LoRA acts in the pictures, as in LoRA Apply; a prompt library may say "
                     "otherwise for single prompts.",
                 ),
-                io.Boolean.Input(
-                    "resize_references", default=True, optional=True, advanced=True,
-                    tooltip="Scale reference images down to a megapixel (never up). Off keeps their size.",
-                ),
+                painting.resize_references(),
                 io.Combo.Input(
                     "references_for", options=[EACH, EVERY], default=EACH, optional=True, advanced=True,
                     tooltip="Whether reference0 belongs to the first prompt, reference1 to the second and so on (a "
                     "batch is several of one prompt), or all of them to every prompt.",
                 ),
-                io.Autogrow.Input(
-                    "references", optional=True,
-                    template=io.Autogrow.TemplatePrefix(
-                        io.Image.Input("reference", tooltip="An image to edit or to take things from."),
-                        prefix="reference", min=0, max=64,
-                    ),
-                    tooltip="Reference images, for LoRAs that edit: one input per prompt.",
-                ),
+                painting.references(64, "Reference images, for LoRAs that edit: one input per prompt."),
             ],
             outputs=[FluxValidation.Output(display_name="validation")],
         )  # fmt: skip

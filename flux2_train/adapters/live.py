@@ -121,6 +121,10 @@ class Adapters(nn.Module):
         """The parameters the optimizer updates, in a fixed order."""
         return [p for p in self.parameters() if p.requires_grad]
 
+    def masters(self) -> dict[str, nn.Parameter]:
+        """The same parameters by name, as a checkpoint holds them."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
     def groups(self, learning_rate: float) -> list[dict]:
         """The optimizer's parameter groups. With LoRA+ (Hayou et al. 2024) B learns ``lora_plus`` times faster."""
         if self.config.lora_plus == 1:

@@ -57,7 +57,7 @@ def _exported(model, config: TrainConfig, state: dict, name: str) -> dict[str, T
     start = replace(config, adapter=replace(config.adapter, start_from=""))  # the state holds what became of it
     with training_mode(), torch.no_grad():
         adapters = build_adapters(model, start)
-        mine = {key: p for key, p in adapters.named_parameters() if p.requires_grad}
+        mine = adapters.masters()
         if {k: p.shape for k, p in mine.items()} != {k: t.shape for k, t in state["adapter"].items()}:
             raise UserError(f"The checkpoint {name} does not fit the MODEL, {identify.flavour_name(model)}: wire the "
                             "flavour that the run was trained on.")  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..host.borrow import Borrowed
 from ..host.memory import free, is_out_of_memory
-from ..memory.planner import lower
+from ..memory.planner import Plan, lower
 from ..memory.table import parts
 from . import plans
 
@@ -46,20 +46,18 @@ class Memory:
             try:
                 return compute(self.plan.layout.micro_batch)
             except BaseException as error:
-                if not is_out_of_memory(error) or not self._can_step_down():
+                below = lower(self.work, self.machine, self.plan, self.pins) if is_out_of_memory(error) else None
+                if below is None:
                     raise
             # Here and not above: while the exception is handled, its frames hold the step's tensors.
             undo()
-            self._step_down(step)
+            self._step_down(below, step)
             _restore(states)
 
-    def _can_step_down(self) -> bool:
-        return lower(self.work, self.machine, self.plan, self.pins) is not None
-
-    def _step_down(self, step: int) -> None:
+    def _step_down(self, below: Plan, step: int) -> None:
         free()
-        self.plan = lower(self.work, self.machine, self.plan, self.pins)
-        self.how.lay_out(self.plan.layout)
+        self.plan = below
+        self.how.lay_out(below.layout)
         free()
         blocks = self.work.weights.double + self.work.weights.single
         split = self.plan.layout.micro_batch

@@ -23,7 +23,7 @@ def state_of(trainer: Trainer) -> dict:
         "seed": trainer.config.seed,
         "drawn": trainer.drawn,
         "generator": trainer.generator.get_state(),
-        "adapter": {name: p.detach() for name, p in trainer.adapters.named_parameters() if p.requires_grad},
+        "adapter": {name: p.detach() for name, p in trainer.adapters.masters().items()},
         "optimizer": trainer.optimizer.state_dict(),
         "scheduled": trainer.scheduler.last_epoch,
         "ema": trainer.ema.state_dict() if trainer.ema else None,
@@ -49,8 +49,7 @@ def restore(trainer: Trainer, state: dict) -> None:
 def restore_adapters(trainer: Trainer, state: dict) -> None:
     """The adapters of a state and their running mean; everything else stays as it is."""
     with training_mode(), torch.no_grad():
-        for name, parameter in trainer.adapters.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(state["adapter"][name])
+        for name, parameter in trainer.adapters.masters().items():
+            parameter.copy_(state["adapter"][name])
         if trainer.ema:
             trainer.ema.load_state_dict(state["ema"])
