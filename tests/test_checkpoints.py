@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from support import tiny_caches, tiny_flux2
 
+from flux2_train.adapters import read
 from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
-from flux2_train.options import CheckpointConfig
+from flux2_train.options import CheckpointConfig, OptimizerConfig, SaveConfig
 from flux2_train.run import checkpoints, events, packing
+from flux2_train.run.building import lora_of
 from flux2_train.run.checkpoints import About, Damaged, Snapshot
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.guards import Plateau, SlowSteps
@@ -237,11 +239,12 @@ def test_patience_counts_validations_without_gain():
     assert not Plateau(2).reached({0: 1.0, 5: 1.5, 10: 0.9})
 
 
-def test_out_of_patience_the_run_ends_and_gives_the_best(parts, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "schedulefree"])
+def test_out_of_patience_the_run_ends_and_gives_the_best(parts, tmp_path, optimizer):
     told = []
     trainer, results = session(
         parts, tmp_path, told.append, steps=50, learning_rate=0.02, held_out=HeldOutConfig(share=0.3, every=1),
-        checkpoints=replace(NEVER, patience=3),
+        checkpoints=replace(NEVER, patience=3), optimizer=OptimizerConfig(optimizer), save=SaveConfig(precision="fp32"),
     )  # fmt: skip
     losses = {e.step: e.loss for e in told if isinstance(e, events.Validated) and e.step}
     best = min(losses, key=losses.get)
@@ -249,9 +252,8 @@ def test_out_of_patience_the_run_ends_and_gives_the_best(parts, tmp_path):
     assert any(isinstance(e, events.Phase) and "has not fallen for 3 validations" in e.text for e in told)
     kept = {checkpoints.read(path).about.step: path for path in checkpoints.paths(results.folder / "checkpoints")}
     assert kept.keys() == {best, trainer.step}
-    state = checkpoints.read(kept[best]).load()["adapter"]
-    parameters = {name: p for name, p in trainer.adapters.named_parameters() if p.requires_grad}
-    assert state.keys() == parameters.keys() and all(torch.equal(state[k], parameters[k]) for k in state)
+    saved, expected = read.load(results.lora_path), lora_of(trainer.model, kept[best])
+    assert saved.keys() == expected.keys() and all(torch.equal(saved[k], expected[k]) for k in saved)
     assert RunFolder(results.folder).about()["status"] == "finished"
 
 

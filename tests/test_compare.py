@@ -15,7 +15,7 @@ from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host import lora, sampling
 from flux2_train.host.sampling import Settings
-from flux2_train.options import AdapterConfig, CheckpointConfig, EmaConfig, GuidanceConfig, SaveConfig
+from flux2_train.options import AdapterConfig, CheckpointConfig, EmaConfig, GuidanceConfig, OptimizerConfig, SaveConfig
 from flux2_train.run import checkpoints, sheets
 from flux2_train.run.building import lora_of
 from flux2_train.run.compare import MOST, compared, labelled, matching, require_few
@@ -24,6 +24,7 @@ from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
 
 PROMPT, STRENGTHS = "zbot", (0.5, 1.0)
+FREE = OptimizerConfig("schedulefree")
 SETTINGS = Settings(steps=1, guidance=2.0, width=32, height=48, seed=3)
 
 
@@ -113,8 +114,12 @@ def test_the_node_gives_the_chosen_lora_and_sees_a_changed_file(pack, nano, lora
 
 @pytest.mark.parametrize("change", [
     {}, {"ema": EmaConfig(0.5)}, {"ema": EmaConfig(0.5, export=False)}, {"adapter": AdapterConfig("lokr")},
-    {"guide": GuidanceConfig(references="index_timestep_zero")},
-], ids=["lora", "mean", "not the mean", "lokr", "references"])  # fmt: skip
+    {"adapter": AdapterConfig("loha")}, {"adapter": AdapterConfig(dora=True)}, {"adapter": AdapterConfig(rslora=True)},
+    {"guide": GuidanceConfig(references="index_timestep_zero")}, {"optimizer": FREE},
+    {"optimizer": FREE, "ema": EmaConfig(0.5)}, {"optimizer": FREE, "ema": EmaConfig(0.5, export=False)},
+    {"optimizer": FREE, "adapter": AdapterConfig(dora=True, lora_plus=4.0)},
+], ids=["lora", "mean", "not the mean", "lokr", "loha", "dora", "rslora", "references", "schedule-free",
+        "schedule-free, mean", "schedule-free, not the mean", "schedule-free, dora"])  # fmt: skip
 def test_a_checkpoint_is_the_lora_that_would_have_been_saved(nano, change, tmp_path):
     config = TrainConfig(
         name="kept", steps=2, rank=2, learning_rate=1e-2, validation_items=0,

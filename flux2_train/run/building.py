@@ -18,10 +18,8 @@ from ..errors import UserError
 from ..host import identify, lora
 from ..host.borrow import linears, training_mode
 from ..host.frozen import row_norms
-from . import checkpoints
+from . import checkpoints, optimizers, packing
 from .checkpoints import Damaged
-
-SCHEDULE_FREE = "schedulefree"  # optimizers that train at other weights than those to use
 
 
 def build_adapters(model, config: TrainConfig) -> Adapters:
@@ -36,10 +34,17 @@ def build_adapters(model, config: TrainConfig) -> Adapters:
     return adapters
 
 
+def build_optimizer(adapters: Adapters, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that ``config`` chooses, on the adapters. Call where autograd is on."""
+    layer_of = {parameter: name for name in adapters.names for parameter in adapters.of_layer(name)}
+    groups = adapters.groups(config.learning_rate)
+    return optimizers.build(config.optimizer, optimizers.by_block(groups, layer_of, config.optimizer.block_rates))
+
+
 def lora_of(model, path: Path) -> dict[str, Tensor]:
     """The LoRA that a run would have saved at a checkpoint, in fp32, for the MODEL it is made for or its sibling.
 
-    Raises UserError for a damaged file, another flavour's, and where the weights to use are not in it.
+    Raises UserError for a damaged file and another flavour's.
     """
     try:
         checkpoint = checkpoints.read(path)
@@ -47,9 +52,6 @@ def lora_of(model, path: Path) -> dict[str, Tensor]:
     except Damaged as error:
         raise UserError(f"The checkpoint {path.name} cannot be read ({error}); leave it out.") from error
     config = typed.read(TrainConfig, checkpoint.about.job["training"], "training")
-    if config.optimizer.name.startswith(SCHEDULE_FREE):
-        raise UserError(f"{path.name} is of a schedule-free run, whose checkpoints hold other weights than its LoRA; "
-                        "compare the LoRA files it has saved.")  # fmt: skip
     return _exported(model, config, state, path.name)
 
 
@@ -63,8 +65,17 @@ def _exported(model, config: TrainConfig, state: dict, name: str) -> dict[str, T
                             "flavour that the run was trained on.")  # fmt: skip
         for key, parameter in mine.items():
             parameter.copy_(state["adapter"][key])
-        if config.ema.decay and config.ema.export:
-            for parameter, mean in zip(adapters.trainable(), state["ema"]["shadow"], strict=True):
-                parameter.copy_(mean)
+        _settle(adapters, config, state)
         exported = files.export(adapters.parts(), "comfyui", "fp32", weights=lora.weights(model))
     return Tensors(exported.tensors, {REFERENCES: config.guide.references})
+
+
+def _settle(adapters: Adapters, config: TrainConfig, state: dict) -> None:
+    """From the weights that a checkpoint was trained at to those that ``weights_for("export")`` would have saved."""
+    if config.ema.decay and config.ema.export:
+        for parameter, mean in zip(adapters.trainable(), state["ema"]["shadow"], strict=True):
+            parameter.copy_(mean)
+    elif config.optimizer.name in optimizers.SCHEDULE_FREE:
+        optimizer = build_optimizer(adapters, config)
+        optimizer.load_state_dict(packing.copied(state["optimizer"]))
+        optimizer.eval()

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..options import OptimizerConfig
 
 Groups = list[dict]
+SCHEDULE_FREE = ("schedulefree",)  # they train at other weights than those to use, which their ``eval`` puts in place
 
 
 def build(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:

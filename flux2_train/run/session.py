@@ -26,7 +26,7 @@ from .jobs import job_of
 from .keeper import Keeper
 from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
-from .state import restore_adapters
+from .state import restore_weights
 from .trainer import Trainer
 
 Listen = Callable[[Event], None]
@@ -180,7 +180,7 @@ class Session:
         if best is None:
             return
         try:
-            restore_adapters(self.trainer, checkpoints.read(best).load())
+            restore_weights(self.trainer, checkpoints.read(best).load())
         except Damaged as error:
             self._tell(Warned(f"The best checkpoint {best.name} cannot be read ({error}); the LoRA is the last one."))
 

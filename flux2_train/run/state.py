@@ -37,19 +37,21 @@ def restore(trainer: Trainer, state: dict) -> None:
     trainer.config = replace(trainer.config, seed=state["seed"])
     trainer.step, trainer.drawn = state["step"], state["drawn"]
     trainer.generator.set_state(state["generator"])
-    restore_adapters(trainer, state)
-    with training_mode():
-        trainer.optimizer.load_state_dict(packing.copied(state["optimizer"]))
-        schedules.go_on(trainer.scheduler, state["scheduled"])
+    restore_weights(trainer, state)
+    schedules.go_on(trainer.scheduler, state["scheduled"])
     trainer.history.load_state_dict(state["history"])
     for name in GUARDS:
         getattr(trainer, name).load_state_dict(state["guards"][name])
 
 
-def restore_adapters(trainer: Trainer, state: dict) -> None:
-    """The adapters of a state and their running mean; everything else stays as it is."""
+def restore_weights(trainer: Trainer, state: dict) -> None:
+    """The weights of a state, in all the ways ``weights_for`` may mean them; everything else stays as it is.
+
+    The optimizer's state is among them: a schedule-free one has the weights to use from it.
+    """
     with training_mode(), torch.no_grad():
         for name, parameter in trainer.adapters.masters().items():
             parameter.copy_(state["adapter"][name])
+        trainer.optimizer.load_state_dict(packing.copied(state["optimizer"]))
         if trainer.ema:
             trainer.ema.load_state_dict(state["ema"])

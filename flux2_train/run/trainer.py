@@ -24,8 +24,8 @@ from ..flow.target import interpolate, velocity_target
 from ..host import identify
 from ..host.borrow import borrow, training_mode
 from ..host.velocity import Condition, check_embeds, velocity
-from . import optimizers, processes, schedules, times
-from .building import build_adapters
+from . import processes, schedules, times
+from .building import build_adapters, build_optimizer
 from .ema import Ema
 from .events import Completed, Event, Phase, Planned, Stepped, Warned
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
@@ -93,9 +93,8 @@ class Trainer:
         self.slow_steps, self.plateau = SlowSteps(), Plateau(config.checkpoints.patience)
         with training_mode():
             self.adapters = build_adapters(model, config)
-            layers = {name: self.adapters.of_layer(name) for name in self.adapters.names}
-            self.dead_adapters = DeadAdapters(layers)
-            self.optimizer = self._build_optimizer(layers)
+            self.dead_adapters = DeadAdapters({name: self.adapters.of_layer(name) for name in self.adapters.names})
+            self.optimizer = build_optimizer(self.adapters, config)
             self.scheduler = schedules.scheduler(self.optimizer, self.total, config.optimizer)
             self.memory = Memory(config, model, self.adapters, self.samples.tokens())
             self.ema = Ema(self.adapters.trainable(), config.ema.decay, config.ema.warmup) if config.ema.decay else None
@@ -112,11 +111,6 @@ class Trainer:
                 raise UserError(
                     f"Preservation is on but Dataset Folder has no {name} ({', '.join(folders)}); fill in '{field}'."
                 )
-
-    def _build_optimizer(self, layers: dict[str, list]) -> torch.optim.Optimizer:
-        options, names = self.config.optimizer, {p: name for name, found in layers.items() for p in found}
-        groups = self.adapters.groups(self.config.learning_rate)
-        return optimizers.build(options, optimizers.by_block(groups, names, options.block_rates))
 
     def run(self) -> Generator[Event, None, None]:
         """Train, yielding an event after every step. Close it (or let it raise) at any time: the model is given back.
