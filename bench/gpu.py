@@ -112,7 +112,7 @@ def measure(case: Case, device: torch.device, machine: Machine) -> dict:
     """One row. Raises UserError where the planner says that it does not fit."""
     from flux2_train.adapters import targets
     from flux2_train.adapters.live import AdapterConfig, Adapters, Site
-    from flux2_train.host.borrow import Borrowed, borrow, linears, training_mode
+    from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
 
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -128,7 +128,7 @@ def measure(case: Case, device: torch.device, machine: Machine) -> dict:
     room = max(0.0, machine.vram - plan.estimate.parts["weights"]) if case.card else 0.0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with borrow(model, adapters.deltas(), how, room) as borrowed:
+    with borrow_as(model, adapters.deltas(), how, room) as borrowed:
         seconds, traffic = steps(case, borrowed, adapters, device, how)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     limit = max(operations(work, plan.layout) / machine.flops, plan.estimate.traffic / machine.bus)

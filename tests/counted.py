@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from flux2_train.adapters import targets
 from flux2_train.adapters.live import Adapters, Site
-from flux2_train.host.borrow import Borrowed, borrow, linears, training_mode
+from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
 from flux2_train.host.velocity import Condition, velocity
 from flux2_train.options import AdapterConfig
 
@@ -138,7 +138,7 @@ def step(model, adapters, side, batch, layout, device):
     with torch.device(device):
         x, t = torch.zeros(batch, 128, side, side), torch.full((batch,), 0.5)
         text = torch.zeros(1, 512, model.model.diffusion_model.params.context_in_dim)
-    with borrow(model, adapters.deltas(), Borrowed(layout)) as borrowed, training_mode(), live:
+    with borrow_as(model, adapters.deltas(), Borrowed(layout)) as borrowed, training_mode(), live:
         with saved.hooks():
             loss = velocity(borrowed, x, t, [Condition(text)] * batch).square().mean()
         loss.backward()

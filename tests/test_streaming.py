@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support import FORMATS, adapters_for, loss_of, problem, tiny_flux2
 
 from flux2_train.host import streamed
-from flux2_train.host.borrow import Borrowed, borrow, linears, training_mode
+from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
 from flux2_train.layout import LEAF, Layout
 from flux2_train.memory.streaming import Direct, Group, Ring
 
@@ -160,7 +160,7 @@ class Failed(Exception):
 
 def results(model, adapters, case, how, interrupt=0):
     """Loss and gradients of a step with a pass of the base model; ``interrupt`` breaks one off in its middle first."""
-    with borrow(model, adapters.deltas(), how) as borrowed, training_mode():
+    with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode():
         if interrupt:
             with pytest.raises(Failed), failing_at(model, interrupt):
                 loss_of(borrowed, case).backward()
@@ -237,7 +237,7 @@ def test_the_layout_can_change_between_steps():
     model = tiny_flux2()
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
     expected, how = results(model, adapters, case, True)[1:], Borrowed(Layout("off"))
-    with borrow(model, adapters.deltas(), how) as borrowed, training_mode():
+    with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode():
         for layout in (Layout(streamed=ALL), Layout("selective", streamed=(0,)), Layout()):
             how.lay_out(layout)
             loss = loss_of(borrowed, case)
@@ -251,7 +251,7 @@ def test_a_preview_in_between_runs_on_streamed_weights():
     """Outside of a step, too, a streamed layer finds its weight: with the LoRA, without autograd."""
     model = tiny_flux2(format="int8")
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
-    with borrow(model, adapters.deltas(), Borrowed(Layout(streamed=ALL), Late())) as borrowed:
+    with borrow_as(model, adapters.deltas(), Borrowed(Layout(streamed=ALL), Late())) as borrowed:
         with training_mode(), torch.no_grad():
             expected = loss_of(borrowed, case)
         with torch.inference_mode():

@@ -14,7 +14,7 @@ undoes and redoes whenever it moves the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import comfy.ldm.flux.layers as flux_layers
@@ -64,23 +64,22 @@ def linears(model) -> dict[str, nn.Module]:
     return {name: m for name, m in modules if hasattr(m, "in_features") and hasattr(m, "weight")}
 
 
+def borrow(model, deltas: dict[str, Delta], checkpointing: bool = True) -> AbstractContextManager:
+    """``borrow_as`` with nothing streamed; ``checkpointing`` recomputes each block instead of keeping activations."""
+    return borrow_as(model, deltas, Borrowed(Layout(BLOCKS if checkpointing else OFF)))
+
+
 @contextmanager
-def borrow(
-    model, deltas: dict[str, Delta], checkpointing: bool | Borrowed = True, memory_required: float = 0.0
-) -> Iterator:
+def borrow_as(model, deltas: dict[str, Delta], how: Borrowed, memory_required: float = 0.0) -> Iterator:
     """Yield a clone of ``model`` on its load device whose Linears run frozen, with ``deltas`` added by name.
 
-    ``checkpointing`` recomputes each block in backward instead of keeping its activations; a ``Borrowed`` says how
-    the model is laid out in memory altogether. ``memory_required`` is the room in bytes that training needs beside the
+    ``how`` says how it is laid out in memory; ``memory_required`` is the room in bytes that training needs beside the
     weights. Call in the mode nodes run in (inference mode).
     The model is given back untouched on every way out. Raises UserError for a compiled MODEL, and where another
     node's patch has taken a layer's forward.
     """
     _require_uncompiled(model)
     borrowed = model.clone()
-    how = checkpointing
-    if not isinstance(how, Borrowed):
-        how = Borrowed(Layout(BLOCKS if checkpointing else OFF))
     swap = _Swap(model.model.diffusion_model, deltas, how, model.load_device)
     borrowed.set_injections(KEY, [PatcherInjection(inject=lambda _: swap.inject(), eject=lambda _: swap.eject())])
     try:

@@ -1,4 +1,4 @@
-"""Adapters on a MODEL as a configuration asks for them: new, or as a checkpoint of a run holds them."""
+"""What a configuration asks for on a MODEL: adapters, new or as a checkpoint holds them, and their optimizer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..adapters.header import REFERENCES, Tensors
 from ..adapters.live import Adapters, Site
 from ..adapters.start import start_from
 from ..config import TrainConfig
+from ..data.dataset import Dataset
 from ..errors import UserError
 from ..host import identify, lora
 from ..host.borrow import linears, training_mode
@@ -39,6 +40,20 @@ def build_optimizer(adapters: Adapters, config: TrainConfig) -> torch.optim.Opti
     layer_of = {parameter: name for name in adapters.names for parameter in adapters.of_layer(name)}
     groups = adapters.groups(config.learning_rate)
     return optimizers.build(config.optimizer, optimizers.by_block(groups, layer_of, config.optimizer.block_rates))
+
+
+def require_preserved(dataset: Dataset, config: TrainConfig) -> None:
+    """Raise UserError if the data set lacks what preservation keeps: masks, a class word, a trigger word."""
+    if config.preserve.outside_mask and not any(item.mask for item in dataset.items):
+        raise UserError("outside_mask is on but no image has a mask: give the data set masks, or set it to 0.")
+    if not config.preservation or config.preserve.kind != "class":
+        return
+    for field, name in (("class_word", "class word"), ("trigger", "trigger word")):
+        folders = dataset.without(field)
+        if folders:
+            raise UserError(
+                f"Preservation is on but Dataset Folder has no {name} ({', '.join(folders)}); fill in '{field}'."
+            )
 
 
 def lora_of(model, path: Path) -> dict[str, Tensor]:

@@ -15,17 +15,16 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data.cache import EmbedCache, LatentCache
-from ..data.dataset import Dataset
 from ..data.order import batches, drawn, step_count
 from ..data.samples import Sample, samples
 from ..errors import UserError
 from ..flow.guidance import embedded
 from ..flow.target import interpolate, velocity_target
 from ..host import identify
-from ..host.borrow import borrow, training_mode
+from ..host.borrow import borrow_as, training_mode
 from ..host.velocity import Condition, check_embeds, velocity
 from . import processes, schedules, times
-from .building import build_adapters, build_optimizer
+from .building import build_adapters, build_optimizer, require_preserved
 from .ema import Ema
 from .events import Completed, Event, Phase, Planned, Stepped, Warned
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
@@ -78,7 +77,7 @@ class Trainer:
         self.encoding = embeds.settings, latents.settings
         check_embeds(model, self.samples[0].embeds)
         self.blank = embeds.embeds.get("")
-        self._check_preservation(latents.dataset)
+        require_preserved(latents.dataset, config)
         self.device = model.load_device
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.total = step_count(self.samples, self.step_size, config.steps, config.epochs)
@@ -99,18 +98,6 @@ class Trainer:
             self.memory = Memory(config, model, self.adapters, self.samples.tokens())
             self.ema = Ema(self.adapters.trainable(), config.ema.decay, config.ema.warmup) if config.ema.decay else None
         self.watch = Watch(self, embeds.embeds, validation)
-
-    def _check_preservation(self, dataset: Dataset) -> None:
-        if self.config.preserve.outside_mask and not any(item.mask for item in dataset.items):
-            raise UserError("outside_mask is on but no image has a mask: give the data set masks, or set it to 0.")
-        if not self.config.preservation or self.config.preserve.kind != "class":
-            return
-        for field, name in (("class_word", "class word"), ("trigger", "trigger word")):
-            folders = dataset.without(field)
-            if folders:
-                raise UserError(
-                    f"Preservation is on but Dataset Folder has no {name} ({', '.join(folders)}); fill in '{field}'."
-                )
 
     def run(self) -> Generator[Event, None, None]:
         """Train, yielding an event after every step. Close it (or let it raise) at any time: the model is given back.
@@ -134,7 +121,7 @@ class Trainer:
         order = islice(order, self.step, None)
         yield from self.watch.before()
         yield Planned(self.memory.describe())
-        with borrow(self.model, self.adapters.deltas(), self.memory.how, self.memory.room) as borrowed:
+        with borrow_as(self.model, self.adapters.deltas(), self.memory.how, self.memory.room) as borrowed:
             if self.step == 0:
                 yield from self.watch.measure(borrowed, 0)
                 yield from self.watch.paint(borrowed, 0)
