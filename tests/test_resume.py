@@ -284,6 +284,16 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(trainer, tmp_path):
     assert "step_00000004.safetensors of run is damaged (its checksum is wrong)" in warned.text
     assert_same(rest.state_dict()["adapter"], whole.state_dict()["adapter"])
     assert before.name == "step_00000002.safetensors"
+    assert newest.with_name(f"{newest.name}.damaged").read_bytes() == data
+
+
+def test_a_damaged_checkpoint_is_not_kept_in_place_of_new_ones(trainer, tmp_path):
+    """Of the last ones that stay it would be the last."""
+    folder = interrupted(trainer, tmp_path, 4, checkpoints=CheckpointConfig(every_steps=2))
+    newest = checkpoints.paths(folder.checkpoints)[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    interrupted(trainer, tmp_path, 3, checkpoints=CheckpointConfig(every_steps=1, keep=1))
+    assert resume.newest(folder).checkpoint.about.step == 3
 
 
 def test_a_half_written_checkpoint_does_too(trainer, tmp_path):

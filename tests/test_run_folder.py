@@ -8,6 +8,7 @@ from support import tiny_caches, tiny_flux2
 
 from flux2_train import job
 from flux2_train.config import TrainConfig
+from flux2_train.errors import UserError
 from flux2_train.run.events import Started
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.session import train
@@ -51,3 +52,12 @@ def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: RunFolder.create(tmp_path, "run").name, range(32)))
     assert sorted(made) == sorted(["run", *(f"run_{n}" for n in range(2, 33))])
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to nowhere"])
+def test_a_folder_for_runs_that_is_none_is_told(tmp_path, kind):
+    """Such as a link to a disk that is not there today."""
+    runs = tmp_path / "runs"
+    runs.write_text("in the way") if kind == "a file" else runs.symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"The run's folder cannot be made in .*runs \(File exists\); make that a"):
+        RunFolder.create(runs, "run")

@@ -205,7 +205,7 @@ def equal(a, b):
 def test_a_streamed_step_equals_a_resident_one_bit_by_bit(format):
     model = tiny_flux2(format=format)
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
-    expected = results(model, adapters, case, True)
+    expected = results(model, adapters, case, Borrowed(Layout()))
     before = {name: layer.weight for name, layer in linears(model).items()}
     for layout in (Layout(streamed=ALL), Layout("off", streamed=ALL, grouped=LEAF)):
         assert equal(results(model, adapters, case, Borrowed(layout, Late())), expected)
@@ -220,7 +220,7 @@ def test_a_streamed_step_equals_a_resident_one_bit_by_bit(format):
 def test_however_it_is_streamed(layout, kind):
     model = tiny_flux2(format="scaled_fp8_e4m3")
     adapters, case = adapters_for(model, **kind), problem(2, references=1, dtype=torch.float32)
-    expected = results(model, adapters, case, True)
+    expected = results(model, adapters, case, Borrowed(Layout()))
     assert equal(results(model, adapters, case, Borrowed(layout, Late())), expected)
 
 
@@ -229,14 +229,14 @@ def test_a_step_after_one_that_broke_off_is_right(reads):
     """In forward (12 reads), recomputation and backward."""
     model = tiny_flux2()
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
-    expected = results(model, adapters, case, True)
+    expected = results(model, adapters, case, Borrowed(Layout()))
     assert equal(results(model, adapters, case, Borrowed(Layout(streamed=ALL), Late()), reads), expected)
 
 
 def test_the_layout_can_change_between_steps():
     model = tiny_flux2()
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
-    expected, how = results(model, adapters, case, True)[1:], Borrowed(Layout("off"))
+    expected, how = results(model, adapters, case, Borrowed(Layout()))[1:], Borrowed(Layout("off"))
     with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode():
         for layout in (Layout(streamed=ALL), Layout("selective", streamed=(0,)), Layout()):
             how.lay_out(layout)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from . import packing
 
-VERSION = 1
+VERSION = 2
 META = "flux2_train.checkpoint"
+SUM = "flux2_train.crc32"  # of META's text; that holds the tensors'
 ENDING = ".safetensors"
 
 
@@ -62,7 +63,8 @@ class Snapshot:
         partial = folder / f".{path.name}.{os.getpid()}.partial"
         said = {"about": asdict(self.about), "state": self.state, "crc32": checksum(self.tensors)}
         try:
-            save_file(self.tensors, partial, {"format": "pt", META: json.dumps(said)})
+            text = json.dumps(said)
+            save_file(self.tensors, partial, {"format": "pt", META: text, SUM: f"{zlib.crc32(text.encode()):08x}"})
             _to_disk(partial)
             os.replace(partial, path)
         except SafetensorError as error:  # of a full disk, too
@@ -80,10 +82,12 @@ def _to_disk(path: Path) -> None:
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:
-    """CRC-32 over the tensors' bytes in the order of their names."""
+    """CRC-32 over the tensors in the order of their names: name, dtype and shape as JSON, then the bytes."""
     crc = 0
     for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].contiguous().flatten().view(torch.uint8).numpy(), crc)
+        tensor = tensors[name]
+        crc = zlib.crc32(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode(), crc)
+        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"
 
 
@@ -99,7 +103,7 @@ class Checkpoint:
         try:
             with safe_open(self.path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                said = json.loads(file.metadata()[META])
+                said = _said(file)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise Damaged(str(error)) from error
         if checksum(tensors) != said["crc32"]:
@@ -111,12 +115,20 @@ def read(path: Path) -> Checkpoint:
     """What is known of a checkpoint without reading its tensors. Raises Damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()[META])["about"]
+            about = _said(file)["about"]
         if about["version"] != VERSION:
             raise Damaged(f"its version is {about['version']}, this pack reads {VERSION}")
         return Checkpoint(path, About(**about))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(str(error)) from error
+
+
+def _said(file) -> dict:
+    """The JSON in an open file's header. Raises ValueError, KeyError or TypeError if it is not as it was written."""
+    header = file.metadata()
+    if f"{zlib.crc32(header[META].encode()):08x}" != header[SUM]:
+        raise ValueError("its header's checksum is wrong")
+    return json.loads(header[META])
 
 
 def step_of(path: Path) -> int:

@@ -30,17 +30,27 @@ class RunFolder:
     def create(cls, runs: Path, name: str, taken: Callable[[str], bool] = lambda name: False) -> RunFolder:
         """A new folder ``name`` in ``runs``, or ``name_2``, ``name_3`` ... where that is there already or ``taken``.
 
-        Of two runs that ask at once each gets one of its own.
+        Of two runs that ask at once each gets one of its own. Raises UserError if nothing can be made there.
         """
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            return cls(runs / cls._made(runs, name, taken))
+        except OSError as error:
+            raise UserError(
+                f"The run's folder cannot be made in {runs} ({error.strerror}); make that a folder that can be written."
+            ) from error
+
+    @staticmethod
+    def _made(runs: Path, name: str, taken: Callable[[str], bool]) -> str:
         for number in itertools.count(1):
             chosen = name if number == 1 else f"{name}_{number}"
             if taken(chosen):
                 continue
             try:
-                (runs / chosen).mkdir(parents=True)
+                (runs / chosen).mkdir()
             except FileExistsError:
                 continue
-            return cls(runs / chosen)
+            return chosen
 
     @classmethod
     def last(cls, runs: Path, name: str) -> RunFolder | None:

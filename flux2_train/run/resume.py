@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,23 @@ MODEL = ("flavour", "variant", "transformer", "text_encoder", "vae")  # the prec
 
 @dataclass(frozen=True)
 class Found:
-    """An interrupted run to go on with: its state, and a sentence for each newer checkpoint that cannot be read."""
+    """An interrupted run to go on with: its state, and the files of newer checkpoints that cannot be read, with why."""
 
     folder: RunFolder
     checkpoint: Checkpoint
     state: dict
-    warnings: tuple[str, ...]
+    damaged: dict[Path, str]
+
+    def set_aside(self) -> Iterator[str]:
+        """Rename what is damaged, so that nobody takes it for the run's last step. A sentence for each."""
+        for path, why in self.damaged.items():
+            aside = path.with_name(f"{path.name}.damaged")
+            with suppress(OSError):
+                path.replace(aside)
+            yield (
+                f"The checkpoint {path.name} of {self.folder.name} is damaged ({why}); going on from the one before. "
+                f"It lies as {aside.name} in {aside.parent}."
+            )
 
 
 def find(trainer: Trainer, runs: Path, how: str | RunFolder) -> Found | None:
@@ -60,14 +72,13 @@ def find(trainer: Trainer, runs: Path, how: str | RunFolder) -> Found | None:
 
 def newest(folder: RunFolder) -> Found | None:
     """The last checkpoint that is whole, and what is wrong with those after it."""
-    warnings = []
+    damaged = {}
     for path in reversed(checkpoints.paths(folder.checkpoints)):
         try:
             checkpoint = checkpoints.read(path)
-            return Found(folder, checkpoint, checkpoint.load(), tuple(warnings))
+            return Found(folder, checkpoint, checkpoint.load(), damaged)
         except Damaged as error:
-            warnings.append(f"The checkpoint {path.name} of {folder.name} is damaged ({error}); going on from the one "
-                            "before.")  # fmt: skip
+            damaged[path] = str(error)
     return None
 
 

@@ -26,6 +26,7 @@ from .jobs import job_of
 from .keeper import Keeper
 from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
+from .sparing import Sparing
 from .state import restore_weights
 from .trainer import Trainer
 
@@ -56,7 +57,7 @@ def train(
             return None
         folder = found.folder if found else _new_folder(trainer, loras, runs)
         with folder.held():
-            return Session(trainer, folder, loras, listen).run(found)
+            return Session(trainer, folder, loras, listen, found).run()
     finally:
         trainer.release()
         free()
@@ -78,23 +79,28 @@ def _new_folder(trainer: Trainer, loras: Path, runs: Path) -> RunFolder:
 
 
 class Session:
-    """A run in the process that writes its files. The folder must be held."""
+    """A run in the process that writes its files, begun or, with ``found``, gone on with. The folder must be held."""
 
-    def __init__(self, trainer: Trainer, folder: RunFolder, loras: Path, listen: Listen):
-        self.trainer, self.folder, self.loras, self.listen = trainer, folder, loras, listen
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, loras: Path, listen: Listen, found: resume.Found | None = None
+    ):
+        self.trainer, self.folder, self.loras, self.listen, self.found = trainer, folder, loras, listen, found
+        self.aside = tuple(found.set_aside()) if found else ()  # before anybody looks for checkpoints
         job = job_of(trainer, save_references(trainer.validation, folder))
         self.job = replace(job, output=_output(loras, folder))
-        self.listeners = [PreviewFiles(folder), ImageFiles(folder), listen]  # files first: listen may end the run
+        previews, images = PreviewFiles(folder), ImageFiles(folder)
+        written = [Sparing(previews, "The previews", listen), Sparing(images, "The losses of single images", listen)]
+        self.listeners = [*written, listen]  # files first: listen may end the run
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
         self.keeper = Keeper(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
 
-    def run(self, found: resume.Found | None) -> Results:
+    def run(self) -> Results:
         """See ``train``."""
-        self._begin(found)
+        self._begin()
         try:
             try:
                 with self._logs():
-                    self._train(found)
+                    self._train()
                 self._tell(*self.keeper.now(self.trainer.step))
             except BaseException as error:  # ComfyUI's interrupt and Ctrl-C are no Exceptions
                 self._rescue(error)
@@ -116,11 +122,11 @@ class Session:
         )
         return Snapshot.of(about, trainer.state_dict())
 
-    def _begin(self, found: resume.Found | None) -> None:
+    def _begin(self) -> None:
         about = self.folder.about()
         taken_up = about.get("resumed", [])
-        if found:
-            changed = resume.changed(found.checkpoint.about, self.job)
+        if self.found:
+            changed = resume.changed(self.found.checkpoint.about, self.job)
             taken_up = [*taken_up, {"step": self.trainer.step, "at": _now(), "changed": changed}]
         write_text(self.folder.job, self.job.to_json())
         write_text(self.folder.dataset, json.dumps(contents.listed(self.trainer.dataset), indent=1) + "\n")
@@ -129,11 +135,10 @@ class Session:
             began=about.get("began", _now()), resumed=taken_up, why="",
         )  # fmt: skip
 
-    def _train(self, found: resume.Found | None) -> None:
-        self._tell(Started(self.folder.path))
-        if found:
-            self._tell(*map(Warned, found.warnings))
-            self._tell(Resumed(self.trainer.step, self.trainer.total, found.checkpoint.path))
+    def _train(self) -> None:
+        self._tell(Started(self.folder.path), *map(Warned, self.aside))
+        if self.found:
+            self._tell(Resumed(self.trainer.step, self.trainer.total, self.found.checkpoint.path))
         with closing(self.trainer.run()) as run:
             for event in run:
                 self._tell(event)
@@ -145,7 +150,9 @@ class Session:
     @contextmanager
     def _logs(self) -> Iterator[None]:
         """The logs that are asked for, told every event in the block and closed behind it."""
-        opened = logs.opened(self.trainer.config, self.folder, self.trainer.step)
+        config = self.trainer.config
+        found = zip(config.logs, logs.opened(config, self.folder, self.trainer.step), strict=True)
+        opened = [Sparing(log, f"The log for {name}", self.listen) for name, log in found]
         others, self.listeners = self.listeners, [*opened, *self.listeners]
         try:
             with ExitStack() as closing_all:
