@@ -85,7 +85,7 @@ def borrow_as(model, deltas: dict[str, Delta], how: Borrowed, memory_required: f
     try:
         comfy.model_management.load_models_gpu([borrowed], memory_required=memory_required)
         swap.require_free()
-        with freed_at_once(borrowed.load_device):
+        with freed_at_once(borrowed.load_device, borrowed.model_size()):
             yield borrowed
     finally:
         borrowed.eject_model()
