@@ -5,8 +5,8 @@ between those of one step autograd's many small nodes live on: the places left o
 14581), and the process grows by what every block of the model has used. With 1.1 GB of weights it grew by 1.0 GB while
 0.17 GB were in use. Blocks above a lower, fixed size are mapped one by one instead, and unmapped when they are freed.
 
-Fresh pages have their price: where a page fault takes 2.5 microseconds (a virtual machine), steps took 1.3 times as long.
-So while a small model trains, which cannot grow by much, glibc keeps what it keeps.
+Fresh pages have their price: where a page fault takes 2.5 microseconds, in a virtual machine, steps took 1.3 times as
+long. So while a small model trains, which cannot grow by much, glibc keeps what it keeps.
 """
 
 from __future__ import annotations
