@@ -167,10 +167,11 @@ def problem(batch=2, references=0, context=96, dtype=torch.float64):
     return x, t, [Condition(e, refs, guidance=4.0) for e in embeds], weights
 
 
-def tiny_caches(items=5, repeats=1, seed=0):
+def tiny_caches(items=5, repeats=1, seed=0, resolution=64):
     """(embeds, latents) for the tiny FLUX.2: not of the pictures, but as good to compute with; three shapes."""
     source = Source(Path(), repeats)
-    whole = read_folder(Request(ROOT / "datasets" / "robot", 64, trigger="zbot", class_word="toy", source=source))
+    request = Request(ROOT / "datasets" / "robot", resolution, trigger="zbot", class_word="toy", source=source)
+    whole = read_folder(request)
     dataset = replace(whole, items=whole.items[:items])
     generator = torch.Generator().manual_seed(seed)
     embeds = {text: torch.randn(1, 7, 96, generator=generator) for text in dataset.texts()}

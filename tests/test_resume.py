@@ -373,3 +373,51 @@ def test_memory_that_no_stepping_down_helps_is_saved_and_explained(trainer, tmp_
     rest = trainer()
     session(rest, tmp_path)
     assert_same(rest.state_dict()["adapter"], whole.state_dict()["adapter"])
+
+
+def without_optimizer(trainer):
+    """A finished session has given the optimizer's state back."""
+    return {name: part for name, part in trainer.state_dict().items() if name != "optimizer"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "prodigy", "schedulefree"])
+@pytest.mark.parametrize("every, again_from", [(2, 5), (3, 4), (0, 1)])
+def test_memory_that_ends_in_an_update_costs_time_only(trainer, tmp_path, optimizer, every, again_from):
+    """The fifth update is cut in half: one parameter is changed, the next finds no memory."""
+    changes = {**EVERY[optimizer], "checkpoints": CheckpointConfig(every_steps=every), "ema": EmaConfig(decay=0.9)}
+    whole, listener = trainer(**changes), Listener()
+    session(whole, tmp_path / "whole")
+    cut, failed = trainer(**changes), []
+    step = cut.optimizer.step
+
+    def fail():
+        if cut.step == 4 and not failed:
+            failed.append(True)
+            cut.adapters.trainable()[0].data += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        step()
+
+    cut.optimizer.step = fail
+    session(cut, tmp_path, listener)
+    assert failed and cut.memory.plan.layout.checkpointing != "off"
+    assert_same(*map(without_optimizer, (cut, whole)))
+    told = [e.text for e in listener.of(events.Warned)]
+    again = f" from step {again_from} on" if again_from < 5 else ""
+    assert len(told) == 1 and f"while step 5 changed the weights: repeated{again} with all weights resident" in told[0]
+    assert RunFolder(tmp_path / "runs" / "run").about()["status"] == FINISHED
+
+
+def test_memory_that_ends_between_gradients_and_update_is_repeated(trainer, tmp_path, monkeypatch):
+    whole, cut, failed = steps(trainer()), trainer(), []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def fail(*args):
+        if cut.step == 2 and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        return clip(*args)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", fail)
+    session(cut, tmp_path)
+    assert failed
+    assert_same(*map(without_optimizer, (cut, whole)))

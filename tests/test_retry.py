@@ -1,7 +1,13 @@
 """Memory in a run: every way to lay it out gives the same LoRA, and running out of it costs nothing but time."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +17,7 @@ from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host.frozen import FrozenLinear
+from flux2_train.host.memory import is_out_of_memory
 from flux2_train.memory.options import MemoryConfig
 from flux2_train.options import AdapterConfig
 from flux2_train.run import events
@@ -192,3 +199,29 @@ def test_the_node_gives_every_setting(pack):
     defaults = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs}
     assert repr(node.execute(**defaults).args[0]) == repr(MemoryConfig())
     assert set(defaults) == {field.name for field in fields(MemoryConfig)}
+
+
+def test_a_real_allocators_limit_is_stepped_down_from():
+    """The system itself refuses torch's CPU allocator the memory, which then raises no OutOfMemoryError."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux limits a process's address space so")
+    script = Path(__file__).with_name("limited_memory.py")
+    done = subprocess.run([sys.executable, script], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["same"] and found["layout"] != "off" and found["room"] < found["took"], found
+    said = r"The device ran out of memory in step [12]: repeated with all weights resident, recomputed.* left out\."
+    assert re.fullmatch(said, found["told"][0]), found
+
+
+@pytest.mark.parametrize("error, expected", [
+    (torch.OutOfMemoryError("CUDA out of memory."), True),
+    (MemoryError(), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"), True),
+    (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+    (RuntimeError("shape '[2]' is invalid for input of size 3"), False),
+    (ValueError("DefaultCPUAllocator: "), False),
+], ids=str)  # fmt: skip
+def test_what_counts_as_out_of_memory(error, expected):
+    assert is_out_of_memory(error) == expected

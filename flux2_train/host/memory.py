@@ -6,12 +6,14 @@ import gc
 
 import comfy.model_management
 
+OF_CPU = "DefaultCPUAllocator: "  # torch names it when it has no memory, and has no exception of its own for that
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the device has no memory left."""
+    """Whether an exception says that the device, or the host, has no memory left."""
     known = getattr(comfy.model_management, "is_oom", None)  # 0.16.3 has none
     of_device = known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
-    return isinstance(error, MemoryError) or of_device
+    return isinstance(error, MemoryError) or of_device or (isinstance(error, RuntimeError) and OF_CPU in str(error))
 
 
 def free() -> None:

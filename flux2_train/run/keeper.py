@@ -44,10 +44,14 @@ class Keeper:
 
     def now(self, step: int) -> Iterator[Event]:
         """Write the state as it is now, unless it is written, and wait for it. Yields what came of all writing."""
-        if self.writing:
-            yield self._ended()
+        yield from self.settled()
         if self.config.keep > 0 and self.begun != step:
             self._begin()
+            yield self._ended()
+
+    def settled(self) -> Iterator[Event]:
+        """Wait for what is being written, and yield what came of it."""
+        if self.writing:
             yield self._ended()
 
     def close(self) -> None:

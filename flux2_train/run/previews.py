@@ -66,8 +66,8 @@ class Previews:
         """Encode the reference images. Call before the model is borrowed, so that the VAE has the device alone."""
         if any(self.validation.references):
             yield Phase("encoding reference images of previews")
-            for latents, images in zip(self.references, self.validation.references, strict=True):
-                latents += painter.encode_references(self.validation.vae, list(images), self.config.resize_references)
+            vae, resize = self.validation.vae, self.config.resize_references
+            self.references = [painter.encode_references(vae, list(i), resize) for i in self.validation.references]
 
     def paint(self, borrowed, step: int, weights: Weights, memory_required: float) -> Iterator[Event]:
         """Paint after ``step`` steps on the MODEL as borrowed for training, which has its ``memory_required`` again.

@@ -55,17 +55,31 @@ class Memory:
             _restore(states)
 
     def _step_down(self, below: Plan, step: int) -> None:
+        self._take(below)
+        self.told.append(
+            f"The device ran out of memory in step {step}: repeated with {self.layout_in_words()}. "
+            "Nothing was left out."
+        )
+
+    def take_lower(self) -> bool:
+        """Run one level down from here on; false, and as before, where there is none left."""
+        below = lower(self.work, self.machine, self.plan, self.pins)
+        if below is not None:
+            self._take(below)
+        return below is not None
+
+    def _take(self, below: Plan) -> None:
         free()
         self.plan = below
         self.how.lay_out(below.layout)
         free()
+
+    def layout_in_words(self) -> str:
+        """How the run is laid out now."""
         blocks = self.work.weights.double + self.work.weights.single
         split = self.plan.layout.micro_batch
         images = f", {split} of {self.work.batch} images at a time" if split < self.work.batch else ""
-        self.told.append(
-            f"The device ran out of memory in step {step}: repeated with {self.plan.layout.describe(blocks)}{images}. "
-            "Nothing was left out."
-        )
+        return f"{self.plan.layout.describe(blocks)}{images}"
 
     def tell(self) -> Iterator[str]:
         """What has happened since the last call."""

@@ -26,6 +26,7 @@ from .jobs import job_of
 from .keeper import Keeper
 from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
+from .rewind import Rewind
 from .sparing import Sparing
 from .state import restore_weights
 from .trainer import Trainer
@@ -139,13 +140,25 @@ class Session:
         self._tell(Started(self.folder.path), *map(Warned, self.aside))
         if self.found:
             self._tell(Resumed(self.trainer.step, self.trainer.total, self.found.checkpoint.path))
-        with closing(self.trainer.run()) as run:
-            for event in run:
-                self._tell(event)
-                if isinstance(event, Completed):
-                    self._tell(*self.keeper.after(event.step, self.trainer.history.validation.get(event.step)))
-                    if self.folder.stop.exists():
-                        self.trainer.stop()
+        rewind = Rewind(self.trainer, self.folder, self.keeper)
+        while not self._came_to_the_end(rewind):
+            self._tell(*rewind.back())
+
+    def _came_to_the_end(self, rewind: Rewind) -> bool:
+        """All the steps that are left; false where memory ended in one and ``rewind`` helps."""
+        try:
+            with closing(self.trainer.run()) as run:
+                for event in run:
+                    self._tell(event)
+                    if isinstance(event, Completed):
+                        self._tell(*self.keeper.after(event.step, self.trainer.history.validation.get(event.step)))
+                        if self.folder.stop.exists():
+                            self.trainer.stop()
+        except Exception as error:
+            if not rewind.helps(error):
+                raise
+            return False
+        return True
 
     @contextmanager
     def _logs(self) -> Iterator[None]:

@@ -33,9 +33,10 @@ def state_of(trainer: Trainer) -> dict:
 
 
 def restore(trainer: Trainer, state: dict) -> None:
-    """Put a state into a fresh trainer. The seed is the state's, the learning rate and its schedule the trainer's."""
+    """Put a state into a trainer. The seed is the state's, the learning rate and its schedule the trainer's."""
     trainer.config = replace(trainer.config, seed=state["seed"])
-    trainer.step, trainer.drawn = state["step"], state["drawn"]
+    trainer.step, trainer.drawn, trainer.torn = state["step"], state["drawn"], False
+    trainer.optimizer.zero_grad(set_to_none=True)
     trainer.generator.set_state(state["generator"])
     restore_weights(trainer, state)
     schedules.go_on(trainer.scheduler, state["scheduled"])

@@ -85,7 +85,8 @@ class Trainer:
         self.step = 0  # steps done, those left out for a bad loss included
         self.drawn = 0  # samples whose time has been drawn
         self.stopping = False
-        self.torn = False  # an update was cut short: the weights are of no step
+        self.cut = False  # the last step was cut short
+        self.torn = False  # and that in its update: the weights are of no step
         self.history = History()
         self.bad_losses = BadLosses(config.guard.bad_losses)
         self.divergence = Divergence(config.guard.divergence, config.guard.stop_on_divergence)
@@ -199,9 +200,10 @@ class Trainer:
     @contextmanager
     def _whole(self) -> Iterator[None]:
         """A step that is cut short before its update leaves no trace: what it drew is given back."""
-        generator, drawn = self.generator.get_state(), self.drawn
+        generator, drawn, self.cut = self.generator.get_state(), self.drawn, True
         try:
             yield
+            self.cut = False
         except BaseException:
             if not self.torn:
                 self.generator.set_state(generator)

@@ -1,0 +1,54 @@
+"""Trains the tiny FLUX.2 in a process of its own: freely, then with less and less address space until that ends.
+
+Prints JSON: what was told, whether both LoRAs are the same bits, the layout at the end, and bytes. Linux only.
+"""
+
+import json
+import resource
+import sys
+from contextlib import closing
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
+
+import_comfyui()
+
+import torch  # noqa: E402
+from support import tiny_caches, tiny_flux2  # noqa: E402
+
+from flux2_train.config import TrainConfig  # noqa: E402
+from flux2_train.run import events  # noqa: E402
+from flux2_train.run.trainer import Trainer  # noqa: E402
+
+CONFIG = TrainConfig(steps=2, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
+
+
+def address_space(kind: str = "VmSize") -> int:
+    """Bytes of VmSize (now) or VmPeak (at most so far)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
+def run(trainer: Trainer) -> list[str]:
+    with torch.inference_mode(), closing(trainer.run()) as told:
+        return [event.text for event in told if isinstance(event, events.Warned)]
+
+
+model, caches = tiny_flux2(), tiny_caches(items=1, resolution=768)
+free = Trainer(model, *caches, CONFIG)
+run(free)
+took = address_space("VmPeak") - address_space()
+told, room = [], took
+while not told and room > took / 4:  # what the runs before have left behind is used again, so less is enough
+    room -= took // 20
+    limited = Trainer(model, *caches, CONFIG)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, resource.RLIM_INFINITY))
+    told = run(limited)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+masters = [{name: p.detach() for name, p in t.adapters.masters().items()} for t in (free, limited)]
+same = all(torch.equal(p, masters[1][name]) for name, p in masters[0].items())
+print(json.dumps({"told": told, "same": same, "layout": limited.memory.plan.layout.checkpointing,
+                  "took": took, "room": room}))  # fmt: skip
