@@ -12,8 +12,8 @@ from support import tiny_flux2
 from flux2_train.adapters import files, read
 from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
-from flux2_train.flavours import FLAVOURS
-from flux2_train.host import encode, load, lora, sampling
+from flux2_train.flavours import BASE, DISTILLED, FLAVOURS
+from flux2_train.host import encode, identify, load, lora, sampling
 from flux2_train.host import files as host_files
 from flux2_train.host.borrow import borrow
 from flux2_train.options import AdapterConfig, EmaConfig, GuidanceConfig, SaveConfig
@@ -168,6 +168,32 @@ def test_every_setting_acts(nano, data, plain):
         after = painted(nano, data, plain, replace(quick, **change))
         assert not any(torch.equal(after, before) for before in seen), change
         seen.append(after)
+
+
+def test_walking_seeds_are_those_of_the_sampler(nano, plain, data, tmp_path):
+    """The second prompt has the next seed; the seed after the largest one is 0."""
+    config = replace(ONE, prompts=END.prompts, walk_seed=True, seed=2**64 - 1)
+    trainer, told = start(nano, data, validation=Validation(config, nano.vae))
+    model = with_lora(nano.model, trainer, tmp_path)
+    seeds = [config.seed, 0]
+    for prompt, picture, seed in zip(PROMPTS, previews_of(told)[-1].pictures, seeds, strict=True):
+        assert torch.equal(picture.painted, sampled(nano, model, prompt, replace(config, walk_seed=False, seed=seed)))
+        assert picture.asked["seed"] == seed
+
+
+def test_a_distilled_second_model_paints_with_its_own_steps_and_without_guidance(nano, data, tmp_path):
+    """Only the variant makes the difference: the same weights, said to be distilled."""
+    distilled = nano.model.clone()
+    distilled.set_attachments(identify.VARIANT, DISTILLED)
+    config = replace(ONE, steps=0, negative="blurry")
+    trainer, told = start(nano, data, validation=Validation(config, nano.vae, distilled))
+    (picture,) = previews_of(told)[-1].pictures
+    model = with_lora(nano.model, trainer, tmp_path)
+    steps = FLAVOURS["nano"].steps[DISTILLED]
+    assert picture.asked["steps"] == steps != FLAVOURS["nano"].steps[BASE]
+    # guidance 1 of a base model is one prediction, as a distilled model always makes it
+    assert torch.equal(picture.painted, sampled(nano, model, PROMPTS[0], replace(config, steps=steps, guidance=1.0)))
+    assert not [e for e in told if isinstance(e, events.Warned)]  # what is trained on is not distilled
 
 
 def test_when_previews_are_due():

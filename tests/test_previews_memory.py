@@ -1,0 +1,79 @@
+"""Previews and losses of single images while weights are streamed: the same bits as with all of them resident."""
+
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+import torch
+from delayed import Late
+from support import tiny_caches, tiny_flux2
+
+from flux2_train.adapters import files
+from flux2_train.config import TrainConfig
+from flux2_train.memory.options import MemoryConfig
+from flux2_train.run import events
+from flux2_train.run.previews import Validation
+from flux2_train.run.trainer import Trainer
+from flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
+
+LAYOUTS = {
+    "all blocks": {"offload": "all"},
+    "leaves": {"memory": MemoryConfig(group_offload="leaf"), "checkpointing": True},
+    "two at a time, none ahead": {"memory": MemoryConfig(group_offload="block", blocks_per_group=2, stream=False)},
+    "activations too": {"offload": "all", "checkpointing": True, "memory": MemoryConfig(offload_activations="on")},
+}
+CONFIG = TrainConfig(steps=2, rank=2, learning_rate=1e-2, validation_items=2, checkpointing=False,
+                     held_out=HeldOutConfig(per_image=True))  # fmt: skip
+PAINTING = ValidationConfig((Prompt("zbot"), Prompt("a toy", strength=0.5)), "bad", 48, 32, steps=1, every=1)
+
+
+@pytest.fixture(scope="module")
+def caches():
+    """(embeds, latents) with the prompts' embeds among the captions'."""
+    embeds, latents = tiny_caches(3)
+    generator = torch.Generator().manual_seed(1)
+    prompts = {text: torch.randn(1, 7, 96, generator=generator) for text in PAINTING.texts}
+    return replace(embeds, embeds={**embeds.embeds, **prompts}), latents
+
+
+def run(nano, caches, config=CONFIG, painting=PAINTING):
+    """(trainer, events) of a run whose streamed weights arrive late."""
+    trainer = Trainer(tiny_flux2(), *caches, config, validation=painting and Validation(painting, nano.vae))
+    trainer.memory.how.via = Late(0.0005)
+    with torch.inference_mode(), closing(trainer.run()) as told:
+        return trainer, list(told)
+
+
+def looked_at(told):
+    """(what was measured, what was painted)."""
+    measured = [e for e in told if isinstance(e, (events.ImagesMeasured, events.Validated))]
+    return measured, [p for e in told if isinstance(e, events.Previewed) for p in e.pictures]
+
+
+def same_lora(*trainers):
+    ours, expected = (files.state_dict(trainer.adapters, torch.float32) for trainer in trainers)
+    return all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def resident(nano, caches):
+    return run(nano, caches)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_streamed_weights_paint_measure_and_learn_the_same(nano, caches, resident, layout):
+    trainer, told = run(nano, caches, replace(CONFIG, **LAYOUTS[layout]))
+    assert trainer.memory.plan.layout.streamed  # or there would be nothing to compare
+    (measured, painted), (expected, pictures) = looked_at(told), looked_at(resident[1])
+    assert measured == expected and len(measured) == 4
+    for ours, theirs in zip(painted, pictures, strict=True):
+        assert torch.equal(ours.painted, theirs.painted) and torch.equal(ours.base, theirs.base)
+    assert len(painted) == 6 and not torch.equal(painted[-1].painted, painted[-1].base)
+    assert same_lora(trainer, resident[0])
+    assert not [m for m in trainer.model.model.modules() if "forward" in m.__dict__]
+
+
+def test_looking_changes_nothing_of_a_streamed_run(nano, caches, resident):
+    unwatched = replace(CONFIG, offload="all", held_out=HeldOutConfig(), validation_items=0)
+    trainer, told = run(nano, caches, unwatched, painting=None)
+    assert looked_at(told) == ([], []) and same_lora(trainer, resident[0])

@@ -1,0 +1,89 @@
+"""Previews and losses of single images in a run of two processes: the main one paints, both measure, neither waits."""
+
+import os
+import pickle
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny_caches, tiny_flux2
+
+from flux2_train.config import TrainConfig
+from flux2_train.flavours import FLAVOURS
+from flux2_train.host import files
+from flux2_train.run.events import ImagesMeasured, Previewed
+from flux2_train.run.trainer import Trainer
+from flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = Path(__file__).with_name("watch_tiny.py")
+CONFIG = TrainConfig(steps=4, rank=2, learning_rate=2e-3, batch=2, seed=5, checkpointing=False,
+                     held_out=HeldOutConfig(share=0.2, per_image=True, per_image_every=2))  # fmt: skip
+PAINTING = ValidationConfig((Prompt("zbot"), Prompt("a toy")), width=32, height=48, steps=1, guidance=1.0, every=2)
+
+
+@pytest.fixture(scope="module")
+def caches():
+    """(embeds, latents) with the prompts' embeds among the captions'."""
+    embeds, latents = tiny_caches(repeats=2)
+    generator = torch.Generator().manual_seed(1)
+    prompts = {text: torch.randn(1, 7, 96, generator=generator) for text in PAINTING.texts}
+    return replace(embeds, embeds={**embeds.embeds, **prompts}), latents
+
+
+def launch(folder, *problem):
+    """What each of two processes gave: (matrices, events, prompts whose base it has painted)."""
+    folder.mkdir()
+    (folder / "problem").write_bytes(pickle.dumps(problem))
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--main_process_port", "0", "--num_cpu_threads_per_process", "1",
+        str(SCRIPT), str(folder / "problem"), str(folder / "out"),
+    ]  # fmt: skip
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=without_gpu, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [pickle.loads((folder / f"out.{i}").read_bytes()) for i in (0, 1)]
+
+
+def measured(told):
+    return [event for event in told if isinstance(event, ImagesMeasured)]
+
+
+@pytest.fixture(scope="module")
+def watched(caches, tmp_path_factory, comfy_folders):
+    """Two processes that paint and measure, and the VAE's file."""
+    vae = files.locate(FLAVOURS["nano"].vaes)
+    return launch(tmp_path_factory.mktemp("two") / "watched", caches, CONFIG, PAINTING, vae), vae
+
+
+def test_the_main_process_paints_and_the_run_is_the_same(caches, watched, tmp_path):
+    ((main, told, painted), (other, silent, unpainted)), vae = watched
+    assert (painted, unpainted, silent) == (2, 0, [])
+    previews = [event for event in told if isinstance(event, Previewed)]
+    assert [p.step for p in previews] == [0, 2, 4] and [e.step for e in measured(told)] == [0, 2, 4]
+    assert not torch.equal(previews[-1].pictures[0].painted, previews[-1].pictures[0].base)
+    (plain, bare, _), _ = launch(tmp_path / "bare", caches, replace(CONFIG, held_out=HeldOutConfig(0.2)), None, vae)
+    assert not [e for e in bare if isinstance(e, (Previewed, ImagesMeasured))]
+    for name, pair in plain.items():
+        for expected, ours, theirs in zip(pair, main[name], other[name], strict=True):
+            assert torch.equal(ours, expected) and torch.equal(theirs, expected), name
+
+
+def test_what_two_processes_measure_is_what_one_does(caches, watched):
+    """Each image is measured by one of the two, and the other adds nothing to it."""
+    trainer = Trainer(tiny_flux2(), *caches, replace(CONFIG, batch=4))
+    with torch.inference_mode(), closing(trainer.run()) as run:
+        expected = measured(list(run))
+    ours = measured(watched[0][0][1])
+    assert [[i.path for i in e.images] for e in ours] == [[i.path for i in e.images] for e in expected]
+    assert [i.held_out for i in ours[0].images] == [False] * 4 + [True]
+    assert len({(i.with_caption, i.without) for i in ours[0].images}) == 5
+    for a, b in zip(ours, expected, strict=True):
+        for mine, whole in zip(a.images, b.images, strict=True):
+            assert mine.with_caption == pytest.approx(whole.with_caption, rel=1e-5)
+            assert mine.without == pytest.approx(whole.without, rel=1e-5)

@@ -1,0 +1,33 @@
+"""One process of several that ``accelerate launch`` started: trains the tiny FLUX.2, paints and measures meanwhile.
+
+Arguments: the pickled problem of test_watch_processes, the file to write (with the process's number behind it).
+"""
+
+import pickle
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from flux2_train.host.bootstrap import import_comfyui
+from flux2_train.run import processes
+
+problem, target = sys.argv[1:]
+
+with processes.launched() as accelerator:
+    import_comfyui()
+    import torch
+    from support import tiny_flux2
+
+    from flux2_train.flavours import FLAVOURS
+    from flux2_train.host import load
+    from flux2_train.run.previews import Validation
+    from flux2_train.run.trainer import Trainer
+
+    caches, config, painting, vae = pickle.loads(Path(problem).read_bytes())
+    validation = painting and Validation(painting, load.load_vae(vae, FLAVOURS["nano"]))
+    trainer = Trainer(tiny_flux2(), *caches, config, accelerator, validation)
+    with torch.inference_mode(), closing(trainer.run()) as run:
+        told = list(run)
+    matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
+    painted = len(trainer.watch.previews.base) if validation else 0
+    Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps((matrices, told, painted)))
