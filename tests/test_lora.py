@@ -278,6 +278,18 @@ def test_comes_off_without_a_trace_also_under_another_packs_injection(model, ada
     assert not any(m._forward_hooks for m in model.model.diffusion_model.modules())
 
 
+def test_an_injection_that_is_done_twice_acts_once(model, adapters):
+    ours = lora.apply(model, files.state_dict(adapters, torch.float32), 1.0, lora.BYPASS)
+    once, injections = predict(ours), [one for several in ours.injections.values() for one in several]
+    for injection in injections:
+        injection.inject(ours)
+    with torch.inference_mode():
+        assert torch.equal(velocity(ours, *problem(dtype=torch.float32)[:3]), once)
+    for injection in injections:
+        injection.eject(ours)
+    assert not any(m._forward_hooks for m in model.model.diffusion_model.modules())
+
+
 def test_auto_bypasses_on_a_quantised_model():
     assert lora.chosen_mode(tiny_flux2(), lora.AUTO) == lora.MERGED
     assert lora.chosen_mode(tiny_flux2(format="scaled_fp8_e4m3"), lora.AUTO) == lora.BYPASS
