@@ -43,7 +43,7 @@ class Settings:
     dataset: dict
     trainer: dict
     prompts: tuple[str, ...]
-    previews: bool = True
+    previews: dict = field(default_factory=dict)  # Validation's widgets where they differ
 
     @property
     def resolution(self) -> int:
@@ -75,7 +75,8 @@ NANO = Settings(
         "vorn figure, a circle above a triangle on a dotted gray background",
         "figure, a circle above a triangle on a dotted gray background",
     ),
-    previews=False,  # its hundred steps take no longer than a few pictures
+    # half way and at the end, in a few seconds: before the first step base and LoRA are the same picture
+    {"width": 128, "height": 128, "steps": 4, "every": 50, "at_start": False},
 )
 WORKFLOWS = {"flux2_lora_nano": NANO} | {
     f"flux2_lora_{name}": Settings(FLAVOURS[name], template_files(name), ROBOT, {"name": f"zbot_{name}"}, ROBOT_PROMPTS)
@@ -113,23 +114,23 @@ def build(settings: Settings) -> list[Node]:
     plot = Node(
         "SaveImage", "loss plot", (1120, 220), (320, 300), {"filename_prefix": "flux2/loss"}, {"images": (trainer, 3)}
     )
+    validation = _validation(settings, load)
+    embeds.links["validation"] = trainer.links["validation"] = (validation, 0)
     nodes = [load, dataset, embeds, latents, trainer, apply, plot]
-    previews = [_validation(settings, load)] if settings.previews else []
-    for node in previews:
-        embeds.links["validation"] = trainer.links["validation"] = (node, 0)
     for column, prompt in enumerate(settings.prompts, 1):
         for line, (label, source) in enumerate((("base", load), ("lora", apply))):
             place = (1500 + 740 * line, 560 * (column - 1))
             nodes += _picture(settings, load, source, prompt, f"{label} {column}", place)
-    return nodes + previews
+    return [*nodes, validation]
 
 
 def _validation(settings: Settings, load: Node) -> Node:
-    """The prompts that are painted in the end, while training, at half the size: a quarter of the time."""
+    """The prompts that are painted in the end, while training; at half the size, which takes a quarter of the time."""
     side = settings.resolution // 2
     return Node(
         "Flux2Validation", "Validation", (380, 440), (300, 360),
-        {"prompts": "\n".join(settings.prompts), "width": side, "height": side, "seed": 7}, {"vae": (load, 2)},
+        {"prompts": "\n".join(settings.prompts), "width": side, "height": side, "seed": 7, **settings.previews},
+        {"vae": (load, 2)},
     )  # fmt: skip
 
 

@@ -40,6 +40,8 @@ class Events:
 def small(steps=2, size=64, **trainer):
     """A short graph: load, cache, train; numbered like the shipped one."""
     prompt = {k: v for k, v in json.loads(NANO.read_text()).items() if int(k) <= 5}
+    for node in ("3", "5"):
+        del prompt[node]["inputs"]["validation"]  # whose node is left out
     prompt["2"]["inputs"].update(resolution=size, class_word="")
     prompt["5"]["inputs"].update(steps=steps, rank=2, validation_items=0, preservation=0.0, name="small", **trainer)
     return prompt
@@ -112,6 +114,20 @@ def test_progress_is_told_while_it_trains(shipped):
         "LoRA, 56/56 keys on 28 layers, merged, strength 1"
     ]
     assert any(k in ("preview", "b_preview_with_metadata") for k, _ in events.all)
+
+
+def test_the_example_paints_base_beside_lora_while_it_trains(server, shipped):
+    _, events = shipped
+    texts = [d["text"] for d in events.of("text") if d["node"] == "5"]
+    rounds = [text for text in texts if text.startswith("painting preview 1 of 2")]
+    assert rounds == [f"painting preview 1 of 2 after {step} steps" for step in (STEPS // 2, STEPS)]
+    run = server.folder / "output" / "flux2_train" / NAME
+    steps = {f"step_{step:06d}_{n}.png" for step in (STEPS // 2, STEPS) for n in (1, 2)}
+    assert {path.name for path in (run / "previews").iterdir()} == {"base_1.png", "base_2.png", *steps}
+    base, half, end = (np.asarray(Image.open(run / "previews" / f"{name}_1.png")).astype(float)
+                       for name in ("base", f"step_{STEPS // 2:06d}", f"step_{STEPS:06d}"))  # fmt: skip
+    assert base.shape == (128, 128, 3)
+    assert min(np.abs(base - half).mean(), np.abs(base - end).mean(), np.abs(half - end).mean()) > 0.5
 
 
 def sampling_graph(*loaders, steps=2):
