@@ -18,7 +18,7 @@ from flux2_train.adapters import read
 from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.options import CheckpointConfig, OptimizerConfig, SaveConfig
-from flux2_train.run import checkpoints, events, packing
+from flux2_train.run import checkpoints, events, packing, retry
 from flux2_train.run.building import lora_of
 from flux2_train.run.checkpoints import About, Damaged, Snapshot
 from flux2_train.run.folder import RunFolder
@@ -296,6 +296,24 @@ def test_steps_that_become_slow_are_told_once():
     assert not any(guard.check(1.0 + 0.5 * (step % 2)) for step in range(40))
     told = [text for _ in range(40) if (text := guard.check(5.0))]
     assert len(told) == 1 and "5 s now and took 1.25 s before" in told[0] and "spills" in told[0]
+
+
+def test_steps_that_are_slow_from_the_first_on_are_told_by_the_plan():
+    guard = SlowSteps()
+    assert [guard.check(seconds, 1.0) for seconds in (30.0, 2.9, 2.9, 2.9, 2.9)] == [None] * 5  # the first warms up
+    guard = SlowSteps()
+    told = [text for _ in range(40) if (text := guard.check(3.1, 1.0))]
+    assert len(told) == 1 and "Steps take 3.1 s where the plan expects 1 s." in told[0] and "spills" in told[0]
+
+
+def test_a_run_that_may_spill_is_compared_with_its_plan(parts, tmp_path, monkeypatch):
+    """On the tiny model a step costs a hundred times what its arithmetic does. A CPU has nothing that could spill."""
+    for spills in (False, True):
+        told = []
+        monkeypatch.setattr(retry, "can_spill", lambda device, spills=spills: spills)
+        session(parts, tmp_path, told.append, steps=6)
+        slow = [e.text for e in told if isinstance(e, events.Warned) and "where the plan expects" in e.text]
+        assert len(slow) == spills
 
 
 def test_one_slow_step_is_not_told():

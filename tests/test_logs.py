@@ -1,7 +1,8 @@
 """Logs and files of previews, read back by those who read them."""
 
-import importlib.util
 import json
+import struct
+import sys
 from dataclasses import replace
 
 import numpy
@@ -59,8 +60,92 @@ def test_tensorboard_gets_the_pictures(tmp_path):
     assert (image.step, image.width, image.height) == (7, 32, 16)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here")
-def test_a_log_whose_package_is_missing_is_refused_by_name_before_anything_is_done(tmp_path):
+def wandb_records(path):
+    """What lies in an offline run's file: LevelDB's log, records of 7 bytes (checksum, size, kind) and protobuf.
+
+    After 7 bytes of its own. Blocks are 32 KiB; a record in parts begins with kind 2 and ends with 4, a whole one is 1.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        parts += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def wandb_history(records):
+    """Every logged row: its step, and its values by key; of pictures the keys' parts joined."""
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            named = {i.key or "|".join(i.nested_key): json.loads(i.value_json) for i in items}
+            yield record.history.step.num, named
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
+    told, trainer = [], Trainer(tiny_flux2(), *tiny_caches(3), replace(CONFIG, logs=("wandb",)))
+    with torch.inference_mode():
+        results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
+    (log,) = (results.folder / "wandb").glob("offline-run-*/run-*.wandb")
+    records = list(wandb_records(log))
+    (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (run.project, run.display_name, run.run_group) == ("flux2_train", "logged", "logged")
+    assert {"rank": 2, "steps": 3}.items() <= {u.key: json.loads(u.value_json) for u in run.config.update}.items()
+    kinds = {record.WhichOneof("record_type") for record in records}
+    assert "output" not in kinds and "output_raw" not in kinds  # what ComfyUI prints is not for them
+    rows = dict(wandb_history(records))
+    for event in told:
+        if isinstance(event, events.Stepped):
+            row = rows[event.step]
+            assert (row["loss/raw"], row["loss/smoothed"]) == (event.loss, event.smoothed)
+        if isinstance(event, events.Validated):
+            assert rows[event.step]["loss/validation"] == event.loss
+    assert {f"images/{item.path.name}" for item in trainer.samples.items} <= rows[3].keys() & rows[0].keys()
+
+
+def test_weights_and_biases_gets_the_pictures(tmp_path, offline):
+    folder = RunFolder(tmp_path)
+    (log,) = logs.opened(replace(CONFIG, logs=("wandb",)), folder)
+    log(Previewed(7, (picture(level=0.25),)))
+    log.close()
+    (written,) = (folder.path / "wandb").glob("offline-run-*/run-*.wandb")
+    ((step, row),) = wandb_history(wandb_records(written))
+    name = "preview 1: zbot at sea"
+    assert (step, row[f"{name}|width"], row[f"{name}|height"]) == (7, 32, 16)
+    with Image.open(written.parent / "files" / row[f"{name}|path"]) as image:
+        assert numpy.asarray(image)[0, 0].tolist() == [64, 64, 64]  # 0.25 * 255 to the nearest
+
+
+def test_weights_and_biases_without_a_key_is_told_before_the_first_step(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where keys lie
+    trainer = Trainer(tiny_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
+    with (
+        torch.inference_mode(),
+        pytest.raises(UserError, match=r"cannot begin \(.*wandb login.*=offline"),
+    ):
+        train(trainer, tmp_path / "loras", tmp_path / "runs", lambda event: None)
+    assert not trainer.history.losses
+
+
+def test_a_log_whose_package_is_missing_is_refused_by_name_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if "site-packages" not in place])
     trainer = Trainer(tiny_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
     with pytest.raises(UserError, match="needs the package wandb.*pip install wandb"):
         train(trainer, tmp_path / "loras", tmp_path / "runs", lambda event: None)

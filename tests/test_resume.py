@@ -7,6 +7,7 @@ from dataclasses import replace
 import comfy.model_management
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import tiny_caches, tiny_flux2
 
 from flux2_train.config import TrainConfig
@@ -23,6 +24,7 @@ from flux2_train.options import (
 )
 from flux2_train.run import checkpoints, events, packing, resume
 from flux2_train.run.folder import FAILED, FINISHED, STOPPED, RunFolder
+from flux2_train.run.guards import WINDOW
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
 
@@ -246,7 +248,7 @@ def test_a_run_goes_on_with_its_own_seed(trainer, tmp_path):
 
 @pytest.mark.parametrize("changes, words", [
     ({"rank": 3}, "rank was 2 and is 3"), ({"targets": "tiny"}, "targets was 'all' and is 'tiny'"),
-    ({"batch": 2}, r"a step had 1 images .* and has 2"),
+    ({"batch": 2}, r"a step had 1 image \(batch 1 x accumulate 1 x 1 process\) and has 2 images \(batch 2 x "),
     ({"optimizer": OptimizerConfig("lion")}, "optimizer.name was 'adamw' and is 'lion'"),
     ({"adapter": AdapterConfig(kind="loha")}, "adapter.kind was 'lora' and is 'loha'"),
 ])  # fmt: skip
@@ -355,6 +357,27 @@ def test_losses_that_are_no_numbers_save_before_they_stop(trainer, tmp_path):
     assert found.checkpoint.about.step == 3 and (tmp_path / "loras" / "run_step2.safetensors").is_file()
     assert all(torch.isfinite(t).all() for t in found.state["adapter"].values())
     assert folder.about()["status"] == "failed" and "The loss is nan" in folder.about()["why"]
+
+
+def test_a_loss_that_runs_away_saves_before_it_stops_and_may_go_on_more_slowly(trainer, tmp_path):
+    guard = {"guard": GuardConfig(divergence=1.5, stop_on_divergence=True), "steps": 200}
+    wild, listener = trainer(**guard, learning_rate=0.5), Listener()
+    with pytest.raises(UserError, match=r"times its lowest .*: training diverges. Lower the learning rate"):
+        session(wild, tmp_path, listener)
+    step, folder = wild.step, RunFolder(tmp_path / "runs" / "run")
+    assert WINDOW < step < 200
+    told = [(type(e), e.step if hasattr(e, "step") else None) for e in listener.told][-4:]
+    assert told == [(events.Stepped, step - 1), (events.Completed, step - 1), (events.Checkpointed, step),
+                    (events.Saved, None)]  # fmt: skip
+    assert listener.told[-1].stopped and listener.told[-1].path.name == f"run_step{step}.safetensors"
+    saved = load_file(listener.told[-1].path)
+    assert saved and all(torch.isfinite(tensor).all() for tensor in saved.values())
+    assert folder.about()["status"] == FAILED and "training diverges" in folder.about()["why"]
+
+    calm, listener = trainer(**{**guard, "steps": step + 3}, learning_rate=1e-4), Listener()
+    results = session(calm, tmp_path, listener)
+    assert [e.step for e in listener.of(events.Resumed)] == [step] and results.lora_path.name == "run.safetensors"
+    assert calm.history.rates[-4:] == [0.5, 1e-4, 1e-4, 1e-4] and len(calm.divergence.recent) == 3
 
 
 def test_memory_that_no_stepping_down_helps_is_saved_and_explained(trainer, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 import comfy.model_management
+import torch
 
 OF_CPU = "DefaultCPUAllocator: "  # torch names it when it has no memory, and has no exception of its own for that
 
@@ -14,6 +15,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     known = getattr(comfy.model_management, "is_oom", None)  # 0.16.3 has none
     of_device = known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
     return isinstance(error, MemoryError) or of_device or (isinstance(error, RuntimeError) and OF_CPU in str(error))
+
+
+def can_spill(device: torch.device) -> bool:
+    """Whether what does not fit may be moved to host memory by the driver, which then makes every step slow."""
+    return device.type == "cuda"
 
 
 def free() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import UserError
 
 WINDOW = 20  # steps over which losses are averaged
+FEW = 5  # steps of which the first may warm up and another be an odd one out
 SLOWER = 3.0  # more than buckets of different sizes and preservation on some steps only differ by in the median
 PATIENCE = 3  # successive steps without gradient that make an adapter dead
 
@@ -69,13 +70,14 @@ class Divergence:
         self.best = min(self.best, mean)
         if mean <= self.factor * self.best:
             return None
-        self.told = True
         text = (
             f"The loss of the last {WINDOW} steps averages {mean:.3g}, {mean / self.best:.1f} times its lowest "
             f"({self.best:.3g}): training diverges. Lower the learning rate or the guidance scale."
         )
         if self.stop:
+            self.recent = []  # whoever goes on from here gets as many steps again
             raise UserError(text)
+        self.told = True
         return text
 
     def state_dict(self) -> dict:
@@ -125,26 +127,35 @@ class DeadAdapters:
 
 
 class SlowSteps:
-    """Tells once when steps have become SLOWER times as slow as they were: the median of WINDOW of them counts."""
+    """Tells once when steps are SLOWER times as slow as they were, or as the plan expects them to be.
+
+    Medians count: of WINDOW steps, against the plan of the first FEW, because a run may spill from its first step on.
+    """
 
     def __init__(self):
         self.recent: list[float] = []
         self.best, self.told = math.inf, False
 
-    def check(self, seconds: float) -> str | None:
-        """A sentence the first time it happens."""
+    def check(self, seconds: float, expected: float = math.inf) -> str | None:
+        """A sentence the first time it happens. ``expected``: what the plan says, infinite where nothing can spill."""
         self.recent = [*self.recent, seconds][-WINDOW:]
-        if self.told or len(self.recent) < WINDOW:
+        if self.told or len(self.recent) < FEW:
             return None
         median = statistics.median(self.recent)
-        self.best = min(self.best, median)
-        if median <= SLOWER * self.best:
-            return None
+        if len(self.recent) == WINDOW:
+            self.best = min(self.best, median)
+        if median > SLOWER * expected:
+            return self._tell(f"Steps take {median:.3g} s where the plan expects {expected:.3g} s.")
+        if median > SLOWER * self.best:
+            return self._tell(f"Steps take {median:.3g} s now and took {self.best:.3g} s before.")
+        return None
+
+    def _tell(self, what: str) -> str:
         self.told = True
         return (
-            f"Steps take {median:.3g} s now and took {self.best:.3g} s before. The card may be full, so that its "
-            "memory spills into the computer's (Windows does that without a word), or another program uses it: close "
-            "other programs, or lower resolution, batch or rank; Cancel keeps what was learned."
+            f"{what} The card may be full, so that its memory spills into the computer's (Windows does that without a "
+            "word), or another program uses it: close other programs, or lower resolution, batch or rank, or set "
+            "Memory's memory_limit below what the card has; Cancel keeps what was learned."
         )
 
 

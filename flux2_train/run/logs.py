@@ -79,13 +79,26 @@ class TensorBoard(Log):
 
 
 class WeightsAndBiases(Log):
-    """The same for Weights & Biases, as its own environment variables say where to; project ``flux2_train``."""
+    """The same for Weights & Biases, as its own environment variables say where to; project ``flux2_train``.
+
+    A run that is taken up is another one there, in the same group. What the process prints stays here. Raises
+    UserError if it cannot begin, such as without a key.
+    """
 
     def __init__(self, config: TrainConfig, folder: RunFolder, step: int):
         import wandb
 
         self.wandb = wandb
-        self.run = wandb.init(project="flux2_train", name=folder.name, dir=str(folder.path), config=asdict(config))
+        try:
+            self.run = wandb.init(
+                project="flux2_train", name=folder.name, group=folder.name, dir=str(folder.path), config=asdict(config),
+                settings=wandb.Settings(console="off"),
+            )  # fmt: skip
+        except wandb.Error as error:
+            raise UserError(
+                f"Weights & Biases cannot begin ({error}): run wandb login in a terminal, set WANDB_MODE=offline, or "
+                "turn that log off."
+            ) from error
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         self.run.log(values, step=step)

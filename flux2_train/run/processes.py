@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, patch_environment
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    patch_environment,
+)
 from torch import Tensor, nn
 
+from ..errors import UserError
+
+T = TypeVar("T")
 STATES = (PartialState, AcceleratorState, GradientState)
 PATIENCE = timedelta(days=1)  # for the others, while one encodes a data set
 
@@ -94,6 +103,25 @@ def any_of(accelerator: Accelerator, value: bool) -> bool:
     if accelerator.num_processes == 1:
         return value
     return bool(total(accelerator, torch.tensor(float(value), device=accelerator.device)).item())
+
+
+def decided(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What ``decide`` gives in the main process, in all of them: what lies on a disk may change between two looks.
+
+    Raises the main process's UserError in all of them.
+    """
+    if accelerator.num_processes == 1:
+        return decide()
+    told: list = [None, ""]
+    if accelerator.is_main_process:
+        try:
+            told[0] = decide()
+        except UserError as error:
+            told[1] = str(error)
+    broadcast_object_list(told)
+    if told[1]:
+        raise UserError(told[1])
+    return told[0]
 
 
 def add_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:

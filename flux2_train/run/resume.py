@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import typed
@@ -15,6 +15,7 @@ from .checkpoints import About, Checkpoint, Damaged
 from .contents import difference
 from .folder import FINISHED, RunFolder
 from .jobs import OF_VALIDATION, job_of
+from .processes import decided
 from .trainer import Trainer
 
 AUTO, NEW = "auto", "new"
@@ -70,6 +71,18 @@ def find(trainer: Trainer, runs: Path, how: str | RunFolder) -> Found | None:
     return found
 
 
+def find_together(trainer: Trainer, runs: Path, how: str | RunFolder) -> Found | None:
+    """``find`` in the main process, and what it found in all of them."""
+    mine: list[Found | None] = [None]
+
+    def decide() -> Found | None:
+        mine[0] = find(trainer, runs, how)
+        return mine[0] and replace(mine[0], state={})  # which everyone reads for themselves
+
+    told = decided(trainer.accelerator, decide)
+    return mine[0] or (told and replace(told, state=told.checkpoint.load()))
+
+
 def newest(folder: RunFolder) -> Found | None:
     """The last checkpoint that is whole, and what is wrong with those after it."""
     damaged = {}
@@ -103,13 +116,21 @@ def differences(about: About, trainer: Trainer, own_seed: bool) -> Iterator[str]
         if name in was and was[name] != others[name] and not any(is_in(name, place) for place in free):
             yield f"{name} was {was[name]!r} and is {others[name]!r}"
     if about.step_size != trainer.step_size:
-        yield f"a step had {about.step_size} images (batch x accumulate x processes) and has {trainer.step_size}"
+        yield f"a step had {_step(about.step_size, about.job)} and has {_step(trainer.step_size, now)}"
     for name in MODEL:
         if about.job["model"].get(name) != now["model"][name]:
             yield f"{name.replace('_', ' ')} was {about.job['model'].get(name)!r} and is {now['model'][name]!r}"
     had, has = (_of_training(job["unknown"]) for job in (about.job, now))
     if had != has:
         yield f"the graph had {had or 'nothing special'} and has {has or 'nothing special'}"
+
+
+def _step(size: int, job: dict) -> str:
+    """The images of a step in words: their number may not change, what it is a product of may."""
+    batch, accumulate = job["training"]["batch"], job["training"]["accumulate"]
+    processes = size // (batch * accumulate)
+    words = f"batch {batch} x accumulate {accumulate} x {processes} process{'es' * (processes > 1)}"
+    return f"{size} image{'s' * (size > 1)} ({words})"
 
 
 def _of_training(unknown: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..host.borrow import Borrowed
-from ..host.memory import free, is_out_of_memory
+from ..host.memory import can_spill, free, is_out_of_memory
 from ..memory.planner import Plan, lower
 from ..memory.table import parts
 from . import plans
@@ -23,13 +24,18 @@ class Memory:
 
     def __init__(self, config: TrainConfig, model, adapters, tokens: int):
         self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens)
-        self.how = Borrowed(self.plan.layout)
+        self.how, self.device = Borrowed(self.plan.layout), model.load_device
         self.told: list[str] = []
 
     @property
     def room(self) -> float:
         """Bytes that a run needs beside the weights that stay on the device."""
         return float(self.plan.estimate.peak - self.plan.estimate.parts["weights"])
+
+    @property
+    def expected(self) -> float:
+        """Seconds that a step takes by the plan, infinite on a device where it cannot be slow because memory spills."""
+        return self.plan.estimate.seconds if can_spill(self.device) else math.inf
 
     def describe(self) -> str:
         """The plan in lines."""

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..host.files import lora_folder, run_folder
 from ..host.memory import free, is_out_of_memory
 from ..job import Output
-from . import again, checkpoints, contents, logs, resume
+from . import again, checkpoints, contents, logs, processes, resume
 from .checkpoints import About, Damaged, Snapshot
 from .events import Completed, Event, Phase, Resumed, Saved, Started, Warned
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, write_text
@@ -44,12 +44,10 @@ def train(
     which may be any exception of ``listen``, a checkpoint and what was learned are saved first.
     """
     logs.require_installed(trainer.config.logs)
-    if how == resume.AUTO and (done := again.finished(trainer, loras, runs)):
-        listen(Started(done.folder))
-        listen(Phase(f"{done.folder.name} is trained already, from the same data and settings"))
-        listen(Saved(done.lora_path, stopped=False))
-        return done
-    found = resume.find(trainer, runs, how)
+    done = again.finished(trainer, loras, runs) if how == resume.AUTO and trainer.is_main else None
+    if processes.any_of(trainer.accelerator, bool(done)):
+        return done and _told_again(done, listen)
+    found = resume.find_together(trainer, runs, how)
     if found:
         trainer.load_state_dict(found.state)
     try:
@@ -62,6 +60,13 @@ def train(
     finally:
         trainer.release()
         free()
+
+
+def _told_again(done: Results, listen: Listen) -> Results:
+    listen(Started(done.folder))
+    listen(Phase(f"{done.folder.name} is trained already, from the same data and settings"))
+    listen(Saved(done.lora_path, stopped=False))
+    return done
 
 
 def _work(trainer: Trainer) -> None:

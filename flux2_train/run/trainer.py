@@ -165,7 +165,7 @@ class Trainer:
             return
         seconds = time.perf_counter() - started
         self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
-        for told in (self.divergence.check(measured.loss), self.slow_steps.check(seconds)):
+        for told in (self.divergence.check(measured.loss), self.slow_steps.check(seconds, self.memory.expected)):
             if told:
                 yield Warned(told)
         yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)

@@ -28,14 +28,20 @@ SAME_SIGNAL = 1.0  # seconds: accelerate's launcher passes a Ctrl-C on that the 
 
 def add(commands) -> None:
     """Add the command to the parser."""
-    add_job(command(commands, "train", run, "train a LoRA from a job file", description=DESCRIPTION))
+    made = command(commands, "train", run, "train a LoRA from a job file", description=DESCRIPTION)
+    add_job(made)
+    made.add_argument(
+        "--resume", choices=("new", "auto"), default="new",
+        help="auto goes on where the last run of this name was interrupted, as LoRA Trainer does, for jobs that are "
+        "started again after a power cut (default: new)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, and print where the LoRA is."""
     job = read_job(arguments)
     with launched(arguments) as (accelerator, bar):
-        train_job(job, accelerator, bar)
+        train_job(job, accelerator, bar, arguments.resume)
 
 
 @contextmanager
@@ -47,13 +53,12 @@ def launched(arguments: argparse.Namespace) -> Iterator[tuple]:
         yield accelerator, bar
 
 
-def train_job(job: Job, accelerator, bar: Bar, folder=None) -> None:
-    """Train, anew or from where the run of ``folder``, a RunFolder, was interrupted. Prints where the LoRA is."""
+def train_job(job: Job, accelerator, bar: Bar, how) -> None:
+    """Train, ``how`` as ``run.session.train`` has it: 'new', 'auto' or a run to go on with. Prints the LoRA's path."""
     import torch
 
     from ..flavours import flavour
     from ..host import files, load
-    from ..run.resume import NEW
     from ..run.session import train
     from ..run.trainer import Trainer
     from .cache import encode_all
@@ -70,7 +75,7 @@ def train_job(job: Job, accelerator, bar: Bar, folder=None) -> None:
         loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
         runs = Path(job.output.runs) if job.output.runs else files.run_folder()
         with _interruptible() as check:
-            results = train(trainer, loras, runs, _Listener(bar, check), folder or NEW)
+            results = train(trainer, loras, runs, _Listener(bar, check), how)
     bar.close()
     if results:
         print(results.lora_path)

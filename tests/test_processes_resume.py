@@ -1,0 +1,106 @@
+"""A run of two processes that is killed and taken up by two is the one that was not; by another number it is told."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import tiny_caches, tiny_flux2
+
+from flux2_train.config import TrainConfig
+from flux2_train.errors import UserError
+from flux2_train.options import AdapterConfig, CheckpointConfig, EmaConfig, SaveConfig
+from flux2_train.run.events import Resumed
+from flux2_train.run.folder import RunFolder
+from flux2_train.run.resume import AUTO, NEW
+from flux2_train.run.session import train
+from flux2_train.run.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+# Whatever draws or remembers: noise, dropout, class captions, moving average, validation.
+CONFIG = TrainConfig(
+    name="cut", steps=8, rank=2, learning_rate=2e-3, batch=2, preservation=0.5, validation_items=3, seed=5,
+    adapter=AdapterConfig(dropout=0.2), ema=EmaConfig(decay=0.9), save=SaveConfig(precision="fp32"),
+    checkpoints=CheckpointConfig(every_steps=2, every_minutes=0),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def caches():
+    return tiny_caches(repeats=3)
+
+
+def launch(place, caches, *runs):
+    """What two processes said that do these runs one after the other, and how they ended."""
+    (place / "caches").write_bytes(pickle.dumps(caches))
+    told = json.dumps([(config.to_json(), *rest) for config, *rest in runs])
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--main_process_port", "0", "--num_cpu_threads_per_process", "1",
+        str(ROOT / "tests" / "session_tiny.py"), str(place / "caches"), str(place), told,
+    ]  # fmt: skip
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=without_gpu, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def lora(place, name):
+    return load_file(place / "loras" / f"{name}.safetensors")
+
+
+def alone(place, caches, how=AUTO, **changes):
+    """Go on in this process. Returns (LoRA, the steps after which it was taken up)."""
+    trainer, told = Trainer(tiny_flux2(), *caches, replace(CONFIG, **changes)), []
+    with torch.inference_mode():
+        results = train(trainer, place / "loras", place / "runs", told.append, how)
+    return load_file(results.lora_path), [event.step for event in told if isinstance(event, Resumed)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, caches):
+    """Of two processes each: a whole run, a short one, and one whose main process is killed in the fifth step."""
+    place = tmp_path_factory.mktemp("two")
+    failed, said = launch(
+        place, caches, (replace(CONFIG, name="straight"), NEW, 0, 0),
+        (replace(CONFIG, name="short", steps=4, adapter=AdapterConfig()), NEW, 0, 0), (CONFIG, NEW, 5, signal.SIGKILL),
+    )  # fmt: skip
+    assert failed and "Signal 9" in said, said
+    assert RunFolder(place / "runs" / "cut").about()["status"] == "running"
+    return place
+
+
+def test_killed_and_taken_up_by_two_processes_it_is_the_run_that_was_not(runs, caches, full_size):
+    folder = RunFolder(runs / "runs" / "cut")
+    if full_size:
+        failed, _ = launch(runs, caches, (CONFIG, "cut", 6, 0))
+        assert failed and folder.about()["status"] == "failed" and "step 6 shall be the last" in folder.about()["why"]
+        failed, _ = launch(runs, caches, (CONFIG, AUTO, 7, signal.SIGTERM))
+        assert failed
+    failed, said = launch(runs, caches, (CONFIG, AUTO, 0, 0), (CONFIG, AUTO, 0, 0))
+    assert not failed, said
+    about = folder.about()
+    assert about["status"] == "finished" and about["resumed"][0]["step"] in (2, 4)
+    straight, ours = lora(runs, "straight"), lora(runs, "cut")
+    assert straight.keys() == ours.keys() and all(torch.equal(straight[name], ours[name]) for name in straight)
+    names = {path.name for path in (runs / "runs").iterdir()}
+    assert names == {"straight", "short", "cut"}  # the second time it was finished
+    print(f"two processes, taken up after {[each['step'] for each in about['resumed']]}: bit-identical")
+
+
+def test_another_number_of_processes_is_named_or_makes_the_same_step(runs, caches):
+    """Equal as in test_processes: 1e-4 by norm. Without dropout, whose numbers depend on what runs together."""
+    short = {"name": "short", "steps": 8, "adapter": AdapterConfig()}
+    words = r"a step had 4 images \(batch 2 x accumulate 1 x 2 processes\) and has 2 images \(batch 2 x accumulate 1 x "
+    with pytest.raises(UserError, match=rf"{words}1 process\)"):
+        alone(runs, caches, RunFolder(runs / "runs" / "short"), **short)
+    ours, taken_up = alone(runs, caches, RunFolder(runs / "runs" / "short"), **short, batch=4)
+    assert taken_up == [4]
+    whole, nothing = alone(runs / "whole", caches, NEW, **short, batch=4)
+    assert not nothing and all((ours[name] - whole[name]).norm() < 1e-4 * whole[name].norm() for name in whole)
