@@ -96,12 +96,20 @@ def offline(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
+def offline_run(folder):
+    """The file of the one offline run in a folder. Its process has ended then: it writes on after ``finish``."""
+    import wandb
+
+    wandb.teardown()  # which also forgets what the environment said
+    (written,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    return written
+
+
 def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
     told, trainer = [], Trainer(tiny_flux2(), *tiny_caches(3), replace(CONFIG, logs=("wandb",)))
     with torch.inference_mode():
         results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
-    (log,) = (results.folder / "wandb").glob("offline-run-*/run-*.wandb")
-    records = list(wandb_records(log))
+    records = list(wandb_records(offline_run(results.folder)))
     (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (run.project, run.display_name, run.run_group) == ("flux2_train", "logged", "logged")
     assert {"rank": 2, "steps": 3}.items() <= {u.key: json.loads(u.value_json) for u in run.config.update}.items()
@@ -122,7 +130,7 @@ def test_weights_and_biases_gets_the_pictures(tmp_path, offline):
     (log,) = logs.opened(replace(CONFIG, logs=("wandb",)), folder)
     log(Previewed(7, (picture(level=0.25),)))
     log.close()
-    (written,) = (folder.path / "wandb").glob("offline-run-*/run-*.wandb")
+    written = offline_run(folder.path)
     ((step, row),) = wandb_history(wandb_records(written))
     name = "preview 1: zbot at sea"
     assert (step, row[f"{name}|width"], row[f"{name}|height"]) == (7, 32, 16)

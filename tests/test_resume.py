@@ -361,9 +361,15 @@ def test_losses_that_are_no_numbers_save_before_they_stop(trainer, tmp_path):
 
 def test_a_loss_that_runs_away_saves_before_it_stops_and_may_go_on_more_slowly(trainer, tmp_path):
     guard = {"guard": GuardConfig(divergence=1.5, stop_on_divergence=True), "steps": 200}
-    wild, listener = trainer(**guard, learning_rate=0.5), Listener()
+    wild, listener = trainer(**guard), Listener()
+
+    def grow(event):
+        listener(event)
+        if isinstance(event, events.Completed) and event.step == WINDOW + 1:
+            wild._draw = lambda batch, draw=wild._draw: (draw(batch)[0] * 5, *draw(batch)[1:])
+
     with pytest.raises(UserError, match=r"times its lowest .*: training diverges. Lower the learning rate"):
-        session(wild, tmp_path, listener)
+        session(wild, tmp_path, grow)
     step, folder = wild.step, RunFolder(tmp_path / "runs" / "run")
     assert WINDOW < step < 200
     told = [(type(e), e.step if hasattr(e, "step") else None) for e in listener.told][-4:]
@@ -377,7 +383,7 @@ def test_a_loss_that_runs_away_saves_before_it_stops_and_may_go_on_more_slowly(t
     calm, listener = trainer(**{**guard, "steps": step + 3}, learning_rate=1e-4), Listener()
     results = session(calm, tmp_path, listener)
     assert [e.step for e in listener.of(events.Resumed)] == [step] and results.lora_path.name == "run.safetensors"
-    assert calm.history.rates[-4:] == [0.5, 1e-4, 1e-4, 1e-4] and len(calm.divergence.recent) == 3
+    assert calm.history.rates[-4:] == [2e-3, 1e-4, 1e-4, 1e-4] and len(calm.divergence.recent) == 3
 
 
 def test_memory_that_no_stepping_down_helps_is_saved_and_explained(trainer, tmp_path):
