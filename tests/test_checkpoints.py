@@ -286,6 +286,29 @@ def test_out_of_patience_the_run_ends_and_gives_the_best(parts, tmp_path, optimi
     assert RunFolder(results.folder).about()["status"] == "finished"
 
 
+def test_patience_and_the_best_are_counted_on_after_an_interruption(parts, tmp_path):
+    """Cut two validations after the best one, of the three without gain that end the run."""
+    asked = {
+        "steps": 50, "learning_rate": 8e-3, "held_out": HeldOutConfig(share=0.3, every=1),
+        "checkpoints": replace(NEVER, patience=3, keep=1),
+    }  # fmt: skip
+    whole, expected = session(parts, tmp_path / "whole", **asked)
+    at = whole.step - 1
+
+    def cut(event):
+        if isinstance(event, events.Completed) and event.step == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session(parts, tmp_path, cut, **asked)
+    rest, results = session(parts, tmp_path, how="auto", **asked)
+    assert rest.step == rest.total == whole.step and rest.history.validation == whole.history.validation
+    assert results.lora.keys() == expected.lora.keys()
+    assert all(torch.equal(results.lora[name], tensor) for name, tensor in expected.lora.items())
+    kept = [[checkpoints.step_of(p) for p in checkpoints.paths(r.folder / "checkpoints")] for r in (results, expected)]
+    assert kept[0] == kept[1] == [whole.step - 3, whole.step]
+
+
 def test_patience_needs_a_best_one_to_give():
     with pytest.raises(UserError, match="set keep to 1 or more and keep_best on"):
         CheckpointConfig(patience=3, keep=0)

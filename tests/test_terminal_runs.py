@@ -62,7 +62,7 @@ def test_interrupted_taken_up_and_stopped_it_is_the_run_of_that_many_steps(job, 
     assert main(["stop", str(run.path)]) == 1
     assert "No run cut is being trained" in capsys.readouterr().err
 
-    process, log = started(tmp_path, base, "resume", run.path)
+    process, log = started(tmp_path, base, "train", job, "--resume", "auto")
     assert main(["stop", str(run.path)]) == 0
     assert process.wait(120) == 0, log.read_text()
     assert f"going on after step {cut} of 100000" in log.read_text()
@@ -71,7 +71,11 @@ def test_interrupted_taken_up_and_stopped_it_is_the_run_of_that_many_steps(job, 
     steps = run.about()["step"]
     assert run.about()["status"] == "finished" and steps > cut
 
-    assert main(["train", str(run.job), "--set", f"steps={steps}", "--set", "name=straight"]) == 0
+    longer = f"steps={steps + 2}"
+    assert main(["resume", str(run.path), "--set", longer]) == 0
+    ours = Path(capsys.readouterr().out.strip())
+    assert ours == tmp_path / "loras" / "cut_2.safetensors" and run.about()["step"] == steps + 2
+    assert main(["train", str(run.job), "--set", longer, "--set", "name=straight"]) == 0
     straight = load_file(tmp_path / "loras" / "straight.safetensors")
     assert all(torch.equal(straight[name], value) for name, value in load_file(ours).items())
 
