@@ -22,6 +22,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "fp8 (e4m3)": torch.float8_e4m3fn,
 }
 AS_IN_FILE = "as in file"
+PLANNED = "auto"  # a precision that run.fit chooses
 QUANTISED = ("fp8 (scaled)", "mxfp8", "int8", "nvfp4", "int4")  # host.quantise has their formats
 VIA = ("auto", "cpu", "gpu")  # where quantising is computed
 
@@ -199,8 +200,8 @@ class Flux2Files:
     def __post_init__(self):
         stored = (*PRECISIONS, *QUANTISED)
         for name, allowed in (
-            ("flavour", FLAVOURS), ("precision", stored), ("variant", VARIANTS), ("text_encoder_precision", stored),
-            ("quantize_via", VIA),
+            ("flavour", FLAVOURS), ("precision", (*stored, PLANNED)), ("variant", VARIANTS),
+            ("text_encoder_precision", stored), ("quantize_via", VIA),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")

@@ -26,14 +26,15 @@ class TrainerListener:
         self.validation: list[events.Validated] = []
         self.measured: list[events.ImagesMeasured] = []
         self.pictures = None
-        self.text, self.drawn = "", 0.0
+        self.text, self.plan, self.drawn = "", "", 0.0
 
     def __call__(self, event: events.Event) -> None:
         match event:
             case events.Planned(text):
-                self.progress.say(text)
+                self.plan = text
+                self.say(self.text)
             case events.Phase(text):
-                self.progress.say(text)
+                self.say(text)
                 self.progress.advance(len(self.trainer.history.losses))
             case events.Warned(text):
                 self.warnings.append(text)
@@ -51,12 +52,16 @@ class TrainerListener:
             case events.Stepped():
                 self._stepped(event)
 
+    def say(self, text: str) -> None:
+        """Show a text above the run's plan, which stays."""
+        self.progress.say("\n".join(filter(None, (text, self.plan))))
+
     def _stepped(self, event: events.Stepped) -> None:
         now = time.monotonic()
         due = now - self.drawn >= PREVIEW_SECONDS or event.step == event.total
         if due:
             self.drawn, self.text = now, self._describe(event)
-            self.progress.say(self.text)
+            self.say(self.text)
         self.progress.advance(event.step, self._picture() if due else None)
 
     def _picture(self) -> Image.Image:

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..flux2_train import flavours
 from ..flux2_train.host import files, load
+from ..flux2_train.run import fit
 from .progress import NodeProgress
 from .types import CATEGORY
 
@@ -31,10 +32,11 @@ class LoadFlux2(io.ComfyNode):
                     "is the largest. nano comes with the pack: use it to try a graph without any download.",
                 ),
                 io.Combo.Input(
-                    "precision", options=load.precisions(), default=flavours.AS_IN_FILE,
+                    "precision", options=[*load.precisions(), flavours.PLANNED], default=flavours.AS_IN_FILE,
                     tooltip="How the transformer's weights are stored in memory. 'as in file' is right for official "
-                    "files. Of a bf16 file, fp8, mxfp8 and int8 take half, nvfp4 and int4 a quarter of the memory, and "
-                    "lose a little more quality each. What the card has no fast arithmetic for still saves the memory.",
+                    "files, 'auto' takes what trains fastest in the memory that is free. Of a bf16 file, fp8, mxfp8 "
+                    "and int8 take half, nvfp4 and int4 a quarter of the memory, and lose a little more quality each. "
+                    "What the card has no fast arithmetic for still saves the memory.",
                 ),
                 io.Combo.Input(
                     "variant", options=list(flavours.VARIANTS), default="auto", optional=True, advanced=True,
@@ -72,6 +74,7 @@ class LoadFlux2(io.ComfyNode):
     def execute(cls, flavour: str, precision: str, **settings) -> io.NodeOutput:
         chosen = flavours.Flux2Files(flavour, precision, **settings)
         paths, row = load.locate_parts(chosen), flavours.flavour(flavour)
-        NodeProgress(cls.hidden.unique_id, 1).say("\n".join(path.name for path in paths))
+        chosen, text = fit.answered(chosen, paths)
+        NodeProgress(cls.hidden.unique_id, 1).say(text)
         model = load.load_model(paths[0], chosen)
         return io.NodeOutput(model, load.load_clip(paths[1], chosen), load.load_vae(paths[2], row))

@@ -59,7 +59,12 @@ class Memory(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "memory_limit", default=0.0, min=0.0, max=1e6, step=0.5, advanced=True,
-                    tooltip="Plan as if the card had only so many GB free, to leave room for other programs. 0 is all.",
+                    tooltip="Plan as if the card had only so many GB free; others keep the rest. 0 is all.",
+                ),
+                io.Float.Input(
+                    "pinned_memory", default=0.0, min=0.0, max=1e6, step=0.5, advanced=True,
+                    tooltip="Pin at most so many GB of streamed weights in host memory: they arrive faster, and no "
+                    "other program has that memory meanwhile. 0 is half of what is free.",
                 ),
             ],
             outputs=[FluxMemory.Output(display_name="memory")],

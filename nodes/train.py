@@ -213,6 +213,6 @@ class LoraTrainer(io.ComfyNode):
         )  # fmt: skip
         listener = TrainerListener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
         results = train(trainer, files.lora_folder(), files.run_folder(), listener, resume)
-        listener.progress.say(f"{results.lora_path.name}: {results.certificate}\n{listener.text}")
+        listener.say(f"{results.lora_path.name}: {results.certificate}\n{listener.text}")
         plot = to_tensor(loss_plot(trainer.history, results.lora_path.stem))
         return io.NodeOutput(results.lora, {"loss": trainer.history.losses}, results.lora_path.name, plot)

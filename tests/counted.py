@@ -124,7 +124,7 @@ def adapters_on(model, preset, rank, device, **kind):
     layers = linears(model)
     sites = {n: Site(layers[n].in_features, layers[n].out_features, rank, rank) for n in targets.select(layers, preset)}
     with training_mode():
-        adapters = Adapters(sites, AdapterConfig(**kind), 0)
+        adapters = Adapters(sites, AdapterConfig(**kind), 0, row_norms=lambda n: torch.ones(layers[n].out_features))
         for module in adapters.modules():
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None and parameter.requires_grad:
@@ -138,7 +138,8 @@ def step(model, adapters, side, batch, layout, device):
     with torch.device(device):
         x, t = torch.zeros(batch, 128, side, side), torch.full((batch,), 0.5)
         text = torch.zeros(1, 512, model.model.diffusion_model.params.context_in_dim)
-    with borrow_as(model, adapters.deltas(), Borrowed(layout)) as borrowed, training_mode(), live:
+    keeping = adapters.keeping_divisors()
+    with borrow_as(model, adapters.deltas(), Borrowed(layout)) as borrowed, training_mode(), keeping, live:
         with saved.hooks():
             loss = velocity(borrowed, x, t, [Condition(text)] * batch).square().mean()
         loss.backward()

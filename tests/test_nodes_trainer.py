@@ -61,3 +61,16 @@ def test_losses_of_held_out_images_and_images_that_stand_out_are_told(node, list
     listener(events.ImagesMeasured(4, first))
     listener(events.ImagesMeasured(9, last))
     assert listener.text == "held-out loss 1.0000 -> 0.5000\nnot learnable: odd"
+
+
+def test_the_plan_stays_on_the_node(node, listener):
+    _, events = node
+    listener(events.Planned("all weights resident\npeak 1.00 GB"))
+    listener(events.Phase("validating"))
+    listener(events.Stepped(9, 9, 0.5, 0.5, 0.0, 0.1))
+    first, second, third = listener.progress.said[-3:]
+    assert first == "all weights resident\npeak 1.00 GB"
+    assert second == f"validating\n{first}"
+    assert third == f"step 9/9, loss 0.5000, 0.10 s/step, 0 min left\n{first}"
+    listener(events.Planned("recomputed"))
+    assert listener.progress.said[-1].endswith("0 min left\nrecomputed")

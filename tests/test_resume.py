@@ -433,7 +433,9 @@ def test_memory_that_ends_in_an_update_costs_time_only(trainer, tmp_path, optimi
     told = [e.text for e in listener.of(events.Warned)]
     again = f" from step {again_from} on" if again_from < 5 else ""
     assert len(told) == 1 and f"while step 5 changed the weights: repeated{again} with all weights resident" in told[0]
-    assert RunFolder(tmp_path / "runs" / "run").about()["status"] == FINISHED
+    folder = RunFolder(tmp_path / "runs" / "run")
+    assert folder.about()["status"] == FINISHED
+    assert folder.plan.read_text() == cut.memory.describe() + "\n" == listener.of(events.Planned)[-1].text + "\n"
 
 
 def test_memory_that_ends_between_gradients_and_update_is_repeated(trainer, tmp_path, monkeypatch):

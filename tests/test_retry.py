@@ -16,13 +16,16 @@ from support import tiny_caches, tiny_flux2
 from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
+from flux2_train.host import borrow, machine
 from flux2_train.host.frozen import FrozenLinear
 from flux2_train.host.memory import is_out_of_memory
+from flux2_train.host.streamed import within
 from flux2_train.memory.options import MemoryConfig
 from flux2_train.options import AdapterConfig
 from flux2_train.run import events
 from flux2_train.run.trainer import Trainer
 
+CPU = torch.device("cpu")
 SHORT = TrainConfig(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0)
 
 
@@ -106,6 +109,8 @@ def test_a_step_that_ran_out_of_memory_is_repeated_bit_by_bit(parts, where, at, 
     assert same(lora(trainer), lora(expected)) and trainer.history.losses == expected.history.losses
     said = [event.text for event in told if isinstance(event, events.Warned)]
     assert len(said) == 1 and said[0].startswith("The device ran out of memory in step ") and "repeated" in said[0]
+    plans = [event.text for event in told if isinstance(event, events.Planned)]
+    assert len(plans) == 2 and plans[1] == trainer.memory.describe() != plans[0]
     assert trainer.memory.plan.layout.checkpointing != "off"
 
 
@@ -161,6 +166,29 @@ def test_a_limit_is_planned_for_or_refused_before_anything_is_loaded(parts):
     assert free[0].checkpointing == "off" and tight[0].checkpointing != "off" and tight[1] < free[1]
     with pytest.raises(UserError, match="needs 0.3 GB of device memory at least, 0.1 GB are free"):
         Trainer(*parts, replace(SHORT, memory=MemoryConfig(memory_limit=0.1)))
+
+
+def test_a_limit_and_pinned_memory_reach_comfyui_and_the_ring(parts, monkeypatch):
+    """ComfyUI is asked to leave free what the plan needs beside the weights, and all that is beyond the limit."""
+    asked, free = [], machine.machine(CPU).vram
+    monkeypatch.setattr(machine.comfy.model_management, "get_free_memory", lambda device: free)
+    load = borrow.comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        borrow.comfy.model_management, "load_models_gpu",
+        lambda models, memory_required: asked.append(memory_required) or load(models, memory_required=memory_required),
+    )  # fmt: skip
+    for limit in (0.0, 2.0):
+        memory = MemoryConfig(memory_limit=limit, recompute="blocks", recompute_every=1, pinned_memory=3.0)
+        trainer, _ = train(parts, memory=memory)
+        parts_of = trainer.memory.plan.estimate.parts
+        needed = sum(parts_of.values()) - parts_of["weights"]
+        assert asked[-1] == needed + (free - limit * 1e9 if limit else 0)
+        assert trainer.memory.how.pinned == 3e9
+
+
+def test_pinned_memory_is_given_in_order_while_it_lasts():
+    assert within([4, 5, 1, 3], 8) == [True, False, True, True]
+    assert within([4, 5], 0.5) == [False, False]
 
 
 def train_peak(parts, memory):

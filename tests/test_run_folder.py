@@ -45,7 +45,8 @@ def test_folder_and_lora_have_one_name(tmp_path):
         results = train(trainer(), tmp_path / "loras", tmp_path / "runs", lambda event: None)
     assert (results.folder.name, results.lora_path.name) == ("run_3", "run_3.safetensors")
     files = {p.name for p in results.folder.iterdir()} - {".lock"}
-    assert files == {"job.json", "run.json", "dataset.json", "loss.csv", "loss.png", "report.json", "checkpoints"}
+    assert files == {"job.json", "run.json", "dataset.json", "plan.txt", "loss.csv", "loss.png", "report.json",
+                     "checkpoints"}  # fmt: skip
 
 
 def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path):

@@ -117,6 +117,17 @@ class Adapters(nn.Module):
         magnitude = [self.magnitude(name)] if self.config.dora else []
         return [p for p in self.layer(name).parameters() if p.requires_grad] + magnitude
 
+    def kept(self, name: str) -> int:
+        """Numbers per token that the adapter at a Linear keeps for backward beside its input."""
+        site = self.sites[name]
+        match self.config.kind:
+            case "loha":
+                return 0
+            case "lokr":
+                part = self.part(name, torch.float32)
+                return part.left[-1].shape[1] * part.right[0].shape[0]
+        return site.rank + (2 * site.out_features if self.config.dora else 0)
+
     def trainable(self) -> list[nn.Parameter]:
         """The parameters the optimizer updates, in a fixed order."""
         return [p for p in self.parameters() if p.requires_grad]

@@ -40,11 +40,12 @@ BLOCK_KINDS = (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)
 class Borrowed:
     """How a borrowed model runs at the moment. ``layout`` may be exchanged between two steps (``lay_out``).
 
-    ``via`` moves streamed weights; the device's best way if it is None.
+    ``via`` moves streamed weights; the device's best way if it is None. At most ``pinned`` bytes of them are pinned; 0
+    is half of the host's free memory.
     """
 
-    def __init__(self, layout: Layout, via: Direct | None = None):
-        self.layout, self.via = layout, via
+    def __init__(self, layout: Layout, via: Direct | None = None, pinned: float = 0.0):
+        self.layout, self.via, self.pinned = layout, via, pinned
         self.changed: Callable[[], None] = lambda: None
         self.streamed: StreamedWeights | None = None
 
@@ -158,7 +159,7 @@ class _Swap:
         layers = {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
         portions = portions_of(layers, self.how.layout)
         if portions:
-            self.how.streamed = StreamedWeights(layers, portions, self.device, self.how.layout, self.how.via)
+            self.how.streamed = StreamedWeights(layers, portions, self.device, self.how)
             self.how.streamed.install()
 
     def _stop_streaming(self) -> None:

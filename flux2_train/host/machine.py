@@ -16,6 +16,11 @@ SIDE = 4096  # of the matrices that are multiplied
 REPEATS = 3
 
 
+def device() -> torch.device:
+    """Where ComfyUI computes."""
+    return comfy.model_management.get_torch_device()
+
+
 def machine(device: torch.device, limit: float = 0.0) -> Machine:
     """Free memory of the device, with what ComfyUI would unload for us, and its rates.
 
@@ -26,7 +31,8 @@ def machine(device: torch.device, limit: float = 0.0) -> Machine:
         there = comfy.model_management.current_loaded_models
         vram += sum(loaded.model_loaded_memory() for loaded in there if loaded.device == device)
     bus, flops = rates(device)
-    return Machine(min(vram, limit) if limit else vram, psutil.virtual_memory().available, bus, flops)
+    taken = min(vram, limit) if limit else vram
+    return Machine(taken, psutil.virtual_memory().available, bus, flops, vram - taken)
 
 
 @lru_cache(maxsize=8)

@@ -26,6 +26,12 @@ def number_size(model) -> int:
     return torch.empty((), dtype=model.model.get_dtype_inference()).element_size()
 
 
+def decoding(vae, width: int, height: int) -> int:
+    """Bytes of a VAE, and of what ComfyUI takes it to need to decode one image of that size."""
+    shape = (1, vae.latent_channels, height // 16, width // 16)
+    return round(vae.patcher.model_size() + vae.memory_used_decode(shape, vae.vae_dtype))
+
+
 def precision_of(model) -> str:
     """Load FLUX.2's name for how the weights are stored, empty where it has none."""
     return describe.precision_of(model) or ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Protocol
 
 import comfy.model_management
 import psutil
@@ -22,30 +23,38 @@ SOURCE = "flux2_train_source"  # on a layer: gives its weight on the device, as 
 PINNED_SHARE = 0.5  # of the host's free memory
 
 
+class How(Protocol):
+    """What ``borrow.Borrowed`` says of streaming."""
+
+    layout: Layout
+    via: Direct | None
+    pinned: float
+
+
 class StreamedWeights:
     """The streamed layers of one borrowed model. ``install`` and ``remove`` may be called any number of times."""
 
-    def __init__(self, layers: dict[str, nn.Module], portions: list[list[str]], device: torch.device, layout: Layout,
-                 via: Direct | None = None):  # fmt: skip
+    def __init__(self, layers: dict[str, nn.Module], portions: list[list[str]], device: torch.device, how: How):
         self.layers = {name: layers[name] for portion in portions for name in portion}
-        self.portions, self.device, self.layout, self.via = portions, device, layout, via
+        self.portions, self.device, self.how = portions, device, how
         self.moved: list[str] = []
         self.ring: Ring | None = None
 
     def install(self) -> None:
         """Take the layers' weights to host memory, if they are not there, and read them through a ring from now on."""
         masters = {name: _flat(self._taken(name)) for name in self.layers}
-        budget, packed = PINNED_SHARE * psutil.virtual_memory().available, []
-        for portion in self.portions:
-            weights = {name: masters[name][0] for name in portion}
-            size = sum(t.nbytes for tensors in weights.values() for t in tensors)
-            pin = self.device.type == "cuda" and size <= budget
-            budget -= size if pin else 0
-            packed.append(Group(weights, pin))
-        streams = self.layout.ahead
-        self.ring = Ring(packed, self.via or transfers(self.device, streams), SLOTS, ahead=self.layout.ahead)
+        portions = [{name: masters[name][0] for name in portion} for portion in self.portions]
+        pins = self._pins([sum(t.nbytes for tensors in each.values() for t in tensors) for each in portions])
+        ahead = self.how.layout.ahead
+        packed = [Group(weights, pin) for weights, pin in zip(portions, pins, strict=True)]
+        self.ring = Ring(packed, self.how.via or transfers(self.device, ahead), SLOTS, ahead=ahead)
         for name, layer in self.layers.items():
             layer.__dict__[SOURCE] = partial(self._read, name, masters[name][1])
+
+    def _pins(self, sizes: list[int]) -> list[bool]:
+        if self.device.type != "cuda":
+            return [False] * len(sizes)
+        return within(sizes, self.how.pinned or PINNED_SHARE * psutil.virtual_memory().available)
 
     def _taken(self, name: str) -> Tensor:
         layer = self.layers[name]
@@ -71,6 +80,15 @@ class StreamedWeights:
             weight = self.layers[name].weight.detach()
             self.layers[name]._parameters["weight"] = nn.Parameter(weight.to(self.device), requires_grad=False)
         self.moved.clear()
+
+
+def within(sizes: list[int], budget: float) -> list[bool]:
+    """Which of the portions, taken in their order, fit into so many bytes of pinned memory."""
+    chosen = []
+    for size in sizes:
+        chosen.append(size <= budget)
+        budget -= size if chosen[-1] else 0
+    return chosen
 
 
 def portions_of(layers: dict[str, nn.Module], layout: Layout) -> list[list[str]]:

@@ -1,8 +1,8 @@
 """How many bytes a step's activations take, block by block, counted tensor by tensor.
 
-Everything is in units of one tensor (tokens, hidden) in the dtype of computation. What autograd keeps is exact for
-plain LoRA on FLUX.2's blocks as ComfyUI runs them and ``host.borrow`` changes them: the tests compare every figure with
-counted bytes. A frozen Linear keeps nothing; its adapter keeps its input, its narrow output and its cast matrices.
+Everything is in units of one tensor (tokens, hidden) in the dtype of computation, for FLUX.2's blocks as ComfyUI runs
+them and ``host.borrow`` changes them: the tests compare the figures with counted bytes. A frozen Linear keeps nothing;
+its adapter keeps its input, its narrow output (DoRA: also its own and the base's wide ones) and its cast matrices.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HEAD = 128
-Sites = dict[str, tuple[int, int]]  # rank and number of parameters of adapters, by their Linear's name
+# By a Linear's name what its adapter keeps for each token beside its input, in numbers (LoRA: rank), and parameters.
+Sites = dict[str, tuple[int, int]]
+INTO = {"attn.qkv": 1, "attn.proj": 1, "mlp.0": 1, "mlp.2": 3, "linear1": 1, "linear2": 4}  # in hidden sizes
+OUT = {"attn.qkv": 3, "attn.proj": 1, "mlp.0": 6, "mlp.2": 1, "linear1": 9, "linear2": 1}
 ROPE = 4 * 4 * HEAD // 2  # bytes of a token's rotations: 64 matrices of 2 x 2 in fp32
 
 
@@ -45,18 +48,28 @@ class Block:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What all blocks share: hidden size, bytes per number of computation, bytes to dequantise by a Linear's name."""
+    """What all blocks share: hidden size, bytes per number of computation, the kind of adapter."""
 
     hidden: int
     size: int
     fp32_adapters: bool = False
+    kind: str = "lora"
 
-    def adapter(self, tokens: int, into: int, rank: int, parameters: int) -> float:
+    def adapter(self, tokens: int, into: int, narrow: int, parameters: int) -> float:
         """Bytes that an adapter keeps beside its input: the narrow output twice as wide in fp32, cast matrices."""
         size = 4 if self.fp32_adapters else self.size
         cast = 0 if size == 4 else size * parameters
         wider = 4 * tokens * into if size > self.size else 0  # the input, cast to fp32
-        return size * tokens * rank + cast + wider
+        return size * tokens * narrow + cast + wider
+
+    def inside(self, tokens: int, name: str) -> float:
+        """Most bytes alive while an adapter at a Linear is computed, beyond what plain LoRA has there."""
+        into, out = INTO[name] * self.hidden, OUT[name] * self.hidden
+        if self.kind == "dora":  # the adapted weight in fp32 on the way to its norm; backward's three fp32 products
+            return max(12 * into * out, tokens * out * (self.size + 12))
+        if self.kind == "loha":  # dW, its two factors, their gradients
+            return 5 * self.size * into * out
+        return 0.0
 
 
 def double_block(n: Numbers, tokens: Tokens, sites: Sites, first: bool, dequantised: dict[str, int]) -> Block:
@@ -76,7 +89,8 @@ def double_block(n: Numbers, tokens: Tokens, sites: Sites, first: bool, dequanti
         kept += sum(_site(n, count, sites.get(f"{name}_{at}"), width, at) for at, width in inputs.items())
     attention = tokens.all * (unit + 4 * heads)
     kept += 3 * tokens.all * unit + attention  # rotated query and key, value, and what comes out
-    return Block(tokens.all * unit, attention, round(kept), round(max(_top_of_double(n, streams, unit, dequantised))))
+    tops = [*_top_of_double(n, streams, unit, dequantised), *_adapters_of_double(n, streams, sites)]
+    return Block(tokens.all * unit, attention, round(kept), round(max(tops)))
 
 
 def _site(n: Numbers, count: int, site: tuple[int, int] | None, width: int, name: str) -> float:
@@ -85,6 +99,14 @@ def _site(n: Numbers, count: int, site: tuple[int, int] | None, width: int, name
         return 0.0
     into = 3 * n.hidden if name == "mlp.2" else n.hidden
     return width * count * n.hidden * n.size + n.adapter(count, into, *site)
+
+
+def _adapters_of_double(n: Numbers, streams: dict[str, int], sites: Sites):
+    """As ``_top_of_double``, while the adapters of other kinds than LoRA are computed."""
+    wide = {name: streams[name[:3]] * narrow * n.size for name, (narrow, _) in sites.items()}
+    before = 14 * n.hidden * n.size * sum(streams.values()) + sum(wide.values())
+    for name in sites:
+        yield before + n.inside(streams[name[:3]], name[4:])
 
 
 def _top_of_double(n: Numbers, streams: dict[str, int], unit: int, dequantised: dict[str, int]):
@@ -110,10 +132,12 @@ def single_block(n: Numbers, tokens: Tokens, sites: Sites, first: bool, dequanti
         if name in sites:
             kept += width * count * unit + n.adapter(count, into, *sites[name])
     wide, narrow = dequantised.get("linear1", 0), dequantised.get("linear2", 0)
+    own = n.size * count * sites.get("linear1", (0, 0))[0]  # what linear1's adapter keeps
     top = max(
-        unit * count * 31,  # backward of the activation: 9 + 6 + 4 + 3 + 3 wide, 6 of the hidden width
+        unit * count * 31 + own,  # backward of the activation: 9 + 6 + 4 + 3 + 3 wide, 6 of the hidden width
         unit * count * 12 + wide,  # forward of linear1
         unit * count * 27 + narrow,  # backward of linear2, before the rest is released
         unit * count * 14 + wide,  # backward of linear1
+        *(unit * count * (14 if n.kind == "loha" else 2) + own + n.inside(count, name) for name in sites),
     )
     return Block(count * unit, attention, round(kept), round(top))

@@ -9,10 +9,10 @@ from ..layout import SELECTIVE, SLOTS, Layout, groups
 from .activations import ROPE, Block, Numbers, Tokens, double_block, single_block
 from .weights import Weights
 
-# Bytes of optimizer state per trained number, beside the number and its gradient (fp32 both).
-OPTIMIZER_STATE = {
-    "adamw": 8.0, "adamw8bit": 2.02, "adafactor": 0.1, "prodigy": 16.0, "lion": 4.0, "schedulefree": 8.0,
-}  # fmt: skip
+# Bytes of optimizer state per trained number, beside the number and its gradient (fp32 both). adamw8bit: two bytes and
+# two fp32 scales for 256 of them. prodigy also keeps where it began, of what did not begin at zero. adafactor keeps a
+# number for each row and each column.
+OPTIMIZER_STATE = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256, "prodigy": 12.0, "lion": 4.0, "schedulefree": 8.0}
 # Bytes alive while a matrix is dequantised, for each byte of the result: the result, and steps on the way to it.
 DEQUANTISING = {"fp8 (scaled)": 2, "mxfp8": 2, "int8": 2, "nvfp4": 2, "int4": 8}
 OVERLAP = 1.15  # transfers beside arithmetic may cost so many times the longer of both: bench/gpu.py checks it
@@ -31,9 +31,11 @@ class Passes:
 class Work:
     """A run as far as memory and time depend on it.
 
-    ``sites``: rank and number of parameters of every adapter by its Linear's name. ``image`` are the tokens of the
-    largest bucket with those of its references. ``size``: bytes per number of computation, 2 on a GPU and 4 on a CPU.
-    ``preview``: image tokens of a preview, 0 for none. ``accumulate``: batches per step.
+    ``sites``: see ``activations.Sites``, of adapters of one ``kind``: lora, dora, loha or lokr. ``edges`` are rows and
+    columns of all trained matrices, ``begun`` the numbers in them that do not begin at zero. ``image`` are the tokens
+    of the largest bucket with those of its references. ``size``: bytes per number of computation, 2 on a GPU and 4 on
+    a CPU. ``preview``: image tokens of a preview with its references, 0 for none, ``decoding`` the bytes of the VAE and
+    of what it takes to decode one. ``accumulate``: batches per step.
     """
 
     weights: Weights
@@ -49,6 +51,10 @@ class Work:
     precision: str = "bf16"
     size: int = 2
     preview: int = 0
+    decoding: int = 0
+    kind: str = "lora"
+    edges: int = 0
+    begun: int = 0
 
     @property
     def parameters(self) -> int:
@@ -58,12 +64,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is: free bytes of device and host memory, bytes per second over the bus, operations per second."""
+    """What there is: free bytes of device and host memory, bytes per second over the bus, operations per second.
+
+    ``withheld`` are free bytes of the device that are left to others.
+    """
 
     vram: float
     ram: float = 64e9
     bus: float = 20e9
     flops: float = 50e12
+    withheld: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
         "weights": work.weights.total - sum(streamed),
         "streaming": ring,
         "adapters": 4 * work.parameters * (2 if work.ema else 1),
-        "optimizer": round(OPTIMIZER_STATE[work.optimizer] * work.parameters),
+        "optimizer": optimizer_bytes(work),
         **_moment(work, layout, blocks),
     }
     if offloaded:
@@ -118,6 +128,14 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     bus = traffic + 2 * offloaded * work.passes.trained * _rounds(work, layout)
     host = {"streamed weights": sum(streamed), "offloaded activations": offloaded}
     return Estimate(parts, host, compute, bus / machine.bus, round(bus))
+
+
+def optimizer_bytes(work: Work) -> int:
+    """What the optimizer keeps between steps."""
+    if work.optimizer == "adafactor":
+        return 4 * work.edges
+    more = 4 * work.begun if work.optimizer == "prodigy" else 0
+    return round(OPTIMIZER_STATE[work.optimizer] * work.parameters) + more
 
 
 def _rounds(work: Work, layout: Layout) -> int:
@@ -139,7 +157,7 @@ def block_bytes(work: Work) -> list[int]:
 @lru_cache(maxsize=64)
 def blocks_of(work: Work, tokens: Tokens) -> list[Block]:
     """Bytes of every block's activations."""
-    numbers = Numbers(work.weights.hidden, work.size, work.fp32_adapters)
+    numbers = Numbers(work.weights.hidden, work.size, work.fp32_adapters, work.kind)
     found, first = [], True
     for block in work.weights.blocks:
         start = len(block) + 1
@@ -195,12 +213,11 @@ def _kept(layout: Layout, number: int, block: Block) -> int:
 
 
 def _preview(work: Work, parts: dict[str, int]) -> int:
-    """What a preview needs beyond what training has given back by then."""
-    if not work.preview:
-        return 0
+    """What a preview needs beyond what training has given back by then: ComfyUI moves the weights away for the VAE."""
     tokens = Tokens(1, work.preview, work.text)
-    need = 31 * tokens.all * work.weights.hidden * work.size
-    return max(0, need - parts["activations"] - parts["workspace"])
+    painting = 31 * tokens.all * work.weights.hidden * work.size if work.preview else 0
+    free = parts["activations"] + parts["workspace"]
+    return max(0, painting - free, work.decoding - free - parts["weights"])
 
 
 @lru_cache(maxsize=64)

@@ -21,7 +21,8 @@ class MemoryConfig(Section):
     ``blocks_per_group`` also say in what portions; ``stream`` fetches the next portion while one is in use.
     ``recompute`` says what checkpointing keeps: nothing but each block's inputs, or attention's outputs too;
     ``recompute_every`` n-th block only, 0 for auto. ``micro_batch`` images run together, 0 for auto.
-    ``memory_limit`` in GB plans as if the device had no more; 0 is what is free.
+    ``memory_limit`` in GB plans as if the device had no more, and has ComfyUI leave the rest free; 0 is what is free.
+    At most ``pinned_memory`` GB of streamed weights are pinned in host memory; 0 is half of what is free.
     """
 
     GROUPS: ClassVar = (OFF, "block", "leaf")
@@ -37,6 +38,7 @@ class MemoryConfig(Section):
     offload_activations: str = AUTO
     micro_batch: int = 0
     memory_limit: float = 0.0
+    pinned_memory: float = 0.0
 
     @property
     def streams(self) -> bool:
@@ -48,7 +50,8 @@ class MemoryConfig(Section):
         yield from choices(self, group_offload=self.GROUPS, recompute=self.RECOMPUTE,
                            offload_activations=(AUTO, ON, OFF))  # fmt: skip
         yield from ranges(self, blocks_to_swap=(0, 1000), offload_percent=(0, 100), blocks_per_group=(1, 1000),
-                          recompute_every=(0, 1000), micro_batch=(0, 1024), memory_limit=(0, 1e6))  # fmt: skip
+                          recompute_every=(0, 1000), micro_batch=(0, 1024), memory_limit=(0, 1e6),
+                          pinned_memory=(0, 1e6))  # fmt: skip
         if self.blocks_to_swap and self.offload_percent:
             yield "blocks_to_swap and offload_percent are both set, and say the same twice; set one of them to 0."
         if self.blocks_per_group > 1 and self.group_offload != "block":

@@ -148,8 +148,9 @@ def nearest(work: Work, machine: Machine, pins: Pins) -> Iterator[tuple[str, Pla
     changed = [
         ("offload 'auto' with nothing pinned", work, free),
         ("half the resolution", replace(work, image=work.image // 4), pins),
-        ("rank 4", replace(work, sites=_of_rank(work, 4)), pins),
     ]
+    if work.kind == "lora":
+        changed.append(("rank 4", replace(work, sites=_of_rank(work, 4)), pins))
     for words, altered, allowed in changed:
         plan = min(fitting_plans(altered, machine, allowed), key=lambda plan: plan.estimate.seconds, default=None)
         if plan is not None:

@@ -36,8 +36,10 @@ def work_of(row: Flavour, precision: str, resolution: int, asked: Question) -> W
     """A run on square images with a plain LoRA."""
     weights = of_flavour(row, precision)
     sites = lora_sites(weights, select(weights.linears, asked.targets), asked.rank)
+    sizes = [weights.linears[name] for name in sites]
+    edges = sum(into + out + 2 * asked.rank for into, out in sizes)
     return Work(weights, sites, (resolution // 16) ** 2, batch=asked.batch, optimizer=asked.optimizer,
-                precision=precision)  # fmt: skip
+                precision=precision, edges=edges, begun=asked.rank * sum(into for into, _ in sizes))  # fmt: skip
 
 
 def machine_of(card: float, asked: Question) -> Machine:

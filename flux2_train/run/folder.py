@@ -81,6 +81,11 @@ class RunFolder:
         return self.path / "report.json"
 
     @property
+    def plan(self) -> Path:
+        """How the run is laid out in memory, and what it was expected to take."""
+        return self.path / "plan.txt"
+
+    @property
     def losses(self) -> Path:
         return self.path / "loss.csv"
 

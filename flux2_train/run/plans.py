@@ -13,6 +13,7 @@ from ..layout import BLOCKS, LEAF, OFF, WHOLE
 from ..memory.estimate import Machine, Passes, Work
 from ..memory.options import ALL, AUTO, ON
 from ..memory.planner import GB, Pins, Plan, choose, smallest
+from .previews import Validation
 
 
 def passes_of(config: TrainConfig) -> Passes:
@@ -25,15 +26,31 @@ def passes_of(config: TrainConfig) -> Passes:
     return Passes(trained, plain, 1 + bool(together) + (guide.cfg != 1))
 
 
-def work_of(config: TrainConfig, model, adapters: Adapters, tokens: int) -> Work:
-    """The run as the planner sees it. ``tokens``: the most image tokens a sample has, with its references."""
-    sites = {n: (s.rank, sum(p.numel() for p in adapters.of_layer(n))) for n, s in adapters.sites.items()}
+def work_of(config: TrainConfig, model, adapters: Adapters, tokens: int, validation: Validation | None = None) -> Work:
+    """The run as the planner sees it. ``tokens``: the most image tokens a sample has, with its references.
+
+    ``validation`` says what is painted meanwhile. Its second MODEL is no part of it: ComfyUI moves one away for the
+    other.
+    """
+    sites = {n: (adapters.kept(n), sum(p.numel() for p in adapters.of_layer(n))) for n in adapters.names}
+    trained = adapters.trainable()
     return Work(
         sizes.weights_of(model), sites, tokens, batch=config.batch, accumulate=config.accumulate,
         passes=passes_of(config), optimizer=config.optimizer.name, ema=bool(config.ema.decay),
         fp32_adapters=config.adapter.compute == "fp32", precision=sizes.precision_of(model),
-        size=sizes.number_size(model),
+        size=sizes.number_size(model), kind="dora" if config.adapter.dora else config.adapter.kind,
+        edges=sum(sum(p.shape) for p in trained), begun=sum(p.numel() for p in trained if p.any()),
+        **(_painting(validation) if validation else {}),
     )  # fmt: skip
+
+
+def _painting(validation: Validation) -> dict[str, int]:
+    """Image tokens of the largest preview, its references at their own size, and bytes to decode one."""
+    width, height = validation.config.width, validation.config.height
+    pixels = [sum(image.shape[0] * image.shape[1] * image.shape[2] for image in images) for images in
+              validation.references]  # fmt: skip
+    tokens = (width * height + max(pixels, default=0)) // 256
+    return {"preview": tokens, "decoding": sizes.decoding(validation.vae, width, height)}
 
 
 def pins_of(config: TrainConfig, model) -> Pins:
@@ -78,10 +95,12 @@ def plan(work: Work, pins: Pins, there: Machine, binding: bool) -> Plan:
     return choose(work, there, pins)
 
 
-def planned(config: TrainConfig, model, adapters: Adapters, tokens: int) -> tuple[Work, Pins, Machine, Plan]:
+def planned(
+    config: TrainConfig, model, adapters: Adapters, tokens: int, validation: Validation | None = None
+) -> tuple[Work, Pins, Machine, Plan]:
     """Everything that stepping down needs later, and the plan to begin with."""
     device: torch.device = model.load_device
-    work, pins = work_of(config, model, adapters, tokens), pins_of(config, model)
+    work, pins = work_of(config, model, adapters, tokens, validation), pins_of(config, model)
     there = machine(device, config.memory.memory_limit * GB)
     binding = device.type == "cuda" or bool(config.memory.memory_limit)
     return work, pins, there, plan(work, pins, there, binding)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..host.borrow import Borrowed
 from ..host.memory import can_spill, free, is_out_of_memory
-from ..memory.planner import Plan, lower
+from ..memory.planner import GB, Plan, lower
 from ..memory.table import parts
 from . import plans
 
@@ -22,15 +22,16 @@ class Memory:
     ``how`` is what ``borrow`` takes. ``told`` are sentences that the user has not been told yet.
     """
 
-    def __init__(self, config: TrainConfig, model, adapters, tokens: int):
-        self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens)
-        self.how, self.device = Borrowed(self.plan.layout), model.load_device
+    def __init__(self, config: TrainConfig, model, adapters, tokens: int, validation=None):
+        self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens, validation)
+        self.how = Borrowed(self.plan.layout, pinned=config.memory.pinned_memory * GB)
+        self.device = model.load_device
         self.told: list[str] = []
 
     @property
     def room(self) -> float:
-        """Bytes that a run needs beside the weights that stay on the device."""
-        return float(self.plan.estimate.peak - self.plan.estimate.parts["weights"])
+        """Bytes that ComfyUI has to leave free when it loads the weights: what a run needs, and what others keep."""
+        return float(self.plan.estimate.peak - self.plan.estimate.parts["weights"]) + self.machine.withheld
 
     @property
     def expected(self) -> float:

@@ -19,7 +19,7 @@ from ..host.memory import free, is_out_of_memory
 from ..job import Output
 from . import again, checkpoints, contents, logs, processes, resume
 from .checkpoints import About, Damaged, Snapshot
-from .events import Completed, Event, Phase, Resumed, Saved, Started, Warned
+from .events import Completed, Event, Phase, Planned, Resumed, Saved, Started, Warned
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, write_text
 from .image_files import ImageFiles
 from .jobs import job_of
@@ -95,8 +95,9 @@ class Session:
         job = job_of(trainer, save_references(trainer.validation, folder))
         self.job = replace(job, output=_output(loras, folder))
         previews, images = PreviewFiles(folder), ImageFiles(folder)
-        written = [Sparing(previews, "The previews", listen), Sparing(images, "The losses of single images", listen)]
-        self.listeners = [*written, listen]  # files first: listen may end the run
+        written = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}
+        # files first: listen may end the run
+        self.listeners = [*(Sparing(write, what, listen) for what, write in written.items()), listen]
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
         self.keeper = Keeper(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
 
@@ -184,6 +185,10 @@ class Session:
         for event in events:
             for listener in self.listeners:
                 listener(event)
+
+    def _note_plan(self, event: Event) -> None:
+        if isinstance(event, Planned):
+            write_text(self.folder.plan, event.text + "\n")
 
     def _finish(self) -> Results:
         if self.trainer.plateau.reached(self.trainer.history.validation):

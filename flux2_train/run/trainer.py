@@ -96,7 +96,7 @@ class Trainer:
             self.dead_adapters = DeadAdapters({name: self.adapters.of_layer(name) for name in self.adapters.names})
             self.optimizer = build_optimizer(self.adapters, config)
             self.scheduler = schedules.scheduler(self.optimizer, self.total, config.optimizer)
-            self.memory = Memory(config, model, self.adapters, self.samples.tokens())
+            self.memory = Memory(config, model, self.adapters, self.samples.tokens(), validation)
             self.ema = Ema(self.adapters.trainable(), config.ema.decay, config.ema.warmup) if config.ema.decay else None
         self.watch = Watch(self, embeds.embeds, validation)
 
@@ -160,6 +160,7 @@ class Trainer:
         self.step = step
         for told in self.memory.tell():
             yield Warned(told)
+            yield Planned(self.memory.describe())
         if measured is None:
             yield Warned(f"Step {step} was left out: its loss is no number ({_names(batch)}).")
             return

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .. import job
 from ..errors import UserError
-from ..flavours import AS_IN_FILE, DEFAULT, FLAVOURS, PRECISIONS, QUANTISED, VARIANTS, VIA, Flux2Files
+from ..flavours import AS_IN_FILE, DEFAULT, FLAVOURS, PLANNED, PRECISIONS, QUANTISED, VARIANTS, VIA, Flux2Files
 from ..host.bootstrap import import_comfyui
 from ..run.folder import RunFolder
 
@@ -75,7 +75,10 @@ def add_model(made: argparse.ArgumentParser) -> None:
     made.add_argument("--flavour", choices=FLAVOURS, default=DEFAULT, help=f"which FLUX.2 (default: {DEFAULT})")
     stored = (*PRECISIONS, *QUANTISED)
     made.add_argument(
-        "--precision", choices=stored, default=AS_IN_FILE, help="how the transformer's weights are stored"
+        "--precision",
+        choices=(PLANNED, *stored),
+        default=AS_IN_FILE,
+        help="how the transformer's weights are stored; auto: the fastest that fits, by the planner",
     )
     made.add_argument(
         "--text-encoder-precision", choices=stored, default=AS_IN_FILE, help="the text encoder's likewise"

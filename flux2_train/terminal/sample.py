@@ -47,12 +47,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     from ..flavours import flavour
     from ..host import load, sampling
+    from ..run import fit
 
     row = flavour(chosen.flavour)
     width, height = arguments.size or (row.resolution, row.resolution)
     with torch.inference_mode():
         references = [_picture(path) for path in arguments.reference]
-        transformer, text_encoder, vae = load.locate_parts(chosen)
+        transformer, text_encoder, vae = paths = load.locate_parts(chosen)
+        chosen, _ = fit.answered(chosen, paths)
         model = load.load_model(transformer, chosen)
         for file, settings in loras:
             model = _applied(model, file, settings)

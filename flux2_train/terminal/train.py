@@ -59,17 +59,20 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
 
     from ..flavours import flavour
     from ..host import files, load
+    from ..run import fit
     from ..run.session import train
     from ..run.trainer import Trainer
     from .cache import encode_all
 
     with torch.inference_mode():  # as ComfyUI runs nodes
-        transformer, text_encoder, vae = load.locate_parts(job.model)
+        transformer, text_encoder, vae = paths = load.locate_parts(job.model)
+        chosen, text = processes.agreed(accelerator, fit.answered(job.model, paths))
+        bar.say(text)
         encoder = load.load_vae(vae, flavour(job.model.flavour))
         with processes.main_first(accelerator):  # it fills the caches, where the others find everything
             (embeds, latents), *held_out = encode_all(job, bar, load.load_clip(text_encoder, job.model), encoder)
         trainer = Trainer(
-            load.load_model(transformer, job.model), embeds, latents, job.training, accelerator,
+            load.load_model(transformer, chosen), embeds, latents, job.training, accelerator,
             validation_of(job, encoder), held_out[0] if held_out else None,
         )  # fmt: skip
         loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
@@ -85,6 +88,7 @@ def validation_of(job: Job, vae):
     """What a job's ``validation`` paints with, its second model loaded; ``None`` where it has none."""
     from ..data.images import load_rgb, to_tensor
     from ..host import describe, files, load
+    from ..run import fit
     from ..run.previews import Validation
 
     asked = job.validation
@@ -92,7 +96,8 @@ def validation_of(job: Job, vae):
         return None
     references = tuple(tuple(to_tensor(load_rgb(files.resolve_file(str(path)))) for path in prompt.references)
                        for prompt in asked.prompts)  # fmt: skip
-    second = asked.model and load.load_model(load.locate_parts(asked.model)[0], asked.model)
+    paths = asked.model and load.locate_parts(asked.model)
+    second = asked.model and load.load_model(paths[0], fit.answered(asked.model, paths)[0])
     return Validation(asked, vae, second, references, describe.vae_file(vae))
 
 
