@@ -67,8 +67,8 @@ class Numbers:
         into, out = INTO[name] * self.hidden, OUT[name] * self.hidden
         if self.kind == "dora":  # the adapted weight in fp32 on the way to its norm; backward's three fp32 products
             return max(12 * into * out, tokens * out * (self.size + 12))
-        if self.kind == "loha":  # dW, its two factors, their gradients
-            return 5 * self.size * into * out
+        if self.kind == "loha":  # dW, its two factors, their gradients, and one of linear2's that is still held
+            return self.size * (5 * into * out + (4 * self.hidden**2 if name == "linear1" else 0))
         return 0.0
 
 
@@ -138,6 +138,6 @@ def single_block(n: Numbers, tokens: Tokens, sites: Sites, first: bool, dequanti
         unit * count * 12 + wide,  # forward of linear1
         unit * count * 27 + narrow,  # backward of linear2, before the rest is released
         unit * count * 14 + wide,  # backward of linear1
-        *(unit * count * (14 if n.kind == "loha" else 2) + own + n.inside(count, name) for name in sites),
+        *(unit * count * (12 if n.kind == "loha" else 2) + own + n.inside(count, name) for name in sites),
     )
     return Block(count * unit, attention, round(kept), round(top))
