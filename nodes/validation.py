@@ -151,7 +151,7 @@ class ValidationLoss(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "per_image", default=False,
-                    tooltip="Measure every image alone at the start and the end, eight predictions each, and name "
+                    tooltip="Measure every image alone at the start and the end, ten predictions each, and name "
                     "those that stand out in images.csv and images.png of the run's folder.",
                 ),
                 io.Int.Input(

@@ -112,12 +112,15 @@ class Previewed:
 
 @dataclass(frozen=True)
 class ImageLoss:
-    """How wrong the velocity is on one image at each of ``validation.TIMES``: with its caption, and with none."""
+    """How wrong the velocity is on one image: with its caption at each of ``validation.TIMES``, and with others'.
+
+    ``others``: the name of each image that has lent its caption, and the mean error with that at ``validation.NOISY``.
+    """
 
     path: Path
     held_out: bool
     with_caption: tuple[float, ...]
-    without: tuple[float, ...]
+    others: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

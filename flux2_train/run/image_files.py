@@ -14,11 +14,14 @@ from .events import Event, ImageLoss, ImagesMeasured
 from .folder import RunFolder
 from .judging import Judged, judge, summary
 from .preview_files import write_png
-from .validation import TIMES
+from .validation import OTHERS, TIMES
 
 MOST = 64  # images on a sheet
 COLUMNS = 6
-WITH, WITHOUT = ([f"{kind} t={t:g}" for t in TIMES] for kind in ("caption", "no caption"))
+WITH = [f"caption t={t:g}" for t in TIMES]
+NUMBERS = ("start", "now", "level", "fall", "advantage")
+BORROWED = [name for n in range(1, OTHERS + 1) for name in (f"lender {n}", f"its caption {n}")]
+HEADER = ("image", "held out", *WITH, *BORROWED)
 
 
 class ImageFiles:
@@ -33,7 +36,7 @@ class ImageFiles:
         self.folder.images.mkdir(exist_ok=True)
         _write_losses(self.folder.images / f"step_{event.step:06d}.csv", event.images)
         first = read_losses(min(self.folder.images.glob("step_*.csv")))
-        if len(first) != len(event.images):  # of a run that was taken up with other images
+        if len(first) != len(event.images):  # of a run that was taken up, which had other images or columns
             first = list(event.images)
         judged = judge(first, event.images)
         _write_judged(self.folder.image_table, judged)
@@ -43,28 +46,31 @@ class ImageFiles:
 def _write_losses(path: Path, images: tuple[ImageLoss, ...]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("image", "held out", *WITH, *WITHOUT))
-        writer.writerows((i.path, int(i.held_out), *i.with_caption, *i.without) for i in images)
+        writer.writerow(HEADER)
+        writer.writerows((i.path, int(i.held_out), *i.with_caption, *sum(i.others, ())) for i in images)
 
 
 def read_losses(path: Path) -> list[ImageLoss]:
-    """Inverse of what is written for each measurement."""
+    """Inverse of what is written for each measurement; nothing from a table with other columns."""
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
-    times = len(TIMES)
-    return [
-        ImageLoss(Path(r[0]), r[1] == "1", tuple(map(float, r[2 : 2 + times])), tuple(map(float, r[2 + times :])))
-        for r in rows
-    ]
+        header, *rows = csv.reader(file)
+    return [_read(row, 2 + len(TIMES)) for row in rows] if tuple(header) == HEADER else []
+
+
+def _read(row: list[str], borrowed: int) -> ImageLoss:
+    own, names, losses = row[2:borrowed], row[borrowed::2], row[borrowed + 1 :: 2]
+    others = tuple((name, float(loss)) for name, loss in zip(names, losses, strict=True))
+    return ImageLoss(Path(row[0]), row[1] == "1", tuple(map(float, own)), others)
 
 
 def _write_judged(path: Path, judged: list[Judged]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("image", "verdict", "start", "now", "fall", "gain of caption", *WITH, *WITHOUT))
+        writer.writerow(("image", "verdict", "reason", *NUMBERS, *WITH, *BORROWED))
         for j in judged:
-            numbers = (j.start, j.now, j.fall, j.gain, *j.image.with_caption, *j.image.without)
-            writer.writerow((j.image.path, j.verdict, *(f"{n:.6g}" for n in numbers)))
+            numbers = ["" if n is None else f"{n:.6g}" for n in (getattr(j, name) for name in NUMBERS)]
+            errors = (f"{n:.6g}" for n in j.image.with_caption)
+            writer.writerow((j.image.path, j.verdict, j.reason, *numbers, *errors, *sum(j.image.others, ())))
 
 
 def sheet(judged: list[Judged]) -> Image.Image:
@@ -78,7 +84,9 @@ def sheet(judged: list[Judged]) -> Image.Image:
 
 
 def _line(j: Judged) -> str:
-    return f"{j.verdict or 'like the others'}: loss {j.start:.3f} to {j.now:.3f}, fall {j.fall:.0%}, gain {j.gain:.0%}"
+    if j.reason:
+        return f"{j.verdict.upper()}. {j.reason}"
+    return f"{j.verdict or 'like the others'}: loss {j.start:.3f} to {j.now:.3f}"
 
 
 def _thumbnail(j: Judged) -> Image.Image:

@@ -14,7 +14,7 @@ from ..host.borrow import training_mode
 from . import processes
 from .events import Event, ImageLoss, ImagesMeasured, Phase, Validated, Warned
 from .previews import Previews, Validation
-from .validation import TIMES, also_trained, fixed_loss, fixed_losses
+from .validation import NOISY, OTHERS, TIMES, also_trained, fixed_loss, fixed_losses, lenders
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -66,27 +66,37 @@ class Watch:
         yield Validated(step, loss, bool(trainer.held_out))
 
     def _measure_images(self, borrowed, step: int) -> Iterator[Event]:
-        """The loss of every image alone, trained on or held out."""
+        """The loss of every image alone, trained on or held out, with its own caption and those of a few others."""
         trainer, predict = self.trainer, self._predict(borrowed)
         groups = ((trainer.samples, False), (trainer.held_out, True))
         places = [(samples, i, held_out) for samples, held_out in groups for i in range(len(samples))]
-        losses = torch.zeros(len(places), 2 * len(TIMES), dtype=torch.float64)
+        captions = [item.caption for item in trainer.samples.items]
+        lent = [lenders(captions, samples.items[i].caption, row) for row, (samples, i, _) in enumerate(places)]
+        losses = torch.zeros(len(places), len(TIMES) + OTHERS, dtype=torch.float64)
         for done, (rows, weight) in enumerate(processes.shares(trainer.accelerator, len(places), 1)):
             yield Phase(f"measuring images one by one, {done + 1} of {len(places)}")
             with trainer.weights_for("preview"):
                 for row in rows if weight else ():
                     samples, i, _ = places[row]
-                    losses[row] = self._both(predict, samples[i], trainer.config.seed + row)
+                    found = self._errors(predict, samples[i], lent[row], trainer.config.seed + row)
+                    losses[row, : len(found)] = found
         found = trainer.total_of(losses).tolist()
         yield ImagesMeasured(step, tuple(
-            ImageLoss(samples.items[i].path, held_out, tuple(row[:len(TIMES)]), tuple(row[len(TIMES):]))
-            for (samples, i, held_out), row in zip(places, found, strict=True)
+            ImageLoss(samples.items[i].path, held_out, tuple(row[:len(TIMES)]), self._named(indices, row[len(TIMES):]))
+            for (samples, i, held_out), indices, row in zip(places, lent, found, strict=True)
         ))  # fmt: skip
 
-    def _both(self, predict: Callable, sample: Sample, seed: int) -> Tensor:
-        """Errors with the image's caption and without one, on the same noise."""
-        without = replace(sample, embeds=self.trainer.blank)
-        return torch.cat([fixed_losses(predict, each, seed) for each in (sample, without)])
+    def _named(self, lent: list[int], losses: list[float]) -> tuple[tuple[str, float], ...]:
+        """Each loss with the name of the image that has lent its caption; the row may be longer."""
+        names = [self.trainer.samples.items[index].path.name for index in lent]
+        return tuple(zip(names, losses, strict=False))
+
+    def _errors(self, predict: Callable, sample: Sample, lent: list[int], seed: int) -> Tensor:
+        """Errors at TIMES with the image's own caption, then the mean at NOISY with each lent one; same noise."""
+        samples = self.trainer.samples
+        own, texts = fixed_losses(predict, sample, seed), [samples.items[index].caption for index in lent]
+        borrowed = [replace(sample, embeds=samples.embeds[text]) for text in texts]
+        return torch.stack([*own, *(fixed_losses(predict, each, seed, NOISY).mean() for each in borrowed)])
 
     def _predict(self, borrowed) -> Callable:
         trainer = self.trainer
