@@ -153,7 +153,7 @@ def test_held_out_images_of_their_own_are_measured_and_told_if_they_are_trained_
 
 
 def losses(name, start, now, advantage=0.5, held_out=False):
-    """An image before and after training: (loss at the quiet times, at the noisy ones), and what its caption is worth."""
+    """An image at the start and now: losses at the (quiet, noisy) times, and its advantage both times."""
     found = []
     for quiet, noisy in (start, now):
         others = tuple((f"lender {n}", noisy * math.exp(advantage)) for n in range(OTHERS))
@@ -170,8 +170,9 @@ ODD = {
     "far less loss": (changed("odd", 0.2), "memorised"),
     "nothing learned": (changed("odd", 0.97), "not learnable"),
     "noise": (losses("odd", (9.0, 2.0), (8.0, 1.9), advantage=0.0), "not learnable"),
-    "a wrong caption": (changed("odd", 0.62, advantage=0.1), "mislabelled"),
-    "a wrong caption that was learned": (changed("odd", 0.2, advantage=0.1), "mislabelled"),
+    "a wrong caption": (changed("odd", 0.62, advantage=0.01), "mislabelled"),
+    "a wrong caption that was learned": (changed("odd", 0.2, advantage=-0.3), "mislabelled"),
+    "a caption that says little": (changed("odd", 0.62, advantage=0.1), ""),
     "like the others": (changed("odd", 0.55, advantage=0.3), ""),
     "a little less loss": (changed("odd", 0.45), ""),
     "a rich picture": (losses("odd", (2.2, 2.2), (1.2, 1.2)), ""),
@@ -209,6 +210,14 @@ def test_the_caption_that_fits_better_is_named():
     last = replace(last, others=(("7.png", 0.3), *last.others[1:]))
     judged = judge(*zip(*ORDINARY, (first, last), strict=True))
     assert "the caption of 7.png fits it better, by 50% of the loss" in judged[-1].reason
+
+
+def test_a_rich_picture_among_plain_ones_is_not_called_noise():
+    """Six times the others' loss where little noise is left, but the model knows most of the noise all the same."""
+    plain = [losses(f"{n}.png", (0.2, 1.0), (0.1, 0.6)) for n in range(9)]
+    for quiet, verdict in ((0.6, ""), (1.2, "not learnable")):  # times (0.8^2 + 0.6^2) / 2: unknown is 0.3 and 0.6
+        judged = judge(*zip(*plain, losses("odd", (2 * quiet, 1.0), (quiet, 0.6)), strict=True))
+        assert judged[-1].unknown == pytest.approx(quiet / 2) and judged[-1].verdict == verdict
 
 
 def test_captions_that_tell_nothing_make_nobody_mislabelled():

@@ -19,7 +19,7 @@ from .validation import OTHERS, TIMES
 MOST = 64  # images on a sheet
 COLUMNS = 6
 WITH = [f"caption t={t:g}" for t in TIMES]
-NUMBERS = ("start", "now", "level", "fall", "advantage")
+NUMBERS = ("start", "now", "unknown", "fall", "advantage", "nearest")
 BORROWED = [name for n in range(1, OTHERS + 1) for name in (f"lender {n}", f"its caption {n}")]
 HEADER = ("image", "held out", *WITH, *BORROWED)
 

@@ -3,7 +3,8 @@
 An image is measured before training and now: at the four fixed times with its own caption, and at the two noisy ones,
 where captions tell most, with captions borrowed from a few other images, always on the same noise. From these:
 
-* level: the logarithm of its loss now at the two quiet times;
+* unknown: how wrong the noise is that its predictions now imply at the two quiet times, mean of (1 - t)^2 loss: 1 is to
+  know nothing of it, as noise has variance 1 and the implied noise is x_t + (1 - t) v;
 * fall: by how much the logarithm of its loss has fallen, mean of the four times;
 * advantage: how far the loss with its own caption lies below that with borrowed ones, as a logarithm, mean of before
   training (what the base model knows of the words) and now (what it has learned of them, the trigger among it).
@@ -11,9 +12,11 @@ where captions tell most, with captions borrowed from a few other images, always
 With median m and spread s = max(1.4826 MAD, 0.1) over the images trained on (for normally distributed values that is
 the standard deviation; a tenth is no difference worth a word), the first that fits names an image:
 
-* not learnable: level > m + 3.5 s, at least twice the others' loss, and its fall is no larger than theirs;
-* mislabelled: advantage < m / 2, if m is above 0.05 at all. A caption of another picture has as much to say about this
-  one as a borrowed one: its advantage is 0, that of right captions about m, and m / 2 is as far from either;
+* not learnable: log unknown > m + 3.5 s of the others', at least twice theirs and above 1/2: the model cannot tell the
+  picture from noise;
+* mislabelled: advantage < m / 2, if m is above 0.05 at all, and a borrowed caption does as well as its own, to 2 %. A
+  caption of another picture has as much to say about this one as a borrowed one: its advantage is 0, that of right
+  captions about m, and m / 2 is as far from either;
 * not learnable: fall < m - 3.5 s and fall < m / 2;
 * memorised: fall > m + 3.5 s, and its loss is now below two thirds of what the others' fall would have made of it.
 
@@ -35,6 +38,8 @@ FEWEST = 8
 SPREADS = 3.5
 LEAST_SPREAD = 0.1
 LEAST_ADVANTAGE = 0.05
+AS_WELL = 0.02
+MOST_UNKNOWN = 0.5
 SMALLEST_FALL = 0.05
 FAR = math.log(2)
 FURTHER = math.log(1.5)
@@ -52,16 +57,18 @@ ADVICE = {
 class Judged:
     """An image with what its losses say; ``verdict`` is empty where it is like the others.
 
-    ``start`` and ``now`` are mean losses; ``level``, ``fall`` and ``advantage`` as above, the last ``None`` where there
-    is no other caption. ``reason`` says what was found and what to do about it.
+    ``start`` and ``now`` are mean losses; ``unknown``, ``fall`` and ``advantage`` as above, the last ``None`` where
+    there is no other caption. ``nearest`` is the advantage over the best borrowed caption, the lower of before and now.
+    ``reason`` says what was found and what to do about it.
     """
 
     image: ImageLoss
     start: float
     now: float
-    level: float
+    unknown: float
     fall: float
     advantage: float | None
+    nearest: float = 0.0
     verdict: str = NORMAL
     reason: str = ""
 
@@ -79,15 +86,19 @@ def judge(first: Sequence[ImageLoss], last: Sequence[ImageLoss]) -> list[Judged]
 
 
 def _measured(first: ImageLoss, last: ImageLoss) -> Judged:
-    quiet = [loss for time, loss in zip(TIMES, last.with_caption, strict=True) if time not in NOISY]
+    own = list(zip(TIMES, last.with_caption, strict=True))
+    unknown = statistics.fmean((1 - time) ** 2 * loss for time, loss in own if time not in NOISY)
     fall = statistics.fmean(_log(a, b) for a, b in zip(first.with_caption, last.with_caption, strict=True))
-    advantage = statistics.fmean(map(_advantage, (first, last))) if first.others and last.others else None
     start, now = (statistics.fmean(image.with_caption) for image in (first, last))
-    return Judged(last, start, now, _log(statistics.fmean(quiet)), fall, advantage)
+    if not (first.others and last.others):
+        return Judged(last, start, now, unknown, fall, None)
+    both = [[_log(loss, own_noisy(image)) for _, loss in image.others] for image in (first, last)]
+    advantage = statistics.fmean(_log(_mean_borrowed(image), own_noisy(image)) for image in (first, last))
+    return Judged(last, start, now, unknown, fall, advantage, min(map(min, both)))
 
 
-def _advantage(image: ImageLoss) -> float:
-    return _log(statistics.fmean(loss for _, loss in image.others), own_noisy(image))
+def _mean_borrowed(image: ImageLoss) -> float:
+    return statistics.fmean(loss for _, loss in image.others)
 
 
 def own_noisy(image: ImageLoss) -> float:
@@ -100,13 +111,14 @@ def _log(a: float, b: float = 1.0) -> float:
 
 
 def _damaged(images: list[Judged]) -> list[Judged]:
-    levels, falls = _Spread.of(images, "level"), _Spread.of(images, "fall")
+    usual = _Spread.of([_log(m.unknown) for m in images])
 
     def is_odd(m: Judged) -> bool:
-        return levels.above(m.level) > SPREADS and m.level > levels.median + FAR and m.fall <= falls.median
+        far = max(usual.median + FAR, math.log(MOST_UNKNOWN))
+        return usual.above(_log(m.unknown)) > SPREADS and _log(m.unknown) > far
 
     return _named(images, is_odd, NOT_LEARNABLE, lambda m: (
-        f"Where little noise is left its loss is {math.exp(m.level - levels.median):.1f} times the others': noise, "
+        f"Where little noise is left its loss is {m.unknown / math.exp(usual.median):.1f} times the others': noise, "
         "damage or strong compression. Look at the file; replace it or take it out."
     ))  # fmt: skip
 
@@ -114,9 +126,12 @@ def _damaged(images: list[Judged]) -> list[Judged]:
 def _mislabelled(images: list[Judged]) -> list[Judged]:
     known = [m.advantage for m in images if m.advantage is not None]
     usual = statistics.median(known) if known else 0.0
-    if usual < LEAST_ADVANTAGE:  # the captions of this set tell nothing that could be wrong
-        return images
-    return _named(images, lambda m: m.advantage is not None and m.advantage < usual / 2, MISLABELLED, _mismatch)
+
+    def is_odd(m: Judged) -> bool:
+        return m.advantage is not None and m.advantage < usual / 2 and m.nearest < AS_WELL
+
+    # below that the captions of this set tell nothing that could be wrong
+    return images if usual < LEAST_ADVANTAGE else _named(images, is_odd, MISLABELLED, _mismatch)
 
 
 def _mismatch(m: Judged) -> str:
@@ -129,7 +144,7 @@ def _mismatch(m: Judged) -> str:
 
 
 def _unlearned(images: list[Judged]) -> list[Judged]:
-    falls = _Spread.of(images, "fall")
+    falls = _Spread.of([m.fall for m in images])
 
     def is_odd(m: Judged) -> bool:
         return falls.above(m.fall) < -SPREADS and m.fall < falls.median / 2
@@ -141,7 +156,7 @@ def _unlearned(images: list[Judged]) -> list[Judged]:
 
 
 def _memorised(images: list[Judged]) -> list[Judged]:
-    falls = _Spread.of(images, "fall")
+    falls = _Spread.of([m.fall for m in images])
 
     def is_odd(m: Judged) -> bool:
         return falls.above(m.fall) > SPREADS and m.fall > falls.median + FURTHER
@@ -170,8 +185,7 @@ class _Spread:
     spread: float
 
     @classmethod
-    def of(cls, images: list[Judged], name: str) -> _Spread:
-        values = [getattr(m, name) for m in images]
+    def of(cls, values: list[float]) -> _Spread:
         median = statistics.median(values)
         deviation = statistics.median(abs(v - median) for v in values)
         return cls(median, max(1.4826 * deviation, LEAST_SPREAD))
