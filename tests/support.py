@@ -61,7 +61,7 @@ def tiny_flux2(guidance: bool = False, context: int = 96, format: str = "fp32"):
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 if len(shape) > 1 else torch.ones(shape)
-        for name, shape in _tiny_shapes(context, guidance)
+        for name, shape in flux2_shapes(128, 1, 2, context, guidance)
     }
     with torch.inference_mode():
         options = {"dtype": PLAIN[format]} if format in PLAIN else {}
@@ -104,10 +104,11 @@ def _quantised(layer: str, value: torch.Tensor, format: str) -> dict:
     return found
 
 
-def _tiny_shapes(context: int, guidance: bool):
+def flux2_shapes(hidden: int, double: int, single: int, context: int, guidance: bool = False):
+    """(name, shape) of every weight of a FLUX.2 transformer of those sizes, as core builds it."""
     transformer = comfy.ldm.flux.model.Flux(
-        in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=context, hidden_size=128, mlp_ratio=3.0,
-        num_heads=1, depth=1, depth_single_blocks=2, axes_dim=[32] * 4, theta=2000, patch_size=1, qkv_bias=False,
+        in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=context, hidden_size=hidden, mlp_ratio=3.0,
+        num_heads=hidden // 128, depth=double, depth_single_blocks=single, axes_dim=[32] * 4, theta=2000, patch_size=1, qkv_bias=False,
         guidance_embed=guidance, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False,
         device="meta", operations=comfy.ops.disable_weight_init,
     )  # fmt: skip

@@ -119,7 +119,7 @@ def source(tmp_path_factory):
 def test_bytes_of_weights_are_those_of_the_files(source, tmp_path, precision):
     if precision != "bf16" and precision not in quantise.available():
         pytest.skip(f"this ComfyUI has no {precision}")
-    tensors = shipped.transformer() if precision == "bf16" else dict(quantise.stored(source, precision, CPU))
+    tensors = shipped.transformer() if precision == "bf16" else dict(quantise.stored([source], precision, CPU))
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
     found, known = weights.of_file(path), weights.of_flavour(FLAVOURS["nano"], precision)

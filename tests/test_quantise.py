@@ -92,6 +92,7 @@ def test_blocks_are_stored_quantised_and_the_rest_as_in_the_file(source, precisi
     original = load_file(source)
     with torch.inference_mode():
         model = load.load_transformer(source, precision)
+        comfy.model_management.load_models_gpu([model])
         for name, weight in weights_of(model).items():
             inside = "_blocks." in name
             assert isinstance(weight, comfy.quant_ops.QuantizedTensor) == inside, name
@@ -100,7 +101,7 @@ def test_blocks_are_stored_quantised_and_the_rest_as_in_the_file(source, precisi
             error = rotated(plain - exact) if precision == "int4" and inside else plain - exact
             allowed = HALF_A_STEP[precision](exact) if inside else 0
             assert (error.abs() <= allowed + 1e-6 * exact.abs().max() * inside).all(), name  # and fp32's own rounding
-    stored = dict(quantise.stored(source, precision, CPU))
+    stored = dict(quantise.stored([source], precision, CPU))
     assert sum(t.nbytes for t in stored.values()) < 0.62 * sum(t.nbytes for t in original.values())
 
 
@@ -109,12 +110,14 @@ def test_a_kept_copy_is_the_same_model_for_stock_loaders(source, precision, comf
     with torch.inference_mode():
         expected = predict(load.load_transformer(source, precision))
         kept = load.load_transformer(source, precision, keep=True)
-        path = Path(kept.cached_patcher_init[1][0])
-        assert path.parent.name == "flux2_train_quantised" and path.stem.startswith("base-model-")
+        folder = comfy_folders / "diffusion_models" / "flux2_train_quantised"
+        before = set(folder.glob("*"))
         assert torch.equal(predict(kept), expected)
+        (path,) = set(folder.glob("*")) - before  # made on first use
+        assert path.name.startswith("base-model-")
         assert torch.equal(predict(comfy.sd.load_diffusion_model(str(path))), expected)
         changed = path.stat().st_mtime_ns
-        load.load_transformer(source, precision, keep=True)
+        predict(load.load_transformer(source, precision, keep=True))
         assert path.stat().st_mtime_ns == changed  # the second start only reads
 
 
@@ -128,9 +131,9 @@ def test_load_flux2_offers_them_and_the_job_file_knows_them_again(source):
 def test_a_changed_source_gets_a_new_copy(source, tmp_path):
     path = tmp_path / "model.safetensors"
     shutil.copy(source, path)
-    first = quantise.kept(path, "nvfp4", "cpu", tmp_path / "kept")
+    first = quantise.kept([path], "nvfp4", "cpu", tmp_path / "kept")
     save_file({k: v * 2 for k, v in load_file(source).items()}, path)
-    second = quantise.kept(path, "nvfp4", "cpu", tmp_path / "kept")
+    second = quantise.kept([path], "nvfp4", "cpu", tmp_path / "kept")
     assert first != second and first.exists() and second.exists()
 
 
@@ -156,7 +159,7 @@ def test_the_text_encoders_precision_acts(precision, tmp_path, comfy_folders):
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_nothing_is_quantised_twice(source, tmp_path, precision):
     path = tmp_path / "quantised.safetensors"
-    save_file(dict(quantise.stored(source, "fp8 (scaled)", CPU)), path)
+    save_file(dict(quantise.stored([source], "fp8 (scaled)", CPU)), path)
     with pytest.raises(
         UserError, match="quantised.safetensors is already quantised: set the precision to 'as in file'"
     ):
@@ -173,14 +176,14 @@ def test_a_gpu_that_is_not_there_is_named():
 def test_sizes_that_a_format_cannot_hold_are_named(tmp_path):
     save_file({"single_blocks.0.linear1.weight": torch.randn(16, 40)}, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match="nvfp4 needs rows of a multiple of 16 values; single_blocks.0.linear1"):
-        list(quantise.stored(tmp_path / "odd.safetensors", "nvfp4", CPU))
+        list(quantise.stored([tmp_path / "odd.safetensors"], "nvfp4", CPU))
 
 
 def test_a_format_of_a_newer_comfyui_is_named(source, monkeypatch):
     monkeypatch.delitem(comfy.quant_ops.QUANT_ALGOS, "nvfp4")
     assert "nvfp4" not in quantise.available()
     with pytest.raises(UserError, match="This ComfyUI cannot read nvfp4"):
-        dict(quantise.stored(source, "nvfp4", CPU))
+        dict(quantise.stored([source], "nvfp4", CPU))
 
 
 MEASURE = """
@@ -195,7 +198,7 @@ def anonymous():
     return int(line.split()[1]) * 1024
 
 before = most = anonymous()
-for key, tensor in quantise.stored(Path(sys.argv[1]), "fp8 (scaled)", torch.device("cpu")):
+for key, tensor in quantise.stored([Path(sys.argv[1])], "fp8 (scaled)", torch.device("cpu")):
     most = max(most, anonymous())
 print(most - before)
 """

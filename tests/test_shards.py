@@ -34,13 +34,16 @@ def test_the_others_are_found(split, number):
     assert identify.path_of(clip.patcher).name == "text-00001-of-00003.safetensors"
 
 
-def test_they_can_be_quantised_but_not_kept_as_one(split):
+def test_they_can_be_quantised_and_kept_as_one_file(split, comfy_folders):
     first = split / "text-00001-of-00003.safetensors"
-    assert torch.equal(encoded(first, precision="int8")[0], encoded(split / "whole.safetensors", precision="int8")[0])
-    with pytest.raises(
-        UserError, match="keep_quantised needs one file, but text-00001-of-00003.safetensors is one of 3"
-    ):
-        encoded(first, precision="int8", keep=True)
+    expected = encoded(split / "whole.safetensors", precision="int8")[0]
+    assert torch.equal(encoded(first, precision="int8")[0], expected)
+    assert torch.equal(encoded(first, precision="int8", keep=True)[0], expected)
+    (kept,) = (comfy_folders / "text_encoders" / "flux2_train_quantised").glob("text-int8-*.safetensors")
+    assert torch.equal(encoded(kept)[0], expected)  # what any loader finds in it
+    written = kept.stat().st_mtime_ns
+    assert torch.equal(encoded(split / "text-00002-of-00003.safetensors", precision="int8", keep=True)[0], expected)
+    assert kept.stat().st_mtime_ns == written
 
 
 def test_a_missing_part_is_named(split):

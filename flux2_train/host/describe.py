@@ -67,7 +67,7 @@ def changes(model) -> list[str]:
 def precision_of(model) -> str | None:
     """Load FLUX.2's name for how a MODEL's weights were asked to be stored, ``None`` where it has none."""
     init = getattr(model, "cached_patcher_init", None)
-    if init and len(init[1]) > 1 and init[1][1] in QUANTISED:
+    if init and len(init[1]) > 1 and init[1][1] in (*PRECISIONS, *QUANTISED):
         return init[1][1]
     options = dict(init[1][1]) if init and len(init[1]) > 1 and isinstance(init[1][1], dict) else {}
     dtype = options.pop("dtype", None)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..canonical import canonical_hash
 from ..errors import UserError
+from . import deferred
 
 LATENT_CHANNELS = 128
 SAMPLED = 16  # values of each weight that tell one file from another
@@ -194,9 +195,10 @@ def statistics(vae) -> tuple[Tensor, Tensor]:
 
 
 def unload(patcher) -> None:
-    """Free the memory a model takes on its device, so that the next one finds it empty."""
+    """Free the memory a model takes, on its device and on the host, so that the next one finds it empty."""
     unload = getattr(comfy.model_management, "unload_model_and_clones", None)  # 0.16.3 has none
     unload(patcher) if unload else comfy.model_management.unload_all_models()
+    deferred.drop(patcher.model)
     comfy.model_management.soft_empty_cache()
 
 
@@ -205,15 +207,20 @@ def identity_of(module: nn.Module, patcher, extra: object) -> str:
 
     Independent of device and of whether patches are applied at the moment.
     """
-    state = dict(module.state_dict())
+    with deferred.present(module):
+        sampled = _sampled(module, patcher)
+    return canonical_hash([type(module).__qualname__, sampled, _patches(patcher.patches), extra])
+
+
+def _sampled(module: nn.Module, patcher) -> str:
+    state, found = dict(module.state_dict()), hashlib.blake2b(digest_size=16)
     for name, original in getattr(patcher, "backup", {}).items():
         if name in state:
             state[name] = original.weight
-    found = hashlib.blake2b(digest_size=16)
     parts = {k: v for name, weight in state.items() for k, v in _parts(name, weight).items()}
     for name, weight in sorted(parts.items()):
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + _bytes(_sample(weight)))
-    return canonical_hash([type(module).__qualname__, found.hexdigest(), _patches(patcher.patches), extra])
+    return found.hexdigest()
 
 
 def _parts(name: str, weight: Tensor) -> dict[str, Tensor]:

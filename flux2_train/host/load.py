@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import comfy.memory_management
+import comfy.model_base
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
-import comfy.text_encoders.flux
 import comfy.utils
-import folder_paths
 import torch
-import transformers
 
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, PRECISIONS, Flavour, Flux2Files, flavour
-from . import files, identify, quantise, shards
+from . import deferred, files, identify, quantise, weights
+from .text_encoder import load_text_encoder
+
+CPU = torch.device("cpu")
 
 
 def precisions() -> list[str]:
@@ -51,146 +55,94 @@ def load_clip(path: Path, chosen: Flux2Files):
 
 
 def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
-    """ComfyUI MODEL from a FLUX.2 transformer file, with its weights stored in ``precision``.
+    """ComfyUI MODEL from a FLUX.2 transformer file, which will store its weights in ``precision``.
 
-    Quantising is computed on the device ``via`` names; with ``keep`` its result is kept as a file beside the models.
+    They are read, and quantised, when ComfyUI first loads the model (``deferred``). Quantising is computed on the device
+    ``via`` names; with ``keep`` its result is kept as a file beside the models.
     Raises UserError for a file that is not a FLUX.2 transformer and for a precision asked of a quantised file.
     """
-    _require_unquantised(path, precision)
-    if precision in quantise.FORMATS and keep:
-        path = quantise.kept(path, precision, via, _kept_folder("diffusion_models"))
-    elif precision in quantise.FORMATS:
-        return _quantised_transformer(path, precision, via)
-    dtype = PRECISIONS.get(precision)
-    options = {} if dtype is None else {"dtype": dtype}
+    weights.require_unquantised(path, precision)
+    if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
+        return _mapped_by_core(path, PRECISIONS[precision])
+    plan = weights.Stored((path,), precision, via, weights.kept_folder("diffusion_models") if keep else None)
+    model = _without_weights(path, plan)
+    made = precision in quantise.FORMATS and not keep
+    deferred.defer(model, partial(_give_transformer, plan), made)
+    model.cached_patcher_init = (_again, (str(path), precision, via, keep))  # how core loads it anew
+    return model
+
+
+def _again(path: str, precision: str, via: str, keep: bool, disable_dynamic: bool = False):
+    """Another MODEL of the same file; a patcher's clone decides by itself whether dynamic VRAM is used."""
+    return load_transformer(Path(path), precision, via, keep)
+
+
+def _mapped_by_core(path: Path, dtype: torch.dtype | None):
+    """With dynamic VRAM core maps files itself, and reads a layer when it is needed."""
     try:
-        return comfy.sd.load_diffusion_model(str(path), model_options=options)
+        return comfy.sd.load_diffusion_model(str(path), model_options={} if dtype is None else {"dtype": dtype})
     except RuntimeError as error:
         raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows ({error}).") from error
 
 
-def _quantised_transformer(path: Path, precision: str, via: str, **options):
-    weights = dict(quantise.stored(path, precision, quantise.device_for(via)))
-    model = comfy.sd.load_diffusion_model_state_dict(weights, **options)
-    if model is None:
-        raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows.")
-    model.cached_patcher_init = (_quantised_transformer, (path, precision, via))  # how core loads it anew
+def _without_weights(path: Path, plan: weights.Stored):
+    """ComfyUI's MODEL whose weights have no bytes yet."""
+    dtype = PRECISIONS.get(plan.precision)
+    model = _built(path, plan, dtype)
+    own = comfy.utils.weight_dtype(plan.outline())
+    # where nothing computes in 16 bits core would store twice the file; weights can as well be widened when used
+    if dtype is None and model.load_device.type == "cpu" and model.model.get_dtype().itemsize > own.itemsize:
+        return model if model.model.model_config.quant_config else _built(path, plan, own)
     return model
 
 
-def _kept_folder(kind: str) -> Path:
-    return files.model_folder(kind) / "flux2_train_quantised"
+def _built(path: Path, plan: weights.Stored, dtype: torch.dtype | None):
+    offload = comfy.model_management.unet_offload_device()
+    options = {"offload_device": CPU, **({} if dtype is None else {"dtype": dtype})}
+    tensors = _unprefixed(*plan.outline_with_metadata())
+    names = set(tensors)
+    with deferred.META:
+        model = comfy.sd.load_diffusion_model_state_dict(tensors, options)
+    if model is None:
+        raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows.")
+    core = model.model
+    core.model_sampling = comfy.model_base.model_sampling(core.model_config, core.model_type)  # has a table of its own
+    model.offload_device = core.device = offload
+    weights.require_whole(core.diffusion_model, names, path.name)
+    return model
 
 
-def _require_unquantised(path: Path, precision: str) -> None:
-    if precision != AS_IN_FILE and _is_quantised(path):
-        raise UserError(f"{path.name} is already quantised: set the precision to 'as in file', not {precision!r}.")
+def _give_transformer(plan: weights.Stored, model: torch.nn.Module) -> None:
+    tensors = model.model_config.process_unet_state_dict(_unprefixed(*plan.read()))
+    weights.assign(model.diffusion_model, tensors)
 
 
-def _is_quantised(path: Path) -> bool:
-    """True if the file holds quantised tensors: fp8, int8 or packed weights, or their scales."""
-    from safetensors import safe_open
-
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path.name} is not a safetensors file; only safetensors are loaded here.")
-    with safe_open(path, framework="pt") as file:
-        keys = list(file.keys())
-        if any(key.endswith((".comfy_quant", ".weight_scale", ".scale_weight")) for key in keys):
-            return True
-        return any(file.get_slice(key).get_dtype() in ("F8_E4M3", "F8_E5M2", "I8", "U8") for key in keys)
-
-
-def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
-    """ComfyUI CLIP of the flavour's text encoder, with its weights stored in ``precision`` as for the transformer.
-
-    ``path`` may be any part of one that is split over several files. Raises UserError for a missing part, and for a
-    file without the tokenizer that ComfyUI needs.
-    """
-    parts = shards.parts_of(path)
-    shards.require_tokenizer(parts, flavour)
-    _check_tokenizer(flavour)
-    for part in parts:
-        _require_unquantised(part, precision)
-    embeddings = folder_paths.get_folder_paths("embeddings")
-    if len(parts) > 1:
-        return _split_text_encoder(parts, flavour, embeddings, precision, via, keep)
-    if precision in quantise.FORMATS and keep:
-        path, precision = quantise.kept(path, precision, via, _kept_folder("text_encoders")), AS_IN_FILE
-    if precision == AS_IN_FILE and flavour.text_encoder_config is None:
-        return comfy.sd.load_clip([str(path)], embeddings, comfy.sd.CLIPType.FLUX2)
-    clip = _text_encoder_from(_weights(path, precision, via), flavour, embeddings)
-    if precision == AS_IN_FILE:
-        clip.patcher.set_attachments(identify.FILE, str(path))
-    return clip
-
-
-def _split_text_encoder(
-    parts: list[Path], flavour: Flavour, embeddings: list[str], precision: str, via: str, keep: bool
-):
-    if keep:
-        raise UserError(f"keep_quantised needs one file, but {parts[0].name} is one of {len(parts)}; turn it off.")
-    clip = _text_encoder_from(
-        {k: v for p in parts for k, v in _weights(p, precision, via).items()}, flavour, embeddings
-    )
-    if precision == AS_IN_FILE:
-        clip.patcher.set_attachments(identify.FILE, str(parts[0]))
-    return clip
-
-
-def _weights(path: Path, precision: str, via: str) -> dict[str, torch.Tensor]:
-    if precision in quantise.FORMATS:
-        return dict(quantise.stored(path, precision, quantise.device_for(via)))
-    weights, dtype = comfy.utils.load_torch_file(str(path), safe_load=True), PRECISIONS[precision]
-    # one by one, so that the old copies go; core takes a text encoder's dtype from its tensors
-    return {name: weights.pop(name).to(dtype) if dtype else weights.pop(name) for name in list(weights)}
-
-
-def _check_tokenizer(flavour: Flavour) -> None:
-    limit = flavour.transformers_limit
-    if limit and int(transformers.__version__.split(".")[0]) > int(limit.split(".")[0]):
-        raise UserError(
-            f"transformers {transformers.__version__} cannot build the tokenizer of {flavour.name} in this ComfyUI; "
-            f"install transformers=={limit}."
-        )
-
-
-def _text_encoder_from(weights: dict[str, torch.Tensor], flavour: Flavour, embeddings: list[str]):
-    """A text encoder from its tensors; one of other sizes by name, as core tells its text encoders apart by width."""
-    if flavour.text_encoder_config is None:
-        return comfy.sd.load_text_encoder_state_dicts([weights], embeddings, comfy.sd.CLIPType.FLUX2)
-
-    class Target:
-        params: dict = {}
-        clip = comfy.text_encoders.flux.klein_te(model_type="qwen3_4b", **comfy.sd.llama_detect([weights]))
-        tokenizer = comfy.text_encoders.flux.KleinTokenizer
-
-    return comfy.sd.CLIP(
-        Target,
-        embedding_directory=embeddings,
-        parameters=comfy.utils.calculate_parameters(weights),
-        state_dict=[weights],
-        model_options={"qwen3_4b_model_config": flavour.text_encoder_config},
-    )
+def _unprefixed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> dict[str, torch.Tensor]:
+    """A transformer's tensors by core's names, from a file that may be a checkpoint or older than ``comfy_quant``."""
+    tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata)
+    prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
+    inside = comfy.utils.state_dict_prefix_replace(tensors, {prefix: ""}, filter_keys=True)
+    return comfy.utils.convert_old_quants(inside, "", metadata)[0] if inside else tensors
 
 
 def load_vae(path: Path, flavour: Flavour):
     """ComfyUI VAE of the flavour."""
-    weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     if flavour.vae_module is None:
-        vae = comfy.sd.VAE(sd=weights, metadata=metadata)
+        vae = comfy.sd.VAE(sd=tensors, metadata=metadata)
         vae.throw_exception_if_invalid()
-        if "bn.running_mean" in weights:  # ComfyUI rounds them to the VAE's precision
-            vae.flux2_train_statistics = (weights["bn.running_mean"].float(), weights["bn.running_var"].float())
+        if "bn.running_mean" in tensors:  # ComfyUI rounds them to the VAE's precision
+            vae.flux2_train_statistics = (tensors["bn.running_mean"].float(), tensors["bn.running_var"].float())
     else:
-        vae = _vae_around(flavour.vae_module(), weights)
+        vae = _vae_around(flavour.vae_module(), tensors)
     vae.patcher.set_attachments(identify.FILE, str(path))
     return vae
 
 
-def _vae_around(module: torch.nn.Module, weights: dict):
+def _vae_around(module: torch.nn.Module, tensors: dict):
     """ComfyUI's VAE with a 16x autoencoder of another make inside; core only builds the ones it knows by their keys."""
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-    module.load_state_dict(weights)
+    module.load_state_dict(tensors)
     vae.first_stage_model = module.to(vae.vae_dtype)
     vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = 128, 16, 16
     vae.disable_offload, vae.size = False, None

@@ -26,6 +26,7 @@ from ..adapters.names import Sizes, bare_name
 from ..adapters.parts import Part, mapped
 from ..adapters.patterns import restricted
 from ..errors import UserError
+from . import deferred
 from .borrow import linears
 from .frozen import fetched
 from .identify import flavour_name, require_flux2
@@ -169,6 +170,7 @@ def weights(model) -> Weights:
 
     @contextmanager
     def of(name: str) -> Iterator[Tensor]:
+        deferred.fill(model.model)
         with fetched(layers[name], torch.float32, model.load_device) as (weight, _):
             yield weight
 

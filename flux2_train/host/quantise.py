@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..adapters import stream
 from ..errors import UserError
+from . import shards
 
 # The Linears inside the blocks of a FLUX.2 transformer, and inside the layers of its text encoders.
 MATRICES = re.compile(
@@ -64,15 +65,27 @@ def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:
     layout = comfy.quant_ops.QUANT_ALGOS[format.name]["comfy_tensor_layout"]
     tensors = QuantizedTensor.from_float(weight.float(), layout, **options).state_dict(f"{layer}.weight")
     tensors[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
-    return {key: tensor.cpu() for key, tensor in tensors.items()}
+    return {key: tensor if tensor.is_meta else tensor.cpu() for key, tensor in tensors.items()}
 
 
 def _rotation(width: int) -> int:
     return next(size for size in ROTATIONS if width % size == 0)
 
 
-def stored(path: Path, precision: str, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a model file with its matrices quantised, one after the other; arithmetic on ``device``.
+def stored(parts: Sequence[Path], precision: str, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model's files with its matrices quantised, one after the other; arithmetic on ``device``.
+
+    Raises UserError as ``converted``.
+    """
+    for path in parts:
+        with safe_open(path, framework="pt") as file:
+            yield from converted(((key, file.get_tensor(key)) for key in file.keys()), precision, device)  # noqa: SIM118
+
+
+def converted(
+    tensors: Iterable[tuple[str, Tensor]], precision: str, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by key with the matrices among them quantised. Of tensors without bytes come such in the format's shapes.
 
     Raises UserError if the format is unknown to the running ComfyUI or does not fit the model's sizes.
     """
@@ -80,14 +93,13 @@ def stored(path: Path, precision: str, device: torch.device) -> Iterator[tuple[s
         raise UserError(
             f"This ComfyUI cannot read {precision}; it has {', '.join(available())}. Update it or choose one."
         )
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is no dict
-            tensor = file.get_tensor(key)
-            if tensor.ndim == 2 and MATRICES.fullmatch(key):
-                _require_divisible(key, tensor, precision)
-                yield from quantised(key.removesuffix(".weight"), tensor.to(device), precision).items()
-            else:
-                yield key, tensor
+    for key, tensor in tensors:
+        if tensor.ndim == 2 and MATRICES.fullmatch(key):
+            _require_divisible(key, tensor, precision)
+            weight = tensor if tensor.is_meta else tensor.to(device)
+            yield from quantised(key.removesuffix(".weight"), weight, precision).items()
+        else:
+            yield key, tensor
 
 
 def _require_divisible(key: str, tensor: Tensor, precision: str) -> None:
@@ -104,26 +116,32 @@ def device_for(via: str) -> torch.device:
     return device
 
 
-def kept(path: Path, precision: str, via: str, folder: Path) -> Path:
-    """The quantised copy of a model file in ``folder``, made on first use; any ComfyUI loader reads it.
+def kept(parts: Sequence[Path], precision: str, via: str, folder: Path) -> Path:
+    """The quantised copy of a model in ``folder``, made on first use and one file; any ComfyUI loader reads it.
 
-    Its name holds a key of the source's content (header, size and time of change) and of the precision, so a changed
+    Its name holds a key of the sources' content (header, size and time of change) and of the precision, so a changed
     source gets a new copy. It is written tensor by tensor, and is there whole or not at all.
     """
-    target = folder / f"{path.stem}-{re.sub(r'[^a-z0-9]', '', precision)}-{_key(path, precision)}.safetensors"
+    stem, kind = shards.stem_of(parts[0]), re.sub(r"[^a-z0-9]", "", precision)
+    target = folder / f"{stem}-{kind}-{_key(parts, precision)}.safetensors"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with safe_open(path, framework="pt") as file:
-            names, metadata = list(file.keys()), file.metadata() or {}
+        names, metadata = [], {}
+        for path in parts:
+            with safe_open(path, framework="pt") as file:
+                names += file.keys()
+                metadata |= file.metadata() or {}
         scales = ("weight_scale", "weight_scale_2", "comfy_quant")
         names += [n.replace("weight", scale) for n in names if MATRICES.fullmatch(n) for scale in scales]
-        stream.write(target, stored(path, precision, device_for(via)), names, metadata)
+        stream.write(target, stored(parts, precision, device_for(via)), names, metadata)
     return target
 
 
-def _key(path: Path, precision: str) -> str:
-    with path.open("rb") as file:
-        header = file.read(min(8 + int.from_bytes(file.read(8), "little"), 1 << 27))
-    found = path.stat()
-    text = f"{precision} {FORMATS[precision]} {found.st_size} {found.st_mtime_ns}".encode()
-    return hashlib.sha256(text + header).hexdigest()[:12]
+def _key(parts: Sequence[Path], precision: str) -> str:
+    found = hashlib.sha256(f"{precision} {FORMATS[precision]}".encode())
+    for path in parts:
+        with path.open("rb") as file:
+            header = file.read(min(8 + int.from_bytes(file.read(8), "little"), 1 << 27))
+        state = path.stat()
+        found.update(f" {state.st_size} {state.st_mtime_ns}".encode() + header)
+    return found.hexdigest()[:12]

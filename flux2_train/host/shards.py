@@ -31,6 +31,12 @@ def parts_of(path: Path) -> list[Path]:
     return found
 
 
+def stem_of(path: Path) -> str:
+    """A model file's name without its ending, nor its number where it is one of several."""
+    match = NUMBERED.fullmatch(path.name)
+    return match[1] if match else path.stem
+
+
 def require_tokenizer(parts: list[Path], flavour: Flavour) -> None:
     """Raise UserError if the text encoder's files lack the tokenizer that ComfyUI needs to find in them."""
     wanted = flavour.tokenizer_tensor

@@ -1,0 +1,133 @@
+"""Models whose weights are read when ComfyUI first loads them, and let go when it unloads them.
+
+Until then a weight has its shape, dtype and format but no bytes (torch's meta device): ComfyUI's loaders, its estimates
+and whoever looks at the model see what they will get. Weights that are stored as in the file stay mapped: the page cache
+has them, and gives them up when memory is short. Only ComfyUI's patcher is extended, by a subclass that clones keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..adapters.stream import DTYPES
+from ..errors import UserError
+
+ATTRIBUTE = "flux2_train_deferred"  # on a ComfyUI model: its Deferred
+META = torch.device("meta")
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+
+
+@dataclass
+class Deferred:
+    """How a model comes by its weights. Knows no model, which would never be freed if it did.
+
+    ``fetch`` assigns them to the model, in which they have these ``names``. ``made`` weights are computed on the way:
+    they stay when ComfyUI unloads the model, until ``drop``.
+    """
+
+    fetch: Callable[[nn.Module], None]
+    names: frozenset[str]
+    made: bool
+    here: bool = False
+
+
+def outline(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file's tensors without their bytes, and its metadata. Vectors of bytes, which hold text, are read.
+
+    Raises UserError for a type of numbers that ComfyUI has no use for.
+    """
+    found = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - safe_open is no dict
+            entry = file.get_slice(key)
+            shape, dtype = entry.get_shape(), entry.get_dtype()
+            if dtype not in _BY_NAME:
+                raise UserError(f"{path.name} holds {key} as {dtype}, which cannot be read; use another file.")
+            text = dtype == "U8" and len(shape) == 1
+            found[key] = file.get_tensor(key) if text else torch.empty(shape, dtype=_BY_NAME[dtype], device=META)
+        return found, file.metadata() or {}
+
+
+def defer(patcher, fetch: Callable[[nn.Module], None], made: bool) -> None:
+    """Let ``fetch`` give a freshly built model, whose weights are on the meta device, its weights on first use."""
+    names = frozenset(name for name, weight in patcher.model.named_parameters() if weight.is_meta)
+    setattr(patcher.model, ATTRIBUTE, Deferred(fetch, names, made))
+    patcher.__class__ = _deferring(type(patcher))
+
+
+def fill(model: nn.Module) -> None:
+    """Give a model its weights if they are deferred."""
+    deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
+    if deferred is not None and not deferred.here:
+        deferred.fetch(model)
+        deferred.here = True
+
+
+def drop(model: nn.Module) -> None:
+    """Let deferred weights go until the next use. The model must not be loaded."""
+    deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
+    if deferred is None or not deferred.here:
+        return
+    deferred.here = False
+    for place, module in model.named_modules():
+        for name, weight in module._parameters.items():
+            if f"{place}.{name}" in deferred.names:
+                module._parameters[name] = nn.Parameter(weight.detach().to(META), requires_grad=False)
+
+
+@contextmanager
+def present(model: nn.Module) -> Iterator[None]:
+    """A context in which a model has its weights, whether or not it is loaded; afterwards it is as before."""
+    deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
+    before = deferred is None or deferred.here
+    fill(model)
+    try:
+        yield
+    finally:
+        if not before:
+            drop(model)
+
+
+class _Deferring:
+    """What a ModelPatcher of deferred weights does beside its own work."""
+
+    def load(self, *args, **kwargs):
+        fill(self.model)
+        return super().load(*args, **kwargs)
+
+    def get_key_patches(self, *args, **kwargs):
+        fill(self.model)
+        return super().get_key_patches(*args, **kwargs)
+
+    def model_state_dict(self, *args, **kwargs):
+        fill(self.model)
+        return super().model_state_dict(*args, **kwargs)
+
+    def unpatch_model(self, device_to=None, unpatch_weights=True):
+        here = getattr(self.model, ATTRIBUTE).here  # not if reading failed: there is nothing to move then
+        return super().unpatch_model(device_to if here else None, unpatch_weights)
+
+    def detach(self, unpatch_all=True):
+        model = super().detach(unpatch_all)
+        if unpatch_all and not getattr(model, ATTRIBUTE).made:
+            drop(model)
+        return model
+
+    def clone(self, *args, **kwargs):
+        copy = super().clone(*args, **kwargs)
+        if not isinstance(copy, _Deferring):  # core makes a plain one where it wants no dynamic VRAM
+            copy.__class__ = _deferring(type(copy))
+        return copy
+
+
+@cache
+def _deferring(kind: type) -> type:
+    return type(f"Deferred{kind.__name__}", (_Deferring, kind), {})

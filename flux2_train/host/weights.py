@@ -1,0 +1,116 @@
+"""The weights of a model that Load FLUX.2 names: what they will be, without reading them, and then they themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.utils
+import torch
+from comfy.quant_ops import QuantizedTensor
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..flavours import AS_IN_FILE, PRECISIONS
+from . import deferred, files, quantise
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The files of a model and how its weights are to be stored.
+
+    Quantising is computed on the device ``via`` names; its result is kept as a file in ``kept``, if that is a folder.
+    """
+
+    parts: tuple[Path, ...]
+    precision: str
+    via: str = "auto"
+    kept: Path | None = None
+
+    def outline(self) -> dict[str, Tensor]:
+        """The tensors by their names in the file, without bytes. Raises UserError as ``quantise.converted``."""
+        return self.outline_with_metadata()[0]
+
+    def outline_with_metadata(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """``outline`` and the file's metadata."""
+        tensors, metadata = {}, {}
+        for part in self.parts:
+            found, said = deferred.outline(part)
+            tensors, metadata = tensors | found, metadata | said
+        if self.precision in quantise.FORMATS:
+            quantise.device_for(self.via)  # a GPU that is not there is told now, not at the first use
+            return dict(quantise.converted(tensors.items(), self.precision, deferred.META)), metadata
+        return tensors, metadata
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors by their names in the file, and its metadata: mapped, or just quantised."""
+        if self.precision in quantise.FORMATS and self.kept is None:
+            return dict(quantise.stored(self.parts, self.precision, quantise.device_for(self.via))), {}
+        return mapped(self.files())
+
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the weights as they are to be stored; a kept one is made if it is not there."""
+        if self.precision in quantise.FORMATS and self.kept is not None:
+            return (quantise.kept(self.parts, self.precision, self.via, self.kept),)
+        return self.parts
+
+
+def mapped(parts: Iterable[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a model's files, memory-mapped, and their metadata."""
+    tensors, metadata = {}, {}
+    for part in parts:
+        found, said = comfy.utils.load_torch_file(str(part), safe_load=True, return_metadata=True)
+        tensors, metadata = tensors | found, metadata | (said or {})
+    return tensors, metadata
+
+
+def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Make ``tensors`` the weights of a module, without a copy where they have the dtype that it is to store."""
+    for place in module.modules():
+        if "factory_kwargs" in place.__dict__:  # where core's quantised layers put what they are given
+            place.factory_kwargs["device"] = None
+    for name, weight in module.named_parameters():
+        if name in tensors and not isinstance(weight, QuantizedTensor):
+            tensors[name] = tensors[name].to(weight.dtype)
+    module.load_state_dict(tensors, strict=False, assign=True)
+    for place in module.modules():  # what the file lacks, which core has named
+        for name, weight in place._parameters.items():
+            if weight is not None and weight.is_meta:
+                place._parameters[name] = nn.Parameter(torch.zeros_like(weight, device="cpu"), requires_grad=False)
+
+
+def require_whole(module: nn.Module, names: set[str], file: str) -> None:
+    """Raise UserError if a module has weights that are not among those of its file."""
+    missing = [name for name, _ in module.named_parameters() if name not in names]
+    if missing:
+        raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} first: download it again.")
+
+
+def require_unquantised(path: Path, precision: str) -> None:
+    """Raise UserError if a file is asked for in another precision and is quantised, or is no safetensors file."""
+    if precision != AS_IN_FILE and _is_quantised(path):
+        raise UserError(f"{path.name} is already quantised: set the precision to 'as in file', not {precision!r}.")
+
+
+def _is_quantised(path: Path) -> bool:
+    """True if the file holds quantised tensors: fp8, int8 or packed weights, or their scales."""
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path.name} is not a safetensors file; only safetensors are loaded here.")
+    with safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+        if any(key.endswith((".comfy_quant", ".weight_scale", ".scale_weight")) for key in keys):
+            return True
+        return any(file.get_slice(key).get_dtype() in ("F8_E4M3", "F8_E5M2", "I8", "U8") for key in keys)
+
+
+def kept_folder(kind: str) -> Path:
+    """Where quantised copies of ComfyUI's models of that kind are kept."""
+    return files.model_folder(kind) / "flux2_train_quantised"
+
+
+def narrowed(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
+    """Tensors in the dtype of a precision; bytes, which hold text, as they are."""
+    dtype = PRECISIONS.get(precision)
+    return tensors if dtype is None else {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}

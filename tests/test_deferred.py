@@ -1,0 +1,204 @@
+"""Models that Load FLUX.2 gives have no weights until ComfyUI loads them, and are otherwise what core's loader gives."""
+
+import comfy.lora
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import problem
+
+from flux2_train import nano
+from flux2_train.errors import UserError
+from flux2_train.flavours import FLAVOURS
+from flux2_train.host import deferred, encode, load
+from flux2_train.host.borrow import linears
+from flux2_train.host.velocity import velocity
+
+PRECISIONS = ["as in file", "bf16", "fp32", "fp8 (scaled)", "nvfp4"]
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "base-model.safetensors"
+    save_file(nano.transformer(), path)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.safetensors"
+    save_file(nano.text_encoder(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _as_a_node():
+    with torch.inference_mode():
+        yield
+
+
+def predict(model):
+    comfy.model_management.load_models_gpu([model])
+    return velocity(model, *problem(1, context=nano.CONTEXT, dtype=torch.float32)[:3]).clone()
+
+
+def has_weights(module):
+    found = {weight.is_meta for layer in module.modules() for weight in layer._parameters.values() if weight is not None}
+    return False in found and True not in found
+
+
+def transformer(model):
+    return model.model.diffusion_model
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_come_with_the_first_use_and_look_the_same_before(source, precision):
+    model = load.load_transformer(source, precision)
+    assert not has_weights(transformer(model))
+    told = {name: (w.shape, w.dtype, type(w)) for name, w in transformer(model).named_parameters()}
+    size, keys = comfy.model_management.module_size(model.model), list(transformer(model).state_dict())
+    assert model.model_size() == size
+    predict(model)
+    assert has_weights(transformer(model))
+    assert told == {name: (w.shape, w.dtype, type(w)) for name, w in transformer(model).named_parameters()}
+    assert size == comfy.model_management.module_size(model.model)
+    assert keys == list(transformer(model).state_dict())
+
+
+def test_the_same_bits_as_from_cores_own_loader(source):
+    core = comfy.sd.load_diffusion_model(str(source))
+    ours = load.load_transformer(source)
+    assert torch.equal(predict(ours), predict(core))  # core widens on a CPU, ours when a weight is used
+    assert ours.model.get_dtype_inference() == core.model.get_dtype_inference()
+    assert all(layer.weight.dtype == torch.bfloat16 for layer in linears(ours).values())
+
+
+@pytest.mark.parametrize("precision", ["as in file", "nvfp4"])
+def test_clones_share_the_weights_and_they_go_with_unloading(source, precision):
+    model = load.load_transformer(source, precision)
+    clone = model.clone()
+    assert type(clone) is type(model) and clone.model is model.model
+    expected = predict(clone)
+    assert has_weights(transformer(model))
+    comfy.model_management.unload_all_models()
+    assert has_weights(transformer(model)) == (precision == "nvfp4")  # what was quantised for it would be lost
+    assert torch.equal(predict(model), expected)
+    encode.unload(model)
+    assert not has_weights(transformer(model))
+    assert torch.equal(predict(clone.clone()), expected)
+
+
+def test_weights_stay_while_another_clone_takes_over(source):
+    model = load.load_transformer(source)
+    predict(model)
+    held = next(iter(linears(model).values())).weight
+    predict(model.clone())
+    assert next(iter(linears(model).values())).weight is held
+
+
+@pytest.mark.parametrize("precision", ["as in file", "fp8 (scaled)"])
+def test_merged_loras_change_neither_the_file_nor_the_weights(source, precision):
+    before = source.read_bytes()
+    model = load.load_transformer(source, precision)
+    expected = predict(model)
+    encode.unload(model)
+    name, layer = next((n, m) for n, m in linears(model).items() if "_blocks." in n)
+    change = torch.full((layer.out_features, layer.in_features), 0.01)
+    merged = model.clone()
+    assert merged.add_patches({f"diffusion_model.{name}.weight": ("diff", (change,))})
+    assert not torch.equal(predict(merged), expected)
+    assert torch.equal(predict(model), expected)
+    comfy.model_management.unload_all_models()
+    assert torch.equal(predict(model), expected) and source.read_bytes() == before
+
+
+def test_other_nodes_get_the_weights_when_they_ask_the_patcher(source):
+    """As ModelMergeSimple does, of a model that was never loaded."""
+    model, other = load.load_transformer(source), load.load_transformer(source)
+    original = load_file(source)
+    patches = other.get_key_patches("diffusion_model.")
+    for key, (found, *_) in patches.items():
+        assert torch.equal(found[0], original[key.removeprefix("diffusion_model.")]), key
+    half = model.clone()
+    half.add_patches(patches, 0.5, 0.5)
+    expected = predict(model)
+    assert torch.allclose(predict(half), expected, rtol=1e-4, atol=1e-5)  # half of each of the same two
+
+
+def test_core_can_make_another_that_is_deferred_too(source):
+    model = load.load_transformer(source, "bf16")
+    again, arguments = model.cached_patcher_init
+    other = again(*arguments, disable_dynamic=True)
+    assert other.model is not model.model and not has_weights(transformer(other))
+    assert torch.equal(predict(other), predict(model))
+
+
+@pytest.mark.parametrize("precision", ["as in file", "bf16", "int8"])
+def test_a_text_encoder_comes_and_goes_likewise(text, precision):
+    row = FLAVOURS["nano"]
+    clip = load.load_text_encoder(text, row, precision)
+    inner = clip.cond_stage_model
+    names = getattr(inner, deferred.ATTRIBUTE).names
+    assert names and all(w.is_meta == (n in names) for n, w in inner.named_parameters())
+    encoder = encode.TextEncoder(clip)
+    assert all(w.is_meta for n, w in inner.named_parameters() if n in names)  # its key needed them for a moment only
+    expected = encode.encode_text(clip, "a red circle")
+    assert not any(w.is_meta for w in inner.parameters())
+    assert encode.TextEncoder(clip).identity == encoder.identity
+    encode.unload(clip.patcher)
+    assert all(w.is_meta for n, w in inner.named_parameters() if n in names)
+    assert torch.equal(encode.encode_text(clip.clone(), "a red circle"), expected)
+
+
+def test_a_text_encoder_gives_the_bits_of_cores_loader(text):
+    clip = load.load_text_encoder(text, FLAVOURS["nano"])
+    target = type("Target", (), {"params": {}, "clip": type(clip.cond_stage_model), "tokenizer": type(clip.tokenizer)})
+    weights = load_file(text)
+    options = {"qwen3_4b_model_config": FLAVOURS["nano"].text_encoder_config}
+    core = comfy.sd.CLIP(target, state_dict=[weights], model_options=options)
+    assert torch.equal(encode.encode_text(clip, "a blue square"), encode.encode_text(core, "a blue square"))
+
+
+def test_an_incomplete_file_is_named_at_once(source):
+    weights = load_file(source)
+    del weights["single_blocks.0.linear1.weight"]
+    save_file(weights, source)
+    with pytest.raises(UserError, match="base-model.safetensors lacks 1 weights, single_blocks.0.linear1.weight"):
+        load.load_transformer(source)
+
+
+def test_a_file_that_has_gone_meanwhile_says_so(source):
+    model = load.load_transformer(source)
+    source.rename(source.with_name("elsewhere.safetensors"))
+    with pytest.raises(FileNotFoundError, match="base-model.safetensors"):
+        predict(model)
+    source.with_name("elsewhere.safetensors").rename(source)
+    assert predict(model).isfinite().all()
+
+
+def test_a_file_of_something_else_is_named_at_once(tmp_path):
+    save_file({"something.weight": torch.zeros(4, 4)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="other.safetensors is not a diffusion model that ComfyUI knows"):
+        load.load_transformer(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "old fp8"])
+def test_other_forms_of_file_are_read(source, tmp_path, kind):
+    plain, found = load_file(source), {}
+    if kind == "checkpoint":
+        found = {f"model.diffusion_model.{name}": weight for name, weight in plain.items()}
+    else:
+        for name, weight in plain.items():
+            if weight.ndim == 2 and "_blocks." in name:
+                scale = (weight.abs().max() / 448).float()
+                found[name] = (weight.float() / scale).to(torch.float8_e4m3fn)
+                found[name.replace(".weight", ".scale_weight")] = scale
+            else:
+                found[name] = weight
+        found["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    path = tmp_path / "other.safetensors"
+    save_file(found, path)
+    model = load.load_transformer(path)
+    assert not has_weights(transformer(model))
+    assert torch.equal(predict(model), predict(comfy.sd.load_diffusion_model(str(path))))
