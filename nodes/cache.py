@@ -9,6 +9,7 @@ from ..flux2_train.data.index import Index
 from ..flux2_train.data.store import Store
 from ..flux2_train.host import describe, encode
 from ..flux2_train.host.files import CACHE_PLACES, USER, cache_folder
+from ..flux2_train.memory.options import AUTO, OFFLOADS
 from .progress import NodeProgress
 from .types import CATEGORY, FluxDataset, FluxEmbeds, FluxLatents, FluxValidation
 
@@ -58,6 +59,12 @@ class CacheEmbeds(io.ComfyNode):
                     tooltip="Also encodes the prompts of a Validation node, which LoRA Trainer paints.",
                 ),
                 *store_inputs(),
+                io.Combo.Input(
+                    "offload", options=list(OFFLOADS), default=AUTO, optional=True, advanced=True,
+                    tooltip="Whether the text encoder's layers stay in host memory and come to the card one after the "
+                    "other: 'auto' where it does not fit, 'all' always, 'off' never (ComfyUI then loads what fits). "
+                    "The embeds are the same.",
+                ),
             ],
             outputs=[FluxEmbeds.Output(display_name="embeds")],
             hidden=[io.Hidden.unique_id],
@@ -70,20 +77,16 @@ class CacheEmbeds(io.ComfyNode):
     @classmethod
     def execute(
         cls, clip, dataset, batch: int = 1, prompts: str = "", validation=None, store: str = USER,
-        limit_gb: float = 0.0,
+        limit_gb: float = 0.0, offload: str = AUTO,
     ) -> io.NodeOutput:  # fmt: skip
-        settings = cache.EmbedSettings(batch, prompts, store, limit_gb)
+        settings = cache.EmbedSettings(batch, prompts, store, limit_gb, offload)
         painted = validation.config.texts if validation is not None else []
         progress = NodeProgress(cls.hidden.unique_id, 1)
-        embeds, made = cache.cache_embeds(
-            dataset,
-            encode.TextEncoder(clip),
-            Store(cache_folder(store)),
-            [*settings.texts, *painted],
-            batch,
-            limit_gb,
-            progress.counting("captions"),
-        )
+        texts, report = [*settings.texts, *painted], progress.counting("captions")
+        with encode.TextEncoder(clip, offload) as encoder:
+            embeds, made = cache.cache_embeds(
+                dataset, encoder, Store(cache_folder(store)), texts, batch, limit_gb, report
+            )
         if made.encoded:
             encode.unload(clip.patcher)
         progress.say(f"{made.total} captions: {made}")

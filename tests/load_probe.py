@@ -1,12 +1,18 @@
 """Loads a transformer and a text encoder, caches and trains, in a process of its own, and prints its memory as JSON.
 
-python load_probe.py FOLDER FULL: ``FULL`` is 1 for files of 2 GB each and 0 for 1 GB. The files are of true architecture
-with random weights: klein-4b's widths with fewer blocks, a Qwen3 of its tokenizer with narrower layers, and FLUX.2's VAE.
+python load_probe.py write FOLDER FULL makes the files, 2 GB each where ``FULL`` is 1 and 1 GB where it is 0, of true
+architecture with random weights: FLUX.2 with fewer and narrower blocks, a Qwen3 with fewer and narrower layers, and
+FLUX.2's autoencoder. python load_probe.py run FOLDER FULL loads them, caches and trains.
+python load_probe.py quantise FOLDER FULL writes a transformer and a text encoder in two files, of 2 or 0.4 GB each, and
+quantises them.
 """
 
+import ctypes
+import gc
 import json
 import math
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +24,11 @@ from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
 
 import_comfyui("--cpu")
 
+import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
 import torch  # noqa: E402
 from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
+from comfy.quant_ops import QuantizedTensor  # noqa: E402
 from comfy.text_encoders.llama import Qwen3_4B  # noqa: E402
 from memory_probe import resident  # noqa: E402
 from support import flux2_shapes  # noqa: E402
@@ -32,11 +40,11 @@ from flux2_train.data.folder import read_folder  # noqa: E402
 from flux2_train.data.request import Request  # noqa: E402
 from flux2_train.data.store import Store  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
-from flux2_train.host import encode, load  # noqa: E402
+from flux2_train.host import encode, load, quantise  # noqa: E402
 from flux2_train.run.trainer import Trainer  # noqa: E402
 
 WIDTH = 2560  # of the text encoder; the transformer reads three of its layers
-QWEN = {"hidden_size": WIDTH, "num_hidden_layers": 28, "num_attention_heads": 8, "num_key_value_heads": 2}
+QWEN = {"hidden_size": WIDTH, "num_hidden_layers": 28}
 VAE = {"embed_dim": 32, "ddconfig": {
     "double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
     "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0, "batch_norm_latent": True,
@@ -58,28 +66,29 @@ def weights(shapes):
 def write(path, shapes):
     shapes = list(shapes)
     stream.write(path, weights(shapes), [name for name, _ in shapes], {})
-    return path
 
 
-def files(folder, full):
-    """(transformer, text encoder, VAE, the text encoder's flavour)."""
-    qwen = {**QWEN, "intermediate_size": 2048} if full else {**QWEN, "num_attention_heads": 2, "num_key_value_heads": 1,
-                                                             "intermediate_size": 320}  # fmt: skip
+def text_encoder(full):
+    """Sizes of its layers; the words alone take 0.8 GB."""
+    wide = {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 2048}
+    return {
+        **QWEN,
+        **(wide if full else {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 320}),
+    }
+
+
+def write_all(folder: Path, full: bool) -> None:
     with torch.device("meta"):
         vae = AutoencoderKL(**VAE).state_dict()
-        text = Qwen3_4B(qwen, torch.bfloat16, None, comfy.ops.disable_weight_init).state_dict()
-    shapes = {name: {key: tuple(value.shape) for key, value in found.items()}.items()
-              for name, found in (("text", text), ("vae", vae))}  # fmt: skip
-    transformer = flux2_shapes(3072, 1, 5 if full else 1, 3 * WIDTH)
-    paths = (write(folder / f"{name}.safetensors", found)
-             for name, found in (("transformer", transformer), *shapes.items()))  # fmt: skip
-    return *paths, replace(FLAVOURS["nano"], text_encoder_config=qwen)
+        text = Qwen3_4B(text_encoder(full), torch.bfloat16, None, comfy.ops.disable_weight_init).state_dict()
+    write(folder / "transformer.safetensors", flux2_shapes(*((2048, 3, 11) if full else (1536, 3, 9)), 3 * WIDTH))
+    for name, found in (("text", text), ("vae", vae)):
+        write(folder / f"{name}.safetensors", [(key, tuple(value.shape)) for key, value in found.items()])
 
 
 def main(folder: Path, full: bool) -> None:
-    transformer, text, vae, row = files(folder, full)
-    Path("/proc/self/clear_refs").write_text("5")  # what writing the files took does not count
-    tell = partial(report, before=resident("VmRSS"))
+    transformer, text, vae = (folder / f"{name}.safetensors" for name in ("transformer", "text", "vae"))
+    row, tell = replace(FLAVOURS["nano"], text_encoder_config=text_encoder(full)), partial(report, resident("VmRSS"))
     model, clip = load.load_transformer(transformer), load.load_text_encoder(text, row)
     autoencoder = load.load_vae(vae, FLAVOURS["klein-4b"])
     loaded = tell()
@@ -91,11 +100,52 @@ def main(folder: Path, full: bool) -> None:
     latents, _ = cache.cache_latents(dataset, encode.ImageEncoder(autoencoder), Store(folder / "cache"))
     encode.unload(autoencoder.patcher)
     cached = tell()
-    trainer = Trainer(model, embeds, latents, TrainConfig(steps=1, rank=4))
+    trainer = Trainer(model, embeds, latents, TrainConfig(steps=1, rank=4, validation_items=0))
     losses = [event.loss for event in trainer.run() if hasattr(event, "loss")]
     sizes = [path.stat().st_size for path in (transformer, text)]
     print(json.dumps({"files": sizes, "loaded": loaded, "encoded": encoded, "cached": cached, "trained": tell(),
                       "losses": losses}))  # fmt: skip
+
+
+def quantise_all(folder: Path, full: bool) -> None:
+    """Prints a line for each format: bytes of the result, of its widest layer in the file, and the most on the way."""
+    write(folder / "transformer.safetensors", flux2_shapes(*((2048, 3, 11) if full else (1536, 1, 3)), 3 * WIDTH))
+    sizes = {**text_encoder(True), "vocab_size": 256, "intermediate_size": 8192 if full else 1024}
+    row = replace(FLAVOURS["nano"], text_encoder_config=sizes)
+    with torch.device("meta"):
+        text = Qwen3_4B(sizes, torch.bfloat16, None, comfy.ops.disable_weight_init).state_dict()
+    shapes = [(key, tuple(value.shape)) for key, value in text.items()]
+    parts = [folder / f"text-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+    for number, part in enumerate(parts):
+        write(part, shapes[number::2])
+    for precision in quantise.available() if full else ("fp8 (scaled)", "nvfp4"):
+        model = load.load_transformer(folder / "transformer.safetensors", precision)
+        clip = load.load_text_encoder(parts[0], row, precision)
+        for kind, patcher in (("transformer", model), ("text encoder", clip.patcher)):
+            print(json.dumps({"precision": precision, "kind": kind, **quantising(patcher)}))
+
+
+def quantising(patcher) -> dict[str, int]:
+    matrices = [weight for weight in patcher.model.parameters() if isinstance(weight, QuantizedTensor)]
+    size, _ = patcher.model_size(), (gc.collect(), ctypes.CDLL(None).malloc_trim(0))
+    before = most = resident("RssAnon")
+    done = threading.Event()
+
+    def watch():
+        nonlocal most
+        while not done.wait(0.001):
+            most = max(most, resident("RssAnon"))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    comfy.model_management.load_models_gpu([patcher])
+    done.set()
+    watching.join()
+    after = resident("RssAnon")
+    encode.unload(patcher)
+    stored, layer = sum(weight.nbytes for weight in matrices), max(2 * weight.numel() for weight in matrices)
+    rises = {"rise": most - before, "kept": after - before, "left": resident("RssAnon") - before}
+    return {"result": size, "matrices": stored, "layer": layer, **rises}
 
 
 def report(before: int) -> dict[str, int]:
@@ -105,4 +155,4 @@ def report(before: int) -> dict[str, int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with torch.inference_mode():
-        main(Path(sys.argv[1]), sys.argv[2] == "1")
+        {"write": write_all, "run": main, "quantise": quantise_all}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3] == "1")

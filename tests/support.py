@@ -108,9 +108,9 @@ def flux2_shapes(hidden: int, double: int, single: int, context: int, guidance: 
     """(name, shape) of every weight of a FLUX.2 transformer of those sizes, as core builds it."""
     transformer = comfy.ldm.flux.model.Flux(
         in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=context, hidden_size=hidden, mlp_ratio=3.0,
-        num_heads=hidden // 128, depth=double, depth_single_blocks=single, axes_dim=[32] * 4, theta=2000, patch_size=1, qkv_bias=False,
-        guidance_embed=guidance, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False,
-        device="meta", operations=comfy.ops.disable_weight_init,
+        num_heads=hidden // 128, depth=double, depth_single_blocks=single, axes_dim=[32] * 4, theta=2000, patch_size=1,
+        qkv_bias=False, guidance_embed=guidance, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True,
+        ops_bias=False, device="meta", operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     return [(name, tuple(value.shape)) for name, value in transformer.state_dict().items()]
 

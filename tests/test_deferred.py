@@ -1,4 +1,4 @@
-"""Models that Load FLUX.2 gives have no weights until ComfyUI loads them, and are otherwise what core's loader gives."""
+"""Models of Load FLUX.2 have no weights until ComfyUI loads them, and are otherwise what core's loader gives."""
 
 import comfy.lora
 import comfy.model_management
@@ -44,8 +44,9 @@ def predict(model):
 
 
 def has_weights(module):
-    found = {weight.is_meta for layer in module.modules() for weight in layer._parameters.values() if weight is not None}
-    return False in found and True not in found
+    found = {weight.is_meta for weight in module.parameters()}
+    assert len(found) == 1  # all of them or none
+    return not found.pop()
 
 
 def transformer(model):

@@ -1,8 +1,6 @@
 """Load FLUX.2's precisions: ordinary ComfyUI models in the formats it reads itself, made one tensor at a time."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import comfy.model_management
@@ -18,6 +16,7 @@ from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS, PRECISIONS, QUANTISED
 from flux2_train.host import describe, encode, load, quantise
 from flux2_train.host.borrow import linears
+from flux2_train.host.quantise import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -186,32 +185,17 @@ def test_a_format_of_a_newer_comfyui_is_named(source, monkeypatch):
         dict(quantise.stored([source], "nvfp4", CPU))
 
 
-MEASURE = """
-import sys
-from pathlib import Path
-from flux2_train.host.bootstrap import import_comfyui
-import_comfyui("--cpu")
-import torch
-from flux2_train.host import quantise
-def anonymous():
-    line = next(l for l in open("/proc/self/status") if l.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-before = most = anonymous()
-for key, tensor in quantise.stored([Path(sys.argv[1])], "fp8 (scaled)", torch.device("cpu")):
-    most = max(most, anonymous())
-print(most - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory of a process is read from Linux's /proc")
-def test_quantising_holds_one_tensor_at_a_time(full_size, tmp_path):
-    """Of a file of 2 GB (a fifth of it in the short run) no more than two of its tensors are ever in memory."""
-    count, side = (20 if full_size else 4), 7240
-    tensors = {f"single_blocks.{i}.linear1.weight": torch.zeros(side, side, dtype=torch.bfloat16) for i in range(count)}
-    save_file(tensors, tmp_path / "large.safetensors")
-    size = tensors["single_blocks.0.linear1.weight"].nbytes
-    del tensors
-    script = [sys.executable, "-c", MEASURE, str(tmp_path / "large.safetensors")]
-    rise = int(subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()[-1])
-    assert rise < 8 * size  # one tensor in fp32, scaled, rounded, and its copy in the file's own type
+@pytest.mark.parametrize("precision", quantise.FORMATS)
+@pytest.mark.parametrize("shape", [(640, 192), (600, 256)], ids=["tiles", "a rest"])
+def test_slices_of_rows_are_not_noticed(precision, shape, monkeypatch):
+    """The same bits as by the layout's own quantiser from the whole matrix."""
+    weight, format = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16(), FORMATS[precision]
+    monkeypatch.setattr(quantise, "SLICE", 4 * shape[1] * 256)
+    found, options = quantise.quantised("layer", weight, precision), dict(format.options)
+    options |= {"convrot_groupsize": quantise._rotation(shape[1])} if format.rotated else {}
+    options |= {"scale": "recalculate"} if format.largest else {}
+    layout = comfy.quant_ops.QUANT_ALGOS[format.name]["comfy_tensor_layout"]
+    whole = comfy.quant_ops.QuantizedTensor.from_float(weight.float(), layout, **options)
+    for name, expected in whole.state_dict("layer.weight").items():
+        assert found[name].shape == expected.shape and found[name].dtype == expected.dtype
+        assert torch.equal(found[name].float(), expected.float()), name

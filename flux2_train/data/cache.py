@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..canonical import canonical_hash
+from ..errors import UserError
+from ..memory.options import AUTO, OFFLOADS
 from .dataset import Dataset, Mask, View
 from .masks import mask_grid
 from .render import pixels
@@ -29,13 +31,19 @@ Report = Callable[[int, int], None]  # (encoded so far, to encode)
 class EmbedSettings:
     """How captions are encoded: ``batch`` of equal length at a time; 0 of ``limit_gb`` is no limit.
 
-    ``prompts`` are more texts, one per line; ``store`` is the place of the cache on disk.
+    ``prompts`` are more texts, one per line; ``store`` is the place of the cache on disk. ``offload`` streams the text
+    encoder's layers from host memory, which changes no bit: ``all``, ``off``, or ``auto`` where it does not fit.
     """
 
     batch: int = 1
     prompts: str = ""
     store: str = "user folder"
     limit_gb: float = 0.0
+    offload: str = AUTO
+
+    def __post_init__(self):
+        if self.offload not in OFFLOADS:
+            raise UserError(f"offload of the embeds is {self.offload!r}; choose one of {', '.join(OFFLOADS)}.")
 
     @property
     def texts(self) -> list[str]:

@@ -1,8 +1,8 @@
 """Models whose weights are read when ComfyUI first loads them, and let go when it unloads them.
 
-Until then a weight has its shape, dtype and format but no bytes (torch's meta device): ComfyUI's loaders, its estimates
-and whoever looks at the model see what they will get. Weights that are stored as in the file stay mapped: the page cache
-has them, and gives them up when memory is short. Only ComfyUI's patcher is extended, by a subclass that clones keep.
+Until then a weight has its shape, dtype and format but no bytes (torch's meta device): ComfyUI's loaders, its
+estimates and whoever looks at the model see what they will get. Weights that are stored as in the file stay mapped: the
+page cache has them, and gives them up when memory is short. Only ComfyUI's patcher is extended, by a subclass.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..adapters.stream import DTYPES
 from ..errors import UserError
+from .heap import freed_at_once
 
 ATTRIBUTE = "flux2_train_deferred"  # on a ComfyUI model: its Deferred
 META = torch.device("meta")
@@ -67,7 +68,8 @@ def fill(model: nn.Module) -> None:
     """Give a model its weights if they are deferred."""
     deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
     if deferred is not None and not deferred.here:
-        deferred.fetch(model)
+        with freed_at_once(torch.device("cpu")):
+            deferred.fetch(model)
         deferred.here = True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import comfy.model_management
 import torch
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from ..canonical import canonical_hash
 from ..errors import UserError
-from . import deferred
+from ..memory.options import AUTO
+from ..memory.streaming import Direct
+from . import deferred, streamed_text
+from .heap import freed_at_once
 
 LATENT_CHANNELS = 128
 SAMPLED = 16  # values of each weight that tell one file from another
@@ -28,23 +31,38 @@ def encode_text(clip, text: str) -> Tensor:
 
 
 def _encode(clip, tokens: dict) -> Tensor:
-    return clip.encode_from_tokens_scheduled(tokens)[0][0].cpu()
+    with freed_at_once(clip.patcher.load_device, clip.patcher.model_size()):
+        return clip.encode_from_tokens_scheduled(tokens)[0][0].cpu()
 
 
 class TextEncoder:
     """A CLIP for the cache: knows each text's key, and encodes texts of equal length together.
 
     ComfyUI encodes the sections of one prompt as rows of one batch, so several prompts of one length, given as
-    sections, are what each would be alone. Raises UserError for a CLIP that changes over a schedule.
+    sections, are what each would be alone. ``offload`` streams the encoder's layers: ``all`` does, ``auto`` where it
+    does not fit its card, ``off`` leaves it to ComfyUI; this begins with the first text and ends with the context.
+    Raises UserError for a CLIP that changes over a schedule.
     """
 
-    def __init__(self, clip):
+    def __init__(self, clip, offload: str = AUTO, via: Direct | None = None):
         if getattr(clip.patcher, "forced_hooks", None) is not None:
             raise UserError("This CLIP carries hooks, which change embeds over the steps and cannot be cached; "
                             "wire the CLIP without them.")  # fmt: skip
         self.clip = clip
         self.identity = identity_of(clip.cond_stage_model, clip.patcher, _layers(clip))
         self.tokens: dict[str, dict] = {}
+        self.offload, self.via, self.streaming = offload, via, ExitStack()
+        self.ready, self.ring = (
+            None,
+            None,
+        )  # from the first text on: the CLIP to encode with, and its ring if it streams
+
+    def __enter__(self) -> TextEncoder:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.ready = self.ring = None
+        self.streaming.close()
 
     def key(self, text: str) -> str:
         """What the embeds of a text depend on: the encoder and the very tokens it gets, template included."""
@@ -65,7 +83,14 @@ class TextEncoder:
         """(1, L, D) for each text of one of ``batches``."""
         tokens = [self.tokens[text] for text in texts]
         together = {name: [section for t in tokens for section in t[name]] for name in tokens[0]}
-        return list(_encode(self.clip, together).chunk(len(texts), dim=1))
+        return list(_encode(self._begin(), together).chunk(len(texts), dim=1))
+
+    def _begin(self):
+        if self.ready is None:
+            self.ready = self.clip
+            if streamed_text.needed(self.clip, self.offload):
+                self.ready, self.ring = self.streaming.enter_context(streamed_text.streamed(self.clip, self.via))
+        return self.ready
 
 
 def _layers(clip) -> list:
@@ -120,7 +145,9 @@ class ImageEncoder:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 128, H/16, W/16) fp32 on the CPU for ComfyUI's IMAGE (B, H, W, 3). Raises as ``encode_image``."""
-        with _fp32_statistics(self.vae) as normalised:
+        # activations of an image are several times the size of the weights
+        thrifty = freed_at_once(self.vae.device, 10 * self.vae.patcher.model_size())
+        with _fp32_statistics(self.vae) as normalised, thrifty:
             if self.tile and max(images.shape[1:3]) > self.tile:
                 latents = self.vae.encode_tiled(images, tile_x=self.tile, tile_y=self.tile, overlap=self.tile // 4)
             else:

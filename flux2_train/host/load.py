@@ -9,15 +9,15 @@ import comfy.memory_management
 import comfy.model_base
 import comfy.model_detection
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
 
 from ..errors import UserError
-from ..flavours import AS_IN_FILE, PRECISIONS, Flavour, Flux2Files, flavour
+from ..flavours import AS_IN_FILE, PRECISIONS, Flux2Files, flavour
 from . import deferred, files, identify, quantise, weights
 from .text_encoder import load_text_encoder
+from .vae import load_vae as load_vae
 
 CPU = torch.device("cpu")
 
@@ -57,8 +57,8 @@ def load_clip(path: Path, chosen: Flux2Files):
 def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
     """ComfyUI MODEL from a FLUX.2 transformer file, which will store its weights in ``precision``.
 
-    They are read, and quantised, when ComfyUI first loads the model (``deferred``). Quantising is computed on the device
-    ``via`` names; with ``keep`` its result is kept as a file beside the models.
+    They are read, and quantised, when ComfyUI first loads the model (``deferred``). Quantising is computed on the
+    device ``via`` names; with ``keep`` its result is kept as a file beside the models.
     Raises UserError for a file that is not a FLUX.2 transformer and for a precision asked of a quantised file.
     """
     weights.require_unquantised(path, precision)
@@ -123,32 +123,3 @@ def _unprefixed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> d
     prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
     inside = comfy.utils.state_dict_prefix_replace(tensors, {prefix: ""}, filter_keys=True)
     return comfy.utils.convert_old_quants(inside, "", metadata)[0] if inside else tensors
-
-
-def load_vae(path: Path, flavour: Flavour):
-    """ComfyUI VAE of the flavour."""
-    tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    if flavour.vae_module is None:
-        vae = comfy.sd.VAE(sd=tensors, metadata=metadata)
-        vae.throw_exception_if_invalid()
-        if "bn.running_mean" in tensors:  # ComfyUI rounds them to the VAE's precision
-            vae.flux2_train_statistics = (tensors["bn.running_mean"].float(), tensors["bn.running_var"].float())
-    else:
-        vae = _vae_around(flavour.vae_module(), tensors)
-    vae.patcher.set_attachments(identify.FILE, str(path))
-    return vae
-
-
-def _vae_around(module: torch.nn.Module, tensors: dict):
-    """ComfyUI's VAE with a 16x autoencoder of another make inside; core only builds the ones it knows by their keys."""
-    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-    module.load_state_dict(tensors)
-    vae.first_stage_model = module.to(vae.vae_dtype)
-    vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = 128, 16, 16
-    vae.disable_offload, vae.size = False, None
-    pixels = 4 * vae.upscale_ratio**2  # fp32 values of one latent cell, a few copies of which are alive at a time
-    vae.memory_used_encode = lambda shape, dtype: 32 * shape[2] * shape[3]
-    vae.memory_used_decode = lambda shape, dtype: 8 * pixels * shape[2] * shape[3]
-    offload = comfy.model_management.vae_offload_device()
-    vae.patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=vae.device, offload_device=offload)
-    return vae

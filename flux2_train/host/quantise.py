@@ -1,7 +1,8 @@
 """Storing a model's large matrices in fewer bits, in the quantised layouts that ComfyUI itself reads from files.
 
-One tensor at a time comes out of the memory-mapped file, so the host never holds more than the result and that tensor.
-What is sensitive (embedders, modulation, norms, final layer) stays as in the file.
+One tensor at a time comes out of the memory-mapped file and is quantised a few rows at a time, so the host never holds
+more than the result and, for a moment, less than two such tensors. What is sensitive (embedders, modulation, norms,
+final layer) stays as in the file.
 """
 
 from __future__ import annotations
@@ -30,23 +31,29 @@ MATRICES = re.compile(
     r"|layers\.\d+\.(self_attn|mlp)\.\w+_proj)\.weight"
 )
 ROTATIONS = (256, 64, 16)  # widths of Hadamard rotation that ComfyUI's kernels have
+TILE = 128  # rows that lie together in every layout: cuBLAS keeps scales of blocks in tiles of 128 rows
+SLICE = 16 << 20  # bytes of rows in fp32 that are quantised together; the largest takes eight times that meanwhile
 
 
 @dataclass(frozen=True)
 class Format:
-    """One of ComfyUI's formats: its name in files, what its layout's quantiser is told, what divides its rows."""
+    """One of ComfyUI's formats: its name in files, what its layout's quantiser is told, what divides its rows.
+
+    ``largest`` is the value that the largest of a matrix becomes, where the format has one scale for all of it.
+    """
 
     name: str
     options: dict[str, object] = field(default_factory=dict)
     rotated: bool = False
     multiple: int = 1
+    largest: float = 0.0
 
 
 FORMATS: dict[str, Format] = {
-    "fp8 (scaled)": Format("float8_e4m3fn", {"scale": "recalculate"}),
+    "fp8 (scaled)": Format("float8_e4m3fn", largest=448.0),
     "mxfp8": Format("mxfp8", multiple=32),
     "int8": Format("int8_tensorwise", {"is_weight": True, "per_channel": True}),
-    "nvfp4": Format("nvfp4", multiple=16),
+    "nvfp4": Format("nvfp4", multiple=16, largest=448.0 * 6.0),
     "int4": Format("convrot_w4a4", rotated=True, multiple=64),
 }
 
@@ -62,10 +69,23 @@ def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:
     options, notes = dict(format.options), {"format": format.name}
     if format.rotated:
         options["convrot_groupsize"] = notes["convrot_groupsize"] = _rotation(weight.shape[1])
+    if format.largest:
+        options["scale"] = weight.abs().max().float() / format.largest
     layout = comfy.quant_ops.QUANT_ALGOS[format.name]["comfy_tensor_layout"]
-    tensors = QuantizedTensor.from_float(weight.float(), layout, **options).state_dict(f"{layer}.weight")
+    slices = [QuantizedTensor.from_float(rows.float(), layout, **options) for rows in _rows(weight)]
+    tensors = _joined([part.state_dict(f"{layer}.weight") for part in slices])
     tensors[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
     return {key: tensor if tensor.is_meta else tensor.cpu() for key, tensor in tensors.items()}
+
+
+def _rows(weight: Tensor) -> Sequence[Tensor]:
+    """A matrix in slices that no layout notices; one without bytes whole."""
+    return [weight] if weight.is_meta else weight.split(max(TILE, SLICE // (4 * weight.shape[1]) // TILE * TILE))
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    first = parts[0]
+    return {k: v if v.ndim == 0 or len(parts) == 1 else torch.cat([p[k] for p in parts]) for k, v in first.items()}
 
 
 def _rotation(width: int) -> int:

@@ -98,11 +98,11 @@ def portions_of(layers: dict[str, nn.Module], layout: Layout) -> list[list[str]]
         if "_blocks." in name:
             blocks.setdefault(".".join(name.split(".")[:2]), []).append(name)
     found = groups(layout, list(blocks), blocks)
-    usable = [[name for name in portion if _can_stream(layers[name])] for portion in found]
+    usable = [[name for name in portion if can_stream(layers[name])] for portion in found]
     return [portion for portion in usable if portion]
 
 
-def _can_stream(layer: nn.Module) -> bool:
+def can_stream(layer: nn.Module) -> bool:
     """ComfyUI's own layers; those whose patches are prepared for its own paging are left to it."""
     ours = type(layer).__module__ == "comfy.ops"
     return ours and getattr(layer, "bias", None) is None and getattr(layer, "weight_lowvram_function", None) is None

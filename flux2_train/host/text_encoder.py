@@ -1,4 +1,4 @@
-"""A flavour's text encoder as ComfyUI's CLIP, whose weights are read on first use and let go when captions are cached."""
+"""A flavour's text encoder as ComfyUI's CLIP: weights are read on first use and let go when captions are cached."""
 
 from __future__ import annotations
 

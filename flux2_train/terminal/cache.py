@@ -32,7 +32,8 @@ def encode_texts(clip, dataset, job: Job, bar: Bar):
     painted = job.validation.texts if job.validation else []
     more = [*asked.texts, *painted]
     store = Store(cache_folder(asked.store))
-    embeds, made = cache_embeds(dataset, encode.TextEncoder(clip), store, more, asked.batch, asked.limit_gb, report)
+    with encode.TextEncoder(clip, asked.offload) as encoder:
+        embeds, made = cache_embeds(dataset, encoder, store, more, asked.batch, asked.limit_gb, report)
     bar.say(f"captions: {made}")
     return replace(embeds, made_by=describe.text_encoder_file(clip), settings=asked)
 
@@ -52,11 +53,21 @@ def encode_latents(vae, dataset, job: Job, bar: Bar):
 
 
 def encode_all(job: Job, bar: Bar, clip=None, vae=None) -> list[tuple]:
-    """(EmbedCache, LatentCache) of a job's data set and, if it has one, its held-out one; ``None`` without encoder."""
+    """(EmbedCache, LatentCache) of a job's data set and, if it has one, its held-out one; ``None`` without encoder.
+
+    Each encoder leaves memory when it has done its work.
+    """
+    from ..host import encode
+
     asked = [requests for requests in (job.dataset, job.held_out) if requests]
     datasets = [read(requests, bar) for requests in asked]
     embeds = [clip and encode_texts(clip, dataset, job, bar) for dataset in datasets]
-    return [(e, vae and encode_latents(vae, d, job, bar)) for d, e in zip(datasets, embeds, strict=True)]
+    if clip:
+        encode.unload(clip.patcher)
+    latents = [vae and encode_latents(vae, dataset, job, bar) for dataset in datasets]
+    if vae:
+        encode.unload(vae.patcher)
+    return list(zip(embeds, latents, strict=True))
 
 
 def add_to(group) -> None:

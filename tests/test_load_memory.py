@@ -1,0 +1,70 @@
+"""What Load FLUX.2, the caches and training take of host memory on large files: one model at a time, as stored."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flux2_train.host import quantise
+
+ROOT = Path(__file__).resolve().parents[1]
+GIGABYTE = 10**9
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, full_size):
+    """Resident memory of one process that loads, caches and trains, at each point; the files of mapped pages count."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("a process's memory is read from Linux's /proc")
+    folder = tmp_path_factory.mktemp("models")
+    with _emptied(folder):
+        _probe("write", folder, full_size)
+        return json.loads(_probe("run", folder, full_size).splitlines()[-1])
+
+
+@contextmanager
+def _emptied(folder):
+    try:
+        yield
+    finally:
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+
+
+def _probe(what, folder, full_size):
+    command = [sys.executable, ROOT / "tests" / "load_probe.py", what, folder, str(int(full_size))]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quantising_holds_the_result_and_two_layers(full_size, tmp_path):
+    """Of a whole transformer and of a text encoder in two files, whose layers are of the type in the file (bf16)."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("a process's memory is read from Linux's /proc")
+    with _emptied(tmp_path):
+        rows = [json.loads(line) for line in _probe("quantise", tmp_path, full_size).splitlines() if line[0] == "{"]
+    assert len(rows) == 2 * (len(quantise.available()) if full_size else 2)
+    for row in rows:
+        assert row["rise"] > 0.9 * row["matrices"], row  # or the measure would see nothing
+        assert row["rise"] <= row["result"] + 2 * row["layer"], row
+        assert row["left"] < 0.1 * row["result"], row
+
+
+def test_loading_reads_no_weights(measured):
+    """What is left, a tenth of one file, is the tokenizer and the modules."""
+    assert measured["loaded"]["now"] - measured["loaded"]["before"] < 0.15 * min(measured["files"]), measured
+
+
+def test_the_text_encoder_is_gone_before_the_transformer_comes(measured):
+    assert measured["cached"]["now"] - measured["loaded"]["now"] < 0.15 * measured["files"][1], measured
+
+
+def test_peak_memory_is_that_of_the_larger_file(measured, full_size):
+    transformer, text = measured["files"]
+    assert min(transformer, text) >= 0.98 * (2 if full_size else 1) * GIGABYTE
+    assert measured["trained"]["peak"] <= 1.1 * max(transformer, text) + GIGABYTE, measured

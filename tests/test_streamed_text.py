@@ -1,0 +1,119 @@
+"""Text encoders that stream their layers give the very bits of resident ones, on a device that is late."""
+
+import comfy.model_management
+import comfy.text_encoders.flux
+import pytest
+import torch
+from delayed import Late
+from safetensors.torch import save_file
+from test_encode import dev, klein
+
+from flux2_train import nano as shipped
+from flux2_train.data.cache import EmbedSettings, cache_embeds
+from flux2_train.data.store import Store
+from flux2_train.errors import UserError
+from flux2_train.flavours import FLAVOURS
+from flux2_train.host import encode, load, quantise, streamed_text
+from flux2_train.host.streamed import SOURCE
+
+TEXTS = ["a red circle", "a blue square on a green ground"]
+
+
+@pytest.fixture(autouse=True)
+def _as_a_node():
+    with torch.inference_mode():
+        yield
+
+
+def own_nano(tmp_path, precision="as in file"):
+    if precision in quantise.FORMATS and precision not in quantise.available():
+        pytest.skip(f"this ComfyUI has no {precision}")
+    save_file(shipped.text_encoder(), tmp_path / "text.safetensors")
+    return load.load_text_encoder(tmp_path / "text.safetensors", FLAVOURS["nano"], precision)
+
+
+def leftovers(clip):
+    modules = clip.cond_stage_model.modules()
+    return [m for m in modules if SOURCE in m.__dict__ or "forward" in m.__dict__]
+
+
+def weights(clip):
+    return {name: id(weight) for name, weight in clip.cond_stage_model.named_parameters()}
+
+
+def require_same_bits(clip):
+    expected = [encode.encode_text(clip, text) for text in TEXTS]
+    before, late = weights(clip), Late()
+    with streamed_text.streamed(clip, late) as (own, ring):
+        layers = len({name.rpartition(".layers.")[2].split(".")[0] for name in ring.where})
+        assert layers == len(ring.groups) > len(ring.slots) == 2
+        found = [encode.encode_text(own, text) for text in TEXTS]
+        assert late.copies >= len(TEXTS) * (layers - 2) and ring.missed <= 2  # the next was on its way, but at first
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not leftovers(clip) and weights(clip) == before
+    assert torch.equal(encode.encode_text(clip, TEXTS[0]), expected[0])
+
+
+@pytest.mark.parametrize("precision", ["as in file", "fp8 (e4m3)", "fp8 (scaled)", "mxfp8", "int8", "nvfp4", "int4"])
+def test_every_precision(precision, tmp_path):
+    require_same_bits(own_nano(tmp_path, precision))
+
+
+@pytest.mark.parametrize("build", [lambda: klein("qwen3_4b", comfy.text_encoders.flux.KleinTokenizer), dev],
+                         ids=["klein", "dev"])  # fmt: skip
+def test_every_kind_of_encoder(build):
+    require_same_bits(build())
+
+
+def test_with_a_lora_merged_into_it(tmp_path):
+    clip = own_nano(tmp_path)
+    plain = encode.encode_text(clip, TEXTS[0])
+    name, weight = next((n, w) for n, w in clip.cond_stage_model.named_parameters() if n.endswith("q_proj.weight"))
+    clip = clip.clone()
+    assert clip.add_patches({name: ("diff", (torch.full(weight.shape, 0.05),))})
+    assert not torch.equal(encode.encode_text(clip, TEXTS[0]), plain)
+    require_same_bits(clip)
+
+
+def test_an_error_in_the_middle_gives_everything_back(tmp_path):
+    clip, late = own_nano(tmp_path), Late()
+    expected = encode.encode_text(clip, TEXTS[0])
+    late.fail_at = 4
+    with pytest.raises(torch.OutOfMemoryError), streamed_text.streamed(clip, late) as (own, _):
+        encode.encode_text(own, TEXTS[0])
+    assert not leftovers(clip) and torch.equal(encode.encode_text(clip, TEXTS[0]), expected)
+
+
+@pytest.mark.parametrize("offload, streams", [("auto", False), ("off", False), ("all", True)])
+def test_the_option_acts_and_changes_no_bit(offload, streams, tmp_path, robot):
+    """There is no card here for an encoder not to fit."""
+    clip, late, copies = own_nano(tmp_path), Late(), []
+    store = Store(tmp_path / "store")
+    with encode.TextEncoder(clip, offload, late) as encoder:
+        embeds, made = cache_embeds(robot.dataset, encoder, store, report=lambda *_: copies.append(late.copies))
+    assert made.encoded and (copies[-1] > 0) == streams
+    assert not leftovers(clip)
+    for text in robot.dataset.texts():
+        assert torch.equal(embeds.embeds[text], encode.encode_text(clip, text))
+    with encode.TextEncoder(clip, offload, late) as encoder:
+        cache_embeds(robot.dataset, encoder, store)
+        assert encoder.ready is None  # all of it was found, so nothing was loaded
+
+
+def test_auto_streams_what_does_not_fit_the_card(tmp_path, monkeypatch):
+    clip = own_nano(tmp_path)
+    clip.patcher.load_device = torch.device("cuda", 0)
+    spare = comfy.model_management.minimum_inference_memory()
+    for room, expected in ((0, True), (clip.patcher.model_size() + 1, False)):
+        monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device, room=room: spare + room)
+        assert streamed_text.needed(clip, "auto") is expected
+        assert streamed_text.needed(clip, "all") and not streamed_text.needed(clip, "off")
+
+
+def test_a_clip_without_layers_and_a_wrong_word_are_refused(nano, monkeypatch):
+    with pytest.raises(UserError, match="offload of the embeds is 'some'; choose one of auto, off, all"):
+        EmbedSettings(offload="some")
+    monkeypatch.setattr(streamed_text, "can_stream", lambda layer: False)
+    said = "no layers that can be streamed; set offload of Cache Embeds to 'off'"
+    with pytest.raises(UserError, match=said), streamed_text.streamed(nano.clip):
+        pass
