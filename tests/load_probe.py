@@ -30,8 +30,6 @@ import torch  # noqa: E402
 from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
 from comfy.quant_ops import QuantizedTensor  # noqa: E402
 from comfy.text_encoders.llama import Qwen3_4B  # noqa: E402
-from memory_probe import resident  # noqa: E402
-from support import flux2_shapes  # noqa: E402
 
 from flux2_train.adapters import stream  # noqa: E402
 from flux2_train.config import TrainConfig  # noqa: E402
@@ -68,6 +66,12 @@ def write(path, shapes):
     stream.write(path, weights(shapes), [name for name, _ in shapes], {})
 
 
+def transformer(hidden, double, single):
+    from support import flux2_shapes  # which brings pytest along: not where memory is measured
+
+    return flux2_shapes(hidden, double, single, 3 * WIDTH)
+
+
 def text_encoder(full):
     """Sizes of its layers; the words alone take 0.8 GB."""
     wide = {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 2048}
@@ -81,15 +85,15 @@ def write_all(folder: Path, full: bool) -> None:
     with torch.device("meta"):
         vae = AutoencoderKL(**VAE).state_dict()
         text = Qwen3_4B(text_encoder(full), torch.bfloat16, None, comfy.ops.disable_weight_init).state_dict()
-    write(folder / "transformer.safetensors", flux2_shapes(*((2048, 3, 11) if full else (1536, 3, 9)), 3 * WIDTH))
+    write(folder / "transformer.safetensors", transformer(*((1536, 5, 22) if full else (1024, 5, 25))))
     for name, found in (("text", text), ("vae", vae)):
         write(folder / f"{name}.safetensors", [(key, tuple(value.shape)) for key, value in found.items()])
 
 
 def main(folder: Path, full: bool) -> None:
-    transformer, text, vae = (folder / f"{name}.safetensors" for name in ("transformer", "text", "vae"))
+    base, text, vae = (folder / f"{name}.safetensors" for name in ("transformer", "text", "vae"))
     row, tell = replace(FLAVOURS["nano"], text_encoder_config=text_encoder(full)), partial(report, resident("VmRSS"))
-    model, clip = load.load_transformer(transformer), load.load_text_encoder(text, row)
+    model, clip = load.load_transformer(base), load.load_text_encoder(text, row)
     autoencoder = load.load_vae(vae, FLAVOURS["klein-4b"])
     loaded = tell()
     dataset = read_folder(Request(ROOT / "datasets" / "robot", 64))
@@ -102,15 +106,16 @@ def main(folder: Path, full: bool) -> None:
     cached = tell()
     trainer = Trainer(model, embeds, latents, TrainConfig(steps=1, rank=4, validation_items=0))
     losses = [event.loss for event in trainer.run() if hasattr(event, "loss")]
-    sizes = [path.stat().st_size for path in (transformer, text)]
+    sizes = [path.stat().st_size for path in (base, text)]
     print(json.dumps({"files": sizes, "loaded": loaded, "encoded": encoded, "cached": cached, "trained": tell(),
                       "losses": losses}))  # fmt: skip
 
 
 def quantise_all(folder: Path, full: bool) -> None:
     """Prints a line for each format: bytes of the result, of its widest layer in the file, and the most on the way."""
-    write(folder / "transformer.safetensors", flux2_shapes(*((2048, 3, 11) if full else (1536, 1, 3)), 3 * WIDTH))
-    sizes = {**text_encoder(True), "vocab_size": 256, "intermediate_size": 8192 if full else 1024}
+    write(folder / "transformer.safetensors", transformer(*((1536, 5, 22) if full else (1536, 1, 3))))
+    layers, between = (16, 8192) if full else (3, 4096)
+    sizes = {**text_encoder(True), "vocab_size": 256, "num_hidden_layers": layers, "intermediate_size": between}
     row = replace(FLAVOURS["nano"], text_encoder_config=sizes)
     with torch.device("meta"):
         text = Qwen3_4B(sizes, torch.bfloat16, None, comfy.ops.disable_weight_init).state_dict()
@@ -146,6 +151,12 @@ def quantising(patcher) -> dict[str, int]:
     stored, layer = sum(weight.nbytes for weight in matrices), max(2 * weight.numel() for weight in matrices)
     rises = {"rise": most - before, "kept": after - before, "left": resident("RssAnon") - before}
     return {"result": size, "matrices": stored, "layer": layer, **rises}
+
+
+def resident(kind: str) -> int:
+    """Bytes of VmRSS (now), VmHWM (most so far) or RssAnon (of it, not of mapped files)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
 def report(before: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..memory.options import AUTO
 from ..memory.streaming import Direct
 from . import deferred, streamed_text
-from .heap import freed_at_once
+from .heap import freed_at_once, give_back
 
 LATENT_CHANNELS = 128
 SAMPLED = 16  # values of each weight that tell one file from another
@@ -226,6 +226,7 @@ def unload(patcher) -> None:
     unload = getattr(comfy.model_management, "unload_model_and_clones", None)  # 0.16.3 has none
     unload(patcher) if unload else comfy.model_management.unload_all_models()
     deferred.drop(patcher.model)
+    give_back()
     comfy.model_management.soft_empty_cache()
 
 

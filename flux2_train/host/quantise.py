@@ -79,8 +79,9 @@ def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:
 
 
 def _rows(weight: Tensor) -> Sequence[Tensor]:
-    """A matrix in slices that no layout notices; one without bytes whole."""
-    return [weight] if weight.is_meta else weight.split(max(TILE, SLICE // (4 * weight.shape[1]) // TILE * TILE))
+    """A matrix in slices that no layout notices, of an eighth at most; one without bytes whole."""
+    most = min(SLICE // (4 * weight.shape[1]), len(weight) // 8)
+    return [weight] if weight.is_meta else weight.split(max(TILE, most // TILE * TILE))
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
