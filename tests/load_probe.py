@@ -77,7 +77,7 @@ def text_encoder(full):
     wide = {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 2048}
     return {
         **QWEN,
-        **(wide if full else {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 320}),
+        **(wide if full else {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 512}),
     }
 
 
@@ -85,7 +85,7 @@ def write_all(folder: Path, full: bool) -> None:
     with torch.device("meta"):
         vae = AutoencoderKL(**VAE).state_dict()
         text = Qwen3_4B(text_encoder(full), torch.bfloat16, None, comfy.ops.disable_weight_init).state_dict()
-    write(folder / "transformer.safetensors", transformer(*((1536, 5, 22) if full else (1024, 5, 25))))
+    write(folder / "transformer.safetensors", transformer(*((1536, 14, 2) if full else (1024, 17, 1))))
     for name, found in (("text", text), ("vae", vae)):
         write(folder / f"{name}.safetensors", [(key, tuple(value.shape)) for key, value in found.items()])
 
@@ -113,8 +113,8 @@ def main(folder: Path, full: bool) -> None:
 
 def quantise_all(folder: Path, full: bool) -> None:
     """Prints a line for each format: bytes of the result, of its widest layer in the file, and the most on the way."""
-    write(folder / "transformer.safetensors", transformer(*((1536, 5, 22) if full else (1536, 1, 3))))
-    layers, between = (16, 8192) if full else (3, 4096)
+    write(folder / "transformer.safetensors", transformer(*((1536, 14, 2) if full else (1536, 1, 3))))
+    layers, between = (16, 8192) if full else (2, 8192)
     sizes = {**text_encoder(True), "vocab_size": 256, "num_hidden_layers": layers, "intermediate_size": between}
     row = replace(FLAVOURS["nano"], text_encoder_config=sizes)
     with torch.device("meta"):

@@ -32,7 +32,7 @@ MATRICES = re.compile(
 )
 ROTATIONS = (256, 64, 16)  # widths of Hadamard rotation that ComfyUI's kernels have
 TILE = 128  # rows that lie together in every layout: cuBLAS keeps scales of blocks in tiles of 128 rows
-SLICE = 16 << 20  # bytes of rows in fp32 that are quantised together; the largest takes eight times that meanwhile
+SLICE = 8 << 20  # bytes of rows in fp32 that are quantised together; nvfp4 takes eight times that meanwhile
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:
 
 
 def _rows(weight: Tensor) -> Sequence[Tensor]:
-    """A matrix in slices that no layout notices, of an eighth at most; one without bytes whole."""
-    most = min(SLICE // (4 * weight.shape[1]), len(weight) // 8)
+    """A matrix in slices that no layout notices, of a 16th at most; one without bytes whole."""
+    most = min(SLICE // (4 * weight.shape[1]), len(weight) // 16)
     return [weight] if weight.is_meta else weight.split(max(TILE, most // TILE * TILE))
 
 
