@@ -101,7 +101,7 @@ def test_what_is_quantised_already_is_left_as_it_is(tmp_path, paths):
 
 
 def kept(quantise, source, precision, path, paths):
-    path.write_bytes(quantise.kept(source, precision, "cpu", path.parent / "kept").read_bytes())
+    path.write_bytes(quantise.kept([source], precision, "cpu", path.parent / "kept").read_bytes())
     chosen = Flux2Files("nano", PLANNED)
     return fit.answered(chosen, (path, *paths["dev"][1:]), fit.Place(Machine(GB, GB)))
 
