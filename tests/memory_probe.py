@@ -1,8 +1,8 @@
 """Measures one training step's memory in a process of its own: python memory_probe.py WEIGHTS SINGLE_BLOCKS.
 
 Prints a JSON line per mode: bytes of the base weights, the peak of bytes saved for backward, those of adapters and
-optimizer (values, gradients, two moments), the rise of resident memory since loading, and how many of the tensors that
-were saved are base weights.
+optimizer (values, gradients, two moments), the rise of resident memory since loading and what the planner says of it,
+and how many of the tensors that were saved are base weights.
 """
 
 import ctypes
@@ -24,8 +24,11 @@ import torch  # noqa: E402
 from bench.speed.problem import Problem, write_weights  # noqa: E402
 from flux2_train.adapters import targets  # noqa: E402
 from flux2_train.adapters.live import AdapterConfig, Adapters, Site  # noqa: E402
+from flux2_train.host import sizes  # noqa: E402
 from flux2_train.host.borrow import borrow, linears, training_mode  # noqa: E402
 from flux2_train.host.velocity import Condition, velocity  # noqa: E402
+from flux2_train.layout import BLOCKS, OFF, Layout  # noqa: E402
+from flux2_train.memory.estimate import Machine, Work, estimate  # noqa: E402
 
 
 class Saved:
@@ -85,9 +88,19 @@ def step(model, problem, checkpointing: bool) -> dict:
         "saved": saved.most,
         "adapters_and_optimizer": 4 * sum(p.nbytes for p in adapters.trainable()),
         "rise": resident("VmHWM") - before,
+        "planned": planned(model, adapters, problem, checkpointing),
         "base_weights_saved": len({p.untyped_storage().data_ptr() for p in base} & saved.places),
         "sizes_of_base_weights_saved": len({p.nbytes for p in base} & saved.sizes),
     }
+
+
+def planned(model, adapters, problem, checkpointing: bool) -> int:
+    """What the planner says that the step takes beside the weights."""
+    parameters = {name: sum(p.numel() for p in adapters.of_layer(name)) for name in adapters.names}
+    sites = {name: (adapters.kept(name), parameters[name]) for name in adapters.names}
+    work = Work(sizes.weights_of(model), sites, problem.tokens, size=sizes.number_size(model))
+    found = estimate(work, Layout(BLOCKS if checkpointing else OFF), Machine(0))
+    return found.peak - found.parts["weights"]
 
 
 def main(weights: str, single: int) -> None:

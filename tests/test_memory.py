@@ -41,6 +41,14 @@ def test_memory_rises_by_what_is_saved_adapters_and_optimizer(measured, checkpoi
     assert row["rise"] <= 1.05 * (row["saved"] + row["adapters_and_optimizer"]) + 100e6, row
 
 
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_host_memory_is_what_the_planner_says(measured, checkpointing):
+    """Weights and all that a step adds, resident, within the 5 % that the planner promises."""
+    row = measured[checkpointing]
+    peak = row["base"] + row["rise"]
+    assert abs(row["base"] + row["planned"] - peak) <= 0.05 * peak, row
+
+
 def test_checkpointing_saves_little(measured):
     """And its blocks' inputs are seen by saved-tensor hooks: the measure above would miss them in a closure."""
     tokens, hidden, blocks = 512 + 49, 1152, 13
