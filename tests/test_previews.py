@@ -7,6 +7,7 @@ import comfy.model_management
 import comfy.patcher_extension
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import tiny_flux2
 
 from flux2_train.adapters import files, read
@@ -99,9 +100,9 @@ def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_second_model_paints_with_the_lora_of_the_first(nano, data, plain, tmp_path):
+def test_a_second_model_paints_with_the_lora_of_the_first(nano, another_nano, data, plain, tmp_path):
     """As the distilled klein does while the base is trained."""
-    second = another_nano(nano)
+    second = another_nano
     trainer, told = start(nano, data, validation=Validation(END, nano.vae, second.model))
     last = previews_of(told)[-1]
     model = with_lora(second.model, trainer, tmp_path)
@@ -116,15 +117,18 @@ def test_a_second_model_paints_with_the_lora_of_the_first(nano, data, plain, tmp
         assert not [m for m in each.model.modules() if "forward" in m.__dict__]
 
 
-def another_nano(nano):
+@pytest.fixture(scope="module")
+def another_nano(nano, tmp_path_factory):
     """nano with other weights, as a distilled model has."""
-    row = FLAVOURS["nano"]
+    weights = load_file(host_files.locate(FLAVOURS["nano"].transformer_files("auto")))
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in weights.items():
+        noise = torch.randn(weight.shape, generator=generator)
+        weights[name] = (weight.float() + noise * 0.02 * weight.float().std(correction=0)).to(weight.dtype)
+    path = tmp_path_factory.mktemp("another") / "another.safetensors"
+    save_file(weights, path)
     with torch.inference_mode():
-        model = load.load_transformer(host_files.locate(row.transformer_files("auto")))
-        generator = torch.Generator().manual_seed(3)
-        for weight in model.model.diffusion_model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * 0.02 * weight.std(correction=0))
-    return replace(nano, model=model)
+        return replace(nano, model=load.load_transformer(path))
 
 
 def test_the_trained_model_may_be_its_own_second_one(nano, data, plain):
@@ -235,7 +239,7 @@ def test_other_adapters_are_painted_as_lora_apply_paints_them(nano, data, tmp_pa
     assert (previews_of(told)[-1].pictures[0].painted - expected).abs().max() < 1e-4
 
 
-def test_out_of_memory_ends_previews_and_not_the_run(nano, data, plain):
+def test_out_of_memory_ends_previews_and_not_the_run(nano, another_nano, data, plain):
     """As a card says it, in the third sampling: the base of both prompts is painted by then."""
     calls = []
 
@@ -245,7 +249,7 @@ def test_out_of_memory_ends_previews_and_not_the_run(nano, data, plain):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return executor(*args, **kwargs)
 
-    second = another_nano(nano).model
+    second = another_nano.model.clone()
     second.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, full)
     trainer, told = start(nano, data, validation=Validation(CONFIG, nano.vae, second))
     (warning,) = [e.text for e in told if isinstance(e, events.Warned)]
@@ -256,11 +260,11 @@ def test_out_of_memory_ends_previews_and_not_the_run(nano, data, plain):
     assert all(torch.equal(found[name], first[name]) for name in first)
 
 
-def test_another_failure_of_a_preview_is_no_secret(nano, data):
+def test_another_failure_of_a_preview_is_no_secret(nano, another_nano, data):
     def broken(executor, *args, **kwargs):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    second = another_nano(nano).model
+    second = another_nano.model.clone()
     second.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, broken)
     with pytest.raises(RuntimeError, match="mat1"):
         start(nano, data, validation=Validation(CONFIG, nano.vae, second))

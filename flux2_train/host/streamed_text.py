@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..layout import Layout
 from ..memory.options import ALL, AUTO
 from ..memory.streaming import Direct, Ring
+from .borrow import Borrowed
 from .streamed import StreamedWeights, arrived, can_stream
 
 LAYER = re.compile(r"(.*\.layers\.\d+)\.")
@@ -51,7 +52,7 @@ def streamed(clip, via: Direct | None = None) -> Iterator[tuple[object, Ring]]:
             portions.setdefault(LAYER.match(name)[1], []).append(name)
     if not portions:
         raise UserError("This CLIP has no layers that can be streamed; set offload of Cache Embeds to 'off'.")
-    weights = StreamedWeights(layers, list(portions.values()), patcher.load_device, Layout(), via)
+    weights = StreamedWeights(layers, list(portions.values()), patcher.load_device, Borrowed(Layout(), via))
     try:
         weights.install()
         for layer in weights.layers.values():
