@@ -29,8 +29,11 @@ class Printer:
         if kind == "executing" and data.get("node"):
             self._say(self.prompt[data["node"]]["_meta"]["title"])
         elif kind == "text":
+            shown = self.texts.get(data["node"], "").splitlines()
             self.texts[data["node"]] = data["text"]
-            self._say("  " + data["text"].replace("\n", "; "))
+            new = [line for line in data["text"].splitlines() if line not in shown]
+            if new:
+                self._say("  " + "; ".join(new))
 
     def _say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
