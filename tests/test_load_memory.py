@@ -1,13 +1,11 @@
 """What Load FLUX.2, the caches and training take of host memory on large files: one model at a time, as stored."""
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from children import run_probe
 
 from flux2_train.host import quantise
 
@@ -36,10 +34,7 @@ def _emptied(folder):
 
 
 def _probe(what, folder, full_size):
-    command = [sys.executable, ROOT / "tests" / "load_probe.py", what, folder, str(int(full_size))]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_probe("load_probe.py", what, folder, int(full_size))
 
 
 def test_quantising_holds_the_result_and_two_layers(full_size, tmp_path):

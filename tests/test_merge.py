@@ -1,21 +1,18 @@
 """A model file with LoRAs merged in: it acts like the model with the LoRAs, and nothing else in it changes."""
 
-import ctypes
-import gc
 import json
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.sd
 import comfy.utils
+import glibc
 import pytest
 import torch
+from children import run_probe
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import FORMATS, adapters_for, problem, stored, tiny_flux2
 
-from bench.speed.problem import Problem, write_weights
 from flux2_train.adapters import files, names, stream, write
 from flux2_train.adapters.parts import Kronecker, LowRank
 from flux2_train.errors import UserError
@@ -159,51 +156,17 @@ def test_what_cannot_be_merged_is_refused_by_name(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-class MallocInfo(ctypes.Structure):
-    """glibc's ``struct mallinfo2``; ``hblkhd`` is what lies in blocks of their own, not on the heap."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
-                                                     "fsmblks", "uordblks", "fordblks", "keepcost")]  # fmt: skip
-
-
-@contextmanager
-def watched(measure):
-    """A list that fills with what ``measure`` gives, from before the block to its end, every two milliseconds."""
-    seen, ended = [measure()], threading.Event()
-
-    def watch():
-        while not ended.wait(0.002):
-            seen.append(measure())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        thread.join()
-
-
 def test_merging_holds_a_few_layers_at_a_time(tmp_path, full_size):
     """Of a file of 220 MB (670 MB at full size) with layers of at most 9.4 MB in fp32.
 
     While merging, every block of a megabyte and more lies on its own, so that glibc counts them to the byte.
     """
-    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if ask is None:
+    if not glibc.known():
         pytest.skip("only glibc, from 2.33 on, tells what is in use")
-    ask.restype, single = MallocInfo, 96 if full_size else 30
-    problem = Problem(str(tmp_path / "base.safetensors"), hidden=512, double=1, single=single, dtype="bfloat16")
-    write_weights(problem)
-    sizes = {n: s for n, s in names.sizes_of(512, 1, single, problem.context).items() if "_blocks." in n}
-    parts = {n: LowRank(torch.randn(4, into), torch.randn(out, 4)) for n, (into, out) in sizes.items()}
-    path = files.save(write.tensors(parts), tmp_path / "lora.safetensors", {})
-    gc.collect()
-    with watched(lambda: ask().hblkhd) as seen:
-        merge(Path(problem.weights), [(path, 1.0)], tmp_path / "out.safetensors")
+    most, size = map(int, run_probe("merge_probe.py", tmp_path, 96 if full_size else 30).split())
     layer = 9 * 512 * 512 * 4
     # as loaded, in fp32, with the change, as stored and as read back, and two for what is computed meanwhile
-    assert 3 * layer < max(seen) - seen[0] <= 7 * layer < 0.4 * Path(problem.weights).stat().st_size
+    assert 3 * layer < most <= 7 * layer < 0.4 * size
 
 
 def test_streamed_file_is_what_the_library_reads_back(tmp_path):

@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from children import run_in_two_processes
 from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny_caches, tiny_flux2
@@ -89,13 +88,7 @@ def test_accumulation_is_a_larger_batch(caches, whole, batch, accumulate):
 def launch(tmp_path, caches, config):
     """What each of two processes gave: (matrices, events, losses)."""
     (tmp_path / "caches").write_bytes(pickle.dumps(caches))
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--main_process_port", "0", "--num_cpu_threads_per_process", "1",
-        str(SCRIPT), str(tmp_path / "caches"), str(tmp_path / "out"), config.to_json(),
-    ]  # fmt: skip
-    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=without_gpu, capture_output=True, text=True)
+    done = run_in_two_processes(SCRIPT, tmp_path / "caches", tmp_path / "out", config.to_json())
     assert done.returncode == 0, done.stderr
     return [pickle.loads((tmp_path / f"out.{i}").read_bytes()) for i in (0, 1)]
 

@@ -1,16 +1,14 @@
 """A run of two processes that is killed and taken up by two is the one that was not; by another number it is told."""
 
 import json
-import os
 import pickle
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from children import run_in_two_processes
 from safetensors.torch import load_file
 from support import tiny_caches, tiny_flux2
 
@@ -41,13 +39,7 @@ def launch(place, caches, *runs):
     """What two processes said that do these runs one after the other, and how they ended."""
     (place / "caches").write_bytes(pickle.dumps(caches))
     told = json.dumps([(config.to_json(), *rest) for config, *rest in runs])
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--main_process_port", "0", "--num_cpu_threads_per_process", "1",
-        str(ROOT / "tests" / "session_tiny.py"), str(place / "caches"), str(place), told,
-    ]  # fmt: skip
-    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=without_gpu, capture_output=True, text=True)
+    done = run_in_two_processes("session_tiny.py", place / "caches", place, told)
     return done.returncode, done.stderr
 
 

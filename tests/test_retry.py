@@ -1,16 +1,14 @@
 """Memory in a run: every way to lay it out gives the same LoRA, and running out of it costs nothing but time."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
+from children import run_probe
 from support import tiny_caches, tiny_flux2
 
 from flux2_train.adapters import files
@@ -233,12 +231,9 @@ def test_a_real_allocators_limit_is_stepped_down_from():
     """The system itself refuses torch's CPU allocator the memory, which then raises no OutOfMemoryError."""
     if sys.platform != "linux":
         pytest.skip("only Linux limits a process's address space so")
-    script = Path(__file__).with_name("limited_memory.py")
     # Large blocks are mapped one by one, or those of an earlier run would serve the next one outside of the limit.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    lines = run_probe("limited_memory.py", MALLOC_MMAP_THRESHOLD_=str(1 << 20)).splitlines()
+    found = json.loads(lines[-1])
     assert found["same"] and found["layout"] != "off" and found["room"] < found["took"], found
     said = r"The device ran out of memory in step [12]: repeated with all weights resident, recomputed.* left out\."
     assert re.fullmatch(said, found["told"][0]), found

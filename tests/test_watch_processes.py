@@ -1,15 +1,13 @@
 """Previews and losses of single images in a run of two processes: the main one paints, both measure, neither waits."""
 
-import os
 import pickle
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from children import run_in_two_processes
 from support import tiny_caches, tiny_flux2
 
 from flux2_train.config import TrainConfig
@@ -39,13 +37,7 @@ def launch(folder, *problem):
     """What each of two processes gave: (matrices, events, prompts whose base it has painted)."""
     folder.mkdir()
     (folder / "problem").write_bytes(pickle.dumps(problem))
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--main_process_port", "0", "--num_cpu_threads_per_process", "1",
-        str(SCRIPT), str(folder / "problem"), str(folder / "out"),
-    ]  # fmt: skip
-    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=without_gpu, capture_output=True, text=True, timeout=300)
+    done = run_in_two_processes(SCRIPT, folder / "problem", folder / "out")
     assert done.returncode == 0, done.stderr
     return [pickle.loads((folder / f"out.{i}").read_bytes()) for i in (0, 1)]
 

@@ -52,10 +52,7 @@ class TextEncoder:
         self.identity = identity_of(clip.cond_stage_model, clip.patcher, _layers(clip))
         self.tokens: dict[str, dict] = {}
         self.offload, self.via, self.streaming = offload, via, ExitStack()
-        self.ready, self.ring = (
-            None,
-            None,
-        )  # from the first text on: the CLIP to encode with, and its ring if it streams
+        self.ready = self.ring = None  # from the first text on: the CLIP to encode with, and its ring if it streams
 
     def __enter__(self) -> TextEncoder:
         return self

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -23,6 +23,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE = 1 << 20  # bytes; what is kept between steps, such as gradients of adapters, is mostly smaller
 GLIBCS_LARGEST = 32 << 20  # where its own threshold ends up once blocks of this size have been freed
 WORTH_IT = 10**9  # bytes of weights; growing by as much again is where memory matters more than speed
+_open = 0  # blocks of freed_at_once in this process, which may lie in each other: a model is read where it is needed
 
 
 @contextmanager
@@ -31,25 +32,30 @@ def freed_at_once(device: torch.device, weights: int = WORTH_IT) -> Iterator[Non
 
     This does nothing on other devices, nor for less than ``WORTH_IT`` bytes of ``weights``.
     """
-    mallopt = _mallopt() if device.type == "cpu" and weights >= WORTH_IT else None
-    if mallopt is None:
+    global _open
+    glibc = _glibc() if device.type == "cpu" and weights >= WORTH_IT else None
+    if glibc is None:
         yield
         return
     # Setting one threshold stops glibc from moving either; it keeps the second at twice the first.
-    mallopt(M_TRIM_THRESHOLD, 2 * GLIBCS_LARGEST)
-    mallopt(M_MMAP_THRESHOLD, LARGE)
+    glibc.mallopt(M_TRIM_THRESHOLD, 2 * GLIBCS_LARGEST)
+    glibc.mallopt(M_MMAP_THRESHOLD, LARGE)
+    _open += 1
     try:
         yield
     finally:
-        mallopt(M_MMAP_THRESHOLD, GLIBCS_LARGEST)
-
-
-@cache
-def _mallopt() -> Callable[[int, int], int] | None:
-    return ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else None
+        _open -= 1
+        if not _open:
+            glibc.mallopt(M_MMAP_THRESHOLD, GLIBCS_LARGEST)
 
 
 def give_back() -> None:
     """Give every free page of glibc's heap back to the system, also those between blocks that are in use."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    glibc = _glibc()
+    if glibc is not None:
+        glibc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -89,7 +89,7 @@ def _without_weights(path: Path, plan: weights.Stored):
     """ComfyUI's MODEL whose weights have no bytes yet."""
     dtype = PRECISIONS.get(plan.precision)
     model = _built(path, plan, dtype)
-    own = comfy.utils.weight_dtype(plan.outline())
+    own = comfy.utils.weight_dtype(plan.outline()[0])
     # where nothing computes in 16 bits core would store twice the file; weights can as well be widened when used
     if dtype is None and model.load_device.type == "cpu" and model.model.get_dtype().itemsize > own.itemsize:
         return model if model.model.model_config.quant_config else _built(path, plan, own)
@@ -99,7 +99,7 @@ def _without_weights(path: Path, plan: weights.Stored):
 def _built(path: Path, plan: weights.Stored, dtype: torch.dtype | None):
     offload = comfy.model_management.unet_offload_device()
     options = {"offload_device": CPU, **({} if dtype is None else {"dtype": dtype})}
-    tensors = _unprefixed(*plan.outline_with_metadata())
+    tensors = _unprefixed(*plan.outline())
     names = set(tensors)
     with deferred.META:
         model = comfy.sd.load_diffusion_model_state_dict(tensors, options)

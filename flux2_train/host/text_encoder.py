@@ -52,7 +52,7 @@ def _mapped_by_core(parts: list[Path], flavour: Flavour, precision: str):
 
 def _deferred(parts: list[Path], flavour: Flavour, precision: str, via: str, keep: bool):
     plan = weights.Stored(tuple(parts), precision, via, weights.kept_folder("text_encoders") if keep else None)
-    clip = _built(_named(*plan.outline_with_metadata(), precision), flavour, {"initial_device": deferred.META})
+    clip = _built(_named(*plan.outline(), precision), flavour, {"initial_device": deferred.META})
     made = precision in quantise.FORMATS and not keep
     deferred.defer(clip.patcher, partial(_give, plan), made)
     return clip

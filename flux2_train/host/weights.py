@@ -29,12 +29,11 @@ class Stored:
     via: str = "auto"
     kept: Path | None = None
 
-    def outline(self) -> dict[str, Tensor]:
-        """The tensors by their names in the file, without bytes. Raises UserError as ``quantise.converted``."""
-        return self.outline_with_metadata()[0]
+    def outline(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors by their names in the file, without bytes, and its metadata.
 
-    def outline_with_metadata(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """``outline`` and the file's metadata."""
+        Raises UserError as ``quantise.converted``.
+        """
         tensors, metadata = {}, {}
         for part in self.parts:
             found, said = deferred.outline(part)

@@ -98,11 +98,6 @@ def total(accelerator: Accelerator, value: Tensor) -> Tensor:
     return value if accelerator.num_processes == 1 else accelerator.reduce(value, "sum")
 
 
-def agreed(accelerator: Accelerator, value):
-    """The first process's value, in all of them."""
-    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
-
-
 def any_of(accelerator: Accelerator, value: bool) -> bool:
     """Whether ``value`` is true in any process."""
     if accelerator.num_processes == 1:

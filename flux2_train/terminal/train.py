@@ -66,7 +66,7 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
 
     with torch.inference_mode():  # as ComfyUI runs nodes
         transformer, text_encoder, vae = paths = load.locate_parts(job.model)
-        chosen, text = processes.agreed(accelerator, fit.answered(job.model, paths))
+        chosen, text = processes.decided(accelerator, lambda: fit.answered(job.model, paths))
         bar.say(text)
         encoder = load.load_vae(vae, flavour(job.model.flavour))
         with processes.main_first(accelerator):  # it fills the caches, where the others find everything

@@ -1,0 +1,28 @@
+"""Scripts of this folder that tests run in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+
+def run_probe(script: str, *arguments, **environment: str) -> str:
+    """What a script prints that measures its own process, on one thread. Fails the test if it does not end well."""
+    command = [sys.executable, TESTS / script, *map(str, arguments)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_in_two_processes(script: str, *arguments) -> subprocess.CompletedProcess:
+    """Two processes on the CPU, as ``accelerate launch`` starts them."""
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--main_process_port", "0", "--num_cpu_threads_per_process", "1", TESTS / script, *map(str, arguments),
+    ]  # fmt: skip
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=without_gpu, capture_output=True, text=True, timeout=600)
