@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..flux2_train.data import cache
 from ..flux2_train.data.index import Index
 from ..flux2_train.data.store import Store
-from ..flux2_train.host import describe, encode
+from ..flux2_train.host import describe, encode, memory
 from ..flux2_train.host.files import CACHE_PLACES, USER, cache_folder
 from ..flux2_train.memory.options import AUTO, OFFLOADS
 from .progress import NodeProgress
@@ -88,7 +88,7 @@ class CacheEmbeds(io.ComfyNode):
                 dataset, encoder, Store(cache_folder(store)), texts, batch, limit_gb, report
             )
         if made.encoded:
-            encode.unload(clip.patcher)
+            memory.unload(clip.patcher)
         progress.say(f"{made.total} captions: {made}")
         return io.NodeOutput(replace(embeds, made_by=describe.text_encoder_file(clip), settings=settings))
 
@@ -145,7 +145,7 @@ class CacheLatents(io.ComfyNode):
             dataset, encoder, Store(cache_folder(store)), batch, limit_gb, progress.counting("images")
         )
         if made.encoded:
-            encode.unload(encoder.vae.patcher)
+            memory.unload(encoder.vae.patcher)
         lines = [f"{made.total} images: {made}"]
         if encoder.in_tiles:
             lines.append(

@@ -9,6 +9,8 @@ import time
 
 import torch
 
+from flux2_train.memory.streaming import Direct
+
 POISON = 0xAB
 
 
@@ -37,14 +39,15 @@ class Stream:
         assert not self.errors, self.errors
 
 
-class Late:
-    """In the place of ``memory.streaming.Direct``. Its buffers hold poison until their copy is whole.
+class Late(Direct):
+    """Its buffers hold poison until their copy is whole.
 
     With ``compute`` a stream, ``wait`` and ``mark`` are points on that stream, and ``compute.add`` is a kernel;
-    without, whoever waits is stopped, as computation on a CPU is.
+    without, whoever waits is stopped, as computation on a CPU is. The copy number ``fail_at`` finds no memory.
     """
 
     def __init__(self, seconds: float = 0.002, seed: int = 0, compute: Stream | None = None):
+        super().__init__(torch.device("cpu"))
         self.stream, self.compute, self.copies, self.fail_at = Stream(seconds, seed), compute, 0, None
 
     def empty(self, size):
@@ -86,3 +89,27 @@ class Late:
         self.stream.finish()
         if self.compute:
             self.compute.finish()
+
+
+class Card(Late):
+    """A device on which the given weights lie, and ``room`` bytes are free beside them."""
+
+    def __init__(self, weights, room: int = 0):
+        super().__init__(0.0005)
+        self.there, self.room, self.pins = {weight.data_ptr(): weight for weight in weights}, room, True
+
+    def holds(self, tensor):
+        return tensor.data_ptr() in self.there
+
+    def to_host(self, tensor):
+        copy = tensor.clone()
+        self.room += self.there.pop(tensor.data_ptr()).nbytes
+        return copy
+
+    def to_device(self, tensor):
+        if tensor.nbytes > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate a weight")
+        self.room -= tensor.nbytes
+        copy = tensor.clone()
+        self.there[copy.data_ptr()] = copy
+        return copy

@@ -38,7 +38,7 @@ from flux2_train.data.folder import read_folder  # noqa: E402
 from flux2_train.data.request import Request  # noqa: E402
 from flux2_train.data.store import Store  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
-from flux2_train.host import encode, load, quantise  # noqa: E402
+from flux2_train.host import encode, load, memory, quantise  # noqa: E402
 from flux2_train.run.trainer import Trainer  # noqa: E402
 
 WIDTH = 2560  # of the text encoder; the transformer reads three of its layers
@@ -100,9 +100,9 @@ def main(folder: Path, full: bool) -> None:
     dataset = replace(dataset, items=dataset.items[:1])
     embeds, _ = cache.cache_embeds(dataset, encode.TextEncoder(clip), Store(folder / "cache"))
     encoded = tell()
-    encode.unload(clip.patcher)
+    memory.unload(clip.patcher)
     latents, _ = cache.cache_latents(dataset, encode.ImageEncoder(autoencoder), Store(folder / "cache"))
-    encode.unload(autoencoder.patcher)
+    memory.unload(autoencoder.patcher)
     cached = tell()
     trainer = Trainer(model, embeds, latents, TrainConfig(steps=1, rank=4, validation_items=0))
     losses = [event.loss for event in trainer.run() if hasattr(event, "loss")]
@@ -147,7 +147,7 @@ def quantising(patcher) -> dict[str, int]:
     done.set()
     watching.join()
     after = resident("RssAnon")
-    encode.unload(patcher)
+    memory.unload(patcher)
     stored, layer = sum(weight.nbytes for weight in matrices), max(2 * weight.numel() for weight in matrices)
     rises = {"rise": most - before, "kept": after - before, "left": resident("RssAnon") - before}
     return {"result": size, "matrices": stored, "layer": layer, **rises}

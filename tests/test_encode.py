@@ -7,7 +7,7 @@ import torch
 
 from flux2_train.data.store import Store
 from flux2_train.errors import UserError
-from flux2_train.host import encode
+from flux2_train.host import encode, memory
 
 TEXTS = ["a cat", "a dog", "a small red house on a hill", "", "a fox"]
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -112,7 +112,7 @@ def test_encoders_leave_memory(nano):
     with torch.inference_mode():
         encode.encode_text(nano.clip, "x")
         assert any(m.model is nano.clip.patcher for m in comfy.model_management.current_loaded_models)
-        encode.unload(nano.clip.patcher)
+        memory.unload(nano.clip.patcher)
     assert not any(m.model is nano.clip.patcher for m in comfy.model_management.current_loaded_models)
 
 

@@ -105,10 +105,10 @@ def test_injections_that_are_done_twice_act_once(expected):  # noqa: F811
 def test_nothing_is_left_where_putting_it_in_fails(monkeypatch):
     """ComfyUI does not take off what has only half gone in."""
 
-    def exhausted(self):
+    def exhausted(self, layers, portions):
         raise MemoryError("no host memory for the ring")
 
-    monkeypatch.setattr(streamed.StreamedWeights, "install", exhausted)
+    monkeypatch.setattr(streamed.StreamedWeights, "stream", exhausted)
     model = tiny_flux2()
     streaming = Borrowed(Layout(OFF, streamed=(0, 1)))
     with pytest.raises(MemoryError), torch.inference_mode(), borrow_as(model, {}, streaming) as _:

@@ -112,6 +112,32 @@ def test_a_step_that_ran_out_of_memory_is_repeated_bit_by_bit(parts, where, at, 
     assert trainer.memory.plan.layout.checkpointing != "off"
 
 
+def test_laying_out_the_lower_level_may_find_no_memory_either(parts, plain, monkeypatch):
+    lay_out, asked = borrow.Borrowed.lay_out, []
+
+    def short(self, layout):
+        asked.append(layout)
+        lay_out(self, layout)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 byte")
+
+    monkeypatch.setattr(borrow.Borrowed, "lay_out", short)
+    with failing("forward", 16):
+        trainer, told = train(parts, checkpointing=False)
+    assert len(asked) == 2 and asked[0] != asked[1] == trainer.memory.plan.layout
+    assert same(lora(trainer), plain)
+    assert len([event for event in told if isinstance(event, events.Warned)]) == 1
+
+
+def test_slow_transfers_are_told_once(parts, monkeypatch):
+    monkeypatch.setattr(borrow.Borrowed, "unpinned", lambda self: 3_200_000_000 if self.layout.streamed else 0)
+    for memory, said in ((MemoryConfig(), "half of"), (MemoryConfig(pinned_memory=2), "pinned_memory is 2 GB")):
+        _, told = train(parts, offload="all", memory=memory)
+        (warned,) = [event.text for event in told if isinstance(event, events.Warned)]
+        assert warned.startswith("3.2 GB of streamed weights are not in pinned memory") and said in warned
+    assert not any(isinstance(event, events.Warned) for event in train(parts)[1])
+
+
 def test_a_batch_is_split_with_the_same_loss_and_gradients(parts, monkeypatch):
     """Rounding of fp32 (6e-8) over sums of some ten thousand terms: 1e-5."""
     found = []

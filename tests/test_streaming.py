@@ -22,7 +22,7 @@ ALL = (0, 1, 2)  # blocks of the tiny model
 def ring_of(count, via, slots=2, ahead=True, layers=2):
     """Groups of ``layers`` weights each; every weight holds its own number."""
     groups = [
-        Group({f"{n}.{i}": [torch.full((3, 5), n * layers + i + 0.5), torch.tensor(n)] for i in range(layers)}, False)
+        Group({f"{n}.{i}": [torch.full((3, 5), n * layers + i + 0.5), torch.tensor(n)] for i in range(layers)})
         for n in range(count)
     ]
     return Ring(groups, via, slots, ahead)

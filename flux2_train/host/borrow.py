@@ -28,8 +28,10 @@ from ..adapters.parts import Delta
 from ..errors import UserError
 from ..layout import BLOCKS, OFF, Layout
 from ..memory.streaming import Direct
+from . import deferred
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 from .heap import freed_at_once
+from .memory import unload
 from .recompute import Recompute
 from .streamed import SOURCE, StreamedWeights, portions_of
 
@@ -56,7 +58,11 @@ class Borrowed:
 
     def copied(self) -> int:
         """Bytes of weights streamed since this layout was begun with."""
-        return self.streamed.ring.copied if self.streamed else 0
+        return self.streamed.ring.copied if self.streamed and self.streamed.ring else 0
+
+    def unpinned(self) -> int:
+        """Bytes of streamed weights that come from memory that is not pinned, on a device where pinned is faster."""
+        return self.streamed.unpinned if self.streamed and self.streamed.ring else 0
 
 
 def linears(model) -> dict[str, nn.Module]:
@@ -81,7 +87,7 @@ def borrow_as(model, deltas: dict[str, Delta], how: Borrowed, memory_required: f
     """
     _require_uncompiled(model)
     borrowed = model.clone()
-    swap = _Swap(model.model.diffusion_model, deltas, how, model.load_device)
+    swap = _Swap(model, deltas, how)
     borrowed.set_injections(KEY, [PatcherInjection(inject=lambda _: swap.inject(), eject=lambda _: swap.eject())])
     try:
         comfy.model_management.load_models_gpu([borrowed], memory_required=memory_required)
@@ -92,6 +98,8 @@ def borrow_as(model, deltas: dict[str, Delta], how: Borrowed, memory_required: f
         borrowed.eject_model()
         swap.eject()
         borrowed.remove_injections(KEY)
+        if swap.stranded:
+            unload(borrowed)
 
 
 @contextmanager
@@ -124,13 +132,15 @@ def _is_compiled(thing) -> bool:
 class _Swap:
     """The replacement forwards of one borrowed model; inject and eject may be called any number of times."""
 
-    def __init__(self, transformer: nn.Module, deltas: dict[str, Delta], how: Borrowed, device: torch.device):
-        self.transformer, self.deltas, self.how, self.device = transformer, deltas, how, device
+    def __init__(self, model, deltas: dict[str, Delta], how: Borrowed):
+        self.transformer, self.deltas, self.how = model.model.diffusion_model, deltas, how
+        self.device, self.mapped = model.load_device, deferred.mapped(model.model)
         self.recompute = Recompute(how)
-        self.doubles = len(transformer.double_blocks)
+        self.doubles = len(self.transformer.double_blocks)
         self.swapped: list[nn.Module] = []
+        self.stranded = False  # whether streamed weights found no room on the device when they were given back
         self.taken = ""  # a layer whose forward somebody else has replaced
-        unknown = deltas.keys() - {name for name, _ in transformer.named_modules()}
+        unknown = deltas.keys() - {name for name, _ in self.transformer.named_modules()}
         if unknown:
             raise UserError(f"The model has no layers named {', '.join(sorted(unknown)[:5])}.")
 
@@ -155,21 +165,16 @@ class _Swap:
 
     def _stream(self) -> None:
         """Stream what the layout says, and nothing else."""
-        self._stop_streaming()
         layers = {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
-        portions = portions_of(layers, self.how.layout)
-        if portions:
-            self.how.streamed = StreamedWeights(layers, portions, self.device, self.how)
-            self.how.streamed.install()
-
-    def _stop_streaming(self) -> None:
-        if self.how.streamed is not None:
-            self.how.streamed.remove()
-            self.how.streamed = None
+        if self.how.streamed is None:
+            self.how.streamed = StreamedWeights(self.device, self.how, self.mapped)
+        self.how.streamed.stream(layers, portions_of(layers, self.how.layout))
 
     def eject(self) -> None:
         self.how.changed = lambda: None
-        self._stop_streaming()
+        if self.how.streamed is not None:
+            self.how.streamed.end()
+            self.stranded, self.how.streamed = self.how.streamed.stranded, None
         for module in self.swapped:
             if isinstance(module.__dict__.get("forward"), _Forward):
                 del module.forward

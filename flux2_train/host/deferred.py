@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from comfy.quant_ops import QuantizedTensor
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ from ..errors import UserError
 from .heap import freed_at_once
 
 ATTRIBUTE = "flux2_train_deferred"  # on a ComfyUI model: its Deferred
-META = torch.device("meta")
+META, CPU = torch.device("meta"), torch.device("cpu")
+SMALLEST = 1 << 16  # bytes: what lies between the scales of quantised weights would add up to more than a layer
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
@@ -68,7 +70,7 @@ def fill(model: nn.Module) -> None:
     """Give a model its weights if they are deferred."""
     deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
     if deferred is not None and not deferred.here:
-        with freed_at_once(torch.device("cpu")):
+        with freed_at_once(CPU, large=SMALLEST):
             deferred.fetch(model)
         deferred.here = True
 
@@ -85,6 +87,12 @@ def drop(model: nn.Module) -> None:
                 module._parameters[name] = nn.Parameter(weight.detach().to(META), requires_grad=False)
 
 
+def mapped(model: nn.Module) -> bool:
+    """Whether a model's weights are mapped from its file, which costs no memory that the system could not take back."""
+    deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
+    return deferred is not None and not deferred.made
+
+
 @contextmanager
 def present(model: nn.Module) -> Iterator[None]:
     """A context in which a model has its weights, whether or not it is loaded; afterwards it is as before."""
@@ -98,12 +106,27 @@ def present(model: nn.Module) -> Iterator[None]:
             drop(model)
 
 
+@contextmanager
+def _staying(model: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """Core moves every layer to the device, from there as well, and copies the scales of quantised weights by that."""
+    there = [m for m in model.modules() if isinstance(getattr(m, "weight", None), QuantizedTensor)]
+    there = [layer for layer in there if layer.weight.device == device]
+    for layer in there:
+        layer._apply = lambda fn, recurse=True, layer=layer: layer
+    try:
+        yield
+    finally:
+        for layer in there:
+            del layer._apply
+
+
 class _Deferring:
     """What a ModelPatcher of deferred weights does beside its own work."""
 
-    def load(self, *args, **kwargs):
+    def load(self, device_to=None, *args, **kwargs):
         fill(self.model)
-        return super().load(*args, **kwargs)
+        with _staying(self.model, device_to):
+            return super().load(device_to, *args, **kwargs)
 
     def get_key_patches(self, *args, **kwargs):
         fill(self.model)

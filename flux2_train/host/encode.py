@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import comfy.model_management
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from ..errors import UserError
 from ..memory.options import AUTO
 from ..memory.streaming import Direct
 from . import deferred, streamed_text
-from .heap import freed_at_once, give_back
+from .heap import freed_at_once
 
 LATENT_CHANNELS = 128
 SAMPLED = 16  # values of each weight that tell one file from another
@@ -216,15 +215,6 @@ def statistics(vae) -> tuple[Tensor, Tensor]:
     """Batch-norm mean and variance: as in the file where Load FLUX.2 kept them, else as the VAE holds them."""
     norm = vae.first_stage_model.bn
     return getattr(vae, STATISTICS, None) or (norm.running_mean, norm.running_var)
-
-
-def unload(patcher) -> None:
-    """Free the memory a model takes, on its device and on the host, so that the next one finds it empty."""
-    unload = getattr(comfy.model_management, "unload_model_and_clones", None)  # 0.16.3 has none
-    unload(patcher) if unload else comfy.model_management.unload_all_models()
-    deferred.drop(patcher.model)
-    give_back()
-    comfy.model_management.soft_empty_cache()
 
 
 def identity_of(module: nn.Module, patcher, extra: object) -> str:

@@ -23,30 +23,28 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE = 1 << 20  # bytes; what is kept between steps, such as gradients of adapters, is mostly smaller
 GLIBCS_LARGEST = 32 << 20  # where its own threshold ends up once blocks of this size have been freed
 WORTH_IT = 10**9  # bytes of weights; growing by as much again is where memory matters more than speed
-_open = 0  # blocks of freed_at_once in this process, which may lie in each other: a model is read where it is needed
+_open: list[int] = []  # thresholds of freed_at_once, which may lie in each other: a model is read where it is needed
 
 
 @contextmanager
-def freed_at_once(device: torch.device, weights: int = WORTH_IT) -> Iterator[None]:
-    """Inside, large blocks of a CPU's memory are given back when they are freed.
+def freed_at_once(device: torch.device, weights: int = WORTH_IT, large: int = LARGE) -> Iterator[None]:
+    """Inside, blocks of a CPU's memory from ``large`` bytes on are given back when they are freed.
 
     This does nothing on other devices, nor for less than ``WORTH_IT`` bytes of ``weights``.
     """
-    global _open
     glibc = _glibc() if device.type == "cpu" and weights >= WORTH_IT else None
     if glibc is None:
         yield
         return
     # Setting one threshold stops glibc from moving either; it keeps the second at twice the first.
     glibc.mallopt(M_TRIM_THRESHOLD, 2 * GLIBCS_LARGEST)
-    glibc.mallopt(M_MMAP_THRESHOLD, LARGE)
-    _open += 1
+    glibc.mallopt(M_MMAP_THRESHOLD, large)
+    _open.append(large)
     try:
         yield
     finally:
-        _open -= 1
-        if not _open:
-            glibc.mallopt(M_MMAP_THRESHOLD, GLIBCS_LARGEST)
+        _open.pop()
+        glibc.mallopt(M_MMAP_THRESHOLD, _open[-1] if _open else GLIBCS_LARGEST)
 
 
 def give_back() -> None:

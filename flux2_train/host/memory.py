@@ -7,6 +7,9 @@ import gc
 import comfy.model_management
 import torch
 
+from . import deferred
+from .heap import give_back
+
 OF_CPU = "DefaultCPUAllocator: "  # torch names it when it has no memory, and has no exception of its own for that
 
 
@@ -25,4 +28,13 @@ def can_spill(device: torch.device) -> bool:
 def free() -> None:
     """Give back what nobody holds any more: Python's cycles first, then the device's cache."""
     gc.collect()
+    comfy.model_management.soft_empty_cache()
+
+
+def unload(patcher) -> None:
+    """Free the memory a model takes, on its device and on the host, so that the next one finds it empty."""
+    unload = getattr(comfy.model_management, "unload_model_and_clones", None)  # 0.16.3 has none
+    unload(patcher) if unload else comfy.model_management.unload_all_models()
+    deferred.drop(patcher.model)
+    give_back()
     comfy.model_management.soft_empty_cache()

@@ -8,7 +8,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from . import encode, sampling
+from . import memory, sampling
 from .sampling import Settings
 
 
@@ -48,7 +48,7 @@ def decode(vae, latents: list[Tensor]) -> list[Tensor]:
         with torch.inference_mode():
             return [vae.decode(latent).cpu() for latent in latents]
     finally:
-        encode.unload(vae.patcher)
+        memory.unload(vae.patcher)
 
 
 def back(model, memory_required: float) -> None:

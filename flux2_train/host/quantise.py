@@ -32,7 +32,7 @@ MATRICES = re.compile(
 )
 ROTATIONS = (256, 64, 16)  # widths of Hadamard rotation that ComfyUI's kernels have
 TILE = 128  # rows that lie together in every layout: cuBLAS keeps scales of blocks in tiles of 128 rows
-SLICE = 8 << 20  # bytes of rows in fp32 that are quantised together; nvfp4 takes eight times that meanwhile
+SLICE = 4 << 20  # bytes of rows in fp32 that are quantised together; nvfp4 takes eight times that meanwhile
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,39 @@ def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:
     options, notes = dict(format.options), {"format": format.name}
     if format.rotated:
         options["convrot_groupsize"] = notes["convrot_groupsize"] = _rotation(weight.shape[1])
-    if format.largest:
-        options["scale"] = weight.abs().max().float() / format.largest
+    largest = weight.abs().max().float() if format.largest else None
     layout = comfy.quant_ops.QUANT_ALGOS[format.name]["comfy_tensor_layout"]
-    slices = [QuantizedTensor.from_float(rows.float(), layout, **options) for rows in _rows(weight)]
-    tensors = _joined([part.state_dict(f"{layer}.weight") for part in slices])
+
+    def made(rows: Tensor) -> dict[str, Tensor]:
+        scale = {} if largest is None else {"scale": largest.to(rows.device) / format.largest}
+        return QuantizedTensor.from_float(rows.float(), layout, **options, **scale).state_dict(f"{layer}.weight")
+
+    tensors = made(weight.to("meta"))
+    if not weight.is_meta:
+        tensors = _filled(tensors, map(made, _rows(weight)))
     tensors[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
-    return {key: tensor if tensor.is_meta else tensor.cpu() for key, tensor in tensors.items()}
+    return tensors
+
+
+def _filled(forms: dict[str, Tensor], parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of these forms on the CPU, from one slice of their rows after the other.
+
+    The result is there first: slices that wait to be joined would take its size again and leave holes in the heap.
+    """
+    found = {key: torch.empty_like(form, device="cpu") for key, form in forms.items()}
+    begun = dict.fromkeys(found, 0)
+    for part in parts:
+        for key, tensor in part.items():
+            target = found[key][begun[key] : begun[key] + len(tensor)] if tensor.ndim else found[key]
+            target.copy_(tensor)
+            begun[key] += len(tensor) if tensor.ndim else 0
+    return found
 
 
 def _rows(weight: Tensor) -> Sequence[Tensor]:
-    """A matrix in slices that no layout notices, of a 16th at most; one without bytes whole."""
+    """A matrix in slices that no layout notices, of a 16th at most."""
     most = min(SLICE // (4 * weight.shape[1]), len(weight) // 16)
-    return [weight] if weight.is_meta else weight.split(max(TILE, most // TILE * TILE))
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    first = parts[0]
-    return {k: v if v.ndim == 0 or len(parts) == 1 else torch.cat([p[k] for p in parts]) for k, v in first.items()}
+    return weight.split(max(TILE, most // TILE * TILE))
 
 
 def _rotation(width: int) -> int:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ..layout import SLOTS, Layout, groups
 from ..memory.streaming import Direct, Group, Ring, transfers
+from .memory import is_out_of_memory
 
 SOURCE = "flux2_train_source"  # on a layer: gives its weight on the device, as a context
-PINNED_SHARE = 0.5  # of the host's free memory
+PINNED_SHARE = 0.5  # of the host's memory that is free or holds these weights already
+PINNED_FROM = 1 << 16  # bytes: CUDA does not wait for smaller copies, wherever they come from
 
 
 class How(Protocol):
@@ -32,35 +34,81 @@ class How(Protocol):
 
 
 class StreamedWeights:
-    """The streamed layers of one borrowed model. ``install`` and ``remove`` may be called any number of times."""
+    """The layers of one loaded model that are streamed at the moment.
 
-    def __init__(self, layers: dict[str, nn.Module], portions: list[list[str]], device: torch.device, how: How):
-        self.layers = {name: layers[name] for portion in portions for name in portion}
-        self.portions, self.device, self.how = portions, device, how
-        self.moved: list[str] = []
+    ``stream`` may be called again with others, ``end`` any number of times. ``mapped``: the model's weights lie in a
+    mapped file. ``unpinned`` counts the streamed bytes that should be in pinned memory and are not.
+    """
+
+    def __init__(self, device: torch.device, how: How, mapped: bool = False):
+        self.device, self.how, self.mapped = device, how, mapped
+        self.via = how.via or Direct(device)
+        self.layers: dict[str, nn.Module] = {}
+        self.moved: dict[str, nn.Module] = {}
+        self.pins: list[Tensor] = []
         self.ring: Ring | None = None
+        self.said: object = None
+        self.unpinned = 0
 
-    def install(self) -> None:
-        """Take the layers' weights to host memory, if they are not there, and read them through a ring from now on."""
+    @property
+    def stranded(self) -> bool:
+        """After ``end``: whether weights stayed in host memory because the device had no room for them any more."""
+        return bool(self.moved)
+
+    def stream(self, layers: dict[str, nn.Module], portions: list[list[str]]) -> None:
+        """Read the weights of these portions, and of no other layers, through a ring from now on.
+
+        Those that lie on the device go to host memory; what is streamed no more goes back. Raises the device's or the
+        host's own error where memory ends; it can be called again then, or ended.
+        """
+        said = portions, self.how.layout.ahead
+        if self.ring is not None and said == self.said:
+            return
+        self._close()
+        self.layers = {name: layers[name] for portion in portions for name in portion}
+        self._give_back([name for name in self.moved if name not in self.layers])
+        if portions:
+            self._open(portions)
+            self.said = said
+
+    def end(self) -> None:
+        """Give the ring's memory back, and every weight to where it was, as long as there is room for it."""
+        self._close()
+        try:
+            self._give_back(list(self.moved))
+        except BaseException as error:
+            if not is_out_of_memory(error):
+                raise
+
+    def _open(self, portions: list[list[str]]) -> None:
         masters = {name: _flat(self._taken(name)) for name in self.layers}
-        portions = [{name: masters[name][0] for name in portion} for portion in self.portions]
-        pins = self._pins([sum(t.nbytes for tensors in each.values() for t in tensors) for each in portions])
+        lying = [{name: masters[name][0] for name in portion} for portion in portions]
+        if self.via.pins:
+            sizes = [sum(t.nbytes for tensors in each.values() for t in tensors) for each in lying]
+            chosen = within(sizes, self.how.pinned or PINNED_SHARE * self._host_memory(sum(sizes)))
+            lying = [self._pinned(each) if pin else each for each, pin in zip(lying, chosen, strict=True)]
+            self.unpinned = sum(t.nbytes for each in lying for tensors in each.values() for t in tensors if _slow(t))
         ahead = self.how.layout.ahead
-        packed = [Group(weights, pin) for weights, pin in zip(portions, pins, strict=True)]
-        self.ring = Ring(packed, self.how.via or transfers(self.device, ahead), SLOTS, ahead=ahead)
+        self.ring = Ring([*map(Group, lying)], self.how.via or transfers(self.device, ahead), SLOTS, ahead)
         for name, layer in self.layers.items():
             layer.__dict__[SOURCE] = partial(self._read, name, masters[name][1])
 
-    def _pins(self, sizes: list[int]) -> list[bool]:
-        if self.device.type != "cuda":
-            return [False] * len(sizes)
-        return within(sizes, self.how.pinned or PINNED_SHARE * psutil.virtual_memory().available)
+    def _host_memory(self, streamed: int) -> float:
+        return psutil.virtual_memory().available + (0 if self.mapped else streamed)
+
+    def _pinned(self, weights: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """The same weights in pinned memory: pinned where they lie, or, of a mapped file, a copy of them."""
+        for name, tensors in weights.items():
+            if self.mapped and name not in self.moved:
+                weights[name] = tensors = [tensor.clone() for tensor in tensors]
+            self.pins += [t for t in tensors if _slow(t) and comfy.model_management.pin_memory(t)]
+        return weights
 
     def _taken(self, name: str) -> Tensor:
         layer = self.layers[name]
-        if layer.weight.device.type != "cpu":
-            self.moved.append(name)
-            layer._parameters["weight"] = nn.Parameter(layer.weight.detach().to("cpu"), requires_grad=False)
+        if self.via.holds(layer.weight):
+            _set(layer, self.via.to_host(layer.weight.detach()))
+            self.moved[name] = layer
         return layer.weight
 
     @contextmanager
@@ -68,18 +116,30 @@ class StreamedWeights:
         with self.ring.read(name) as tensors:
             yield rebuild(tensors)
 
-    def remove(self) -> None:
-        """Give the ring's memory back, and every weight to where it was."""
+    def _close(self) -> None:
         for layer in self.layers.values():
             layer.__dict__.pop(SOURCE, None)
         if self.ring is not None:
             self.ring.close()
             self.ring = None
             comfy.model_management.soft_empty_cache()
-        for name in self.moved:
-            weight = self.layers[name].weight.detach()
-            self.layers[name]._parameters["weight"] = nn.Parameter(weight.to(self.device), requires_grad=False)
-        self.moved.clear()
+        while self.pins:
+            comfy.model_management.unpin_memory(self.pins.pop())
+
+    def _give_back(self, names: list[str]) -> None:
+        for name in names:
+            layer = self.moved[name]
+            _set(layer, self.via.to_device(layer.weight.detach()))
+            del self.moved[name]
+
+
+def _slow(tensor: Tensor) -> bool:
+    """Whether a copy from that memory stops what else is done."""
+    return tensor.nbytes >= PINNED_FROM and not tensor.is_pinned()
+
+
+def _set(layer: nn.Module, weight: Tensor) -> None:
+    layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
 
 
 def within(sizes: list[int], budget: float) -> list[bool]:

@@ -19,7 +19,9 @@ from ..errors import UserError
 from ..layout import Layout
 from ..memory.options import ALL, AUTO
 from ..memory.streaming import Direct, Ring
+from . import deferred
 from .borrow import Borrowed
+from .memory import unload
 from .streamed import StreamedWeights, arrived, can_stream
 
 LAYER = re.compile(r"(.*\.layers\.\d+)\.")
@@ -52,16 +54,18 @@ def streamed(clip, via: Direct | None = None) -> Iterator[tuple[object, Ring]]:
             portions.setdefault(LAYER.match(name)[1], []).append(name)
     if not portions:
         raise UserError("This CLIP has no layers that can be streamed; set offload of Cache Embeds to 'off'.")
-    weights = StreamedWeights(layers, list(portions.values()), patcher.load_device, Borrowed(Layout(), via))
+    weights = StreamedWeights(patcher.load_device, Borrowed(Layout(), via), deferred.mapped(patcher.model))
     try:
-        weights.install()
+        weights.stream(layers, list(portions.values()))
         for layer in weights.layers.values():
             layer.forward = partial(_forward, layer, layer.forward)
         yield own, weights.ring
     finally:
         for layer in weights.layers.values():
             layer.__dict__.pop("forward", None)
-        weights.remove()
+        weights.end()
+        if weights.stranded:
+            unload(patcher)
 
 
 def _forward(layer: nn.Module, original, *args, **kwargs) -> Tensor:

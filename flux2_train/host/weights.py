@@ -66,18 +66,38 @@ def mapped(parts: Iterable[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Make ``tensors`` the weights of a module, without a copy where they have the dtype that it is to store."""
+    """Make ``tensors`` the weights of a module, without a copy where they have the dtype that it is to store.
+
+    Layer by layer, and out of ``tensors``: ComfyUI copies the scales of quantised weights.
+    """
     for place in module.modules():
         if "factory_kwargs" in place.__dict__:  # where core's quantised layers put what they are given
             place.factory_kwargs["device"] = None
     for name, weight in module.named_parameters():
         if name in tensors and not isinstance(weight, QuantizedTensor):
             tensors[name] = tensors[name].to(weight.dtype)
-    module.load_state_dict(tensors, strict=False, assign=True)
+    by_place: dict[str, dict[str, Tensor]] = {}
+    for name in list(tensors):
+        place, _, own = name.rpartition(".")
+        by_place.setdefault(place, {})[own] = tensors.pop(name)
+    for name, place in module.named_modules():
+        _load(place, by_place.pop(name, {}))
     for place in module.modules():  # what the file lacks, which core has named
         for name, weight in place._parameters.items():
             if weight is not None and weight.is_meta:
                 place._parameters[name] = nn.Parameter(torch.zeros_like(weight, device="cpu"), requires_grad=False)
+
+
+def _load(place: nn.Module, own: dict[str, Tensor]) -> None:
+    """What lies in a module itself: its own way of reading it, unless it would read that of its parts as well."""
+    if own and not any(True for _ in place.children()):
+        place.load_state_dict(own, strict=False, assign=True)
+        return
+    for name, tensor in own.items():
+        if place._parameters.get(name) is not None:
+            place._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        elif name in place._buffers:
+            place._buffers[name] = tensor
 
 
 def require_whole(module: nn.Module, names: set[str], file: str) -> None:

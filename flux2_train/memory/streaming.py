@@ -18,10 +18,25 @@ ALIGNMENT = 256  # bytes: what kernels read vectors from
 
 
 class Direct:
-    """Transfers that are done when they return: on a CPU, or where streams are not wanted."""
+    """A device, and transfers to it that are done when they return: on a CPU, or where streams are not wanted.
+
+    ``pins``: whether copies from pinned host memory are faster.
+    """
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.device, self.pins = device, device.type == "cuda"
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies on the device and not in host memory."""
+        return tensor.device.type != "cpu"
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A tensor of the device, in host memory."""
+        return tensor.to("cpu")
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A tensor of host memory, on the device. Raises the device's own error where it has no room."""
+        return tensor.to(self.device)
 
     def empty(self, size: int) -> Tensor:
         """A buffer of so many bytes on the device, which may be written in any mode."""
@@ -96,20 +111,19 @@ class _Piece:
 class Group:
     """Weights that come together: the tensors of each by name, in host memory, and where they lie in a buffer.
 
-    ``pin`` makes one pinned copy of all; otherwise the tensors are read where they are, which may be a mapped file.
+    They are read where they are, which may be a mapped file.
     """
 
-    def __init__(self, weights: Mapping[str, Sequence[Tensor]], pin: bool):
+    def __init__(self, weights: Mapping[str, Sequence[Tensor]]):
         self.pieces: dict[str, list[_Piece]] = {}
-        self.size, sources = 0, []
+        self.size, self.sources = 0, []
         for name, tensors in weights.items():
             self.pieces[name] = []
             for tensor in tensors:
                 piece = _Piece(self.size, tensor.nbytes, tuple(tensor.shape), tensor.dtype)
                 self.pieces[name].append(piece)
-                sources.append((_bytes(tensor), piece))
+                self.sources.append((_bytes(tensor), piece.start))
                 self.size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-        self.sources = [(_pinned(sources, self.size), 0)] if pin else [(source, p.start) for source, p in sources]
 
     def pairs(self, buffer: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(source, target) of everything that has to be copied into a buffer."""
@@ -118,13 +132,6 @@ class Group:
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _pinned(sources: list[tuple[Tensor, _Piece]], size: int) -> Tensor:
-    whole = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    for source, piece in sources:
-        whole[piece.start : piece.start + piece.size] = source
-    return whole
 
 
 @dataclass(eq=False)

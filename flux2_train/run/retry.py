@@ -27,6 +27,7 @@ class Memory:
         self.how = Borrowed(self.plan.layout, pinned=config.memory.pinned_memory * GB)
         self.device = model.load_device
         self.told: list[str] = []
+        self.unpinned = 0
 
     @property
     def room(self) -> float:
@@ -48,9 +49,11 @@ class Memory:
         What it has drawn by then is drawn again from the same state; ``undo`` takes its gradients back. Only for what
         comes before the optimizer's update. Raises the device's own error when there is no level left.
         """
-        states = _random_states()
+        states, below = _random_states(), None
         while True:
             try:
+                if below is not None:  # here: laying out the lower level may find no memory either
+                    self._step_down(below, step)
                 return compute(self.plan.layout.micro_batch)
             except BaseException as error:
                 below = lower(self.work, self.machine, self.plan, self.pins) if is_out_of_memory(error) else None
@@ -58,7 +61,6 @@ class Memory:
                     raise
             # Here and not above: while the exception is handled, its frames hold the step's tensors.
             undo()
-            self._step_down(below, step)
             _restore(states)
 
     def _step_down(self, below: Plan, step: int) -> None:
@@ -81,6 +83,14 @@ class Memory:
         self.how.lay_out(below.layout)
         free()
 
+    def _slow(self, unpinned: int) -> str:
+        limit = self.how.pinned / GB
+        return (
+            f"{unpinned / GB:.1f} GB of streamed weights are not in pinned memory and come more slowly: "
+            f"{f'pinned_memory is {limit:g} GB' if limit else 'half of the free host memory is pinned at most'}; "
+            "set pinned_memory higher, free host memory, or store the weights in fewer bits."
+        )
+
     def layout_in_words(self) -> str:
         """How the run is laid out now."""
         blocks = self.work.weights.double + self.work.weights.single
@@ -90,6 +100,9 @@ class Memory:
 
     def tell(self) -> Iterator[str]:
         """What has happened since the last call."""
+        if self.how.unpinned() > self.unpinned:
+            self.told.append(self._slow(self.how.unpinned()))
+        self.unpinned = self.how.unpinned()
         while self.told:
             yield self.told.pop(0)
 

@@ -57,16 +57,16 @@ def encode_all(job: Job, bar: Bar, clip=None, vae=None) -> list[tuple]:
 
     Each encoder leaves memory when it has done its work.
     """
-    from ..host import encode
+    from ..host import memory
 
     asked = [requests for requests in (job.dataset, job.held_out) if requests]
     datasets = [read(requests, bar) for requests in asked]
     embeds = [clip and encode_texts(clip, dataset, job, bar) for dataset in datasets]
     if clip:
-        encode.unload(clip.patcher)
+        memory.unload(clip.patcher)
     latents = [vae and encode_latents(vae, dataset, job, bar) for dataset in datasets]
     if vae:
-        encode.unload(vae.patcher)
+        memory.unload(vae.patcher)
     return list(zip(embeds, latents, strict=True))
 
 
