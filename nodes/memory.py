@@ -64,7 +64,7 @@ class Memory(io.ComfyNode):
                 io.Float.Input(
                     "pinned_memory", default=0.0, min=0.0, max=1e6, step=0.5, advanced=True,
                     tooltip="Pin at most so many GB of streamed weights in host memory: they arrive faster, and no "
-                    "other program has that memory meanwhile. 0 is half of what is free.",
+                    "other program has that memory meanwhile. 0 is half of the memory that is free or holds them.",
                 ),
             ],
             outputs=[FluxMemory.Output(display_name="memory")],

@@ -4,7 +4,7 @@ python load_probe.py write FOLDER FULL makes the files, 2 GB each where ``FULL``
 architecture with random weights: FLUX.2 with fewer and narrower blocks, a Qwen3 with fewer and narrower layers, and
 FLUX.2's autoencoder. python load_probe.py run FOLDER FULL loads them, caches and trains.
 python load_probe.py quantise FOLDER FULL writes a transformer and a text encoder in two files, of 2 or 0.4 GB each, and
-quantises them.
+quantises them, in memory and by way of a file that is kept.
 """
 
 import ctypes
@@ -26,6 +26,7 @@ import_comfyui("--cpu")
 
 import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
+import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
 from comfy.quant_ops import QuantizedTensor  # noqa: E402
@@ -123,11 +124,16 @@ def quantise_all(folder: Path, full: bool) -> None:
     parts = [folder / f"text-{number:05d}-of-00002.safetensors" for number in (1, 2)]
     for number, part in enumerate(parts):
         write(part, shapes[number::2])
+    for kind in ("diffusion_models", "text_encoders"):
+        folder_paths.folder_names_and_paths[kind][0][:] = [str(folder)]  # where quantised copies are kept
     for precision in quantise.available() if full else ("fp8 (scaled)", "nvfp4"):
-        model = load.load_transformer(folder / "transformer.safetensors", precision)
-        clip = load.load_text_encoder(parts[0], row, precision)
-        for kind, patcher in (("transformer", model), ("text encoder", clip.patcher)):
-            print(json.dumps({"precision": precision, "kind": kind, **quantising(patcher)}))
+        for keep in (False, True):
+            model = load.load_transformer(folder / "transformer.safetensors", precision, keep=keep)
+            clip = load.load_text_encoder(parts[0], row, precision, keep=keep)
+            for kind, patcher in (("transformer", model), ("text encoder", clip.patcher)):
+                print(json.dumps({"precision": precision, "kind": kind, "on disk": keep, **quantising(patcher)}))
+        for path in (folder / "flux2_train_quantised").iterdir():
+            path.unlink()
 
 
 def quantising(patcher) -> dict[str, int]:

@@ -22,7 +22,8 @@ class MemoryConfig(Section):
     ``recompute`` says what checkpointing keeps: nothing but each block's inputs, or attention's outputs too;
     ``recompute_every`` n-th block only, 0 for auto. ``micro_batch`` images run together, 0 for auto.
     ``memory_limit`` in GB plans as if the device had no more, and has ComfyUI leave the rest free; 0 is what is free.
-    At most ``pinned_memory`` GB of streamed weights are pinned in host memory; 0 is half of what is free.
+    At most ``pinned_memory`` GB of streamed weights are pinned in host memory; 0 is half of the memory that is free or
+    holds them.
     """
 
     GROUPS: ClassVar = (OFF, "block", "leaf")
