@@ -75,6 +75,14 @@ def test_the_same_bits_as_from_cores_own_loader(source):
     assert all(layer.weight.dtype == torch.bfloat16 for layer in linears(ours).values())
 
 
+@pytest.mark.parametrize(
+    "arguments, mapped", [((), True), (("fp8 (scaled)",), False), (("fp8 (scaled)", "cpu", True), True)]
+)
+def test_it_is_known_whose_memory_the_weights_are(source, comfy_folders, arguments, mapped):
+    assert deferred.mapped(load.load_transformer(source, *arguments)) == mapped
+    assert not deferred.mapped(comfy.sd.load_diffusion_model(str(source)))
+
+
 @pytest.mark.parametrize("precision", ["as in file", "nvfp4"])
 def test_clones_share_the_weights_and_they_go_with_unloading(source, precision):
     model = load.load_transformer(source, precision)

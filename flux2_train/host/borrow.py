@@ -134,7 +134,7 @@ class _Swap:
 
     def __init__(self, model, deltas: dict[str, Delta], how: Borrowed):
         self.transformer, self.deltas, self.how = model.model.diffusion_model, deltas, how
-        self.device, self.mapped = model.load_device, deferred.mapped(model.model)
+        self.device, self.mapped = model.load_device, deferred.mapped(model)
         self.recompute = Recompute(how)
         self.doubles = len(self.transformer.double_blocks)
         self.swapped: list[nn.Module] = []

@@ -87,10 +87,10 @@ def drop(model: nn.Module) -> None:
                 module._parameters[name] = nn.Parameter(weight.detach().to(META), requires_grad=False)
 
 
-def mapped(model: nn.Module) -> bool:
-    """Whether a model's weights are mapped from its file, which costs no memory that the system could not take back."""
-    deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
-    return deferred is not None and not deferred.made
+def mapped(patcher) -> bool:
+    """Whether a model's weights are mapped from its file, where the system can take their memory back."""
+    deferred: Deferred | None = getattr(patcher.model, ATTRIBUTE, None)
+    return not deferred.made if deferred is not None else patcher.is_dynamic()  # with dynamic VRAM core maps files
 
 
 @contextmanager
@@ -109,8 +109,8 @@ def present(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _staying(model: nn.Module, device: torch.device | None) -> Iterator[None]:
     """Core moves every layer to the device, from there as well, and copies the scales of quantised weights by that."""
-    there = [m for m in model.modules() if isinstance(getattr(m, "weight", None), QuantizedTensor)]
-    there = [layer for layer in there if layer.weight.device == device]
+    quantised = [m for m in model.modules() if isinstance(getattr(m, "weight", None), QuantizedTensor)]
+    there = [layer for layer in quantised if {weight.device for weight in layer.parameters()} == {device}]
     for layer in there:
         layer._apply = lambda fn, recurse=True, layer=layer: layer
     try:

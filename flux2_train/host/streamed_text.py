@@ -54,7 +54,7 @@ def streamed(clip, via: Direct | None = None) -> Iterator[tuple[object, Ring]]:
             portions.setdefault(LAYER.match(name)[1], []).append(name)
     if not portions:
         raise UserError("This CLIP has no layers that can be streamed; set offload of Cache Embeds to 'off'.")
-    weights = StreamedWeights(patcher.load_device, Borrowed(Layout(), via), deferred.mapped(patcher.model))
+    weights = StreamedWeights(patcher.load_device, Borrowed(Layout(), via), deferred.mapped(patcher))
     try:
         weights.stream(layers, list(portions.values()))
         for layer in weights.layers.values():
