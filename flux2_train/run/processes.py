@@ -56,6 +56,7 @@ def launched() -> Iterator[Accelerator]:
     accelerator = _accelerator(cpu=not torch.cuda.is_available())
     try:
         yield accelerator
+        accelerator.wait_for_everyone()  # one that left before the others has been seen to abort in torch's clean-up
     finally:
         accelerator.end_training()
 
