@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from comfy.quant_ops import QuantizedTensor
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -108,9 +107,8 @@ def present(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _staying(model: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """Core moves every layer to the device, from there as well, and copies the scales of quantised weights by that."""
-    quantised = [m for m in model.modules() if isinstance(getattr(m, "weight", None), QuantizedTensor)]
-    there = [layer for layer in quantised if {weight.device for weight in layer.parameters()} == {device}]
+    """Core moves every layer to the device, also one that is there, and copies at least the scales of its weights."""
+    there = [layer for layer in model.modules() if _places(layer) == {device}]
     for layer in there:
         layer._apply = lambda fn, recurse=True, layer=layer: layer
     try:
@@ -118,6 +116,11 @@ def _staying(model: nn.Module, device: torch.device | None) -> Iterator[None]:
     finally:
         for layer in there:
             del layer._apply
+
+
+def _places(layer: nn.Module) -> set[torch.device]:
+    """The devices of a layer's weights; none for what has parts."""
+    return set() if any(True for _ in layer.children()) else {x.device for x in (*layer.parameters(), *layer.buffers())}
 
 
 class _Deferring:
