@@ -24,6 +24,7 @@ from torch import Tensor
 from ..adapters import stream
 from ..errors import UserError
 from . import shards
+from .heap import give_back
 
 # The Linears inside the blocks of a FLUX.2 transformer, and inside the layers of its text encoders.
 MATRICES = re.compile(
@@ -69,11 +70,11 @@ def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:
     options, notes = dict(format.options), {"format": format.name}
     if format.rotated:
         options["convrot_groupsize"] = notes["convrot_groupsize"] = _rotation(weight.shape[1])
-    largest = weight.abs().max().float() if format.largest else None
+    largest = _largest(weight) if format.largest else None
     layout = comfy.quant_ops.QUANT_ALGOS[format.name]["comfy_tensor_layout"]
 
     def made(rows: Tensor) -> dict[str, Tensor]:
-        scale = {} if largest is None else {"scale": largest.to(rows.device) / format.largest}
+        scale = {} if largest is None else {"scale": largest.float().to(rows.device) / format.largest}
         return QuantizedTensor.from_float(rows.float(), layout, **options, **scale).state_dict(f"{layer}.weight")
 
     tensors = made(weight.to("meta"))
@@ -81,6 +82,10 @@ def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:
         tensors = _filled(tensors, map(made, _rows(weight)))
     tensors[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
     return tensors
+
+
+def _largest(weight: Tensor) -> Tensor:
+    return torch.stack([rows.abs().max() for rows in _rows(weight)]).max()
 
 
 def _filled(forms: dict[str, Tensor], parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -99,7 +104,9 @@ def _filled(forms: dict[str, Tensor], parts: Iterable[dict[str, Tensor]]) -> dic
 
 
 def _rows(weight: Tensor) -> Sequence[Tensor]:
-    """A matrix in slices that no layout notices, of a 16th at most."""
+    """A matrix in slices that no layout notices, of a 16th at most; one without bytes whole."""
+    if weight.is_meta:
+        return [weight]
     most = min(SLICE // (4 * weight.shape[1]), len(weight) // 16)
     return weight.split(max(TILE, most // TILE * TILE))
 
@@ -134,6 +141,8 @@ def converted(
             _require_divisible(key, tensor, precision)
             weight = tensor if tensor.is_meta else tensor.to(device)
             yield from quantised(key.removesuffix(".weight"), weight, precision).items()
+            if not weight.is_meta:
+                give_back()  # what one matrix leaves in the heap is small, what all of them leave is more than a layer
         else:
             yield key, tensor
 
