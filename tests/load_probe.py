@@ -3,8 +3,8 @@
 python load_probe.py write FOLDER FULL makes the files, 2 GB each where ``FULL`` is 1 and 1 GB where it is 0, of true
 architecture with random weights: FLUX.2 with fewer and narrower blocks, a Qwen3 with fewer and narrower layers, and
 FLUX.2's autoencoder. python load_probe.py run FOLDER FULL loads them, caches and trains.
-python load_probe.py quantise FOLDER FULL writes a transformer and a text encoder in two files, of 2 or 0.4 GB each, and
-quantises them, in memory and by way of a file that is kept.
+python load_probe.py quantisable FOLDER FULL makes a transformer and a text encoder in two files, of 2 or 0.4 GB each.
+python load_probe.py quantise FOLDER FULL PRECISION quantises them, in memory and by way of a file that is kept.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ from flux2_train.data.folder import read_folder  # noqa: E402
 from flux2_train.data.request import Request  # noqa: E402
 from flux2_train.data.store import Store  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
-from flux2_train.host import encode, load, memory, quantise  # noqa: E402
+from flux2_train.host import encode, load, memory  # noqa: E402
 from flux2_train.run.trainer import Trainer  # noqa: E402
 
 WIDTH = 2560  # of the text encoder; the transformer reads three of its layers
@@ -112,28 +112,33 @@ def main(folder: Path, full: bool) -> None:
                       "losses": losses}))  # fmt: skip
 
 
-def quantise_all(folder: Path, full: bool) -> None:
-    """Prints a line for each format: bytes of the result, of its widest layer in the file, and the most on the way."""
+def write_quantisable(folder: Path, full: bool) -> None:
     write(folder / "transformer.safetensors", transformer(*((1536, 14, 2) if full else (1536, 1, 3))))
-    layers, between = (16, 8192) if full else (2, 8192)
-    sizes = {**text_encoder(True), "vocab_size": 256, "num_hidden_layers": layers, "intermediate_size": between}
-    row = replace(FLAVOURS["nano"], text_encoder_config=sizes)
     with torch.device("meta"):
-        text = Qwen3_4B(sizes, torch.bfloat16, None, comfy.ops.disable_weight_init).state_dict()
+        text = Qwen3_4B(quantisable(full), torch.bfloat16, None, comfy.ops.disable_weight_init).state_dict()
     shapes = [(key, tuple(value.shape)) for key, value in text.items()]
-    parts = [folder / f"text-{number:05d}-of-00002.safetensors" for number in (1, 2)]
-    for number, part in enumerate(parts):
-        write(part, shapes[number::2])
+    for number in (1, 2):
+        write(folder / f"text-{number:05d}-of-00002.safetensors", shapes[number - 1 :: 2])
+
+
+def quantisable(full: bool) -> dict[str, int]:
+    """Sizes of a text encoder that is nearly all matrices."""
+    layers = 16 if full else 2
+    return {**text_encoder(True), "vocab_size": 256, "num_hidden_layers": layers, "intermediate_size": 8192}
+
+
+def quantise_all(folder: Path, full: bool, precision: str) -> None:
+    """Prints a line for each model: bytes of the result, of its widest layer in the file, and the most on the way."""
+    row = replace(FLAVOURS["nano"], text_encoder_config=quantisable(full))
     for kind in ("diffusion_models", "text_encoders"):
         folder_paths.folder_names_and_paths[kind][0][:] = [str(folder)]  # where quantised copies are kept
-    for precision in quantise.available() if full else ("fp8 (scaled)", "nvfp4"):
-        for keep in (False, True):
-            model = load.load_transformer(folder / "transformer.safetensors", precision, keep=keep)
-            clip = load.load_text_encoder(parts[0], row, precision, keep=keep)
-            for kind, patcher in (("transformer", model), ("text encoder", clip.patcher)):
-                print(json.dumps({"precision": precision, "kind": kind, "on disk": keep, **quantising(patcher)}))
-        for path in (folder / "flux2_train_quantised").iterdir():
-            path.unlink()
+    for keep in (False, True):
+        model = load.load_transformer(folder / "transformer.safetensors", precision, keep=keep)
+        clip = load.load_text_encoder(folder / "text-00001-of-00002.safetensors", row, precision, keep=keep)
+        for kind, patcher in (("transformer", model), ("text encoder", clip.patcher)):
+            print(json.dumps({"precision": precision, "kind": kind, "on disk": keep, **quantising(patcher)}))
+    for path in (folder / "flux2_train_quantised").iterdir():
+        path.unlink()
 
 
 def quantising(patcher) -> dict[str, int]:
@@ -172,4 +177,6 @@ def report(before: int) -> dict[str, int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with torch.inference_mode():
-        {"write": write_all, "run": main, "quantise": quantise_all}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3] == "1")
+        what, folder, full, *precision = sys.argv[1:]
+        todo = {"write": write_all, "run": main, "quantisable": write_quantisable, "quantise": quantise_all}
+        todo[what](Path(folder), full == "1", *precision)

@@ -33,17 +33,20 @@ def _emptied(folder):
             file.unlink()
 
 
-def _probe(what, folder, full_size):
-    return run_probe("load_probe.py", what, folder, int(full_size))
+def _probe(what, folder, full_size, *more):
+    return run_probe("load_probe.py", what, folder, int(full_size), *more)
 
 
 def test_quantising_holds_the_result_and_two_layers(full_size, tmp_path):
     """Of a whole transformer and of a text encoder in two files, whose layers are of the type in the file (bf16)."""
     if not Path("/proc/self/status").exists():
         pytest.skip("a process's memory is read from Linux's /proc")
+    precisions = quantise.available() if full_size else ("fp8 (scaled)", "nvfp4")
     with _emptied(tmp_path):
-        rows = [json.loads(line) for line in _probe("quantise", tmp_path, full_size).splitlines() if line[0] == "{"]
-    assert len(rows) == 4 * (len(quantise.available()) if full_size else 2)
+        _probe("quantisable", tmp_path, full_size)
+        lines = [line for each in precisions for line in _probe("quantise", tmp_path, full_size, each).splitlines()]
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert len(rows) == 4 * len(precisions)
     for row in rows:
         held = row["result"] - (row["matrices"] if row["on disk"] else 0)  # the matrices are mapped then
         assert row["rise"] > 0.9 * (held if row["on disk"] else row["matrices"]), row  # or nothing would be seen
