@@ -22,6 +22,7 @@ from flux2_train.data import cache
 from flux2_train.data.dataset import Source
 from flux2_train.data.folder import read_folder
 from flux2_train.data.request import Request
+from flux2_train.host import quantise
 from flux2_train.host.borrow import linears, training_mode
 from flux2_train.host.frozen import row_norms
 from flux2_train.host.velocity import Condition, velocity
@@ -87,6 +88,12 @@ def stored(weights: dict, format: str) -> dict:
 
 def _in_block(name: str, value: torch.Tensor) -> bool:
     return value.ndim == 2 and "_blocks." in name
+
+
+def require_precision(precision: str) -> None:
+    """Skip the test where the running ComfyUI cannot read what Load FLUX.2 calls by that name."""
+    if precision in quantise.FORMATS and precision not in quantise.available():
+        pytest.skip(f"this ComfyUI has no {precision}")
 
 
 def _quantised(layer: str, value: torch.Tensor, format: str) -> dict:

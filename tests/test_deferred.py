@@ -6,12 +6,12 @@ import comfy.sd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import problem
+from support import problem, require_precision
 
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import deferred, encode, load, memory, quantise
+from flux2_train.host import deferred, encode, load, memory
 from flux2_train.host.borrow import linears
 from flux2_train.host.velocity import velocity
 
@@ -145,8 +145,7 @@ def test_core_can_make_another_that_is_deferred_too(source):
 
 @pytest.mark.parametrize("precision", ["as in file", "bf16", "int8"])
 def test_a_text_encoder_comes_and_goes_likewise(text, precision):
-    if precision in quantise.FORMATS and precision not in quantise.available():
-        pytest.skip(f"this ComfyUI has no {precision}")
+    require_precision(precision)
     row = FLAVOURS["nano"]
     clip = load.load_text_encoder(text, row, precision)
     inner = clip.cond_stage_model

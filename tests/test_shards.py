@@ -3,11 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from support import require_precision
 
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import encode, identify, load, quantise, shards
+from flux2_train.host import encode, identify, load, shards
 
 
 @pytest.fixture
@@ -35,8 +36,7 @@ def test_the_others_are_found(split, number):
 
 
 def test_they_can_be_quantised_and_kept_as_one_file(split, comfy_folders):
-    if "int8" not in quantise.available():
-        pytest.skip("this ComfyUI has no int8")
+    require_precision("int8")
     first, folder = split / "text-00001-of-00003.safetensors", comfy_folders / "text_encoders" / "flux2_train_quantised"
     expected, others = encoded(split / "whole.safetensors", precision="int8")[0], set(folder.glob("*"))
     assert torch.equal(encoded(first, precision="int8")[0], expected)

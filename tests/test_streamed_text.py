@@ -6,6 +6,7 @@ import pytest
 import torch
 from delayed import Late
 from safetensors.torch import save_file
+from support import require_precision
 from test_encode import dev, klein
 
 from flux2_train import nano as shipped
@@ -13,7 +14,7 @@ from flux2_train.data.cache import EmbedSettings, cache_embeds
 from flux2_train.data.store import Store
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import encode, load, quantise, streamed_text
+from flux2_train.host import encode, load, streamed_text
 from flux2_train.host.streamed import SOURCE
 
 TEXTS = ["a red circle", "a blue square on a green ground"]
@@ -26,8 +27,7 @@ def _as_a_node():
 
 
 def own_nano(tmp_path, precision="as in file"):
-    if precision in quantise.FORMATS and precision not in quantise.available():
-        pytest.skip(f"this ComfyUI has no {precision}")
+    require_precision(precision)
     save_file(shipped.text_encoder(), tmp_path / "text.safetensors")
     return load.load_text_encoder(tmp_path / "text.safetensors", FLAVOURS["nano"], precision)
 
