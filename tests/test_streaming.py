@@ -98,6 +98,22 @@ def test_without_the_waits_that_test_fails(broken, copies, computation):
     assert any(wrong)
 
 
+def test_memory_that_earlier_kernels_still_read_is_not_written():
+    """An allocator hands out what was freed before the kernels that read it have run."""
+    compute, before = Stream(0.02, 1), []
+
+    class Reused(Late):
+        def empty(self, size):
+            buffer = super().empty(size).fill_(7)
+            compute.add(lambda: before.append(buffer.unique().tolist()))
+            return buffer
+
+    via = Reused(0.0, compute=compute)
+    run(ring_of(2, via), plain_pass(2), lambda *_: None)
+    via.finish()
+    assert before == [[7], [7]]
+
+
 @pytest.mark.parametrize("kind", PASSES)
 def test_after_one_step_everything_is_fetched_ahead(kind):
     """Forward, recomputation, backward and extra passes: the order is learned once, then nothing is waited for."""

@@ -1,10 +1,13 @@
 """Activations that wait for backward in host memory.
 
 What autograd saves inside ``offloaded`` goes to pinned host memory and comes back one ahead of its use, in the reverse
-order, each way on a stream of its own. On a CPU the copies are plain, which costs memory and proves that it is exact.
+order, on a stream beside what is computed. On a CPU the copies are plain, which costs memory and proves that it is
+exact. Only autograd holds them: what a step that broke off has saved goes with its graph.
 """
 
 from __future__ import annotations
+
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -15,7 +18,7 @@ class _Way:
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.last: _Kept | None = None
+        self.last: ReferenceType[_Kept] | None = None
 
 
 _ways: dict[torch.device, _Way] = {}
@@ -26,7 +29,7 @@ class _Kept:
 
     def __init__(self, tensor: Tensor, way: _Way):
         self.way, self.device, self.before = way, tensor.device, way.last
-        way.last = self
+        way.last = ref(self)
         self.back: Tensor | None = None
         self.arrived = None
         self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=way.stream is not None)
@@ -52,8 +55,9 @@ class _Kept:
     def tensor(self) -> Tensor:
         """The tensor on its device again."""
         self.fetch()
-        if self.before is not None and self.way.stream is not None:
-            self.before.fetch()
+        before = self.before() if self.before is not None else None
+        if before is not None and self.way.stream is not None:
+            before.fetch()
         self.before = None
         self.way.last = None
         if self.arrived is not None:

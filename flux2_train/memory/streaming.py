@@ -179,7 +179,9 @@ class Ring:
         self.groups, self.transfers, self.ahead = list(groups), transfers, ahead
         self.where = {name: number for number, group in enumerate(groups) for name in group.pieces}
         largest = max(group.size for group in groups)
-        self.slots = [_Slot(transfers.empty(largest)) for _ in range(min(slots, len(groups)))]
+        buffers = [transfers.empty(largest) for _ in range(min(slots, len(groups)))]
+        begin = transfers.mark()  # what was computed before may still read what lay in this memory
+        self.slots = [_Slot(buffer, free=begin) for buffer in buffers]
         self.order = Order(len(groups))
         self.before: int | None = None
         self.now: int | None = None
