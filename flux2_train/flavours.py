@@ -64,7 +64,7 @@ class Flavour:
     training_guidance: float = 1.0
     resolution: int = 1024
     text_encoder_config: dict[str, Any] | None = None
-    vae_module: Callable[[], nn.Module] | None = None
+    vae_module: Callable[[object], nn.Module] | None = None
     tokenizer_tensor: str = ""  # of the text encoder's file, where ComfyUI has no tokenizer of its own for it
     transformers_limit: str = ""  # newest transformers whose tokenizer ComfyUI can build for this text encoder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT)]
 
+import other_device  # noqa: E402
+
 from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
 
-os.environ["COMFYUI_PATH"] = str(import_comfyui())
+with other_device.installed() if os.environ.get("FLUX2_DEVICE") == "other" else nullcontext():
+    os.environ["COMFYUI_PATH"] = str(import_comfyui(*os.environ.get("FLUX2_ARGUMENTS", "").split()))
 
 import folder_paths  # noqa: E402
 import torch  # noqa: E402

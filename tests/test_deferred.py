@@ -170,6 +170,27 @@ def test_a_text_encoder_gives_the_bits_of_cores_loader(text):
     assert torch.equal(encode.encode_text(clip, "a blue square"), encode.encode_text(core, "a blue square"))
 
 
+def test_a_text_encoder_whose_numbers_the_device_lacks_is_loaded_at_once(text, monkeypatch):
+    """fp8 on Apple's GPU: ComfyUI then computes on the CPU, and moves the weights there when it builds the model."""
+    nano = FLAVOURS["nano"]
+    clip = load.load_text_encoder(text, nano, "fp8 (e4m3)")
+    expected = encode.encode_text(clip, "a red square")
+    lacking = {torch.float8_e4m3fn}
+    monkeypatch.setattr(comfy.model_management, "supports_cast", lambda device, dtype: dtype not in lacking)
+    assert torch.equal(encode.encode_text(load.load_text_encoder(text, nano, "fp8 (e4m3)"), "a red square"), expected)
+
+
+def test_what_does_not_compute_on_the_gpu_is_unloaded_too(text, monkeypatch):
+    """With --lowvram ComfyUI's text encoders stay on the CPU; their weights may only go when it knows."""
+    clip = load.load_text_encoder(text, FLAVOURS["nano"])
+    expected = encode.encode_text(clip, "a red square")
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("cuda"))
+    memory.unload(clip.patcher)
+    assert not any(entry.model is clip.patcher for entry in comfy.model_management.current_loaded_models)
+    monkeypatch.undo()
+    assert torch.equal(encode.encode_text(clip, "a red square"), expected)
+
+
 def test_an_incomplete_file_is_named_at_once(source):
     weights = load_file(source)
     del weights["single_blocks.0.linear1.weight"]

@@ -100,8 +100,10 @@ class Adapters(nn.Module):
         self.magnitudes = nn.ParameterDict()
         if config.dora:
             self.magnitudes.update({_key(name): nn.Parameter(row_norms(name).float().cpu()) for name in sites})
-        for parameter in self.trainable():  # not self.to: that would fill the shadow's weights
-            parameter.data = parameter.data.to(device)
+        for module in self.modules():  # not self.to: that would fill the shadow's weights
+            for name, p in module.named_parameters(recurse=False):
+                if p.requires_grad:
+                    module._parameters[name] = nn.Parameter(p.detach().to(device))
         self.eval()
 
     def layer(self, name: str) -> nn.Module:

@@ -40,7 +40,7 @@ def import_comfyui(*arguments: str) -> Path:
     import comfy.options
     import torch
 
-    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    if not _has_gpu(torch):
         arguments = (*arguments, "--cpu")
     ours, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
@@ -54,6 +54,12 @@ def import_comfyui(*arguments: str) -> Path:
 
     _apply_folders(path, utils.extra_config.load_extra_path_config)
     return path
+
+
+def _has_gpu(torch) -> bool:
+    if hasattr(torch, "accelerator"):  # from 2.6 on
+        return torch.accelerator.is_available()
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def _apply_folders(path: Path, load_extra: Callable[[str], None]) -> None:

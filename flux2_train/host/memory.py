@@ -33,8 +33,9 @@ def free() -> None:
 
 def unload(patcher) -> None:
     """Free the memory a model takes, on its device and on the host, so that the next one finds it empty."""
-    unload = getattr(comfy.model_management, "unload_model_and_clones", None)  # 0.16.3 has none
-    unload(patcher) if unload else comfy.model_management.unload_all_models()
+    loaded = comfy.model_management.current_loaded_models
+    others = [entry for entry in loaded if entry.model is None or entry.model.model is not patcher.model]
+    comfy.model_management.free_memory(1e30, patcher.load_device, others)  # 1e30: core's word for all of it
     deferred.drop(patcher.model)
     give_back()
     comfy.model_management.soft_empty_cache()

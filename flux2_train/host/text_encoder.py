@@ -30,10 +30,11 @@ def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE,
     _check_tokenizer(flavour)
     for part in parts:
         weights.require_unquantised(part, precision)
+    plan = weights.Stored(tuple(parts), precision, via, weights.kept_folder("text_encoders") if keep else None)
     if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
-        clip = _mapped_by_core(parts, flavour, precision)
+        clip = _by_core(plan, flavour)  # which assigns the mapped tensors themselves
     else:
-        clip = _deferred(parts, flavour, precision, via, keep)
+        clip = _deferred(plan, flavour)
     clip.patcher.cached_patcher_init = (_again, (flavour, parts[0], precision, via, keep))
     if precision == AS_IN_FILE:
         clip.patcher.set_attachments(identify.FILE, str(parts[0]))
@@ -45,15 +46,17 @@ def _again(flavour: Flavour, path: Path, precision: str, via: str, keep: bool, d
     return load_text_encoder(path, flavour, precision, via, keep).patcher
 
 
-def _mapped_by_core(parts: list[Path], flavour: Flavour, precision: str):
-    """With dynamic VRAM core assigns the mapped tensors themselves."""
-    return _built(_named(*weights.mapped(parts), precision), flavour)
+def _by_core(plan: weights.Stored, flavour: Flavour):
+    return _built(_named(*plan.read(), plan.precision), flavour)
 
 
-def _deferred(parts: list[Path], flavour: Flavour, precision: str, via: str, keep: bool):
-    plan = weights.Stored(tuple(parts), precision, via, weights.kept_folder("text_encoders") if keep else None)
-    clip = _built(_named(*plan.outline(), precision), flavour, {"initial_device": deferred.META})
-    made = precision in quantise.FORMATS and not keep
+def _deferred(plan: weights.Stored, flavour: Flavour):
+    tensors = _named(*plan.outline(), plan.precision)
+    try:
+        clip = _built(tensors, flavour, {"initial_device": deferred.META})
+    except NotImplementedError:  # core moves one whose numbers its device lacks (fp8 on Apple's) to the CPU at once
+        return _by_core(plan, flavour)
+    made = plan.precision in quantise.FORMATS and plan.kept is None
     deferred.defer(clip.patcher, partial(_give, plan), made)
     return clip
 

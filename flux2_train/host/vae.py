@@ -8,6 +8,7 @@ from pathlib import Path
 import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,10 @@ class DeferredVAE(comfy.sd.VAE):
 
 def load_vae(path: Path, flavour: Flavour):
     """ComfyUI VAE of the flavour."""
-    vae = _deferred(path) if flavour.vae_module is None else _around(flavour.vae_module(), weights.mapped([path])[0])
+    if flavour.vae_module is None:
+        vae = _deferred(path)
+    else:
+        vae = _around(flavour.vae_module(comfy.ops.disable_weight_init), weights.mapped([path])[0])
     vae.patcher.set_attachments(identify.FILE, str(path))
     return vae
 

@@ -12,23 +12,29 @@ CHANNELS = 128
 
 
 class PatchAutoencoder(nn.Module):
-    """Pixels (B, 3, H, W) in [-1, 1] to latents (B, 128, H/16, W/16) and back; H and W multiples of 16."""
+    """Pixels (B, 3, H, W) in [-1, 1] to latents (B, 128, H/16, W/16) and back; H and W multiples of 16.
 
-    def __init__(self):
+    ``layers`` has the layers: torch's own, or ComfyUI's (``comfy.ops``), whose weights need not lie on the device.
+    """
+
+    def __init__(self, layers=nn):
         super().__init__()
-        self.encoder = nn.Conv2d(3, CHANNELS, PATCH, PATCH, bias=False)
-        self.decoder = nn.ConvTranspose2d(CHANNELS, 3, PATCH, PATCH, bias=False)
+        self.encoder = layers.Conv2d(3, CHANNELS, PATCH, PATCH, bias=False)
+        self.decoder = layers.ConvTranspose2d(CHANNELS, 3, PATCH, PATCH, bias=False)
         self.bn = nn.BatchNorm2d(CHANNELS, eps=0.0, affine=False, track_running_stats=True)
         self.requires_grad_(False).eval()
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to (B, 128, H/16, W/16)."""
-        return (self.encoder(pixels) - _row(self.bn.running_mean)) / _row(self.bn.running_var).sqrt()
+        mean, deviation = self._statistics(pixels)
+        return (self.encoder(pixels) - mean) / deviation
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 128, h, w) to (B, 3, 16 h, 16 w), clipped to [-1, 1]."""
-        return self.decoder(latents * _row(self.bn.running_var).sqrt() + _row(self.bn.running_mean)).clamp(-1, 1)
+        mean, deviation = self._statistics(latents)
+        return self.decoder(latents * deviation + mean).clamp(-1, 1)
 
-
-def _row(vector: Tensor) -> Tensor:
-    return vector.view(1, -1, 1, 1)
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (1, 128, 1, 1) on a tensor's device."""
+        mean, variance = (x.to(like.device).view(1, -1, 1, 1) for x in (self.bn.running_mean, self.bn.running_var))
+        return mean, variance.sqrt()

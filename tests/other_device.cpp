@@ -1,0 +1,223 @@
+// A device that is not the CPU and has no speed: its memory is the host's, and its kernels are the CPU's.
+//
+// What it is for: an operation that mixes its tensors with the CPU's fails here, as it does on a GPU.
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/detail/PrivateUse1HooksInterface.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/library.h>
+
+namespace {
+
+constexpr auto OTHER = c10::DeviceType::PrivateUse1;
+constexpr auto OTHER_KEY = c10::DispatchKey::PrivateUse1;
+const c10::Device DEVICE(OTHER, 0);
+
+// ---- memory -------------------------------------------------------------------------------------------------------
+
+void free_host(void* context) { delete static_cast<c10::DataPtr*>(context); }
+
+struct Allocator final : c10::Allocator {
+  c10::DataPtr allocate(size_t size) override {
+    auto* host = new c10::DataPtr(c10::GetCPUAllocator()->allocate(size));
+    return {host->get(), host, &free_host, DEVICE};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  void copy_data(void* to, const void* from, size_t size) const override { default_copy_data(to, from, size); }
+};
+
+Allocator allocator;
+REGISTER_ALLOCATOR(OTHER, &allocator);
+
+// ---- what torch asks of every device -------------------------------------------------------------------------------
+
+struct Guard final : c10::impl::DeviceGuardImplInterface {
+  c10::DeviceType type() const override { return OTHER; }
+  c10::Device exchangeDevice(c10::Device) const override { return DEVICE; }
+  c10::Device getDevice() const override { return DEVICE; }
+  void setDevice(c10::Device) const override {}
+  void uncheckedSetDevice(c10::Device) const noexcept override {}
+  c10::Stream getStream(c10::Device) const override { return c10::Stream(c10::Stream::DEFAULT, DEVICE); }
+  c10::Stream exchangeStream(c10::Stream) const override { return c10::Stream(c10::Stream::DEFAULT, DEVICE); }
+  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
+  void record(void**, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {}
+  void block(void*, const c10::Stream&) const override {}
+  bool queryEvent(void*) const override { return true; }
+  bool queryStream(const c10::Stream&) const override { return true; }
+};
+
+C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
+
+// Random numbers are the CPU's.
+struct Generator final : c10::GeneratorImpl {
+  explicit Generator(at::Generator host) : GeneratorImpl(DEVICE, c10::DispatchKeySet(OTHER_KEY)), host(std::move(host)) {}
+  void set_current_seed(uint64_t seed) override { host.set_current_seed(seed); }
+  void set_offset(uint64_t offset) override { host.set_offset(offset); }
+  uint64_t get_offset() const override { return host.get_offset(); }
+  uint64_t current_seed() const override { return host.current_seed(); }
+  uint64_t seed() override { return host.seed(); }
+  void set_state(const c10::TensorImpl& state) override { host.unsafeGetGeneratorImpl()->set_state(state); }
+  c10::intrusive_ptr<c10::TensorImpl> get_state() const override { return host.unsafeGetGeneratorImpl()->get_state(); }
+  GeneratorImpl* clone_impl() const override { return new Generator(host.clone()); }
+
+  mutable at::Generator host;
+};
+
+struct Hooks final : at::PrivateUse1HooksInterface {
+  at::Generator getNewGenerator(c10::DeviceIndex) const override {
+    return at::make_generator<Generator>(at::detail::createCPUGenerator());
+  }
+  bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
+  bool isAvailable() const override { return true; }
+};
+
+// ---- the same memory seen from either side -------------------------------------------------------------------------
+
+void free_storage(void* context) { delete static_cast<c10::Storage*>(context); }
+
+template <typename... Arguments>
+at::Tensor seen_as(const at::Tensor& tensor, Arguments&&... arguments) {
+  auto seen = at::detail::make_tensor<c10::TensorImpl>(std::forward<Arguments>(arguments)..., tensor.dtype());
+  seen.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
+  return seen;
+}
+
+c10::Storage storage_on(const c10::Storage& storage, c10::Device device) {
+  c10::DataPtr data(storage.mutable_data(), new c10::Storage(storage), &free_storage, device);
+  auto* allocator = device.is_cpu() ? c10::GetCPUAllocator() : &::allocator;
+  return c10::Storage(c10::Storage::use_byte_size_t(), storage.nbytes(), std::move(data), allocator, true);
+}
+
+bool is_other(const at::Tensor& tensor) { return tensor.defined() && tensor.device().type() == OTHER; }
+
+at::Tensor on_host(const at::Tensor& tensor) {
+  if (!is_other(tensor)) return tensor;
+  return seen_as(tensor, storage_on(tensor.storage(), c10::kCPU), c10::DispatchKeySet(c10::DispatchKey::CPU));
+}
+
+at::Tensor on_device(const at::Tensor& tensor) {
+  return seen_as(tensor, storage_on(tensor.storage(), DEVICE), c10::DispatchKeySet(OTHER_KEY));
+}
+
+// ---- every operation -----------------------------------------------------------------------------------------------
+
+void require_one_device(const c10::FunctionSchema& schema, const std::vector<at::Tensor>& tensors) {
+  static const std::set<std::string> indexed = {"aten::index.Tensor", "aten::index_put_", "aten::_index_put_impl_"};
+  if (indexed.count(c10::toString(schema.operator_name()))) return;
+  for (const auto& tensor : tensors)
+    TORCH_CHECK(!tensor.defined() || is_other(tensor) || tensor.dim() == 0,
+                "Expected all tensors to be on the same device, but found at least two devices, ", DEVICE, " and ",
+                tensor.device(), "! (in ", schema.operator_name(), ")");
+}
+
+void run_on_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const auto& schema = op.schema();
+  const size_t count = schema.arguments().size(), begin = stack->size() - count;
+  std::vector<at::Tensor> given;
+  std::vector<std::pair<at::Tensor, at::Tensor>> written;  // as given, and as the host has it
+  std::optional<c10::Device> wanted;
+  for (size_t i = 0; i < count; ++i) {
+    auto& value = (*stack)[begin + i];
+    if (value.isTensor()) {
+      given.push_back(value.toTensor());
+      value = on_host(given.back());
+      const auto* alias = schema.arguments()[i].alias_info();
+      if (!alias || !alias->isWrite() || !given.back().defined()) continue;
+      TORCH_CHECK(is_other(given.back()), "the result of ", schema.operator_name(),
+                  " is on the CPU, but what it is computed from is on ", DEVICE);
+      written.emplace_back(given.back(), value.toTensor());
+    } else if (value.isTensorList()) {
+      c10::List<at::Tensor> hosts;
+      for (const at::Tensor& tensor : value.toTensorVector()) {
+        given.push_back(tensor);
+        hosts.push_back(on_host(tensor));
+      }
+      value = hosts;
+    } else if (value.isOptionalTensorList()) {
+      c10::List<std::optional<at::Tensor>> hosts;
+      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
+        if (tensor) given.push_back(*tensor);
+        hosts.push_back(tensor ? std::make_optional(on_host(*tensor)) : std::nullopt);
+      }
+      value = hosts;
+    } else if (value.isGenerator()) {
+      const auto* generator = dynamic_cast<Generator*>(value.toGenerator().unsafeGetGeneratorImpl());
+      if (generator) value = generator->host;
+    } else if (value.isDevice()) {
+      wanted = value.toDevice();
+      value = c10::Device(c10::kCPU);
+    }
+  }
+  require_one_device(schema, given);
+  op.callBoxed(stack);
+  for (const auto& [tensor, host] : written) {
+    auto* impl = tensor.unsafeGetTensorImpl();
+    if (host.storage().data() != tensor.storage().data()) impl->set_storage_keep_dtype(storage_on(host.storage(), DEVICE));
+    impl->set_sizes_and_strides(host.sizes(), host.strides(), host.storage_offset());
+  }
+  if (wanted && wanted->type() != OTHER) return;
+
+  const auto as_given = [&](const at::Tensor& result) -> at::Tensor {
+    if (!result.defined()) return result;
+    for (const auto& tensor : given)  // views and what was changed in place lie in the memory they were given
+      if (is_other(tensor) && tensor.storage().data() == result.storage().data() && tensor.storage().nbytes())
+        return seen_as(result, c10::TensorImpl::VIEW, c10::Storage(tensor.storage()), tensor.key_set());
+    return on_device(result);
+  };
+  const auto& returns = schema.returns();
+  const size_t first = stack->size() - returns.size();
+  for (size_t i = 0; i < returns.size(); ++i) {
+    auto& value = (*stack)[first + i];
+    const auto* alias = returns[i].alias_info();
+    if (value.isTensor() && alias && alias->isWrite()) {
+      for (size_t a = 0, seen = 0; a < count; ++a) {
+        const auto& argument = schema.arguments()[a];
+        if (argument.type()->kind() != c10::TypeKind::TensorType) continue;
+        if (argument.alias_info() && *argument.alias_info() == *alias) value = given[seen];
+        ++seen;
+      }
+    } else if (value.isTensor()) {
+      value = as_given(value.toTensor());
+    } else if (value.isTensorList()) {
+      c10::List<at::Tensor> others;
+      for (const at::Tensor& tensor : value.toTensorVector()) others.push_back(as_given(tensor));
+      value = others;
+    }
+  }
+}
+
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
+  on_host(to).copy_(on_host(from));
+  return to;
+}
+
+int64_t plain_attention(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                        double, bool, std::optional<double>, bool) {
+  return 0;  // at::SDPBackend::math
+}
+
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed,
+                       at::IntArrayRef output_padding, int64_t groups) {
+  const auto host_bias = bias && bias->defined() ? std::make_optional(on_host(*bias)) : std::nullopt;
+  return on_device(at::convolution(on_host(x), on_host(weight), host_bias, stride, padding, dilation, transposed,
+                                   output_padding, groups));
+}
+
+TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
+  library.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+}
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
+  library.impl("_copy_from", copy_from);
+  library.impl("convolution_overrideable", convolution);
+  library.impl("_fused_sdp_choice", plain_attention);
+}
+
+const bool registered = (at::RegisterPrivateUse1HooksInterface(new Hooks), true);
+
+}  // namespace

@@ -1,0 +1,58 @@
+"""A device that is not the CPU, for machines without a GPU: what mixes its tensors with the CPU's fails on it too.
+
+ComfyUI takes it for a Ascend NPU, one of the devices that it knows by a name which torch leaves free.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch.utils.cpp_extension import include_paths
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+MEMORY = 8 << 30  # bytes that it claims to have
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Make torch know the device, and ComfyUI, if that is imported inside."""
+    torch.utils.rename_privateuse1_backend("npu")
+    torch._register_device_module("npu", _module())
+    with tempfile.TemporaryDirectory() as folder:
+        torch.ops.load_library(_built(Path(folder) / "other_device.so"))
+    torch.version.cuda = None  # ComfyUI asks it whose the device is
+    sys.modules["torch_npu"] = ModuleType("torch_npu")  # ComfyUI looks whether this can be imported
+    try:
+        yield
+    finally:
+        del sys.modules["torch_npu"]  # transformers would look for its kernels
+
+
+def _built(library: Path) -> Path:
+    places = [f"-isystem{path}" for path in include_paths()]
+    found = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"]
+    subprocess.run(["g++", "-std=c++20", "-O0", "-shared", "-fPIC", *places, SOURCE, *found, "-o", library], check=True)
+    return library
+
+
+def _module() -> ModuleType:
+    """What torch and ComfyUI look for as ``torch.npu``."""
+    module = ModuleType("torch.npu")
+    module._initialized = False  # no generator of its own: random numbers are the CPU's
+    module._is_in_bad_fork = lambda: False
+    module.is_available = lambda: True
+    module.device_count = lambda: 1
+    module.current_device = lambda: 0
+    module.get_device_name = lambda device: "a device for tests"
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16]
+    module.memory_stats = lambda device: dict.fromkeys(("active_bytes.all.current", "reserved_bytes.all.current"), 0)
+    module.mem_get_info = lambda device: (MEMORY, MEMORY)
+    module.empty_cache = module.synchronize = lambda *_: None
+    return module
