@@ -39,6 +39,7 @@ NOT_ENGINE = (
     "test_browser",
     "test_nano_",
     "test_nodes",
+    "test_other_device",
     "test_scripts",
     "test_server",
     "test_speed_bench",

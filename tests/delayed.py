@@ -7,6 +7,7 @@ import random
 import threading
 import time
 
+import comfy.model_management
 import torch
 
 from flux2_train.memory.streaming import Direct
@@ -47,12 +48,12 @@ class Late(Direct):
     """
 
     def __init__(self, seconds: float = 0.002, seed: int = 0, compute: Stream | None = None):
-        super().__init__(torch.device("cpu"))
+        super().__init__(comfy.model_management.get_torch_device())
         self.stream, self.compute, self.copies, self.fail_at = Stream(seconds, seed), compute, 0, None
 
     def empty(self, size):
         with torch.inference_mode(False):
-            return torch.full((size,), POISON, dtype=torch.uint8)
+            return super().empty(size).fill_(POISON)
 
     def copy(self, pairs, after):
         self.copies += 1

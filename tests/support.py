@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import comfy.ldm.flux.model
+import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.quant_ops
@@ -150,29 +151,35 @@ def sdxl():
 
 def adapters_for(model, preset="all", rank=2, dtype=torch.float32, **kind):
     """Adapters on a MODEL, with what starts at zero drawn: other parameters' gradients would vanish."""
-    layers = linears(model)
+    layers, device = linears(model), model.load_device
     with training_mode():
         sites = {
             n: Site(layers[n].in_features, layers[n].out_features, rank, 4.0) for n in targets.select(layers, preset)
         }
-        adapters = Adapters(sites, AdapterConfig(**kind), 0, CPU, lambda name: row_norms(layers[name], CPU)).to(dtype)
+        adapters = Adapters(sites, AdapterConfig(**kind), 0, device, lambda name: row_norms(layers[name], device))
+        adapters.to(dtype)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in adapters.trainable():
                 if not parameter.any():
-                    parameter.normal_(std=0.05, generator=generator)
+                    parameter.copy_(torch.empty(parameter.shape, dtype=dtype).normal_(std=0.05, generator=generator))
     return adapters
 
 
 def problem(batch=2, references=0, context=96, dtype=torch.float64):
-    """(x_t, t, conditions, weights of the output in the loss) of a small batch."""
-    g = torch.Generator().manual_seed(0)
+    """(x_t, t, conditions, weights of the output in the loss) of a small batch, where ComfyUI computes."""
+    g, device = torch.Generator().manual_seed(0), comfy.model_management.get_torch_device()
     x = torch.randn(batch, 128, 3, 2, generator=g, dtype=dtype)
     refs = tuple(torch.randn(1, 128, 2, 2, generator=g, dtype=dtype) for _ in range(references))
     embeds = [torch.randn(1, 7, context, generator=g, dtype=dtype) for _ in range(batch)]
     weights = torch.randn(x.shape, generator=g, dtype=dtype)
-    t = torch.linspace(0.3, 0.8, batch)
-    return x, t, [Condition(e, refs, guidance=4.0) for e in embeds], weights
+    t, conditions = torch.linspace(0.3, 0.8, batch), [Condition(e, refs, guidance=4.0) for e in embeds]
+    return x.to(device), t.to(device), conditions, weights.to(device)
+
+
+def given_back(now, before) -> bool:
+    """Whether a weight is the very one it was; on a device, which held no copy meanwhile, whether it is there again."""
+    return now is before or (before.device.type != "cpu" and now.device == before.device)
 
 
 def tiny_caches(items=5, repeats=1, seed=0, resolution=64):

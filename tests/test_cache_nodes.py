@@ -106,17 +106,18 @@ def test_batch_is_how_many_captions_are_encoded_at_a_time(caching, nano, monkeyp
     assert embeds.settings.batch == 3
 
 
-def test_items_rate_and_time_left_are_told_and_an_interrupt_keeps_what_is_done(caching, caplog, monkeypatch):
+def test_items_rate_and_time_left_are_told_and_an_interrupt_keeps_what_is_done(caching, caplog, monkeypatch, nano):
     """Cancelled as by ComfyUI's button, at a moment the bar does not pass on."""
-    told = []
+    told, encode = [], nano.vae.encode
 
-    def hook(value, total, preview, **_):
-        told.append((value, total))
-        if len(told) == 1:
-            comfy.model_management.interrupt_current_processing()
+    def cancelled(image):
+        latents = encode(image)
+        comfy.model_management.interrupt_current_processing()
+        return latents
 
-    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", hook)
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", lambda value, total, preview, **_: told.append((value, total)))
+    with monkeypatch.context() as patched, pytest.raises(comfy.model_management.InterruptProcessingException):
+        patched.setattr(nano.vae, "encode", cancelled)
         caching("Latents")
     assert told == [(0, 3)]
     with caplog.at_level(logging.INFO):

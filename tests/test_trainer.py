@@ -109,6 +109,7 @@ def test_preservation_holds_the_class_word(nano, robot):
 
         with borrow(nano.model, trainer.adapters.deltas()) as borrowed, training_mode(), torch.no_grad():
             x, t = torch.randn(sample.latent.shape, generator=torch.Generator().manual_seed(3)), torch.tensor([0.7])
+            x, t = x.to(borrowed.load_device), t.to(borrowed.load_device)
             adapted = trainer.predict(borrowed, x, t, [sample])
             with trainer._base_model():
                 base = trainer.predict(borrowed, x, t, [sample])

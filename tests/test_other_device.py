@@ -1,0 +1,48 @@
+"""The pack on a device whose tensors do not mix with the CPU's, as a GPU's do not, where no GPU can be had.
+
+The tests of other files run again in a process that has such a device (``other_device.py``), as a user's nodes would.
+"""
+
+import os
+import subprocess
+import sys
+
+import other_device
+import pytest
+from conftest import ROOT
+
+NODES = ["tests/test_nodes.py", "tests/test_cache_nodes.py"]
+ENGINE = ["nodes_trainer", "saving", "streaming"]
+MORE = ["compare", "deferred", "job", "optimizers", "resume", "streamed_text", "trainer"]  # with --all
+NOT_THERE = {
+    "latents_in_batches": "the device's storages cannot be copied by copy.deepcopy",
+    "whose_numbers_the_device_lacks": "compares the device's rounding with the CPU's",
+}
+
+
+def run(files: list[str], arguments: str = "") -> str:
+    """What pytest says of the files, on the device."""
+    left_out = " and ".join(f"not {name}" for name in NOT_THERE)
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-k", left_out, *files]
+    variables = {**os.environ, "FLUX2_DEVICE": "other", "FLUX2_ARGUMENTS": arguments, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:]
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", ["", "--lowvram", "--novram"])
+def test_the_nodes(arguments):
+    """However ComfyUI is told to use the device's memory: what it computes on the CPU then goes there and back."""
+    other_device.require_compiler()
+    assert " passed" in run(NODES, arguments)
+
+
+def test_the_nodes_with_everything_on_the_device(full_size):
+    other_device.require_compiler()
+    for arguments in ("--highvram", "--gpu-only") if full_size else ("--gpu-only",):
+        assert " passed" in run(NODES[1:] if not full_size else NODES, arguments)
+
+
+def test_the_engine(full_size):
+    other_device.require_compiler()
+    assert " passed" in run([f"tests/test_{name}.py" for name in (*ENGINE, *(MORE if full_size else []))])
