@@ -1,6 +1,6 @@
 """A device that is not the CPU, for machines without a GPU: what mixes its tensors with the CPU's fails on it too.
 
-ComfyUI takes it for a Ascend NPU, one of the devices that it knows by a name which torch leaves free.
+ComfyUI takes it for an Ascend NPU, one of the devices that it knows by a name which torch leaves free.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch.utils.cpp_extension import include_paths
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 MEMORY = 8 << 30  # bytes that it claims to have
@@ -44,9 +43,9 @@ def installed() -> Iterator[None]:
 
 
 def _built(library: Path) -> Path:
-    places = [f"-isystem{path}" for path in include_paths()]
-    found = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"]
-    subprocess.run(["g++", "-std=c++20", "-O0", "-shared", "-fPIC", *places, SOURCE, *found, "-o", library], check=True)
+    own = Path(torch.__file__).parent
+    options = ["-std=c++20", "-O0", "-shared", "-fPIC", "-isystem", own / "include"]
+    subprocess.run(["g++", *options, SOURCE, "-L", own / "lib", "-ltorch_cpu", "-lc10", "-o", library], check=True)
     return library
 
 
