@@ -15,11 +15,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT)]
 
-import other_device  # noqa: E402
-
 from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
 
-with other_device.installed() if os.environ.get("FLUX2_DEVICE") == "other" else nullcontext():
+
+def _device():
+    """A context in which ComfyUI is imported: with another device than the CPU for test_other_device.py."""
+    if os.environ.get("FLUX2_DEVICE") != "other":
+        return nullcontext()
+    import other_device
+
+    return other_device.installed()
+
+
+with _device():
     os.environ["COMFYUI_PATH"] = str(import_comfyui(*os.environ.get("FLUX2_ARGUMENTS", "").split()))
 
 import folder_paths  # noqa: E402

@@ -30,6 +30,27 @@ def run(files: list[str], arguments: str = "") -> str:
     return done.stdout.splitlines()[-1]
 
 
+MIXED = """
+import other_device, torch
+with other_device.installed():
+    there, here = torch.ones(2, 2, device="npu"), torch.ones(2, 2)
+joined = lambda: torch.cat((there, here))
+for mix in (lambda: there + here, lambda: here @ there, lambda: here[0, 0].add_(there.sum()), joined):
+    try:
+        mix()
+        print("mixed")
+    except RuntimeError:
+        print("refused")
+print((there @ there.T + 1).cpu().tolist())
+"""
+
+
+def test_the_device_refuses_what_a_gpu_refuses():
+    other_device.require_compiler()
+    done = subprocess.run([sys.executable, "-c", MIXED], cwd=ROOT / "tests", capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["refused"] * 4 + ["[[3.0, 3.0], [3.0, 3.0]]"], done.stderr
+
+
 @pytest.mark.parametrize("arguments", ["", "--lowvram", "--novram"])
 def test_the_nodes(arguments):
     """However ComfyUI is told to use the device's memory: what it computes on the CPU then goes there and back."""
