@@ -11,6 +11,8 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <set>
+
 namespace {
 
 constexpr auto OTHER = c10::DeviceType::PrivateUse1;
@@ -114,80 +116,99 @@ void require_one_device(const c10::FunctionSchema& schema, const std::vector<at:
                 tensor.device(), "! (in ", schema.operator_name(), ")");
 }
 
-void run_on_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-  const auto& schema = op.schema();
-  const size_t count = schema.arguments().size(), begin = stack->size() - count;
+// One call of an operation: its arguments as they were given, and what has to be done with its results.
+struct Call {
+  const c10::FunctionSchema& schema;
   std::vector<at::Tensor> given;
   std::vector<std::pair<at::Tensor, at::Tensor>> written;  // as given, and as the host has it
   std::optional<c10::Device> wanted;
-  for (size_t i = 0; i < count; ++i) {
-    auto& value = (*stack)[begin + i];
-    if (value.isTensor()) {
-      given.push_back(value.toTensor());
-      value = on_host(given.back());
-      const auto* alias = schema.arguments()[i].alias_info();
-      if (!alias || !alias->isWrite() || !given.back().defined()) continue;
-      TORCH_CHECK(is_other(given.back()), "the result of ", schema.operator_name(),
-                  " is on the CPU, but what it is computed from is on ", DEVICE);
-      written.emplace_back(given.back(), value.toTensor());
-    } else if (value.isTensorList()) {
-      c10::List<at::Tensor> hosts;
-      for (const at::Tensor& tensor : value.toTensorVector()) {
-        given.push_back(tensor);
-        hosts.push_back(on_host(tensor));
-      }
-      value = hosts;
-    } else if (value.isOptionalTensorList()) {
-      c10::List<std::optional<at::Tensor>> hosts;
-      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
-        if (tensor) given.push_back(*tensor);
-        hosts.push_back(tensor ? std::make_optional(on_host(*tensor)) : std::nullopt);
-      }
-      value = hosts;
-    } else if (value.isGenerator()) {
-      const auto* generator = dynamic_cast<Generator*>(value.toGenerator().unsafeGetGeneratorImpl());
-      if (generator) value = generator->host;
-    } else if (value.isDevice()) {
-      wanted = value.toDevice();
-      value = c10::Device(c10::kCPU);
-    }
-  }
-  require_one_device(schema, given);
-  op.callBoxed(stack);
-  for (const auto& [tensor, host] : written) {
-    auto* impl = tensor.unsafeGetTensorImpl();
-    if (host.storage().data() != tensor.storage().data()) impl->set_storage_keep_dtype(storage_on(host.storage(), DEVICE));
-    impl->set_sizes_and_strides(host.sizes(), host.strides(), host.storage_offset());
-  }
-  if (wanted && wanted->type() != OTHER) return;
 
-  const auto as_given = [&](const at::Tensor& result) -> at::Tensor {
-    if (!result.defined()) return result;
-    for (const auto& tensor : given)  // views and what was changed in place lie in the memory they were given
-      if (is_other(tensor) && tensor.storage().data() == result.storage().data() && tensor.storage().nbytes())
-        return seen_as(result, c10::TensorImpl::VIEW, c10::Storage(tensor.storage()), tensor.key_set());
-    return on_device(result);
-  };
-  const auto& returns = schema.returns();
-  const size_t first = stack->size() - returns.size();
-  for (size_t i = 0; i < returns.size(); ++i) {
-    auto& value = (*stack)[first + i];
-    const auto* alias = returns[i].alias_info();
-    if (value.isTensor() && alias && alias->isWrite()) {
-      for (size_t a = 0, seen = 0; a < count; ++a) {
-        const auto& argument = schema.arguments()[a];
-        if (argument.type()->kind() != c10::TypeKind::TensorType) continue;
-        if (argument.alias_info() && *argument.alias_info() == *alias) value = given[seen];
-        ++seen;
-      }
-    } else if (value.isTensor()) {
-      value = as_given(value.toTensor());
-    } else if (value.isTensorList()) {
-      c10::List<at::Tensor> others;
-      for (const at::Tensor& tensor : value.toTensorVector()) others.push_back(as_given(tensor));
-      value = others;
+  at::Tensor take(const at::Tensor& tensor) {
+    given.push_back(tensor);
+    return on_host(tensor);
+  }
+
+  void take_written(const c10::Argument& argument, const at::Tensor& host) {
+    const auto* alias = argument.alias_info();
+    if (!alias || !alias->isWrite() || !given.back().defined()) return;
+    TORCH_CHECK(is_other(given.back()), "the result of ", schema.operator_name(),
+                " is on the CPU, but what it is computed from is on ", DEVICE);
+    written.emplace_back(given.back(), host);
+  }
+
+  c10::IValue argument(const c10::Argument& argument, const c10::IValue& value) {
+    if (value.isTensor()) {
+      const at::Tensor host = take(value.toTensor());
+      take_written(argument, host);
+      return host;
+    }
+    if (value.isTensorList()) {
+      c10::List<at::Tensor> hosts;
+      for (const at::Tensor& tensor : value.toTensorVector()) hosts.push_back(take(tensor));
+      return hosts;
+    }
+    if (value.isOptionalTensorList()) {
+      c10::List<std::optional<at::Tensor>> hosts;
+      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector())
+        hosts.push_back(tensor ? std::make_optional(take(*tensor)) : std::nullopt);
+      return hosts;
+    }
+    if (value.isGenerator()) {
+      const auto* generator = dynamic_cast<Generator*>(value.toGenerator().unsafeGetGeneratorImpl());
+      return generator ? c10::IValue(generator->host) : value;
+    }
+    if (value.isDevice()) {
+      wanted = value.toDevice();
+      return c10::Device(c10::kCPU);
+    }
+    return value;
+  }
+
+  // An ``out`` that was too small has other memory now.
+  void give_back_written() const {
+    for (const auto& [tensor, host] : written) {
+      auto* impl = tensor.unsafeGetTensorImpl();
+      if (host.storage().data() != tensor.storage().data())
+        impl->set_storage_keep_dtype(storage_on(host.storage(), DEVICE));
+      impl->set_sizes_and_strides(host.sizes(), host.strides(), host.storage_offset());
     }
   }
+
+  // Views lie in the memory that was given.
+  at::Tensor result(const at::Tensor& tensor) const {
+    if (!tensor.defined()) return tensor;
+    for (const auto& source : given)
+      if (is_other(source) && source.storage().data() == tensor.storage().data() && source.storage().nbytes())
+        return seen_as(tensor, c10::TensorImpl::VIEW, c10::Storage(source.storage()), source.key_set());
+    return on_device(tensor);
+  }
+
+  // What was changed in place is returned as the tensor that was given.
+  at::Tensor changed(const at::Tensor& host) const {
+    for (const auto& [tensor, own] : written)
+      if (own.is_same(host)) return tensor;
+    return result(host);
+  }
+
+  c10::IValue result(const c10::IValue& value) const {
+    if (value.isTensor()) return changed(value.toTensor());
+    if (!value.isTensorList()) return value;
+    c10::List<at::Tensor> results;
+    for (const at::Tensor& tensor : value.toTensorVector()) results.push_back(result(tensor));
+    return results;
+  }
+};
+
+void run_on_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const auto& schema = op.schema();
+  const size_t count = schema.arguments().size(), begin = stack->size() - count;
+  Call call{schema};
+  for (size_t i = 0; i < count; ++i) (*stack)[begin + i] = call.argument(schema.arguments()[i], (*stack)[begin + i]);
+  require_one_device(schema, call.given);
+  op.callBoxed(stack);
+  call.give_back_written();
+  if (call.wanted && call.wanted->type() != OTHER) return;
+  for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i) (*stack)[i] = call.result((*stack)[i]);
 }
 
 at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {

@@ -220,6 +220,7 @@ def test_exact_under_the_flags_of_comfyui(flag, expected):
     elsewhere = flag in ("--lowvram", "--novram") and not torch.cuda.is_available()  # ComfyUI refuses them with --cpu
     if elsewhere:
         other_device.require_compiler()
+    flags = [flag, *(["--force-fp32"] if elsewhere else [])]  # a device would compute in bf16
     code = f"""
 import sys, json
 from contextlib import nullcontext
@@ -227,7 +228,7 @@ sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
 import other_device
 from flux2_train.host.bootstrap import import_comfyui
 with other_device.installed() if {elsewhere} else nullcontext():
-    import_comfyui({flag!r}, "--force-fp32")
+    import_comfyui(*{flags})
 import comfy.cli_args, torch
 torch.set_num_threads({torch.get_num_threads()})
 from support import adapters_for, tiny_flux2

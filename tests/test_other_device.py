@@ -51,17 +51,11 @@ def test_the_device_refuses_what_a_gpu_refuses():
     assert done.stdout.splitlines() == ["refused"] * 4 + ["[[3.0, 3.0], [3.0, 3.0]]"], done.stderr
 
 
-@pytest.mark.parametrize("arguments", ["", "--lowvram", "--novram"])
+@pytest.mark.parametrize("arguments", ["", "--lowvram", "--novram", "--highvram", "--gpu-only"])
 def test_the_nodes(arguments):
     """However ComfyUI is told to use the device's memory: what it computes on the CPU then goes there and back."""
     other_device.require_compiler()
     assert " passed" in run(NODES, arguments)
-
-
-def test_the_nodes_with_everything_on_the_device(full_size):
-    other_device.require_compiler()
-    for arguments in ("--highvram", "--gpu-only") if full_size else ("--gpu-only",):
-        assert " passed" in run(NODES[1:] if not full_size else NODES, arguments)
 
 
 def test_the_engine(full_size):
