@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import comfy.model_management
@@ -11,6 +12,9 @@ import torch
 from aiohttp import web
 from comfy.patcher_extension import WrappersMP
 from server import PromptServer
+
+sys.path.append(str(Path(__file__).resolve().parent))  # the tests' folder, which this one is linked from
+import glibc
 
 FAIL = Path(folder_paths.get_output_directory()) / "fail"
 
@@ -38,13 +42,20 @@ class ProbeModel:
         return (wrapped,)
 
 
+def allocated():
+    """Bytes that somebody holds. RSS has besides what glibc keeps for the next request: tens of MB, never the same."""
+    info = glibc.malloc_info()
+    return info.uordblks + info.hblkhd
+
+
 @PromptServer.instance.routes.get("/probe")
 async def probe(request):
     gc.collect()
     names = [type(each).__name__ for each in gc.get_objects()]
     process = psutil.Process(os.getpid())
     return web.json_response({
-        "rss": process.memory_info().rss, "files": process.num_fds(), "threads": process.num_threads(),
+        "rss": process.memory_info().rss, "allocated": allocated() if glibc.known() else 0,
+        "files": process.num_fds(), "threads": process.num_threads(),
         "models": len(comfy.model_management.current_loaded_models),
         "objects": {name: names.count(name) for name in ("Flux2", "ModelPatcher", "Trainer", "Adapters", "AdamW")},
     })  # fmt: skip
