@@ -20,7 +20,7 @@ from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.run import events
 from flux2_train.run.events import ImageLoss
 from flux2_train.run.folder import RunFolder
-from flux2_train.run.image_files import ImageFiles, read_losses
+from flux2_train.run.image_files import HEADER, ImageFiles, read_losses
 from flux2_train.run.judging import ADVICE, judge, summary
 from flux2_train.run.resume import AUTO
 from flux2_train.run.session import train
@@ -250,10 +250,14 @@ def test_the_files_name_the_images(tmp_path):
         assert sheet.width > 6 * 192
 
 
-def test_a_table_of_other_columns_is_not_compared_with(tmp_path):
+@pytest.mark.parametrize("table", [
+    "image,held out,caption t=0.2\nodd,0,1.0\n", "", ",".join(HEADER) + "\nodd,0,1.0,0.",
+    ",".join(HEADER) + "\n\nodd" + ",x" * (len(HEADER) - 1) + "\n",
+], ids=["other columns", "empty", "cut short", "edited"])  # fmt: skip
+def test_a_table_that_is_not_ours_as_we_wrote_it_is_not_compared_with(tmp_path, table):
     folder = RunFolder(tmp_path)
     folder.images.mkdir()
-    (folder.images / "step_000000.csv").write_text("image,held out,caption t=0.2\nodd,0,1.0\n")
+    (folder.images / "step_000000.csv").write_text(table)
     last = [pair[1] for pair in ORDINARY]
     ImageFiles(folder)(events.ImagesMeasured(50, tuple(last)))
     with folder.image_table.open() as file:

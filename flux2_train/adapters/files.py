@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..whole import whole, write_text
 from . import dora, plain, write
 from .live import Adapters
 from .parts import Part
@@ -67,12 +67,8 @@ def state_dict(adapters: Adapters, dtype: torch.dtype = torch.bfloat16) -> dict[
 def save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Path:
     """Write a LoRA file whole or not at all; every metadata value is a string."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path, durable=True) as partial:
         save_file(weights, partial, metadata={"format": "pt", **metadata})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -82,7 +78,7 @@ def save_as(exported: Exported, path: Path, metadata: dict[str, str]) -> Path:
         return save(exported.tensors, path, {**metadata, **exported.metadata})
     path.mkdir(parents=True, exist_ok=True)
     config = json.dumps(write.peft_config(exported.parts), indent=2)
-    (path / PEFT_CONFIG).write_text(config + "\n")
+    write_text(path / PEFT_CONFIG, config + "\n")
     return save(exported.tensors, path / PEFT_FILE, {**metadata, **exported.metadata})
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from ..whole import whole
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -28,27 +29,22 @@ def write(path: Path, tensors: Iterable[tuple[str, Tensor]], names: Iterable[str
     """
     room = sum(len(json.dumps(name)) + _ENTRY for name in names) + len(json.dumps(metadata)) + _ENTRY
     room += -room % 8
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     entries: dict[str, dict] = {}
     odd: list[tuple[str, Tensor]] = []
-    try:
-        with partial.open("wb") as file:
-            file.seek(8 + room)
-            for name, tensor in tensors:
-                if tensor.nbytes % 8:
-                    odd.append((name, tensor.detach().cpu().clone()))
-                else:
-                    entries[name] = _append(file, tensor, 8 + room)
-            for name, tensor in sorted(odd, key=lambda pair: -pair[1].element_size()):
+    with whole(path) as partial, partial.open("wb") as file:
+        file.seek(8 + room)
+        for name, tensor in tensors:
+            if tensor.nbytes % 8:
+                odd.append((name, tensor.detach().cpu().clone()))
+            else:
                 entries[name] = _append(file, tensor, 8 + room)
-            header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
-            if len(header) > room:
-                raise ValueError(f"{len(entries)} tensors came, which is more than was said")
-            file.seek(0)
-            file.write(room.to_bytes(8, "little") + header.ljust(room))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        for name, tensor in sorted(odd, key=lambda pair: -pair[1].element_size()):
+            entries[name] = _append(file, tensor, 8 + room)
+        header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+        if len(header) > room:
+            raise ValueError(f"{len(entries)} tensors came, which is more than was said")
+        file.seek(0)
+        file.write(room.to_bytes(8, "little") + header.ljust(room))
 
 
 def _append(file: BinaryIO, tensor: Tensor, start: int) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import folder_paths
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..flavours import ModelFile
+from ..whole import whole
 
 AUTO = "auto"
 USER, OUTPUT = "user folder", "output folder"
@@ -140,9 +140,8 @@ def missing_message(files: tuple[ModelFile, ...]) -> str:
 def _generate(file: ModelFile) -> Path:
     path = model_folder(file.folder) / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(file.generate(), partial, metadata={"format": "pt"})
-    os.replace(partial, path)  # another process sees the whole file or none
+    with whole(path) as partial:  # another process may look for it at this moment
+        save_file(file.generate(), partial, metadata={"format": "pt"})
     return path
 
 

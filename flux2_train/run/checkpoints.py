@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..whole import whole
 from . import packing
 
 VERSION = 2
@@ -60,25 +59,14 @@ class Snapshot:
         """Write ``step_00000012.safetensors`` into ``folder``. Raises OSError, and then leaves nothing behind."""
         path = folder / f"step_{self.about.step:08}{ENDING}"
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{path.name}.{os.getpid()}.partial"
         said = {"about": asdict(self.about), "state": self.state, "crc32": checksum(self.tensors)}
+        text = json.dumps(said)
         try:
-            text = json.dumps(said)
-            save_file(self.tensors, partial, {"format": "pt", META: text, SUM: f"{zlib.crc32(text.encode()):08x}"})
-            _to_disk(partial)
-            os.replace(partial, path)
+            with whole(path, durable=True) as partial:
+                save_file(self.tensors, partial, {"format": "pt", META: text, SUM: f"{zlib.crc32(text.encode()):08x}"})
         except SafetensorError as error:  # of a full disk, too
             raise OSError(str(error)) from error
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
         return path
-
-
-def _to_disk(path: Path) -> None:
-    """What is renamed into place must be there after a power cut."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:

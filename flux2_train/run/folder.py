@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import UserError
+from ..whole import write_text
 
 ABOUT, LOCK = "run.json", ".lock"
 PATIENCE = 1.0  # seconds: whoever only asks whether a run is held holds it for a moment
@@ -181,13 +181,3 @@ class RunFolder:
     def note(self, **values) -> None:
         """Write how the run stands into ``run.json``: name, status, step, total and so on."""
         write_text(self.path / ABOUT, json.dumps({**self.about(), **values}, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..data.images import open_upright, read_bytes, to_rgb
 from ..errors import UserError
+from ..whole import write_table
 from . import sheets
 from .events import Event, ImageLoss, ImagesMeasured
 from .folder import RunFolder
@@ -44,17 +45,18 @@ class ImageFiles:
 
 
 def _write_losses(path: Path, images: tuple[ImageLoss, ...]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
-        writer.writerows((i.path, int(i.held_out), *i.with_caption, *sum(i.others, ())) for i in images)
+    rows = ((i.path, int(i.held_out), *i.with_caption, *sum(i.others, ())) for i in images)
+    write_table(path, [HEADER, *rows])
 
 
 def read_losses(path: Path) -> list[ImageLoss]:
-    """Inverse of what is written for each measurement; nothing from a table with other columns."""
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    return [_read(row, 2 + len(TIMES)) for row in rows] if tuple(header) == HEADER else []
+    """Inverse of what is written for each measurement; nothing from a table with other columns, or a damaged one."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        return [_read(row, 2 + len(TIMES)) for row in rows] if tuple(header) == HEADER else []
+    except (ValueError, IndexError, csv.Error):  # they lie where people open and save them
+        return []
 
 
 def _read(row: list[str], borrowed: int) -> ImageLoss:
@@ -64,13 +66,13 @@ def _read(row: list[str], borrowed: int) -> ImageLoss:
 
 
 def _write_judged(path: Path, judged: list[Judged]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "verdict", "reason", *NUMBERS, *WITH, *BORROWED))
-        for j in judged:
-            numbers = ["" if n is None else f"{n:.6g}" for n in (getattr(j, name) for name in NUMBERS)]
-            errors = (f"{n:.6g}" for n in j.image.with_caption)
-            writer.writerow((j.image.path, j.verdict, j.reason, *numbers, *errors, *sum(j.image.others, ())))
+    write_table(path, [("image", "verdict", "reason", *NUMBERS, *WITH, *BORROWED), *map(_judged_row, judged)])
+
+
+def _judged_row(j: Judged) -> tuple:
+    numbers = ["" if n is None else f"{n:.6g}" for n in (getattr(j, name) for name in NUMBERS)]
+    errors = (f"{n:.6g}" for n in j.image.with_caption)
+    return j.image.path, j.verdict, j.reason, *numbers, *errors, *sum(j.image.others, ())
 
 
 def sheet(judged: list[Judged]) -> Image.Image:

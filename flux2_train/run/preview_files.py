@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ..whole import whole
 from . import sheets
 from .events import Event, Previewed
 from .folder import RunFolder
@@ -78,13 +78,9 @@ def save_references(validation: Validation | None, folder: RunFolder) -> tuple[t
 
 
 def write_png(picture: Image.Image, path: Path, asked: str = "") -> None:
-    """Write a picture whole or not at all, with ``asked`` as its text ``flux2_train``."""
+    """Write a picture, with ``asked`` as its text ``flux2_train``."""
     info = PngInfo()
     if asked:
         info.add_text("flux2_train", asked)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         picture.save(partial, "PNG", pnginfo=info)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import sys
@@ -19,8 +18,10 @@ from ..adapters.header import REFERENCES, Tensors
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..host import identify
-from .folder import RunFolder, write_text
+from ..whole import write_table, write_text
+from .folder import RunFolder
 from .plot import loss_plot
+from .preview_files import write_png
 from .saving import Saved, save_adapters
 from .trainer import Trainer
 
@@ -49,7 +50,7 @@ def write_results(trainer: Trainer, lora_folder: Path, folder: RunFolder, stoppe
     write_text(folder.report, json.dumps(report(trainer, trainer.dataset, saved), indent=2) + "\n")
     _write_losses(trainer, folder.losses)
     if trainer.history.losses:
-        loss_plot(trainer.history, folder.name).save(folder.plot)
+        write_png(loss_plot(trainer.history, folder.name), folder.plot)
     if saved.problem:
         raise UserError(saved.problem)
     return Results(Tensors(saved.tensors, header), saved.path, folder.path, saved.certificate)
@@ -57,11 +58,9 @@ def write_results(trainer: Trainer, lora_folder: Path, folder: RunFolder, stoppe
 
 def _write_losses(trainer: Trainer, path: Path) -> None:
     history = trainer.history
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("step", "loss", "smoothed", "preservation", "seconds", "learning_rate"))
-        rows = zip(history.losses, history.smoothed, history.preservation, history.seconds, history.rates, strict=True)
-        writer.writerows((step, *row) for step, row in enumerate(rows, 1))
+    rows = zip(history.losses, history.smoothed, history.preservation, history.seconds, history.rates, strict=True)
+    header = ("step", "loss", "smoothed", "preservation", "seconds", "learning_rate")
+    write_table(path, [header, *((step, *row) for step, row in enumerate(rows, 1))])
 
 
 def report(trainer: Trainer, dataset: Dataset, saved: Saved) -> dict:

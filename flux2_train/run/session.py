@@ -17,10 +17,11 @@ from ..errors import UserError
 from ..host.files import lora_folder, run_folder
 from ..host.memory import free, is_out_of_memory
 from ..job import Output
+from ..whole import write_text
 from . import again, checkpoints, contents, logs, processes, resume
 from .checkpoints import About, Damaged, Snapshot
 from .events import Completed, Event, Phase, Planned, Resumed, Saved, Started, Warned
-from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, write_text
+from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder
 from .image_files import ImageFiles
 from .jobs import job_of
 from .keeper import Keeper
