@@ -43,9 +43,16 @@ class ProbeModel:
 
 
 def allocated():
-    """Bytes that somebody holds. RSS has besides what glibc keeps for the next request: tens of MB, never the same."""
+    """Bytes of malloc's that somebody holds."""
     info = glibc.malloc_info()
     return info.uordblks + info.hblkhd
+
+
+def mapped():
+    """Bytes of files that are mapped into memory."""
+    maps = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
+    ranges = (fields[0].split("-") for fields in maps if len(fields) == 6 and fields[5].startswith("/"))
+    return sum(int(end, 16) - int(start, 16) for start, end in ranges)
 
 
 @PromptServer.instance.routes.get("/probe")
@@ -54,7 +61,8 @@ async def probe(request):
     names = [type(each).__name__ for each in gc.get_objects()]
     process = psutil.Process(os.getpid())
     return web.json_response({
-        "rss": process.memory_info().rss, "allocated": allocated() if glibc.known() else 0,
+        "rss": process.memory_info().rss, "blocks": sys.getallocatedblocks(),
+        "allocated": allocated() if glibc.known() else 0, "mapped": mapped() if sys.platform == "linux" else 0,
         "files": process.num_fds(), "threads": process.num_threads(),
         "models": len(comfy.model_management.current_loaded_models),
         "objects": {name: names.count(name) for name in ("Flux2", "ModelPatcher", "Trainer", "Adapters", "AdamW")},

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import statistics
 import threading
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[1]
 NANO = json.loads((ROOT / "workflows" / "api" / "flux2_lora_nano.json").read_text())
 TRAINER = "5"
+HISTORY = 2000  # blocks of small objects that ComfyUI may keep of each graph: its history has about 700
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +159,20 @@ def test_nobody_else_stops_a_run(server, body, headers, status, words):
 
 def test_many_short_runs_leave_nothing_behind(server, full_size):
     """A run's own state is 3 x 4 bytes per adapter parameter: if a tenth of one later run's were kept, or a file,
-    thread or model, it would show."""
+    thread or model, it would show. RSS is no measure of a few runs: it has what glibc keeps for the next request, which
+    is tens of MB more in one run and less in another."""
     count, rank = 30 if full_size else 8, 64
     seen = []
     for number in range(count):
         server.run(graph("soak", steps=1, every=1, rank=rank, seed=100 + number))
         seen.append(server.get("/probe"))
     print(*(f"{name} {[each[name] for each in seen]}\n" for name in seen[0]))
-    early, late = seen[count // 4 : count // 2], seen[count // 2 :]
-    for name in ("files", "threads", "models", "objects"):
+    early, late = seen[: count // 2], seen[count // 2 :]
+    for name in ("files", "threads", "models", "objects", "mapped"):
         assert late[-1][name] == early[-1][name], name
     state = 12 * sum(t.numel() for t in lora(server, "soak").values())
-    assert late[-1]["allocated"] - early[-1]["allocated"] < state / 10, f"{state >> 20} MiB are one run's state"
-    grown = statistics.median(each["rss"] for each in late) - statistics.median(each["rss"] for each in early)
-    assert grown < state, f"{state >> 20} MiB are one run's state"
+    grown = {name: late[-1][name] - early[-1][name] for name in ("allocated", "blocks")}
+    assert grown["allocated"] < state / 10 and grown["blocks"] < HISTORY * len(late), f"of {state} bytes: {grown}"
+    if full_size:
+        rss = [min(each["rss"] for each in half) for half in (early, late)]
+        assert rss[1] - rss[0] < len(late) * state / 2, f"half of every run's {state} bytes"
