@@ -17,10 +17,10 @@ class TimestepConfig(Section):
     ``strata`` 0 draws independently. ``weights`` are for weighting ``table``, at equal distances over t.
     """
 
-    DISTRIBUTIONS: ClassVar = ("sigmoid", "uniform", "weighted", "beta", "mode", "curve", "list", "round robin")
-    SHIFTS: ClassVar = ("linear", "empirical", "constant", "none")
-    BIASES: ClassVar = ("balanced", "high noise", "low noise")
-    WEIGHTINGS: ClassVar = ("none", "sigma_sqrt", "cosmap", "bell", "measured", "table")
+    DISTRIBUTIONS: ClassVar[tuple] = ("sigmoid", "uniform", "weighted", "beta", "mode", "curve", "list", "round robin")
+    SHIFTS: ClassVar[tuple] = ("linear", "empirical", "constant", "none")
+    BIASES: ClassVar[tuple] = ("balanced", "high noise", "low noise")
+    WEIGHTINGS: ClassVar[tuple] = ("none", "sigma_sqrt", "cosmap", "bell", "measured", "table")
 
     distribution: str = "sigmoid"
     scale: float = 1.0
@@ -83,8 +83,8 @@ class LossConfig(Section):
     ``least`` and ``most`` clamp each sample's loss, 0 for no limit.
     """
 
-    KINDS: ClassVar = ("mse", "mae", "huber", "smooth_l1", "wavelet")
-    WIDTH_SCHEDULES: ClassVar = ("constant", "exponential", "snr")
+    KINDS: ClassVar[tuple] = ("mse", "mae", "huber", "smooth_l1", "wavelet")
+    WIDTH_SCHEDULES: ClassVar[tuple] = ("constant", "exponential", "snr")
 
     kind: str = "mse"
     width: float = 0.1
@@ -108,8 +108,8 @@ class GuidanceConfig(Section):
     ``contrastive`` 1 and ``cfg`` 1 are off. ``references`` says at which time reference images are shown.
     """
 
-    SCHEDULES: ClassVar = ("constant", "sigma")
-    REFERENCES: ClassVar = ("index", "index_timestep_zero")
+    SCHEDULES: ClassVar[tuple] = ("constant", "sigma")
+    REFERENCES: ClassVar[tuple] = ("index", "index_timestep_zero")
 
     most: float = 0.0
     contrastive: float = 1.0
@@ -134,7 +134,7 @@ class PreservationConfig(Section):
     ``outside_mask`` weighs the base model's prediction where an item's mask is dark; 0 is off.
     """
 
-    KINDS: ClassVar = ("class", "blank")
+    KINDS: ClassVar[tuple] = ("class", "blank")
 
     kind: str = "class"
     every: int = 1
@@ -156,8 +156,8 @@ class OptimizerConfig(Section):
     No ``betas``, and ``eps`` 0, take the optimizer's own.
     """
 
-    NAMES: ClassVar = ("adamw", "adamw8bit", "adafactor", "prodigy", "lion", "schedulefree")
-    SCHEDULES: ClassVar = ("constant", "linear", "cosine", "cosine with restarts", "polynomial", "rex")
+    NAMES: ClassVar[tuple] = ("adamw", "adamw8bit", "adafactor", "prodigy", "lion", "schedulefree")
+    SCHEDULES: ClassVar[tuple] = ("constant", "linear", "cosine", "cosine with restarts", "polynomial", "rex")
 
     name: str = "adamw"
     betas: tuple[float, ...] = ()
@@ -252,8 +252,8 @@ class AdapterConfig(Section):
     the last that fits a layer holds. Empty means no restriction. ``start_from`` is the path of a LoRA file.
     """
 
-    KINDS: ClassVar = ("lora", "lokr", "loha")
-    COMPUTE: ClassVar = ("model", "fp32")
+    KINDS: ClassVar[tuple] = ("lora", "lokr", "loha")
+    COMPUTE: ClassVar[tuple] = ("model", "fp32")
 
     kind: str = "lora"
     dora: bool = False
@@ -294,8 +294,8 @@ class SaveConfig(Section):
     adapter.
     """
 
-    FORMATS: ClassVar = ("comfyui", "diffusers", "kohya", "peft")
-    PRECISIONS: ClassVar = ("bf16", "fp16", "fp32")
+    FORMATS: ClassVar[tuple] = ("comfyui", "diffusers", "kohya", "peft")
+    PRECISIONS: ClassVar[tuple] = ("bf16", "fp16", "fp32")
 
     format: str = "comfyui"
     precision: str = "bf16"

@@ -2,6 +2,8 @@
 #
 # COMFYUI_PATH   the ComfyUI to use; else the one this checkout sits in; else .comfyui/, fetched once
 # FLUX2_PYTHON   a Python that already runs that ComfyUI; else .venv/, made once
+# PACKAGES       of what versions, where that is made: empty for those of constraints.txt, "lowest" for the oldest that
+#                work, "newest" for whatever pip chooses; these lie in .cache/packages/
 
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -84,19 +86,27 @@ PY
     rm -rf "$work"
 }
 
+# make_environment SYSTEM_PYTHON FOLDER CONSTRAINTS
 make_environment() {
-    local system="$1" stamp
-    stamp=$(cat "$COMFYUI_PATH/requirements.txt" "$ROOT/requirements.txt" "$ROOT/scripts/constraints.txt" \
+    local system="$1" folder="$2" constraints="$3" stamp
+    stamp=$(cat "$COMFYUI_PATH/requirements.txt" "$ROOT/requirements.txt" "$constraints" \
         "$ROOT/scripts/requirements-dev.txt" | cksum)
-    [ "$(cat "$ROOT/.venv/stamp" 2>/dev/null || true)" = "$stamp" ] && return
+    [ "$(cat "$folder/stamp" 2>/dev/null || true)" = "$stamp" ] && return
     require_disk
-    echo "Installing ComfyUI's requirements into .venv (about three minutes, 6 GB) ..."
-    [ -x "$ROOT/.venv/bin/python" ] || run_logged "make .venv" "$system" -m venv "$ROOT/.venv"
-    run_logged "install the requirements" "$ROOT/.venv/bin/python" -m pip install -q \
+    echo "Installing ComfyUI's requirements into ${folder#"$ROOT/"} (about three minutes, 6 GB) ..."
+    [ -x "$folder/bin/python" ] || run_logged "make ${folder#"$ROOT/"}" "$system" -m venv "$folder"
+    run_logged "install the requirements" "$folder/bin/python" -m pip install -q \
         -r "$COMFYUI_PATH/requirements.txt" -r "$ROOT/requirements.txt" -r "$ROOT/scripts/requirements-dev.txt" \
-        -c "$ROOT/scripts/constraints.txt"
-    echo "$stamp" >"$ROOT/.venv/stamp"
+        -c "$constraints"
+    echo "$stamp" >"$folder/stamp"
 }
+
+case "${PACKAGES:-}" in
+"") environment="$ROOT/.venv" constraints="$ROOT/scripts/constraints.txt" ;;
+lowest) environment="$CACHE/packages/lowest" constraints="$ROOT/scripts/constraints-lowest.txt" ;;
+newest) environment="$CACHE/packages/newest" constraints=/dev/null ;;
+*) fail "packages $PACKAGES are not known; known are lowest and newest." ;;
+esac
 
 system_python="${FLUX2_PYTHON:-$(find_system_python)}" || exit 1
 if [ -z "${COMFYUI_PATH:-}" ]; then
@@ -119,6 +129,6 @@ use_comfyui() {
 if [ -n "${FLUX2_PYTHON:-}" ]; then
     PYTHON="$FLUX2_PYTHON"
 else
-    make_environment "$system_python"
-    PYTHON="$ROOT/.venv/bin/python"
+    make_environment "$system_python" "$environment" "$constraints"
+    PYTHON="$environment/bin/python"
 fi

@@ -24,7 +24,12 @@ def test_compiled_models_are_refused_with_what_to_do(how):
     model = tiny_flux2()
     transformer = model.model.diffusion_model
     if how == "core's node":
-        compiled = TorchCompileModel.execute(model, "inductor")[0]
+        try:
+            compiled = TorchCompileModel.execute(model, "inductor")[0]
+        except RuntimeError as error:
+            if "guard_filter_fn" not in str(error):
+                raise
+            pytest.skip("core's node asks for an option that torch has not before 2.6")
     elif how == "in place":
         compiled = tiny_flux2()
         compiled.model.diffusion_model.single_blocks[1].compile(backend="eager")

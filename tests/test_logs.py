@@ -152,9 +152,9 @@ def test_weights_and_biases_without_a_key_is_told_before_the_first_step(tmp_path
 
 
 def test_a_log_whose_package_is_missing_is_refused_by_name_before_anything_is_done(tmp_path, monkeypatch):
+    trainer = Trainer(tiny_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if "site-packages" not in place])
-    trainer = Trainer(tiny_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
     with pytest.raises(UserError, match="needs the package wandb.*pip install wandb"):
         train(trainer, tmp_path / "loras", tmp_path / "runs", lambda event: None)
     assert not list(tmp_path.iterdir())

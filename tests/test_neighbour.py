@@ -219,7 +219,7 @@ def test_cores_choice_of_attention_does_no_harm(expected, monkeypatch):
 def test_exact_under_the_flags_of_comfyui(flag, expected):
     elsewhere = flag in ("--lowvram", "--novram") and not torch.cuda.is_available()  # ComfyUI refuses them with --cpu
     if elsewhere:
-        other_device.require_compiler()
+        other_device.require_buildable()
     flags = [flag, *(["--force-fp32"] if elsewhere else [])]  # a device would compute in bf16
     code = f"""
 import sys, json

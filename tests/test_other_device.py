@@ -46,7 +46,7 @@ print((there @ there.T + 1).cpu().tolist())
 
 
 def test_the_device_refuses_what_a_gpu_refuses():
-    other_device.require_compiler()
+    other_device.require_buildable()
     done = subprocess.run([sys.executable, "-c", MIXED], cwd=ROOT / "tests", capture_output=True, text=True)
     assert done.stdout.splitlines() == ["refused"] * 4 + ["[[3.0, 3.0], [3.0, 3.0]]"], done.stderr
 
@@ -54,10 +54,10 @@ def test_the_device_refuses_what_a_gpu_refuses():
 @pytest.mark.parametrize("arguments", ["", "--lowvram", "--novram", "--highvram", "--gpu-only"])
 def test_the_nodes(arguments):
     """However ComfyUI is told to use the device's memory: what it computes on the CPU then goes there and back."""
-    other_device.require_compiler()
+    other_device.require_buildable()
     assert " passed" in run(NODES, arguments)
 
 
 def test_the_engine(full_size):
-    other_device.require_compiler()
+    other_device.require_buildable()
     assert " passed" in run([f"tests/test_{name}.py" for name in (*ENGINE, *(MORE if full_size else []))])

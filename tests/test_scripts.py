@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,6 +32,13 @@ def test_an_unknown_comfyui_is_one_line_with_the_known_ones():
     done = run("scripts/test", "--comfyui", "0.1.0", FLUX2_PYTHON=sys.executable)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: ComfyUI 0.1.0 is not one we know where to fetch; known are 0.16.3")
+
+
+@pytest.mark.parametrize("said, words", [(["latest"], "latest"), ([], "none")])
+def test_unknown_packages_are_one_line(said, words):
+    done = run("scripts/test", "--packages", *said, FLUX2_PYTHON=sys.executable)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: packages {words} are not known; known are lowest and newest."
 
 
 def test_no_python_is_one_line(tmp_path):

@@ -40,7 +40,8 @@ SLICE = 4 << 20  # bytes of rows in fp32 that are quantised together; nvfp4 take
 class Format:
     """One of ComfyUI's formats: its name in files, what its layout's quantiser is told, what divides its rows.
 
-    ``largest`` is the value that the largest of a matrix becomes, where the format has one scale for all of it.
+    ``largest`` is the value that the largest of a matrix becomes, where the format has one scale for all of it;
+    ``dtype`` is what torch must have for it, where not every torch that ComfyUI runs on has that.
     """
 
     name: str
@@ -48,11 +49,12 @@ class Format:
     rotated: bool = False
     multiple: int = 1
     largest: float = 0.0
+    dtype: str = ""
 
 
 FORMATS: dict[str, Format] = {
     "fp8 (scaled)": Format("float8_e4m3fn", largest=448.0),
-    "mxfp8": Format("mxfp8", multiple=32),
+    "mxfp8": Format("mxfp8", multiple=32, dtype="float8_e8m0fnu"),
     "int8": Format("int8_tensorwise", {"is_weight": True, "per_channel": True}),
     "nvfp4": Format("nvfp4", multiple=16, largest=448.0 * 6.0),
     "int4": Format("convrot_w4a4", rotated=True, multiple=64),
@@ -60,8 +62,12 @@ FORMATS: dict[str, Format] = {
 
 
 def available() -> list[str]:
-    """The names in FORMATS that the running ComfyUI can read."""
-    return [name for name, format in FORMATS.items() if format.name in comfy.quant_ops.QUANT_ALGOS]
+    """The names in FORMATS that the running ComfyUI can read, on the running torch."""
+    return [name for name, format in FORMATS.items() if format.name in comfy.quant_ops.QUANT_ALGOS and _has(format)]
+
+
+def _has(format: Format) -> bool:
+    return not format.dtype or hasattr(torch, format.dtype)
 
 
 def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:

@@ -26,8 +26,8 @@ class MemoryConfig(Section):
     holds them.
     """
 
-    GROUPS: ClassVar = (OFF, "block", "leaf")
-    RECOMPUTE: ClassVar = (AUTO, "blocks", "selective")
+    GROUPS: ClassVar[tuple] = (OFF, "block", "leaf")
+    RECOMPUTE: ClassVar[tuple] = (AUTO, "blocks", "selective")
 
     blocks_to_swap: int = 0
     offload_percent: float = 0.0
