@@ -7,12 +7,14 @@ and RMSNorm go the way they go on CUDA, whose kernels exist there in shape only.
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager
 
 import comfy.ldm.flux.model
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -132,6 +134,18 @@ def adapters_on(model, preset, rank, device, **kind):
     return adapters
 
 
+@contextmanager
+def checkpointing_on_meta():
+    """Skip the test where torch is so old (2.5) that its checkpointing does not run there."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "torch has no module of `meta`" not in str(error):
+            raise
+        pytest.skip("this torch's checkpointing does not know the meta device")
+
+
+@checkpointing_on_meta()
 def step(model, adapters, side, batch, layout, device):
     """(bytes saved, bytes alive at most, without the gradients of parameters) of one step at ``side`` x ``side``."""
     saved, live = Saved(), Live()
