@@ -8,7 +8,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from ..layout import SELECTIVE
 from ..memory.offload import offloaded
@@ -21,6 +23,57 @@ ATTENTION = [
                  "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu")
     if hasattr(torch.ops.aten, name)
 ]  # fmt: skip
+
+
+class _Keeping(TorchDispatchMode):
+    """Keeps what attention gives, in the order in which it runs, with the version it has."""
+
+    def __init__(self, kept: list[tuple[tuple, list[int]]]):
+        super().__init__()
+        self.kept = kept
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if function in ATTENTION:
+            self.kept.append(_alias(found))
+        return found
+
+
+class _Giving(TorchDispatchMode):
+    """Gives what was kept instead of running attention again."""
+
+    def __init__(self, kept: list[tuple[tuple, list[int]]]):
+        super().__init__()
+        self.kept = kept
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function not in ATTENTION:
+            return function(*args, **(kwargs or {}))
+        found, versions = self.kept.pop(0)
+        if versions != _versions(found):
+            raise RuntimeError("what attention gave was changed in place, and cannot be kept for recomputation")
+        return found
+
+
+def _alias(found: tuple) -> tuple[tuple, list[int]]:
+    """The same memory without what autograd will add to these tensors, and their versions, which are shared."""
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+        aliases = tree_map_only(Tensor, Tensor.detach, found)
+    return aliases, _versions(aliases)
+
+
+def _versions(found: tuple) -> list[int]:
+    return [each._version for each in found if isinstance(each, Tensor)]
+
+
+def _keeping_attention() -> tuple[_Keeping, _Giving]:
+    """Contexts for a block's first run and for its recomputation.
+
+    torch's own (create_selective_checkpoint_contexts) want both to be the same, operation by operation, from 2.12 or
+    later on. They are not where weights come through a ring of buffers or by ComfyUI's paging.
+    """
+    kept: list[tuple[tuple, list[int]]] = []
+    return _Keeping(kept), _Giving(kept)
 
 
 class Recompute:
@@ -37,7 +90,7 @@ class Recompute:
         run = partial(_on_copies, original, args[1:], kwargs, tuple(streams))
         contexts = noop_context_fn
         if layout.checkpointing == SELECTIVE:
-            contexts = partial(create_selective_checkpoint_contexts, ATTENTION)
+            contexts = _keeping_attention
         with offloaded() if layout.offload_activations else nullcontext():
             # As arguments of their own, so that whoever counts or moves what autograd saves sees these tensors too.
             return checkpoint(run, *args[:1], *streams.values(), use_reentrant=False, context_fn=contexts)
