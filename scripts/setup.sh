@@ -17,8 +17,9 @@ NEEDED_GB=9
 fail() { echo "error: $*" >&2; exit 1; }
 
 find_system_python() {
-    local candidate
-    for candidate in python3.12 python3.11 python3.13 python3.10 python3 python; do
+    local candidate candidates="3.12 3.11 3.13 3.10"
+    case "${PACKAGES:-}" in lowest) candidates="3.10 3.11 3.12 3.13" ;; newest) candidates="3.13 3.12 3.11 3.10" ;; esac
+    for candidate in $(printf 'python%s ' $candidates) python3 python; do
         if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             echo "$candidate"
             return

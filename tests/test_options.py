@@ -26,7 +26,7 @@ from flux2_train.recipes import NONE, RECIPES, settings
 from flux2_train.run import events, times
 from flux2_train.run.plot import times_plot
 from flux2_train.run.trainer import Trainer
-from flux2_train.section import numbers, rates
+from flux2_train.section import Section, numbers, rates
 
 BASE = TrainConfig(steps=4, rank=2, targets="tiny", learning_rate=2e-3, validation_items=0)
 CACHES = tiny_caches()
@@ -285,6 +285,12 @@ def test_an_adapter_that_is_cut_off_stops_the_run(monkeypatch):
     monkeypatch.setattr(trainer.adapters, "deltas", lambda: cut_off)
     with torch.inference_mode(), pytest.raises(UserError, match=f"1 of 4 adapters get no gradient .{cut}"):
         list(trainer.run())
+
+
+def test_python_3_10_knows_the_type_of_every_setting():
+    """It takes no bare ClassVar for a type, and files could then not be read into any section."""
+    sections = Section.__subclasses__()
+    assert len(sections) > 10 and not [s for s in sections if "ClassVar" in s.__annotations__.values()]
 
 
 def test_configuration_goes_through_json():
