@@ -69,8 +69,8 @@ def _versions(found: tuple) -> list[int]:
 def _keeping_attention() -> tuple[_Keeping, _Giving]:
     """Contexts for a block's first run and for its recomputation.
 
-    torch's own (create_selective_checkpoint_contexts) want both to be the same, operation by operation, from 2.12 or
-    later on. They are not where weights come through a ring of buffers or by ComfyUI's paging.
+    torch's own (create_selective_checkpoint_contexts) raise in torch 2.14, not yet in 2.11, where the second run calls
+    any operation more often than the first. It does where weights come through a ring of buffers.
     """
     kept: list[tuple[tuple, list[int]]] = []
     return _Keeping(kept), _Giving(kept)
