@@ -90,7 +90,7 @@ def _tokens(clip, text):
 
 
 def test_a_transformers_that_cannot_build_the_tokenizer_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", "5.24.0")
+    monkeypatch.setattr(text_encoder.transformers, "__version__", "5.24.0")
     with pytest.raises(UserError, match=r"5.24.0 cannot build the tokenizer of dev .* install transformers==4"):
         text_encoder._check_tokenizer(FLAVOURS["dev"])
     text_encoder._check_tokenizer(FLAVOURS["klein-4b"])
