@@ -36,7 +36,7 @@ class ComfyServer:
 
     def __init__(self, folder: Path, *arguments: str):
         self.folder, self.arguments = folder, arguments
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
         self.process: subprocess.Popen | None = None
@@ -176,7 +176,8 @@ def _device_arguments() -> list[str]:
     return [] if torch.cuda.is_available() or torch.backends.mps.is_available() else ["--cpu"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,10 +1,11 @@
 """Scripts of this folder that tests run in processes of their own."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from comfy_server import free_port
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -23,14 +24,8 @@ def run_in_two_processes(script: str, *arguments) -> subprocess.CompletedProcess
     """Two processes on the CPU, as ``accelerate launch`` starts them."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--main_process_port", str(_free_port()), "--num_cpu_threads_per_process", "1",
+        "--main_process_port", str(free_port()), "--num_cpu_threads_per_process", "1",
         TESTS / script, *map(str, arguments),
     ]  # fmt: skip
     without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=without_gpu, capture_output=True, text=True, timeout=600)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

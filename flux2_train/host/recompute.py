@@ -25,12 +25,16 @@ ATTENTION = [
 ]  # fmt: skip
 
 
-class _Keeping(TorchDispatchMode):
-    """Keeps what attention gives, in the order in which it runs, with the version it has."""
+class _Attention(TorchDispatchMode):
+    """What attention gave, in the order in which it ran, with the versions these tensors had."""
 
     def __init__(self, kept: list[tuple[tuple, list[int]]]):
         super().__init__()
         self.kept = kept
+
+
+class _Keeping(_Attention):
+    """Keeps what attention gives."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
@@ -39,12 +43,8 @@ class _Keeping(TorchDispatchMode):
         return found
 
 
-class _Giving(TorchDispatchMode):
+class _Giving(_Attention):
     """Gives what was kept instead of running attention again."""
-
-    def __init__(self, kept: list[tuple[tuple, list[int]]]):
-        super().__init__()
-        self.kept = kept
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function not in ATTENTION:
