@@ -11,6 +11,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ..errors import UserError
+from .compute import in_training_dtype
 
 DIFFUSION_MODEL = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 
@@ -94,7 +95,8 @@ def _apply(model, x_t: Tensor, t: Tensor, inputs: dict) -> Tensor:
         raw.append(executor(*args, **kwargs))
         return raw[-1]
 
-    model.model.apply_model(x_t, t, transformer_options=_transformer_options(model, keep), **inputs)
+    with in_training_dtype(model):
+        model.model.apply_model(x_t, t, transformer_options=_transformer_options(model, keep), **inputs)
     # The transformer's own output: apply_model returns x - t * velocity, from which small t cannot be divided out.
     return raw[0].to(torch.promote_types(raw[0].dtype, torch.float32))
 

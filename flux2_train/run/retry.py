@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..host.borrow import Borrowed
+from ..host.compute import NAMES, training_dtype
 from ..host.memory import can_spill, free, is_out_of_memory
 from ..memory.planner import GB, Plan, lower
 from ..memory.table import parts
@@ -25,7 +26,7 @@ class Memory:
     def __init__(self, config: TrainConfig, model, adapters, tokens: int, validation=None):
         self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens, validation)
         self.how = Borrowed(self.plan.layout, pinned=config.memory.pinned_memory * GB)
-        self.device = model.load_device
+        self.device, self.computes_in = model.load_device, training_dtype(model)
         self.told: list[str] = []
         self.unpinned = 0
 
@@ -40,8 +41,10 @@ class Memory:
         return self.plan.estimate.seconds if can_spill(self.device) else math.inf
 
     def describe(self) -> str:
-        """The plan in lines."""
-        return parts(self.plan, self.work.weights.double + self.work.weights.single)
+        """The plan in lines, and the dtype in which the run computes."""
+        scaled = ", with loss scaling" if self.computes_in == torch.float16 else ""
+        computes = f"{'computes in':12} {NAMES[self.computes_in]}{scaled}"
+        return f"{parts(self.plan, self.work.weights.double + self.work.weights.single)}\n{computes}"
 
     def attempt(self, step: int, compute: Callable[[int], Tensor], undo: Callable[[], None]) -> Tensor:
         """``compute(micro_batch)``, again and again one level down for as long as the device has no memory for it.

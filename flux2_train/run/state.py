@@ -13,7 +13,7 @@ from . import packing, schedules
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-GUARDS = ("bad_losses", "divergence", "dead_adapters")
+GUARDS = ("bad_losses", "divergence", "dead_adapters", "loss_scale")
 
 
 def state_of(trainer: Trainer) -> dict:
@@ -41,7 +41,7 @@ def restore(trainer: Trainer, state: dict) -> None:
     restore_weights(trainer, state)
     schedules.go_on(trainer.scheduler, state["scheduled"])
     trainer.history.load_state_dict(state["history"])
-    for name in GUARDS:
+    for name in state["guards"].keys() & set(GUARDS):  # checkpoints of older versions lack the newest ones
         getattr(trainer, name).load_state_dict(state["guards"][name])
 
 

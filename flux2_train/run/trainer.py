@@ -22,6 +22,7 @@ from ..flow.guidance import embedded
 from ..flow.target import interpolate, velocity_target
 from ..host import identify
 from ..host.borrow import borrow_as, training_mode
+from ..host.compute import training_dtype
 from ..host.velocity import Condition, check_embeds, velocity
 from . import processes, schedules, times
 from .building import build_adapters, build_optimizer, require_preserved
@@ -29,6 +30,7 @@ from .ema import Ema
 from .events import Completed, Event, Phase, Planned, Stepped, Warned
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .history import BANDS, History, Measured, tally
+from .loss_scale import LossScale
 from .objective import Case, Memo, Objective, Part
 from .previews import Validation
 from .retry import Memory
@@ -91,6 +93,7 @@ class Trainer:
         self.bad_losses = BadLosses(config.guard.bad_losses)
         self.divergence = Divergence(config.guard.divergence, config.guard.stop_on_divergence)
         self.slow_steps, self.plateau = SlowSteps(), Plateau(config.checkpoints.patience)
+        self.loss_scale = LossScale(training_dtype(model) == torch.float16)
         with training_mode():
             self.adapters = build_adapters(model, config)
             self.dead_adapters = DeadAdapters({name: self.adapters.of_layer(name) for name in self.adapters.names})
@@ -161,8 +164,8 @@ class Trainer:
         for told in self.memory.tell():
             yield Warned(told)
             yield Planned(self.memory.describe())
-        if measured is None:
-            yield Warned(f"Step {step} was left out: its loss is no number ({_names(batch)}).")
+        if isinstance(measured, str):
+            yield Warned(f"Step {step} was left out: {measured}.")
             return
         seconds = time.perf_counter() - started
         self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
@@ -171,8 +174,8 @@ class Trainer:
                 yield Warned(told)
         yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)
 
-    def _step(self, borrowed, step: int, batch: list[Sample]) -> Measured | None:
-        """One optimizer step on the samples of all processes; None if it was left out because of a bad loss.
+    def _step(self, borrowed, step: int, batch: list[Sample]) -> Measured | str:
+        """One optimizer step on the samples of all processes; if the update was left out, the reason.
 
         What is random is drawn for all samples in every process, so that it does not depend on the split.
         """
@@ -190,11 +193,15 @@ class Trainer:
         measured = Measured.of(self.total_of(self.memory.attempt(step, compute, undo)))
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)
+        self.loss_scale.down(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm or math.inf).item()
+        if math.isfinite(measured.loss) and self.loss_scale.overflowed(math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            return f"its gradients were too large for fp16; the loss scale is {self.loss_scale.scale:g} now"
         told = measured.loss + measured.preservation + 0 * norm  # NaN where any of them is no number
         if self.bad_losses.skip(told, [s.item.path.name for s in batch], len(self.history.losses)):
             self.optimizer.zero_grad(set_to_none=True)
-            return None
+            return f"its loss is no number ({_names(batch)})"
         self._update(measured.loss)
         return measured
 
@@ -270,7 +277,7 @@ class Trainer:
         bands = torch.zeros(2, BANDS, dtype=torch.float64)
         for compute in parts:
             part = compute(case, memo)
-            self.accelerator.backward(weight * part.loss.sum())
+            self.accelerator.backward(self.loss_scale.up(weight * part.loss.sum()))
             if part.velocity_error is not None:
                 loss, bands = part.velocity_error.sum(), tally(case.t, part.velocity_error) if weight else bands
             if part.preservation is not None:
