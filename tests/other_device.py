@@ -5,10 +5,11 @@ ComfyUI takes it for an Ascend NPU, one of the devices that it knows by a name w
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+CACHE = SOURCE.parents[1] / ".cache" / "other_device"
 TORCH = (2, 11)  # older ones have other interfaces
 MEMORY = 8 << 30  # bytes that it claims to have
 
@@ -35,8 +37,7 @@ def installed() -> Iterator[None]:
     """Make torch know the device, and ComfyUI, if that is imported inside."""
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", _module())
-    with tempfile.TemporaryDirectory() as folder:
-        torch.ops.load_library(_built(Path(folder) / "other_device.so"))
+    torch.ops.load_library(_built())
     torch.version.cuda = None  # ComfyUI asks it whose the device is
     sys.modules["torch_npu"] = ModuleType("torch_npu")  # ComfyUI looks whether this can be imported
     try:
@@ -45,10 +46,16 @@ def installed() -> Iterator[None]:
         del sys.modules["torch_npu"]  # transformers would look for its kernels
 
 
-def _built(library: Path) -> Path:
-    own = Path(torch.__file__).parent
-    options = ["-std=c++20", "-O0", "-shared", "-fPIC", "-isystem", own / "include"]
-    subprocess.run(["g++", *options, SOURCE, "-L", own / "lib", "-ltorch_cpu", "-lc10", "-o", library], check=True)
+def _built() -> Path:
+    """The device as a library, compiled once for each version of its source and of torch, and kept below .cache."""
+    key = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    library = CACHE / f"{key}.so"
+    if not library.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        own, partial = Path(torch.__file__).parent, CACHE / f"{key}.{os.getpid()}.partial"
+        options = ["-std=c++20", "-O0", "-shared", "-fPIC", "-isystem", own / "include"]
+        subprocess.run(["g++", *options, SOURCE, "-L", own / "lib", "-ltorch_cpu", "-lc10", "-o", partial], check=True)
+        os.replace(partial, library)
     return library
 
 

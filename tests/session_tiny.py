@@ -18,7 +18,7 @@ caches, place, runs = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[
 with processes.launched() as accelerator:
     import_comfyui()
     import torch
-    from support import tiny_flux2
+    from support import brief_flux2
 
     from flux2_train.config import TrainConfig
     from flux2_train.run.events import Completed
@@ -38,7 +38,7 @@ with processes.launched() as accelerator:
         return listen
 
     for config, how, at, by in runs:
-        trainer = Trainer(tiny_flux2(), *pickle.loads(caches.read_bytes()), TrainConfig.from_json(config), accelerator)
+        trainer = Trainer(brief_flux2(), *pickle.loads(caches.read_bytes()), TrainConfig.from_json(config), accelerator)
         begin = how if how in (AUTO, NEW) else RunFolder(place / "runs" / how)
         with torch.inference_mode():
             train(trainer, place / "loras", place / "runs", ending(at, by), begin)

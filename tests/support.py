@@ -149,6 +149,24 @@ def sdxl():
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
+def brief_flux2(**options):
+    """``tiny_flux2`` that reads 16 text tokens instead of 512, for tests of what surrounds the model."""
+    return with_few_words(tiny_flux2(**options))
+
+
+def with_few_words(model, words=16):
+    """The MODEL, which from now on reads the last ``words`` of the text tokens alone; those before are padding."""
+    whole = model.model.extra_conds
+
+    def short(**arguments):
+        conditions = whole(**arguments)
+        conditions["c_crossattn"].cond = conditions["c_crossattn"].cond[:, -words:]
+        return conditions
+
+    model.model.extra_conds = short
+    return model
+
+
 def adapters_for(model, preset="all", rank=2, dtype=torch.float32, **kind):
     """Adapters on a MODEL, with what starts at zero drawn: other parameters' gradients would vanish."""
     layers, device = linears(model), model.load_device

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 
 from flux2_train.adapters import read
 from flux2_train.config import TrainConfig
@@ -167,7 +167,7 @@ def test_the_state_is_the_one_at_the_step_and_the_run_does_not_wait(tmp_path):
 
 @pytest.fixture(scope="module")
 def parts():
-    return tiny_flux2(), *tiny_caches()
+    return brief_flux2(), *tiny_caches()
 
 
 def session(parts, place, listen=lambda event: None, how="new", **changes):

@@ -29,6 +29,11 @@ SETTINGS = Settings(steps=1, guidance=2.0, width=32, height=48, seed=3)
 
 
 @pytest.fixture(scope="module")
+def nano(brief_nano):
+    return brief_nano
+
+
+@pytest.fixture(scope="module")
 def loras(nano, comfy_folders):
     """Two files in ComfyUI's folder, by name."""
     found = {}

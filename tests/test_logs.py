@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flux2_train.config import TrainConfig
@@ -34,7 +34,7 @@ def picture(label="zbot at sea", level=0.5):
 
 def test_tensorboard_reads_what_the_run_has_measured(tmp_path):
     told = []
-    trainer = Trainer(tiny_flux2(), *tiny_caches(3), CONFIG)
+    trainer = Trainer(brief_flux2(), *tiny_caches(3), CONFIG)
     with torch.inference_mode():
         results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
     log = EventAccumulator(str(RunFolder(results.folder).tensorboard))
@@ -106,7 +106,7 @@ def offline_run(folder):
 
 
 def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
-    told, trainer = [], Trainer(tiny_flux2(), *tiny_caches(3), replace(CONFIG, logs=("wandb",)))
+    told, trainer = [], Trainer(brief_flux2(), *tiny_caches(3), replace(CONFIG, logs=("wandb",)))
     with torch.inference_mode():
         results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
     records = list(wandb_records(offline_run(results.folder)))
@@ -142,7 +142,7 @@ def test_weights_and_biases_without_a_key_is_told_before_the_first_step(tmp_path
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # where keys lie
-    trainer = Trainer(tiny_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
+    trainer = Trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
     with (
         torch.inference_mode(),
         pytest.raises(UserError, match=r"cannot begin \(.*wandb login.*=offline"),
@@ -152,7 +152,7 @@ def test_weights_and_biases_without_a_key_is_told_before_the_first_step(tmp_path
 
 
 def test_a_log_whose_package_is_missing_is_refused_by_name_before_anything_is_done(tmp_path, monkeypatch):
-    trainer = Trainer(tiny_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
+    trainer = Trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if "site-packages" not in place])
     with pytest.raises(UserError, match="needs the package wandb.*pip install wandb"):

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 from test_watch import ORDINARY, changed
 
 from flux2_train.config import TrainConfig
@@ -35,7 +35,7 @@ def node(pack):
 
 @pytest.fixture
 def listener(node):
-    trainer = Trainer(tiny_flux2(), *tiny_caches(2), TrainConfig(steps=9, rank=1))
+    trainer = Trainer(brief_flux2(), *tiny_caches(2), TrainConfig(steps=9, rank=1))
     return node[0].TrainerListener(trainer, Shown())
 
 

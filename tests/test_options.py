@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 
 from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
@@ -34,7 +34,7 @@ CURVE = (0.0, 1.0, 3.0)
 
 
 def run(caches=CACHES, **changes):
-    trainer = Trainer(tiny_flux2(guidance=True), *caches, replace(BASE, **changes))
+    trainer = Trainer(brief_flux2(guidance=True), *caches, replace(BASE, **changes))
     with torch.inference_mode(), closing(trainer.run()) as going:
         return trainer, list(going)
 
@@ -163,7 +163,7 @@ def test_no_setting_is_left_out_here():
 
 def test_a_model_without_guidance_says_so_and_ignores_it():
     def trained(**changes):
-        trainer = Trainer(tiny_flux2(), *CACHES, replace(BASE, **changes))
+        trainer = Trainer(brief_flux2(), *CACHES, replace(BASE, **changes))
         with torch.inference_mode(), closing(trainer.run()) as going:
             told = [e.text for e in going if isinstance(e, events.Warned)]
         return told, files.state_dict(trainer.adapters, torch.float32)
@@ -187,7 +187,7 @@ def test_a_mean_of_the_weights_is_exported_and_the_weights_go_on(plain):
     """EMA changes what is saved, never the training itself."""
     trainer, _ = run(ema=EmaConfig(0.5))
     assert same(plain, files.state_dict(trainer.adapters, torch.float32))
-    first = [p.detach().clone() for p in Trainer(tiny_flux2(guidance=True), *CACHES, BASE).adapters.trainable()]
+    first = [p.detach().clone() for p in Trainer(brief_flux2(guidance=True), *CACHES, BASE).adapters.trainable()]
     shadow = first
     for steps in range(1, 5):  # the runs of 1..4 steps pass through the same weights
         stopped, _ = run(steps=steps)
@@ -246,7 +246,7 @@ def test_a_data_sets_offset_moves_its_times():
     def drawn(by):
         sources = tuple(replace(source, timestep_offset=by) for source in CACHES[1].dataset.sources)
         dataset = replace(CACHES[1].dataset, sources=sources)
-        trainer = Trainer(tiny_flux2(), *(replace(cache, dataset=dataset) for cache in CACHES), BASE)
+        trainer = Trainer(brief_flux2(), *(replace(cache, dataset=dataset) for cache in CACHES), BASE)
         return torch.logit(trainer._draw([trainer.samples[0]])[1].double())
 
     assert (drawn(0.7) - drawn(0.0)).item() == pytest.approx(0.7, abs=1e-3)
@@ -278,7 +278,7 @@ def test_a_diverging_run_is_told_of_and_stopped_if_wanted():
 
 
 def test_an_adapter_that_is_cut_off_stops_the_run(monkeypatch):
-    trainer = Trainer(tiny_flux2(guidance=True), *CACHES, replace(BASE, steps=6))
+    trainer = Trainer(brief_flux2(guidance=True), *CACHES, replace(BASE, steps=6))
     cut = trainer.adapters.names[1]
     deltas = trainer.adapters.deltas()
     cut_off = {**deltas, cut: lambda *inputs: deltas[cut](*inputs).detach()}  # as a kernel without gradient does

@@ -15,6 +15,8 @@ import comfy.ldm.flux.math
 import pytest
 import torch
 
+from support import with_few_words
+
 from flux2_train.config import TrainConfig
 from flux2_train.data.dataset import Mask, Source
 from flux2_train.errors import UserError
@@ -61,7 +63,6 @@ REFUSED = {
         *((kind, of_lora) for kind in ("loha", "lokr") for of_lora in ("rslora", "dora", "lora_plus")),
     )
 }  # fmt: skip
-WORDS = 8  # of the 512 text tokens: what is before them is padding, and most of the time
 
 
 def config_of(*names) -> TrainConfig:
@@ -74,19 +75,6 @@ def config_of(*names) -> TrainConfig:
     return replace(BASE, **flat, **{s: replace(getattr(BASE, s), **fields) for s, fields in sections.items()})
 
 
-def with_few_words(model, patch):
-    """The model reads the last WORDS of the text alone."""
-    whole = model.model.extra_conds
-
-    def short(**arguments):
-        found = whole(**arguments)
-        found["c_crossattn"].cond = found["c_crossattn"].cond[:, -WORDS:]
-        return found
-
-    patch.setattr(model.model, "extra_conds", short)
-    return model
-
-
 @pytest.fixture(scope="module")
 def patch():
     with pytest.MonkeyPatch.context() as context:
@@ -94,8 +82,8 @@ def patch():
 
 
 @pytest.fixture(scope="module")
-def nano32(nano, patch):
-    return with_few_words(nano.model, patch)
+def nano32(brief_nano):
+    return brief_nano.model
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +96,7 @@ def nano64(comfy_folders, patch):
     model.model.diffusion_model.dtype = torch.float64
     model.model.manual_cast_dtype = None
     patch.setattr(comfy.ldm.flux.layers, "rope", lambda *args: rope(*args).double())
-    return with_few_words(model, patch)
+    return with_few_words(model)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import comfy.patcher_extension
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import tiny_flux2
+from support import tiny_flux2, with_few_words
 
 from flux2_train.adapters import files, read
 from flux2_train.config import TrainConfig
@@ -31,6 +31,11 @@ SHORT = TrainConfig(name="previews", steps=2, rank=4, learning_rate=2e-2, valida
 CONFIG = ValidationConfig(tuple(map(Prompt, PROMPTS)), width=64, height=48, steps=2, seed=11, every=1)
 END = replace(CONFIG, every=0, at_start=False)  # painted once, after the last step
 ONE = replace(END, prompts=END.prompts[:1])
+
+
+@pytest.fixture(scope="module")
+def nano(brief_nano):
+    return brief_nano
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +133,7 @@ def another_nano(nano, tmp_path_factory):
     path = tmp_path_factory.mktemp("another") / "another.safetensors"
     save_file(weights, path)
     with torch.inference_mode():
-        return replace(nano, model=load.load_transformer(path))
+        return replace(nano, model=with_few_words(load.load_transformer(path)))
 
 
 def test_the_trained_model_may_be_its_own_second_one(nano, data, plain):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from children import run_in_two_processes
 from hypothesis import given
 from hypothesis import strategies as st
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 
 from flux2_train.config import TrainConfig
 from flux2_train.data.order import epoch_batches
@@ -37,7 +37,7 @@ def caches():
 
 def train(caches, config):
     """(trainer, events) of a run in this process, as a node runs it."""
-    trainer = Trainer(tiny_flux2(), *caches, config)
+    trainer = Trainer(brief_flux2(), *caches, config)
     with torch.inference_mode(), closing(trainer.run()) as run:
         return trainer, list(run)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from children import run_in_two_processes
 from safetensors.torch import load_file
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 
 from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
@@ -49,7 +49,7 @@ def lora(place, name):
 
 def alone(place, caches, how=AUTO, **changes):
     """Go on in this process. Returns (LoRA, the steps after which it was taken up)."""
-    trainer, told = Trainer(tiny_flux2(), *caches, replace(CONFIG, **changes)), []
+    trainer, told = Trainer(brief_flux2(), *caches, replace(CONFIG, **changes)), []
     with torch.inference_mode():
         results = train(trainer, place / "loras", place / "runs", told.append, how)
     return load_file(results.lora_path), [event.step for event in told if isinstance(event, Resumed)]

@@ -143,12 +143,19 @@ def test_core_can_load_a_quantised_model_anew(source):
         assert torch.equal(predict(again), predict(model))
 
 
-@pytest.mark.parametrize("precision", ["fp8 (e4m3)", *quantise.FORMATS])
-def test_the_text_encoders_precision_acts(precision, tmp_path, comfy_folders):
-    row, path = FLAVOURS["nano"], tmp_path / "text.safetensors"
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory):
+    """nano's text encoder as a file, and what it makes of a caption as it is."""
+    path = tmp_path_factory.mktemp("text encoder") / "text.safetensors"
     save_file(nano.text_encoder(), path)
     with torch.inference_mode():
-        exact = encode.encode_text(load.load_text_encoder(path, row), "a red circle")
+        return path, encode.encode_text(load.load_text_encoder(path, FLAVOURS["nano"]), "a red circle")
+
+
+@pytest.mark.parametrize("precision", ["fp8 (e4m3)", *quantise.FORMATS])
+def test_the_text_encoders_precision_acts(precision, text_encoder, comfy_folders):
+    row, (path, exact) = FLAVOURS["nano"], text_encoder
+    with torch.inference_mode():
         found = encode.encode_text(load.load_text_encoder(path, row, precision), "a red circle")
         kept = encode.encode_text(load.load_text_encoder(path, row, precision, keep=True), "a red circle")
     assert torch.equal(found, kept)

@@ -8,7 +8,7 @@ import comfy.model_management
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 
 from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
@@ -63,7 +63,7 @@ def caches():
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_flux2()
+    return brief_flux2()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 
 from flux2_train import job
 from flux2_train.config import TrainConfig
@@ -22,7 +22,7 @@ class Stop(Exception):
 
 
 def trainer(**changes):
-    return Trainer(tiny_flux2(), *tiny_caches(2), TrainConfig(**{**vars(CONFIG), **changes}))
+    return Trainer(brief_flux2(), *tiny_caches(2), TrainConfig(**{**vars(CONFIG), **changes}))
 
 
 def test_the_folder_and_its_job_are_there_before_the_first_step(tmp_path):

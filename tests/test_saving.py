@@ -17,6 +17,11 @@ from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
 
 
+@pytest.fixture(scope="module")
+def nano(brief_nano):
+    return brief_nano
+
+
 def trained(nano, robot, **changes):
     config = TrainConfig(
         **{"name": "x", "steps": 2, "rank": 3, "learning_rate": 0.01, "validation_items": 0, **changes}

@@ -26,10 +26,17 @@ def _as_a_node():
         yield
 
 
-def own_nano(tmp_path, precision="as in file"):
-    require_precision(precision)
-    save_file(shipped.text_encoder(), tmp_path / "text.safetensors")
-    return load.load_text_encoder(tmp_path / "text.safetensors", FLAVOURS["nano"], precision)
+@pytest.fixture(scope="module")
+def own_nano(tmp_path_factory):
+    """``own_nano(precision)``: nano's text encoder in a CLIP that no other test has."""
+    path = tmp_path_factory.mktemp("text encoder") / "text.safetensors"
+    save_file(shipped.text_encoder(), path)
+
+    def load_it(precision="as in file"):
+        require_precision(precision)
+        return load.load_text_encoder(path, FLAVOURS["nano"], precision)
+
+    return load_it
 
 
 def leftovers(clip):
@@ -55,8 +62,8 @@ def require_same_bits(clip):
 
 
 @pytest.mark.parametrize("precision", ["as in file", "fp8 (e4m3)", "fp8 (scaled)", "mxfp8", "int8", "nvfp4", "int4"])
-def test_every_precision(precision, tmp_path):
-    require_same_bits(own_nano(tmp_path, precision))
+def test_every_precision(precision, own_nano):
+    require_same_bits(own_nano(precision))
 
 
 @pytest.mark.parametrize("build", [lambda: klein("qwen3_4b", comfy.text_encoders.flux.KleinTokenizer), dev],
@@ -65,8 +72,8 @@ def test_every_kind_of_encoder(build):
     require_same_bits(build())
 
 
-def test_with_a_lora_merged_into_it(tmp_path):
-    clip = own_nano(tmp_path)
+def test_with_a_lora_merged_into_it(own_nano):
+    clip = own_nano()
     plain = encode.encode_text(clip, TEXTS[0])
     name, weight = next((n, w) for n, w in clip.cond_stage_model.named_parameters() if n.endswith("q_proj.weight"))
     clip = clip.clone()
@@ -75,8 +82,8 @@ def test_with_a_lora_merged_into_it(tmp_path):
     require_same_bits(clip)
 
 
-def test_an_error_in_the_middle_gives_everything_back(tmp_path):
-    clip, late = own_nano(tmp_path), Late()
+def test_an_error_in_the_middle_gives_everything_back(own_nano):
+    clip, late = own_nano(), Late()
     expected = encode.encode_text(clip, TEXTS[0])
     late.fail_at = 4
     with pytest.raises(torch.OutOfMemoryError), streamed_text.streamed(clip, late) as (own, _):
@@ -85,9 +92,9 @@ def test_an_error_in_the_middle_gives_everything_back(tmp_path):
 
 
 @pytest.mark.parametrize("offload, streams", [("auto", False), ("off", False), ("all", True)])
-def test_the_option_acts_and_changes_no_bit(offload, streams, tmp_path, robot):
+def test_the_option_acts_and_changes_no_bit(offload, streams, tmp_path, robot, own_nano):
     """There is no card here for an encoder not to fit."""
-    clip, late, copies = own_nano(tmp_path), Late(), []
+    clip, late, copies = own_nano(), Late(), []
     store = Store(tmp_path / "store")
     with encode.TextEncoder(clip, offload, late) as encoder:
         embeds, made = cache_embeds(robot.dataset, encoder, store, report=lambda *_: copies.append(late.copies))
@@ -100,8 +107,8 @@ def test_the_option_acts_and_changes_no_bit(offload, streams, tmp_path, robot):
         assert encoder.ready is None  # all of it was found, so nothing was loaded
 
 
-def test_auto_streams_what_does_not_fit_the_card(tmp_path, monkeypatch):
-    clip = own_nano(tmp_path)
+def test_auto_streams_what_does_not_fit_the_card(own_nano, monkeypatch):
+    clip = own_nano()
     clip.patcher.load_device = torch.device("cuda", 0)
     spare = comfy.model_management.minimum_inference_memory()
     for room, expected in ((0, True), (clip.patcher.model_size() + 1, False)):

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import folder_paths
 import numpy
 import pytest
 import torch
@@ -37,6 +38,18 @@ def command(*arguments):
 
 def run(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture
+def typed(capsys):
+    """``typed(command, argument, ...)``: the same as ``run`` in this process, whose ComfyUI has the tests' folders."""
+
+    def run_here(*arguments) -> subprocess.CompletedProcess:
+        capsys.readouterr()
+        code = main(list(map(str, arguments)))
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run_here
 
 
 def node(pack, id):
@@ -123,12 +136,11 @@ def test_ctrl_c_saves_what_was_learned(trained, base, tmp_path):
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_sample_is_the_nodes_with_everything_asked_for_in_its_metadata(pack, trained, nano, base, tmp_path):
+def test_a_sample_is_the_nodes_with_everything_asked_for_in_its_metadata(pack, trained, nano, typed, tmp_path):
     reference = ROOT / "datasets" / "robot" / sorted(os.listdir(ROOT / "datasets" / "robot"))[0]
-    done = run("sample", "zbot at night", "--flavour", "nano", "--size", "64x48", "--steps", "2", "--seed", "7",
-               "--reference", reference, "--lora", trained[1].name, "strength=0.5",
-               "exclude=single_blocks.*", "-o", tmp_path / "a.png",
-               "--comfyui", base)  # fmt: skip
+    done = typed("sample", "zbot at night", "--flavour", "nano", "--size", "64x48", "--steps", "2", "--seed", "7",
+                 "--reference", reference, "--lora", trained[1].name, "strength=0.5",
+                 "exclude=single_blocks.*", "-o", tmp_path / "a.png")  # fmt: skip
     assert done.returncode == 0, done.stderr
     from flux2_train.data.images import load_rgb, to_tensor
 
@@ -167,32 +179,31 @@ def test_every_command_explains_itself(name, capsys):
     assert len(capsys.readouterr().out) > 200
 
 
-def test_caches_are_filled_ahead_and_found_again(trained, base, tmp_path):
-    user = f"{base} --user-directory {tmp_path}"
+def test_caches_are_filled_ahead_and_found_again(trained, typed, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))  # where nothing is cached yet
     for part, what in (("latents", "images"), ("embeds", "captions")):
-        first, second = (run("cache", part, trained[0] / "job.json", "--comfyui", user).stderr for _ in range(2))
+        first, second = (typed("cache", part, trained[0] / "job.json").stderr for _ in range(2))
         count = int(re.search(rf"{what}: (\d+) encoded, 0 found", first)[1])
         assert count >= 3 and f"{what}: 0 encoded, {count} found" in second
 
 
-def test_a_lora_is_converted_as_the_function_does(trained, base, tmp_path):
+def test_a_lora_is_converted_as_the_function_does(trained, typed, tmp_path):
     from flux2_train.host.merge import convert
 
-    done = run("convert", trained[1].stem, tmp_path / "a.safetensors", "--format", "kohya", "--precision", "fp32",
-               "--comfyui", base)  # fmt: skip
+    done = typed("convert", trained[1].stem, tmp_path / "a.safetensors", "--format", "kohya", "--precision", "fp32")
     assert done.returncode == 0, done.stderr
     said = convert(trained[1], tmp_path / "b.safetensors", "kohya", "fp32")
     assert done.stdout.strip() == said.replace("b.safetensors", "a.safetensors")
     assert_same_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
 
 
-def test_loras_are_merged_as_the_function_does(trained, base, tmp_path, nano):
+def test_loras_are_merged_as_the_function_does(trained, typed, tmp_path, nano):
     from flux2_train.host import identify
     from flux2_train.host.merge import merge
 
     model = identify.path_of(nano.model)
-    done = run("merge", model.name, tmp_path / "a.safetensors", "--lora", trained[1].name, "strength=0.5", "--lora",
-               trained[1], "--precision", "fp32", "--comfyui", base)  # fmt: skip
+    done = typed("merge", model.name, tmp_path / "a.safetensors", "--lora", trained[1].name, "strength=0.5", "--lora",
+                 trained[1], "--precision", "fp32")  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = str(merge(model, [(trained[1], 0.5), (trained[1], 1.0)], tmp_path / "b.safetensors", "fp32"))
     assert done.stdout.strip() == said.replace("b.safetensors", "a.safetensors")

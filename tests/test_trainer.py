@@ -22,6 +22,11 @@ from flux2_train.run.trainer import Trainer
 SHORT = TrainConfig(name="short", steps=3, epochs=1, rank=4, learning_rate=2e-3, validation_items=0)
 
 
+@pytest.fixture(scope="module")
+def nano(brief_nano):
+    return brief_nano
+
+
 def train(nano, robot, config=SHORT, **changes):
     trainer = Trainer(nano.model, robot.embeds, robot.latents, replace(config, **changes))
     with torch.inference_mode(), closing(trainer.run()) as run:  # as a node runs it

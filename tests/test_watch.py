@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 
 from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
@@ -32,7 +32,7 @@ SHORT = TrainConfig(name="watched", steps=4, rank=2, learning_rate=1e-2, validat
 
 
 def trained(config=SHORT, items=5, wired=None):
-    trainer = Trainer(tiny_flux2(), *tiny_caches(items), config, held_out=wired)
+    trainer = Trainer(brief_flux2(), *tiny_caches(items), config, held_out=wired)
     with torch.inference_mode(), closing(trainer.run()) as run:
         return trainer, list(run)
 
@@ -119,7 +119,7 @@ def test_a_share_is_never_trained_on_and_its_loss_is_told():
     assert all(e.held_out for e in told if isinstance(e, events.Validated))
     expected = [sum(errors_by_hand(trainer, trainer.held_out[i], i)) / len(TIMES) for i in range(2)]
     assert validated(told)[12] == pytest.approx(sum(expected) / 2, rel=1e-5)
-    alone = Trainer(tiny_flux2(), *part(tiny_caches(5), trainer.samples.items), replace(SHORT, steps=12))
+    alone = Trainer(brief_flux2(), *part(tiny_caches(5), trainer.samples.items), replace(SHORT, steps=12))
     with torch.inference_mode(), closing(alone.run()) as run:
         list(run)
     assert same(lora_of(trainer), lora_of(alone))  # as if the others were not there at all
@@ -269,7 +269,7 @@ def test_a_finished_run_is_done_again_to_measure_other_images(tmp_path):
 
     def steps(wired=None):
         told = []
-        trainer = Trainer(tiny_flux2(), *tiny_caches(5), replace(SHORT, steps=1), held_out=wired)
+        trainer = Trainer(brief_flux2(), *tiny_caches(5), replace(SHORT, steps=1), held_out=wired)
         with torch.inference_mode():
             train(trainer, tmp_path / "loras", tmp_path / "runs", told.append, AUTO)
         return sum(isinstance(event, events.Stepped) for event in told)

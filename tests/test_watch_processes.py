@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from children import run_in_two_processes
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 
 from flux2_train.config import TrainConfig
 from flux2_train.flavours import FLAVOURS
@@ -68,7 +68,7 @@ def test_the_main_process_paints_and_the_run_is_the_same(caches, watched, tmp_pa
 
 def test_what_two_processes_measure_is_what_one_does(caches, watched):
     """Each image is measured by one of the two, and the other adds nothing to it."""
-    trainer = Trainer(tiny_flux2(), *caches, replace(CONFIG, batch=4))
+    trainer = Trainer(brief_flux2(), *caches, replace(CONFIG, batch=4))
     with torch.inference_mode(), closing(trainer.run()) as run:
         expected = measured(list(run))
     ours = measured(watched[0][0][1])

@@ -18,7 +18,7 @@ caches, target, config = sys.argv[1:]
 with processes.launched() as accelerator:
     import_comfyui()
     import torch
-    from support import tiny_flux2
+    from support import brief_flux2
 
     from flux2_train.run.trainer import Trainer
 
@@ -27,7 +27,7 @@ with processes.launched() as accelerator:
         with Path(f"{target}.order").open("a") as order:
             order.write(str(accelerator.process_index))
     trainer = Trainer(
-        tiny_flux2(), *pickle.loads(Path(caches).read_bytes()), TrainConfig.from_json(config), accelerator
+        brief_flux2(), *pickle.loads(Path(caches).read_bytes()), TrainConfig.from_json(config), accelerator
     )
     with torch.inference_mode(), closing(trainer.run()) as run:
         told = list(run)

@@ -16,7 +16,7 @@ problem, target = sys.argv[1:]
 with processes.launched() as accelerator:
     import_comfyui()
     import torch
-    from support import tiny_flux2
+    from support import brief_flux2
 
     from flux2_train.flavours import FLAVOURS
     from flux2_train.host import load
@@ -25,7 +25,7 @@ with processes.launched() as accelerator:
 
     caches, config, painting, vae = pickle.loads(Path(problem).read_bytes())
     validation = painting and Validation(painting, load.load_vae(vae, FLAVOURS["nano"]))
-    trainer = Trainer(tiny_flux2(), *caches, config, accelerator, validation)
+    trainer = Trainer(brief_flux2(), *caches, config, accelerator, validation)
     with torch.inference_mode(), closing(trainer.run()) as run:
         told = list(run)
     matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}

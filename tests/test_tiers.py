@@ -1,0 +1,74 @@
+"""The tiers of the suite: what each leaves out, what it says at its end, and which process runs a file."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+FILES = {
+    "test_a.py": """
+import os, pytest
+
+def test_short(): pass
+
+@pytest.mark.long
+def test_long(): pass
+
+@pytest.mark.slow
+def test_slow(): pass
+
+@pytest.fixture
+def full_size(request): return request.config.getoption("--all")
+
+def test_of_either_size(full_size): print("full size:", full_size)
+""",
+    "test_b.py": """
+import os
+
+def test_first(): print("process", os.getpid())
+
+def test_second(): print("process", os.getpid())
+""",
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run(argument, ...)``: what pytest prints of a small suite that has these tiers."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    long\n    slow\n")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+
+    def pytest_on(*arguments):
+        command = [sys.executable, "-m", "pytest", "-p", "tiers", "-rP", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(TESTS)}, capture_output=True,
+                              text=True)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return pytest_on
+
+
+@pytest.mark.parametrize("arguments, line, passed, full_size", [
+    (["--quick"], r"scripts/test --quick: 4 tests ran in 0:\d\d in 1 process, 1 left to scripts/test, 1 left to --all, "
+                  r"1 shorter than under --all\.", 4, False),
+    ([], r"scripts/test: 5 tests ran in 0:\d\d in 1 process, 1 left to --all, 1 shorter than under --all\.", 5, False),
+    (["--all"], r"scripts/test --all: 6 tests ran in 0:\d\d in 1 process\.", 6, True),
+    (["-n", "2"], r"scripts/test: 5 tests ran in 0:\d\d in 2 processes, 1 left to --all, 1 shorter than under --all\.",
+     5, False),
+], ids=["quick", "default", "all", "two processes"])  # fmt: skip
+def test_each_tier_runs_its_tests_and_says_what_it_left_out(run, arguments, line, passed, full_size):
+    printed = run(*arguments)
+    assert re.search(f"^{line}$", printed, re.MULTILINE), printed
+    assert f"{passed} passed" in printed.splitlines()[-1]
+    assert f"full size: {full_size}" in printed
+
+
+def test_a_file_is_run_by_one_process(run):
+    printed = run("-n", "2")
+    assert len(set(re.findall(r"process (\d+)", printed))) == 1

@@ -1,0 +1,117 @@
+"""The three tiers of the suite, how its files are shared among processes, and the report at its end.
+
+``scripts/test --quick`` leaves out tests marked ``long`` or ``slow``, ``scripts/test`` those marked ``slow``, and
+``scripts/test --all`` runs everything and gives the fixture ``full_size`` as True.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+SECONDS = 10  # a test that takes longer without --all is named at the end
+# One process runs all files of a group, one after the other, so that they share its server.
+GROUPS = {"test_server": "server", "test_browser": "server", "test_scripts": "server"}
+# The files that take longest, in this order: they start first, so that the processes end at nearly the same time.
+FIRST = ()
+
+
+def pytest_addoption(parser) -> None:
+    group = parser.getgroup("tiers")
+    group.addoption("--quick", action="store_true", help="leave out tests marked long or slow")
+    group.addoption("--all", action="store_true", help="run everything, long tests at full size")
+
+
+def pytest_configure(config) -> None:
+    config.pluginmanager.register(Summary(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log) -> LoadScopeScheduling:
+    return ByFile(config, log)
+
+
+def tier_of(config) -> str:
+    return "--all" if config.getoption("--all") else "--quick" if config.getoption("--quick") else ""
+
+
+def pytest_collection_modifyitems(config, items: list) -> None:
+    """Take out of ``items`` what the tier leaves to a larger one, count it, and put the longest files first."""
+    tier, left = tier_of(config), Counter()
+    kept, dropped = [], []
+    for item in items:
+        needs = _needed(item)
+        if needs == "--all" and tier != "--all" or needs == "" and tier == "--quick":
+            left["scripts/test" if needs == "" else "--all"] += 1
+            dropped.append(item)
+        else:
+            kept.append(item)
+            if tier != "--all" and "full_size" in item.fixturenames:
+                left["full size"] += 1
+    places = {name: number for number, name in enumerate(FIRST)}
+    kept.sort(key=lambda item: places.get(item.path.stem, len(places)))  # stable: the order within a file stays
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
+    config.stash[LEFT] = left
+
+
+LEFT = pytest.StashKey[Counter]()
+
+
+def _needed(item) -> str:
+    """The smallest tier that runs a test: ``--quick``, the empty one, or ``--all``."""
+    if item.get_closest_marker("slow"):
+        return "--all"
+    return "" if item.get_closest_marker("long") else "--quick"
+
+
+class ByFile(LoadScopeScheduling):
+    """Gives each process whole files, in the order of the collection, and the files of a group to one of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        stem = nodeid.split("::")[0].rpartition("/")[2].removesuffix(".py")
+        return GROUPS.get(stem, stem)
+
+
+class Summary:
+    """Prints one line about the tier at the end, and the tests that took long."""
+
+    def __init__(self, config):
+        self.config, self.began, self.left = config, time.monotonic(), Counter()
+        self.seconds, self.tests = Counter(), set()
+
+    def pytest_runtest_logreport(self, report) -> None:
+        self.tests.add(report.nodeid)
+        self.seconds[report.nodeid, report.when] += report.duration
+
+    def pytest_sessionfinish(self, session) -> None:
+        self.left += self.config.stash.get(LEFT, Counter())
+        if hasattr(self.config, "workeroutput"):  # a process of several: the first one adds it up
+            self.config.workeroutput["left"] = dict(self.left)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node, error) -> None:
+        self.left = Counter(getattr(node, "workeroutput", {}).get("left", {}))  # each of them has collected everything
+
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        if not self.tests:
+            return
+        if tier_of(self.config) != "--all":
+            for (name, when), seconds in self.seconds.most_common():
+                if seconds > SECONDS:
+                    terminalreporter.write_line(f"over {SECONDS} s: {seconds:.0f} s {when} of {name}")
+        terminalreporter.write_line(self.line())
+
+    def line(self) -> str:
+        minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
+        processes = self.config.getoption("numprocesses", None) or 1
+        ran = f"{len(self.tests)} tests ran in {minutes}:{seconds:02d} in {processes} process{'es'[: 2 * (processes > 1)]}"
+        left = [
+            f"{self.left['scripts/test']} left to scripts/test" if self.left["scripts/test"] else "",
+            f"{self.left['--all']} left to --all" if self.left["--all"] else "",
+            f"{self.left['full size']} shorter than under --all" if self.left["full size"] else "",
+        ]
+        return ", ".join([f"scripts/test {tier_of(self.config)}".strip() + f": {ran}", *filter(None, left)]) + "."
