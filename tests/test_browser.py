@@ -53,6 +53,7 @@ def page(server):
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
         opened = browser.new_page(viewport={"width": 1600, "height": 1000}, locale="en-US")
+        opened.set_default_timeout(120_000)  # a slow machine that runs other tests beside this one
         opened.goto(server.url)
         opened.wait_for_function(READY, timeout=120_000)
         yield opened

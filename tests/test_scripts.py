@@ -100,7 +100,8 @@ def test_the_tests_run_in_a_checkout_of_any_name(tmp_path):
     """The folder ComfyUI Manager makes has dashes in its name, which no Python package may."""
     checkout = tmp_path / "comfyui-flux2-train"
     (checkout / "tests").mkdir(parents=True)
-    for name in ("__init__.py", "pyproject.toml", "tests/conftest.py", "tests/test_geometry.py"):
+    for name in ("__init__.py", "pyproject.toml", "tests/conftest.py", "tests/support.py", "tests/tiers.py",
+                 "tests/test_geometry.py"):  # fmt: skip
         (checkout / name).write_bytes((ROOT / name).read_bytes())
     for name in ("flux2_train", "nodes", "scripts"):
         (checkout / name).symlink_to(ROOT / name)
