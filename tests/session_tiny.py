@@ -42,3 +42,4 @@ with processes.launched() as accelerator:
         begin = how if how in (AUTO, NEW) else RunFolder(place / "runs" / how)
         with torch.inference_mode():
             train(trainer, place / "loras", place / "runs", ending(at, by), begin)
+processes.leave()

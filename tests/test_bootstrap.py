@@ -16,6 +16,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.long
 def test_core_nodes_module_wins_from_the_repository_root():
     code = "from flux2_train.host.bootstrap import import_comfyui as i; print(i()); import nodes; print(nodes.__file__)"
     comfyui, nodes = python("-c", code).stdout.splitlines()[-2:]
@@ -28,6 +29,7 @@ def test_pytest_itself_imports_core_nodes():
     assert Path(nodes.__file__).parent == Path(os.environ["COMFYUI_PATH"])
 
 
+@pytest.mark.long
 def test_terminal_lists_flavours():
     done = python("-m", "flux2_train", "flavours")
     assert done.returncode == 0, done.stderr
@@ -35,6 +37,7 @@ def test_terminal_lists_flavours():
     assert TRANSFORMER in done.stdout
 
 
+@pytest.mark.long
 def test_wrong_comfyui_path_is_one_clear_line(tmp_path):
     done = python("-m", "flux2_train", "flavours", COMFYUI_PATH=str(tmp_path))
     assert done.returncode == 1

@@ -51,6 +51,7 @@ def embeds(nano, store):
     return run
 
 
+@pytest.mark.long
 def test_nothing_is_encoded_twice(folder, latents, embeds):
     assert (latents(read(folder)), embeds(read(folder, trigger="zbot", class_word="toy"))) == (3, 7)
     assert (latents(read(folder)), embeds(read(folder, trigger="zbot", class_word="toy"))) == (0, 0)
@@ -73,6 +74,7 @@ def test_a_moved_renamed_or_touched_image_is_not(folder, latents):
     assert latents(read(folder.parent / "moved")) == 0
 
 
+@pytest.mark.long
 def test_an_edited_caption_is_encoded_again_and_no_image(folder, latents, embeds):
     latents(read(folder))
     embeds(read(folder))
@@ -115,6 +117,7 @@ def test_another_vae_precision_or_tile_is_another_cache(folder, latents, nano):
     assert latents(dataset, tile=128) == 3 and latents(dataset) == 0
 
 
+@pytest.mark.long
 def test_another_text_encoder_or_a_lora_on_it_is_another_cache(folder, embeds):
     from test_encode import ENCODERS
 
@@ -208,6 +211,7 @@ def test_batches_of_one_size_are_what_single_images_are(folder, nano, tmp_path):
             assert torch.allclose(one[view], many[view], atol=1e-5)
 
 
+@pytest.mark.long
 def test_what_training_reads_is_what_the_encoders_make(robot, nano, store):
     with torch.inference_mode():
         embeds, _ = cache_embeds(robot.dataset, encode.TextEncoder(nano.clip), store)

@@ -60,6 +60,7 @@ def test_memory_is_free_before_the_transformer_loads(caching, nano):
     assert set(latents.latents) == set(latents.dataset.views())
 
 
+@pytest.mark.long
 def test_prompts_and_negatives_of_previews_are_encoded_too(caching, nano):
     from flux2_train.host import encode
 

@@ -217,6 +217,7 @@ def test_a_full_disk_is_told_and_training_goes_on(parts, tmp_path):
     assert [p.name for p in (results.folder / "checkpoints").iterdir()] == ["step_00000004.safetensors"]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
 def test_other_files_of_a_run_do_not_end_it_either(parts, tmp_path):
     told = []
@@ -245,6 +246,7 @@ def test_a_folder_that_cannot_be_written_does_not_end_a_run_either(parts, tmp_pa
     assert results.lora_path.is_file()
 
 
+@pytest.mark.long
 def test_every_kind_of_event_is_told_once_it_happens(parts, tmp_path):
     told = []
 
@@ -275,12 +277,13 @@ def test_patience_counts_validations_without_gain():
     assert not Plateau(2).reached({0: 1.0, 5: 1.5, 10: 0.9})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["adamw", "schedulefree"])
 def test_out_of_patience_the_run_ends_and_gives_the_best(parts_that_overfit, tmp_path, optimizer):
     told = []
     trainer, results = session(
-        parts, tmp_path, told.append, steps=50, learning_rate=0.02, held_out=HeldOutConfig(share=0.3, every=1),
-        checkpoints=replace(NEVER, patience=3), optimizer=OptimizerConfig(optimizer), save=SaveConfig(precision="fp32"),
+        parts_that_overfit, tmp_path, told.append, steps=50, learning_rate=0.02,
+        held_out=HeldOutConfig(share=0.3, every=1), checkpoints=replace(NEVER, patience=3), optimizer=OptimizerConfig(optimizer), save=SaveConfig(precision="fp32"),
     )  # fmt: skip
     losses = {e.step: e.loss for e in told if isinstance(e, events.Validated) and e.step}
     best = min(losses, key=losses.get)
@@ -293,6 +296,7 @@ def test_out_of_patience_the_run_ends_and_gives_the_best(parts_that_overfit, tmp
     assert RunFolder(results.folder).about()["status"] == "finished"
 
 
+@pytest.mark.long
 def test_patience_and_the_best_are_counted_on_after_an_interruption(parts_that_overfit, tmp_path):
     """Cut two validations after the best one, of the three without gain that end the run."""
     asked = {
@@ -336,6 +340,7 @@ def test_steps_that_are_slow_from_the_first_on_are_told_by_the_plan():
     assert len(told) == 1 and "Steps take 3.1 s where the plan expects 1 s." in told[0] and "spills" in told[0]
 
 
+@pytest.mark.long
 def test_a_run_that_may_spill_is_compared_with_its_plan(parts, tmp_path, monkeypatch):
     """A step of the tiny model costs far more than its arithmetic would on a card. Nothing of a CPU could spill."""
     monkeypatch.setattr(machine, "rates", lambda device: (20e9, 50e12))  # measured ones depend on what else runs here
@@ -353,6 +358,7 @@ def test_one_slow_step_is_not_told():
     assert guard.best < math.inf
 
 
+@pytest.mark.long
 def test_the_bench_measures_pairs():
     from bench.checkpoints import measure
 

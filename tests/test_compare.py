@@ -49,6 +49,7 @@ def rows(nano, loras):
     return compared(nano.model, nano.clip, nano.vae, loras, STRENGTHS, PROMPT, "blue", SETTINGS)
 
 
+@pytest.mark.long
 def test_every_picture_is_the_samplers(nano, loras, rows):
     def sampled(model):
         return sampling.sample(model, nano.clip, nano.vae, PROMPT, negative="blue", **vars(SETTINGS))[0]
@@ -97,6 +98,7 @@ def test_too_little_and_too_much_are_refused(loras, strengths, words):
         require_few(loras, strengths)
 
 
+@pytest.mark.long
 def test_the_node_gives_the_chosen_lora_and_sees_a_changed_file(pack, nano, loras, comfy_folders):
     (node,) = (n for n in pack.NODES if n.GET_SCHEMA().node_id == "Flux2CompareLoras")
     prepared = node.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}})

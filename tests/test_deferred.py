@@ -143,6 +143,7 @@ def test_core_can_make_another_that_is_deferred_too(source):
     assert torch.equal(predict(other), predict(model))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["as in file", "bf16", "int8"])
 def test_a_text_encoder_comes_and_goes_likewise(text, precision):
     require_precision(precision)

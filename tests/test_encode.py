@@ -64,6 +64,7 @@ ENCODERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flavour", ENCODERS)
 def test_the_store_gives_the_very_tensor_the_sampler_would_get(flavour, nano, tmp_path):
     store = Store(tmp_path)

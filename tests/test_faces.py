@@ -80,6 +80,7 @@ def test_faces_are_looked_for_once_and_pictures_without_one_are_named(folder, tm
     assert again()[0].items == dataset.items and len(looked) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cv2, words", [
     ("None", "needs OpenCV, which is not installed: pip install 'opencv-python-headless<5'"),
     ("types.SimpleNamespace(__version__='5.0.0')", "OpenCV 5.0.0 does not have: pip install 'opencv-"),

@@ -106,6 +106,7 @@ def kept(quantise, source, precision, path, paths):
     return fit.answered(chosen, (path, *paths["dev"][1:]), fit.Place(Machine(GB, GB)))
 
 
+@pytest.mark.long
 def test_what_no_setting_makes_fit_is_refused_with_what_would(paths):
     with pytest.raises(UserError) as error:
         answered(paths, "dev", AS_IN_FILE, vram=24, ram=40)

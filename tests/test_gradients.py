@@ -27,6 +27,7 @@ def float64_model(**kwargs):
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind, references, batch", [("klein", 0, 2), ("dev", 0, 1), ("klein", 2, 3)])
 def test_gradients_equal_finite_differences(full_size, rope_in_float64, checkpointing, kind, references, batch):

@@ -1,10 +1,13 @@
 """Verdicts on single images after a real training of nano, with odd pictures planted among clean ones."""
 
+import pytest
+
 from bench import judging
 
 WRONG, ALL = ("wrong", "noise"), tuple(judging.EXPECTED)
 
 
+@pytest.mark.long
 def test_odd_pictures_are_named_and_clean_ones_are_not(nano, tmp_path, full_size):
     """Reduced to a few steps, after which wrong captions and noise are told by what the base model knows."""
     steps, planted, clean = (judging.STEPS, ALL, judging.CLEAN) if full_size else (8, WRONG, 7)

@@ -37,6 +37,7 @@ def _probe(what, folder, full_size, *more):
     return run_probe("load_probe.py", what, folder, int(full_size), *more)
 
 
+@pytest.mark.long
 def test_quantising_holds_the_result_and_two_layers(full_size, tmp_path):
     """Of a whole transformer and of a text encoder in two files, whose layers are of the type in the file (bf16)."""
     if not Path("/proc/self/status").exists():
@@ -54,15 +55,18 @@ def test_quantising_holds_the_result_and_two_layers(full_size, tmp_path):
         assert row["left"] < 0.1 * row["result"], row
 
 
+@pytest.mark.long
 def test_loading_reads_no_weights(measured):
     """What is left, a tenth of one file, is the tokenizer and the modules."""
     assert measured["loaded"]["now"] - measured["loaded"]["before"] < 0.15 * min(measured["files"]), measured
 
 
+@pytest.mark.long
 def test_the_text_encoder_is_gone_before_the_transformer_comes(measured):
     assert measured["cached"]["now"] - measured["loaded"]["now"] < 0.15 * measured["files"][1], measured
 
 
+@pytest.mark.long
 def test_peak_memory_is_that_of_the_larger_file(measured, full_size):
     transformer, text = measured["files"]
     assert min(transformer, text) >= 0.95 * (2 if full_size else 1) * GIGABYTE

@@ -32,6 +32,7 @@ def picture(label="zbot at sea", level=0.5):
     return Picture(label, torch.zeros(16, 32, 3), torch.full((16, 32, 3), level), {"prompt": label, "seed": 3})
 
 
+@pytest.mark.long
 def test_tensorboard_reads_what_the_run_has_measured(tmp_path):
     told = []
     trainer = Trainer(brief_flux2(), *tiny_caches(3), CONFIG)
@@ -105,6 +106,7 @@ def offline_run(folder):
     return written
 
 
+@pytest.mark.long
 def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
     told, trainer = [], Trainer(brief_flux2(), *tiny_caches(3), replace(CONFIG, logs=("wandb",)))
     with torch.inference_mode():

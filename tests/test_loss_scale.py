@@ -53,6 +53,7 @@ def exact():
     return gradients(torch.float32, 1.0)
 
 
+@pytest.mark.long
 def test_fp16_without_a_scale_loses_gradients_and_with_one_it_does_not(exact):
     """11 bits of mantissa, rounded in some ten layers one after the other: 1e-2 at most."""
     assert worst(gradients(torch.float16, 1.0), exact) > 0.2
@@ -101,6 +102,7 @@ def warnings(told):
     return [event.text for event in told if isinstance(event, events.Warned)]
 
 
+@pytest.mark.long
 def test_a_run_in_fp16_says_so_and_keeps_its_scale_in_the_checkpoint():
     trainer = Trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
     told = run(trainer)
@@ -128,6 +130,7 @@ def test_a_checkpoint_without_a_scale_is_read():
         trainer.load_state_dict(state)
 
 
+@pytest.mark.long
 def test_gradients_that_overflow_halve_the_scale_and_leave_the_update_out():
     trainer = Trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
     trainer.loss_scale.scale = 2.0**31
@@ -141,6 +144,7 @@ def test_gradients_that_overflow_halve_the_scale_and_leave_the_update_out():
     assert all(torch.isfinite(p).all() for p in trainer.adapters.trainable())
 
 
+@pytest.mark.long
 def test_after_ten_halvings_in_a_row_the_rule_for_bad_losses_holds(monkeypatch):
     config = replace(CONFIG, steps=40)
     trainer = Trainer(in_fp16(tiny_flux2()), *tiny_caches(), config)

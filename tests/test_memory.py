@@ -25,6 +25,7 @@ def measured(tmp_path_factory, full_size):
     return {row["checkpointing"]: row for row in found}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_no_base_weight_is_saved_for_backward(measured, checkpointing):
     row = measured[checkpointing]
@@ -32,6 +33,7 @@ def test_no_base_weight_is_saved_for_backward(measured, checkpointing):
     assert row["base_weights_saved"] == row["sizes_of_base_weights_saved"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_memory_rises_by_what_is_saved_adapters_and_optimizer(measured, checkpointing):
     row = measured[checkpointing]
@@ -39,6 +41,7 @@ def test_memory_rises_by_what_is_saved_adapters_and_optimizer(measured, checkpoi
     assert row["rise"] <= 1.05 * (row["saved"] + row["adapters_and_optimizer"]) + 100e6, row
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_host_memory_is_what_the_planner_says(measured, checkpointing):
     """Weights and all that a step adds, resident, within the 5 % that the planner promises."""
@@ -47,12 +50,14 @@ def test_host_memory_is_what_the_planner_says(measured, checkpointing):
     assert abs(row["base"] + row["planned"] - peak) <= 0.05 * peak, row
 
 
+@pytest.mark.long
 def test_checkpointing_saves_little(measured):
     """And its blocks' inputs are seen by saved-tensor hooks: the measure above would miss them in a closure."""
     tokens, hidden, blocks = 512 + 49, 1152, 13
     assert tokens * hidden * 4 * blocks <= measured[True]["saved"] < 0.3 * measured[False]["saved"]
 
 
+@pytest.mark.long
 def test_a_block_that_frees_at_once_within_another_does_not_end_it():
     """A model may be read inside of one: large tensors stay mapped one by one until the outer block ends."""
     if not glibc.known():

@@ -156,6 +156,7 @@ def test_what_cannot_be_merged_is_refused_by_name(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.long
 def test_merging_holds_a_few_layers_at_a_time(tmp_path, full_size):
     """Of a file of 220 MB (670 MB at full size) with layers of at most 9.4 MB in fp32.
 

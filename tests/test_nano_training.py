@@ -92,6 +92,7 @@ def test_a_batch_depends_on_its_step_alone():
     assert torch.equal(batches[0].latents, batches[2].latents)
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "DIT", tmp_path / "out.safetensors")
     monkeypatch.setattr(data, "BATCH", 3)

@@ -215,6 +215,7 @@ def test_cores_choice_of_attention_does_no_harm(expected, monkeypatch):
     assert same(gradients(model, adapters_for(model)), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flag", ["--fast", "--disable-dynamic-vram", "--lowvram", "--novram"])
 def test_exact_under_the_flags_of_comfyui(flag, expected):
     elsewhere = flag in ("--lowvram", "--novram") and not torch.cuda.is_available()  # ComfyUI refuses them with --cpu

@@ -143,6 +143,7 @@ def test_an_edited_caption_changes_the_fingerprint(nodes, tmp_path):
     assert nodes["Flux2DatasetFolder"].fingerprint_inputs(folder=str(tmp_path), captions="x") != before
 
 
+@pytest.mark.long
 def test_caches_train_apply_and_sample(nodes, loaded, dataset, comfy_folders):
     model, clip, vae = loaded
     with torch.inference_mode():
@@ -170,6 +171,7 @@ def test_caches_train_apply_and_sample(nodes, loaded, dataset, comfy_folders):
     assert a.shape == (1, 48, 64, 3) and torch.equal(a, b)
 
 
+@pytest.mark.long
 def test_save_options_reach_the_file_and_the_merged_model_acts_like_the_lora(nodes, loaded, dataset, comfy_folders):
     model, clip, vae = loaded
     with torch.inference_mode():
@@ -213,6 +215,7 @@ def test_apply_without_a_lora_says_what_to_do(nodes, loaded):
         nodes["Flux2LoraApply"].execute(loaded[0], 1.0)
 
 
+@pytest.mark.long
 def test_what_was_learned_is_saved_when_the_user_cancels(nodes, loaded, dataset, comfy_folders, monkeypatch):
     import comfy.model_management
 

@@ -181,6 +181,7 @@ def gradients(**changes):
         return [p.grad for p in trainer.adapters.trainable()]
 
 
+@pytest.mark.long
 def test_both_passes_together_give_the_gradients_of_one_after_the_other():
     """In float64: preservation learns from the small difference of two predictions, which fp32 rounds."""
     apart, together = gradients(), gradients(preserve=PreservationConfig(together=True))
@@ -253,6 +254,7 @@ def peak(**changes):
         return alive.peak
 
 
+@pytest.mark.long
 def test_graphs_of_both_passes_live_at_once_only_if_asked_for():
     plain = peak(preserve=PreservationConfig(every=2)), peak()
     assert plain[1] == pytest.approx(plain[0], rel=0.01)

@@ -55,6 +55,7 @@ def trained(dataset, embeds, latents, **changes):
     return [p.detach().clone() for p in trainer.adapters.trainable()]
 
 
+@pytest.mark.long
 def test_a_run_draws_captions_as_the_data_set_says():
     """Dropping every caption is training without captions, and not what training with them is."""
     embeds, latents = tiny_caches()
@@ -104,6 +105,7 @@ def test_outside_a_mask_the_base_models_prediction_is_kept():
         assert loss == pytest.approx([inside + 100 * outside, unmasked], rel=1e-5) and outside > 1e-4 * inside
 
 
+@pytest.mark.long
 def test_keeping_what_is_outside_masks_acts_and_off_changes_no_bit():
     embeds, latents = masked_caches()
     plain = trained(latents.dataset, embeds, latents)

@@ -118,6 +118,7 @@ def test_the_plot_follows_the_size_it_is_drawn_for(nodes):
     assert small.shape == large.shape == (1, 400, 800, 3) and (small != large).any()
 
 
+@pytest.mark.long
 def test_recipes_reach_the_browser(nodes):
     """As values of widgets that exist, and the wired nodes give with them what the server would set without them."""
     entries = {entry.id: entry for entry in nodes["LoraTrainer"].GET_SCHEMA().inputs}

@@ -267,6 +267,7 @@ def test_losses_are_told_by_noise_band():
     )
 
 
+@pytest.mark.long
 def test_a_diverging_run_is_told_of_and_stopped_if_wanted():
     def warnings(**guard):  # below 1 every mean is "divergence": when it should be told is tested with the guard
         told = run(steps=21, rank=1, guard=GuardConfig(**guard))[1]

@@ -47,12 +47,14 @@ print((there @ there.T + 1).cpu().tolist())
 """
 
 
+@pytest.mark.long
 def test_the_device_refuses_what_a_gpu_refuses():
     other_device.require_buildable()
     done = subprocess.run([sys.executable, "-c", MIXED], cwd=ROOT / "tests", capture_output=True, text=True)
     assert done.stdout.splitlines() == ["refused"] * 4 + ["[[3.0, 3.0], [3.0, 3.0]]"], done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", ["", "--lowvram", "--novram", "--highvram", "--gpu-only"])
 def test_the_nodes(arguments, full_size):
     """However ComfyUI is told to use the device's memory: what it computes on the CPU then goes there and back."""
@@ -60,6 +62,7 @@ def test_the_nodes(arguments, full_size):
     assert " passed" in run(NODES, arguments, PLACED if arguments and not full_size else "")
 
 
+@pytest.mark.long
 def test_the_engine(full_size):
     other_device.require_buildable()
     assert " passed" in run([f"tests/test_{name}.py" for name in (*ENGINE, *(MORE if full_size else []))])

@@ -202,6 +202,7 @@ def check_pair(nano32, nano64, caches, pair, checked):
         checked.append(objective_of(config))
 
 
+@pytest.mark.long
 def test_two_options_together(nano32, nano64, caches, full_size):
     failures, checked = [], []
     for pair in PAIRS if full_size else drawn_pairs():

@@ -91,10 +91,12 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("case", list(cases), ids=lambda case: "-".join(map(str, case)))
 
 
+@pytest.mark.long
 def test_activations_equal_what_is_counted(monkeypatch, case):
     check_counted(monkeypatch, case)
 
 
+@pytest.mark.long
 def test_on_a_cpu_activations_equal_what_is_counted(nano):
     """nano with real numbers, in fp32, by the CPU's own kernels."""
     adapters = adapters_on(nano.model, "all", 8, CPU)
@@ -223,6 +225,7 @@ def test_traffic_counts_both_ways_and_every_pass():
     assert transferred(replace(work, batch=4), Layout(micro_batch=1), 100, 30) == 4 * 2 * 70
 
 
+@pytest.mark.long
 def test_operations_against_torchs_counter():
     """nano's step, counted by torch: matrix products and attention in forward, recomputation and backward."""
     model = on_meta(*FLAVOURS["nano"].sizes)
@@ -243,6 +246,7 @@ def test_even_spread_and_groups():
     assert groups(replace(layout, grouped=LEAF), list(inside), inside)[:2] == [["b0.x"], ["b0.y"]]
 
 
+@pytest.mark.long
 def test_readmes_table_is_what_the_command_prints(capsys):
 
     assert main(["plan"]) == 0

@@ -77,6 +77,7 @@ def plain(nano, data):
     return start(nano, data, validation=Validation(CONFIG, nano.vae))
 
 
+@pytest.mark.long
 def test_a_preview_is_bit_for_bit_what_flux2_sampler_paints_with_the_saved_lora(nano, plain, tmp_path):
     """In bypass the LoRA of an fp32 file at scale 1 is computed as the live one is, operation by operation."""
     trainer, told = plain
@@ -91,6 +92,7 @@ def test_a_preview_is_bit_for_bit_what_flux2_sampler_paints_with_the_saved_lora(
     assert first.pictures[0].base is last.pictures[0].base  # painted once
 
 
+@pytest.mark.long
 def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data, plain):
     torch.manual_seed(5)
     untouched = torch.rand(1)
@@ -105,6 +107,7 @@ def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.long
 def test_a_second_model_paints_with_the_lora_of_the_first(nano, another_nano, data, plain, tmp_path):
     """As the distilled klein does while the base is trained."""
     second = another_nano
@@ -136,12 +139,14 @@ def another_nano(nano, tmp_path_factory):
         return replace(nano, model=with_few_words(load.load_transformer(path)))
 
 
+@pytest.mark.long
 def test_the_trained_model_may_be_its_own_second_one(nano, data, plain):
     _, told = start(nano, data, validation=Validation(replace(ONE, at_start=True), nano.vae, nano.model))
     expected = previews_of(plain[1])[-1].pictures[0].painted  # trained on between two paintings
     assert torch.equal(previews_of(told)[-1].pictures[0].painted, expected)
 
 
+@pytest.mark.long
 def test_the_mean_of_the_weights_is_painted_where_it_is_chosen(nano, data, plain, tmp_path):
     shown = {}
     for preview in (True, False):
@@ -169,6 +174,7 @@ def painted(nano, data, plain, config):
     return event.pictures[1].painted
 
 
+@pytest.mark.long
 def test_every_setting_acts(nano, data, plain):
     """On the second prompt, whose seed walking changes. One step and no true guidance, which takes a quarter."""
     quick = replace(CONFIG, steps=1, guidance=1.0)
@@ -179,6 +185,7 @@ def test_every_setting_acts(nano, data, plain):
         seen.append(after)
 
 
+@pytest.mark.long
 def test_walking_seeds_are_those_of_the_sampler(nano, plain, data, tmp_path):
     """The second prompt has the next seed; the seed after the largest one is 0."""
     config = replace(ONE, prompts=END.prompts, walk_seed=True, seed=2**64 - 1)
@@ -190,6 +197,7 @@ def test_walking_seeds_are_those_of_the_sampler(nano, plain, data, tmp_path):
         assert picture.asked["seed"] == seed
 
 
+@pytest.mark.long
 def test_a_distilled_second_model_paints_with_its_own_steps_and_without_guidance(nano, data, tmp_path):
     """Only the variant makes the difference: the same weights, said to be distilled."""
     distilled = nano.model.clone()
@@ -213,6 +221,7 @@ def test_when_previews_are_due():
     assert steps(every=0) == [0, 7] and steps(every=3, at_start=False) == [3, 6, 7]
 
 
+@pytest.mark.long
 def test_strength_and_negative_are_those_of_lora_apply_and_the_sampler(nano, data, tmp_path):
     config = replace(ONE, negative="blurry", strength=0.5)
     trainer, told = start(nano, data, validation=Validation(config, nano.vae))
@@ -220,6 +229,7 @@ def test_strength_and_negative_are_those_of_lora_apply_and_the_sampler(nano, dat
     assert torch.equal(previews_of(told)[-1].pictures[0].painted, sampled(nano, model, PROMPTS[0], config))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", GuidanceConfig.REFERENCES)
 def test_references_reach_their_own_prompt(nano, data, plain, tmp_path, method):
     image = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0))
@@ -231,6 +241,7 @@ def test_references_reach_their_own_prompt(nano, data, plain, tmp_path, method):
     assert torch.equal(first.painted, previews_of(plain[1])[-1].pictures[0].painted)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [{"kind": "lokr"}, {"dora": True}], ids=["lokr", "dora"])
 def test_other_adapters_are_painted_as_lora_apply_paints_them(nano, data, tmp_path, kind):
     """Not bit for bit: the file holds the product of factors and scale that the live adapter applies one by one.
@@ -244,6 +255,7 @@ def test_other_adapters_are_painted_as_lora_apply_paints_them(nano, data, tmp_pa
     assert (previews_of(told)[-1].pictures[0].painted - expected).abs().max() < 1e-4
 
 
+@pytest.mark.long
 def test_out_of_memory_ends_previews_and_not_the_run(nano, another_nano, data, plain):
     """As a card says it, in the third sampling: the base of both prompts is painted by then."""
     calls = []
@@ -276,6 +288,7 @@ def test_another_failure_of_a_preview_is_no_secret(nano, another_nano, data):
     assert not [m for m in nano.model.model.modules() if "forward" in m.__dict__]
 
 
+@pytest.mark.long
 def test_cancelling_in_mid_sampling_gives_the_model_back(nano, data):
     trainer = Trainer(nano.model, data.embeds, data.latents, SHORT, validation=Validation(CONFIG, nano.vae))
     try:

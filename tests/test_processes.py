@@ -77,6 +77,7 @@ def test_steps_have_more_and_fewer_samples_than_processes_can_share(caches):
     assert sizes == {1, 3, 4}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch, accumulate", [(2, 2), (1, 4)])
 def test_accumulation_is_a_larger_batch(caches, whole, batch, accumulate):
     trainer, events = train(caches, replace(CONFIG, batch=batch, accumulate=accumulate))
@@ -93,6 +94,7 @@ def launch(tmp_path, caches, config):
     return [pickle.loads((tmp_path / f"out.{i}").read_bytes()) for i in (0, 1)]
 
 
+@pytest.mark.long
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, caches, whole):
     """In every second step one of them has no sample left."""
     (ours, told, losses), (others, silent, _) = launch(tmp_path, caches, replace(CONFIG, batch=2))

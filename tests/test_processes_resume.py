@@ -68,6 +68,7 @@ def runs(tmp_path_factory, caches):
     return place
 
 
+@pytest.mark.long
 def test_killed_and_taken_up_by_two_processes_it_is_the_run_that_was_not(runs, caches, full_size):
     folder = RunFolder(runs / "runs" / "cut")
     if full_size:
@@ -86,6 +87,7 @@ def test_killed_and_taken_up_by_two_processes_it_is_the_run_that_was_not(runs, c
     print(f"two processes, taken up after {[each['step'] for each in about['resumed']]}: bit-identical")
 
 
+@pytest.mark.long
 def test_another_number_of_processes_is_named_or_makes_the_same_step(runs, caches):
     """Equal as in test_processes: 1e-4 by norm. Without dropout, whose numbers depend on what runs together."""
     short = {"name": "short", "steps": 8, "adapter": AdapterConfig()}

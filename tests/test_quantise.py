@@ -104,6 +104,7 @@ def test_blocks_are_stored_quantised_and_the_rest_as_in_the_file(source, precisi
     assert sum(t.nbytes for t in stored.values()) < 0.62 * sum(t.nbytes for t in original.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", quantise.FORMATS)
 def test_a_kept_copy_is_the_same_model_for_stock_loaders(source, precision, comfy_folders):
     with torch.inference_mode():
@@ -136,6 +137,7 @@ def test_a_changed_source_gets_a_new_copy(source, tmp_path):
     assert first != second and first.exists() and second.exists()
 
 
+@pytest.mark.long
 def test_core_can_load_a_quantised_model_anew(source):
     with torch.inference_mode():
         model = load.load_transformer(source, "nvfp4")
@@ -152,6 +154,7 @@ def text_encoder(tmp_path_factory):
         return path, encode.encode_text(load.load_text_encoder(path, FLAVOURS["nano"]), "a red circle")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp8 (e4m3)", *quantise.FORMATS])
 def test_the_text_encoders_precision_acts(precision, text_encoder, comfy_folders):
     row, (path, exact) = FLAVOURS["nano"], text_encoder

@@ -64,6 +64,7 @@ def test_what_attention_gave_may_not_be_changed_in_place():
         gradient(lambda x: attention(x, lambda y: y.mul_(2)), Layout(SELECTIVE))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backward", [True, False])
 def test_nothing_is_kept_after_the_step(backward):
     def kept():

@@ -134,6 +134,7 @@ def test_what_differs_in_fp32_is_rounding(name, all_in_float64):
         assert (a - b).norm() <= 1e-9 * b.norm()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format(full_size, format):
     for kind, references, batch in CASES if full_size else drawn(CASES, 3):

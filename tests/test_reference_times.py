@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import replace
 
+import pytest
 import torch
 from support import adapters_for, loss_of, problem, tiny_caches, tiny_flux2
 
@@ -64,6 +65,7 @@ def trained(references):
     return trainer
 
 
+@pytest.mark.long
 def test_it_changes_what_is_learned_and_lora_apply_samples_as_it_was_trained(tmp_path):
     results = {}
     for references in ("index", CLEAN):

@@ -152,6 +152,7 @@ def interrupted(trainer, place, at=CUT, **changes):
     return RunFolder(place / "runs" / "run")
 
 
+@pytest.mark.long
 def test_queued_again_it_goes_on_by_itself(trainer, tmp_path):
     whole = steps(trainer())
     folder = interrupted(trainer, tmp_path)
@@ -167,6 +168,7 @@ def test_queued_again_it_goes_on_by_itself(trainer, tmp_path):
     assert folder.about()["status"] == FINISHED and folder.about()["resumed"][0]["step"] == CUT
 
 
+@pytest.mark.long
 def test_a_finished_run_is_left_alone_and_new_means_new(trainer, tmp_path):
     interrupted(trainer, tmp_path)
     anew = session(trainer(), tmp_path, how=resume.NEW)
@@ -186,17 +188,20 @@ def test_a_finished_run_is_not_trained_again(trainer, tmp_path):
     assert not listener.of(events.Stepped) and others.history.losses == first.history.losses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 1e-3}, {"steps": 6}], ids=lambda c: next(iter(c)))
 def test_a_finished_run_with_any_other_setting_is(trainer, tmp_path, change):
     session(trainer(), tmp_path)
     assert session(trainer(**change), tmp_path).folder.name == "run_2"
 
 
+@pytest.mark.long
 def test_a_finished_run_whose_lora_is_gone_is(trainer, tmp_path):
     session(trainer(), tmp_path).lora_path.unlink()
     assert session(trainer(), tmp_path).folder.name == "run_2"
 
 
+@pytest.mark.long
 def test_a_lora_that_could_not_be_saved_is_saved_without_training_again(trainer, tmp_path):
     lokr, whole = {"adapter": AdapterConfig(kind="lokr")}, Listener()
     with pytest.raises(UserError, match="'diffusers' cannot carry the LoKr"):
@@ -209,6 +214,7 @@ def test_a_lora_that_could_not_be_saved_is_saved_without_training_again(trainer,
     assert results.folder.name == "run" and RunFolder(results.folder).about()["status"] == FINISHED
 
 
+@pytest.mark.long
 def test_a_finished_run_can_be_made_longer(trainer, tmp_path):
     whole = steps(trainer(steps=7))
     results = session(trainer(), tmp_path)
@@ -217,6 +223,7 @@ def test_a_finished_run_can_be_made_longer(trainer, tmp_path):
     assert_same(longer.state_dict()["adapter"], whole.state_dict()["adapter"])
 
 
+@pytest.mark.long
 def test_what_may_change_does(trainer, tmp_path):
     folder = interrupted(trainer, tmp_path)
     rest = trainer(steps=4, learning_rate=1e-3, optimizer=OptimizerConfig(max_grad_norm=0.5), checkpointing=True)
@@ -229,6 +236,7 @@ def test_what_may_change_does(trainer, tmp_path):
     assert json.loads(folder.job.read_text())["training"]["learning_rate"] == 1e-3
 
 
+@pytest.mark.long
 def test_the_same_step_in_other_batches_may_go_on(trainer, tmp_path):
     interrupted(trainer, tmp_path, batch=2)
     listener = Listener()
@@ -236,6 +244,7 @@ def test_the_same_step_in_other_batches_may_go_on(trainer, tmp_path):
     assert listener.of(events.Resumed)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_its_own_seed(trainer, tmp_path):
     """ComfyUI draws a new one after each queueing, unless told not to."""
     whole = steps(trainer(seed=5))
@@ -264,6 +273,7 @@ def test_another_data_set_is_named(trainer, model, tmp_path):
         session(Trainer(model, *tiny_caches(4), CONFIG), tmp_path)
 
 
+@pytest.mark.long
 def test_a_run_in_progress_is_not_gone_on_with(trainer, tmp_path):
     folder = interrupted(trainer, tmp_path)
     with folder.held():
@@ -272,6 +282,7 @@ def test_a_run_in_progress_is_not_gone_on_with(trainer, tmp_path):
             session(trainer(), tmp_path, how=folder)
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(trainer, tmp_path):
     whole = steps(trainer())
     folder = interrupted(trainer, tmp_path, 4, checkpoints=CheckpointConfig(every_steps=2))
@@ -289,6 +300,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(trainer, tmp_path):
     assert newest.with_name(f"{newest.name}.damaged").read_bytes() == data
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_not_kept_in_place_of_new_ones(trainer, tmp_path):
     """Of the last ones that stay it would be the last."""
     folder = interrupted(trainer, tmp_path, 4, checkpoints=CheckpointConfig(every_steps=2))
@@ -305,6 +317,7 @@ def test_a_half_written_checkpoint_does_too(trainer, tmp_path):
     assert resume.newest(folder).checkpoint.about.step == 2
 
 
+@pytest.mark.long
 def test_a_step_cut_in_the_middle_leaves_no_trace(trainer, tmp_path, monkeypatch):
     """ComfyUI's interrupt comes in the forward or backward pass; what the step drew is given back."""
     whole = steps(trainer())
@@ -322,6 +335,7 @@ def test_a_step_cut_in_the_middle_leaves_no_trace(trainer, tmp_path, monkeypatch
     assert_same(rest.state_dict()["adapter"], whole.state_dict()["adapter"])
 
 
+@pytest.mark.long
 def test_an_update_cut_in_the_middle_is_not_saved(trainer, tmp_path, monkeypatch):
     """The weights are of no step then: the run goes on from the checkpoint before."""
     whole, listener = steps(trainer()), Listener()
@@ -359,6 +373,7 @@ def test_losses_that_are_no_numbers_save_before_they_stop(trainer, tmp_path):
     assert folder.about()["status"] == "failed" and "The loss is nan" in folder.about()["why"]
 
 
+@pytest.mark.long
 def test_a_loss_that_runs_away_saves_before_it_stops_and_may_go_on_more_slowly(trainer, tmp_path):
     guard = {"guard": GuardConfig(divergence=1.5, stop_on_divergence=True), "steps": 200}
     wild, listener = trainer(**guard), Listener()
@@ -386,6 +401,7 @@ def test_a_loss_that_runs_away_saves_before_it_stops_and_may_go_on_more_slowly(t
     assert calm.history.rates[-4:] == [2e-3, 1e-4, 1e-4, 1e-4] and len(calm.divergence.recent) == 3
 
 
+@pytest.mark.long
 def test_memory_that_no_stepping_down_helps_is_saved_and_explained(trainer, tmp_path):
     whole, full = steps(trainer()), trainer()
 
@@ -409,6 +425,7 @@ def without_optimizer(trainer):
     return {name: part for name, part in trainer.state_dict().items() if name != "optimizer"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["adamw", "prodigy", "schedulefree"])
 @pytest.mark.parametrize("every, again_from", [(2, 5), (3, 4), (0, 1)])
 def test_memory_that_ends_in_an_update_costs_time_only(trainer, tmp_path, optimizer, every, again_from):
@@ -438,6 +455,7 @@ def test_memory_that_ends_in_an_update_costs_time_only(trainer, tmp_path, optimi
     assert folder.plan.read_text() == cut.memory.describe() + "\n" == listener.of(events.Planned)[-1].text + "\n"
 
 
+@pytest.mark.long
 def test_memory_that_ends_between_gradients_and_update_is_repeated(trainer, tmp_path, monkeypatch):
     whole, cut, failed = steps(trainer()), trainer(), []
     clip = torch.nn.utils.clip_grad_norm_

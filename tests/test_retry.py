@@ -95,6 +95,7 @@ def train_layout(parts):
     return Trainer(*parts, SHORT).memory.plan.layout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("where, at", [("forward", 1), ("forward", 16), ("forward", 40), ("backward", 5)])
 def test_a_step_that_ran_out_of_memory_is_repeated_bit_by_bit(parts, where, at, dropout):
@@ -112,6 +113,7 @@ def test_a_step_that_ran_out_of_memory_is_repeated_bit_by_bit(parts, where, at, 
     assert trainer.memory.plan.layout.checkpointing != "off"
 
 
+@pytest.mark.long
 def test_laying_out_the_lower_level_may_find_no_memory_either(parts, plain, monkeypatch):
     lay_out, asked = borrow.Borrowed.lay_out, []
 
@@ -138,6 +140,7 @@ def test_slow_transfers_are_told_once(parts, monkeypatch):
     assert not any(isinstance(event, events.Warned) for event in train(parts)[1])
 
 
+@pytest.mark.long
 def test_a_batch_is_split_with_the_same_loss_and_gradients(parts, monkeypatch):
     """Rounding of fp32 (6e-8) over sums of some ten thousand terms: 1e-5."""
     found = []
@@ -253,6 +256,7 @@ def test_the_node_gives_every_setting(pack):
     assert set(defaults) == {field.name for field in fields(MemoryConfig)}
 
 
+@pytest.mark.long
 def test_a_real_allocators_limit_is_stepped_down_from():
     """The system itself refuses torch's CPU allocator the memory, which then raises no OutOfMemoryError."""
     if sys.platform != "linux":

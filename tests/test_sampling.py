@@ -28,6 +28,7 @@ def stock_graph(nano, prompt, cfg, steps, references=()):
     return core.VAEDecode().decode(nano.vae, done)[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [0, 2])
 def test_same_picture_as_the_official_graph(nano, count):
     references = [torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(i)) for i in range(count)]
@@ -38,6 +39,7 @@ def test_same_picture_as_the_official_graph(nano, count):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.long
 def test_references_and_negative_act(nano):
     def paint(**kwargs):
         return sampling.sample(nano.model, nano.clip, nano.vae, "a robot", steps=2, width=64, height=48, **kwargs)
@@ -67,6 +69,7 @@ def test_guidance_and_steps_per_flavour(nano, monkeypatch):
     assert sampling.steps_for(dev, 7) == 7
 
 
+@pytest.mark.long
 def test_distilled_runs_the_model_once_per_step(nano, monkeypatch):
     calls = []
     forward = type(nano.model.model).apply_model

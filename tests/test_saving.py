@@ -96,6 +96,7 @@ def test_format_and_precision(lora, robot, tmp_path, format, precision):
     assert found.folder.name == "x"
 
 
+@pytest.mark.long
 def test_other_adapters_as_plain_lora_state_their_error(nano, robot, tmp_path):
     lokr = trained(nano, robot, adapter=AdapterConfig(kind="lokr"))
     with pytest.raises(UserError, match="'diffusers' cannot carry the LoKr at .*as plain LoRA"):
@@ -106,6 +107,7 @@ def test_other_adapters_as_plain_lora_state_their_error(nano, robot, tmp_path):
     assert all(".lora_" in k for k in load_file(found.lora_path))
 
 
+@pytest.mark.long
 def test_dora_on_nano_is_certified_through_the_stock_loader(nano, robot, tmp_path):
     found = results(trained(nano, robot, adapter=AdapterConfig(dora=True)), robot, tmp_path)
     assert found.certificate.endswith("effect 1.00 (stock loader, merged)")

@@ -64,6 +64,7 @@ def environment_without_comfyui():
     return {k: v for k, v in os.environ.items() if k not in ("COMFYUI_PATH", "FLUX2_PYTHON")}
 
 
+@pytest.mark.long
 def test_no_network_is_said_with_the_log(tmp_path):
     folder = clone(tmp_path)
     offline = {**environment_without_comfyui(), "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0",
@@ -85,6 +86,7 @@ def test_no_disk_is_said_with_the_figures(tmp_path):
     assert "only 2 GB are free" in done.stderr and "needs 9 GB" in done.stderr
 
 
+@pytest.mark.long
 def test_a_changed_source_archive_is_refused(tmp_path):
     folder = clone(tmp_path)
     setup = folder / "scripts" / "setup.sh"
@@ -96,6 +98,7 @@ def test_a_changed_source_archive_is_refused(tmp_path):
     assert "expected 00000000" in done.stderr and "it is not the archive we know" in done.stderr
 
 
+@pytest.mark.long
 def test_the_tests_run_in_a_checkout_of_any_name(tmp_path):
     """The folder ComfyUI Manager makes has dashes in its name, which no Python package may."""
     checkout = tmp_path / "comfyui-flux2-train"

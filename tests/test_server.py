@@ -60,6 +60,7 @@ def shipped(server):
     return history, events
 
 
+@pytest.mark.long
 def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
     history, _ = shipped
     assert history["status"]["status_str"] == "success"
@@ -77,6 +78,7 @@ def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
         assert np.abs(before - after).mean() > 2
 
 
+@pytest.mark.long
 def test_a_person_sees_the_character_and_only_with_its_trigger(server, shipped):
     """Scored by the colours of head and body where they belong: 1 is a real render, 0 the base."""
     history, _ = shipped
@@ -90,6 +92,7 @@ def test_a_person_sees_the_character_and_only_with_its_trigger(server, shipped):
     assert lora_without - base_without < 0.2
 
 
+@pytest.mark.long
 def test_the_demo_lays_out_what_came_of_it(server, shipped, tmp_path):
     history, events = shipped
     prompt = json.loads(NANO.read_text())
@@ -102,6 +105,7 @@ def test_the_demo_lays_out_what_came_of_it(server, shipped, tmp_path):
     assert report["keys_matched_on_load"] == "56/56" and report["steps"] == STEPS
 
 
+@pytest.mark.long
 def test_progress_is_told_while_it_trains(shipped):
     _, events = shipped
     steps = [d for d in events.of("progress") if d["node"] == "5"]
@@ -116,6 +120,7 @@ def test_progress_is_told_while_it_trains(shipped):
     assert any(k in ("preview", "b_preview_with_metadata") for k, _ in events.all)
 
 
+@pytest.mark.long
 def test_the_example_paints_base_beside_lora_while_it_trains(server, shipped):
     _, events = shipped
     texts = [d["text"] for d in events.of("text") if d["node"] == "5"]
@@ -144,6 +149,7 @@ def sampling_graph(*loaders, steps=2):
     return prompt
 
 
+@pytest.mark.long
 def test_stock_nodes_load_the_saved_file_to_the_same_picture(server, shipped):
     name = f"{NAME}.safetensors"
     graph = sampling_graph(
@@ -166,6 +172,7 @@ def test_stock_nodes_load_the_saved_file_to_the_same_picture(server, shipped):
     assert "lora key not loaded" not in server.log.read_text()
 
 
+@pytest.mark.long
 def test_stock_nodes_take_the_trainers_outputs(server):
     graph = small(steps=3)
     graph |= {
@@ -188,6 +195,7 @@ def test_stock_nodes_take_the_trainers_outputs(server):
     assert len(load_file(saved[0])) == 56
 
 
+@pytest.mark.long
 def test_stock_loaders_can_stand_in_for_load_flux2(server):
     graph = small(steps=1)
     graph["30"] = {"class_type": "UNETLoader", "inputs": {"unet_name": TRANSFORMER,
@@ -196,6 +204,7 @@ def test_stock_loaders_can_stand_in_for_load_flux2(server):
     assert server.run(graph)["status"]["status_str"] == "success"
 
 
+@pytest.mark.long
 def test_references_reach_the_model(server):
     graph = sampling_graph(None, None)
     graph["r"] = {"class_type": "EmptyImage", "inputs": {"width": 48, "height": 32, "batch_size": 1, "color": 255}}
@@ -214,6 +223,7 @@ def test_an_unchanged_graph_is_not_trained_again(server):
     assert len(list((server.folder / "models" / "loras").iterdir())) == before
 
 
+@pytest.mark.long
 def test_cancel_saves_what_was_learned_and_the_next_run_works(server):
     graph = small(steps=100000, seed=5)
     graph["5"]["inputs"]["name"] = "cancelled"
@@ -286,6 +296,7 @@ def test_help_pages_are_served(server):
     assert b"LoRA Trainer" in server.get_bytes(f"/extensions/{PACK}/docs/Flux2LoraTrainer.md")
 
 
+@pytest.mark.long
 def test_previews_are_shown_while_it_trains_and_kept_beside_the_base(server):
     """From a prompt library in the input folder, into the run's folder, onto the node; the LoRA into a comparison."""
     library = {"portrait": "zbot portrait", "weak": {"prompt": "zbot at sea", "adapter_strength": 0.5}}

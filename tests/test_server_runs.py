@@ -76,6 +76,7 @@ def run_folder(server, name):
     return server.folder / "output" / "flux2_train" / name
 
 
+@pytest.mark.long
 def test_killed_cancelled_and_broken_the_lora_is_the_one_of_a_run_that_was_not(server):
     server.run(graph("straight"))
     cut, fail = graph("cut"), server.folder / "output" / "fail"
@@ -128,6 +129,7 @@ def ask(server, body, kind="application/json", **headers):
     return answer.status, answer.read().decode()
 
 
+@pytest.mark.long
 def test_stop_and_keep_ends_normally_and_the_graph_goes_on(server):
     prompt = graph("kept", steps=100_000)
     prompt["n"] = {"class_type": "PreviewAny", "inputs": {"source": [TRAINER, 2]}}
@@ -143,6 +145,7 @@ def test_stop_and_keep_ends_normally_and_the_graph_goes_on(server):
     assert not again.values, "an unchanged finished graph is answered from ComfyUI's cache"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("body, headers, status, words", [
     ('{"run": "straight"}', {}, 400, "No run straight is being trained"),
     ('{"run": "../../models"}', {}, 400, "is no run's name"), ('{"run": ".."}', {}, 400, "is no run's name"),
@@ -157,6 +160,7 @@ def test_nobody_else_stops_a_run(server, body, headers, status, words):
     assert answer[0] == status and words in answer[1]
 
 
+@pytest.mark.long
 def test_many_short_runs_leave_nothing_behind(server, full_size):
     """A run's own state is 3 x 4 bytes per adapter parameter: if a tenth of one later run's were kept, or a file,
     thread or model, it would show. RSS is no measure of a few runs: it has what glibc keeps for the next request, which

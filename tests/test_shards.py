@@ -28,6 +28,7 @@ def encoded(path, **how):
         return encode.encode_text(clip, "a red circle"), clip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [1, 3])
 def test_the_others_are_found(split, number):
     found, clip = encoded(split / f"text-{number:05d}-of-00003.safetensors")
@@ -35,6 +36,7 @@ def test_the_others_are_found(split, number):
     assert identify.path_of(clip.patcher).name == "text-00001-of-00003.safetensors"
 
 
+@pytest.mark.long
 def test_they_can_be_quantised_and_kept_as_one_file(split, comfy_folders):
     require_precision("int8")
     first, folder = split / "text-00001-of-00003.safetensors", comfy_folders / "text_encoders" / "flux2_train_quantised"

@@ -26,6 +26,7 @@ def result(tmp_path_factory):
     return json.loads(out.read_text())
 
 
+@pytest.mark.long
 def test_we_and_diffusers_train_the_same_problem(result):
     ours, theirs = result["modes"]["checkpointing on"]["ours"], result["modes"]["checkpointing on"]["diffusers"]
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)  # after updates of their adapters too
@@ -33,16 +34,19 @@ def test_we_and_diffusers_train_the_same_problem(result):
     assert ours["peak_mb"] > 100 and len(ours["all_seconds"]) == 3
 
 
+@pytest.mark.long
 def test_comfyuis_node_is_measured_step_by_step(result):
     assert len(result["modes"]["checkpointing on"]["node"]["all_seconds"]) == 3
     assert 0 < result["modes"]["checkpointing on"]["node"]["time_ratio"]["low"] < 100
 
 
+@pytest.mark.long
 def test_the_machine_is_named(result):
     assert result["machine"]["processor"] and result["machine"]["cores"] == os.cpu_count()
     assert {"torch", "diffusers", "peft", "comfyui"} <= result["machine"].keys()
 
 
+@pytest.mark.long
 def test_the_interval_holds_the_median_and_shrinks_with_more_pairs():
     few, many = (ratio([1.0, 1.1, 0.9] * n, [1.0] * 3 * n) for n in (1, 30))
     assert few.low <= few.median == 1.0 <= few.high

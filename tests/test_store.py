@@ -151,6 +151,7 @@ def finish(process) -> int:
     return int(said[-1])
 
 
+@pytest.mark.long
 def test_a_process_killed_at_any_moment_leaves_a_store_that_is_finished_later(folder, tmp_path, full_size):
     """Killed 5 times (50 with --all) at random moments of its work, then resumed: as if nothing had happened."""
     time.sleep(SETTLED_SECONDS)  # pictures that have just been written are not taken for known
@@ -179,6 +180,7 @@ def test_a_process_killed_at_any_moment_leaves_a_store_that_is_finished_later(fo
     assert finish(start(folder, place)) == 0
 
 
+@pytest.mark.long
 def test_two_processes_fill_one_store(folder, tmp_path):
     both = [start(folder, tmp_path / "both") for _ in range(2)]
     made = [finish(process) for process in both]

@@ -61,17 +61,20 @@ def require_same_bits(clip):
     assert torch.equal(encode.encode_text(clip, TEXTS[0]), expected[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["as in file", "fp8 (e4m3)", "fp8 (scaled)", "mxfp8", "int8", "nvfp4", "int4"])
 def test_every_precision(precision, own_nano):
     require_same_bits(own_nano(precision))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("build", [lambda: klein("qwen3_4b", comfy.text_encoders.flux.KleinTokenizer), dev],
                          ids=["klein", "dev"])  # fmt: skip
 def test_every_kind_of_encoder(build):
     require_same_bits(build())
 
 
+@pytest.mark.long
 def test_with_a_lora_merged_into_it(own_nano):
     clip = own_nano()
     plain = encode.encode_text(clip, TEXTS[0])
@@ -91,6 +94,7 @@ def test_an_error_in_the_middle_gives_everything_back(own_nano):
     assert not leftovers(clip) and torch.equal(encode.encode_text(clip, TEXTS[0]), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("offload, streams", [("auto", False), ("off", False), ("all", True)])
 def test_the_option_acts_and_changes_no_bit(offload, streams, tmp_path, robot, own_nano):
     """There is no card here for an encoder not to fit."""

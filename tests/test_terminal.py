@@ -87,6 +87,7 @@ def trained(pack, nano, comfy_folders):
     return comfy_folders / "output" / "flux2_train" / Path(name).stem, comfy_folders / "loras" / name
 
 
+@pytest.mark.long
 def test_a_graphs_job_gives_the_same_lora_in_a_terminal(trained, base, tmp_path):
     folder, lora = trained
     done = run("train", folder / "job.json", "--set", f"output.loras={tmp_path}", "--set", f"output.runs={tmp_path}",
@@ -115,6 +116,7 @@ def test_a_graphs_job_gives_the_same_lora_in_a_terminal(trained, base, tmp_path)
     assert re.search(r"held-out loss \d", done.stderr) and "1 previews painted after 2 steps" in done.stderr
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_what_was_learned(trained, base, tmp_path):
     arguments = ["train", trained[0] / "job.json", "--comfyui", base]
     for setting in (f"output.loras={tmp_path}", f"output.runs={tmp_path}", "steps=100000", "preservation=0"):
@@ -136,6 +138,7 @@ def test_ctrl_c_saves_what_was_learned(trained, base, tmp_path):
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.long
 def test_a_sample_is_the_nodes_with_everything_asked_for_in_its_metadata(pack, trained, nano, typed, tmp_path):
     reference = ROOT / "datasets" / "robot" / sorted(os.listdir(ROOT / "datasets" / "robot"))[0]
     done = typed("sample", "zbot at night", "--flavour", "nano", "--size", "64x48", "--steps", "2", "--seed", "7",
@@ -166,6 +169,7 @@ def test_a_wrong_command_line_is_told_before_anything_is_loaded(arguments, words
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_failure_is_one_line_and_1(trained, base):
     done = run("train", trained[0] / "job.json", "--set", "dataset.folder=nowhere", "--comfyui", base)
     assert done.returncode == 1
@@ -179,6 +183,7 @@ def test_every_command_explains_itself(name, capsys):
     assert len(capsys.readouterr().out) > 200
 
 
+@pytest.mark.long
 def test_caches_are_filled_ahead_and_found_again(trained, typed, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))  # where nothing is cached yet
     for part, what in (("latents", "images"), ("embeds", "captions")):
@@ -187,6 +192,7 @@ def test_caches_are_filled_ahead_and_found_again(trained, typed, tmp_path, monke
         assert count >= 3 and f"{what}: 0 encoded, {count} found" in second
 
 
+@pytest.mark.long
 def test_a_lora_is_converted_as_the_function_does(trained, typed, tmp_path):
     from flux2_train.host.merge import convert
 
@@ -197,6 +203,7 @@ def test_a_lora_is_converted_as_the_function_does(trained, typed, tmp_path):
     assert_same_files(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
 
 
+@pytest.mark.long
 def test_loras_are_merged_as_the_function_does(trained, typed, tmp_path, nano):
     from flux2_train.host import identify
     from flux2_train.host.merge import merge

@@ -34,6 +34,7 @@ def typed(capsys):
     return run
 
 
+@pytest.mark.long
 def test_dataset_check_reports_and_draws_without_any_model(tmp_path):
     picture(tmp_path / "data" / "a.png", (96, 64))
     (tmp_path / "data" / "b.png").write_bytes(b"broken")

@@ -49,6 +49,7 @@ def started(tmp_path, base, *arguments):
     return process, log
 
 
+@pytest.mark.long
 def test_interrupted_taken_up_and_stopped_it_is_the_run_of_that_many_steps(job, base, tmp_path, capsys):
     run = RunFolder(tmp_path / "runs" / "cut")
     process, log = started(tmp_path, base, "train", job)

@@ -54,6 +54,7 @@ def run(tmp_path):
     return pytest_on
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments, line, passed, full_size", [
     (["--quick"], r"scripts/test --quick: 4 tests ran in 0:\d\d in 1 process, 1 left to scripts/test, 1 left to --all, "
                   r"1 shorter than under --all\.", 4, False),
@@ -69,6 +70,7 @@ def test_each_tier_runs_its_tests_and_says_what_it_left_out(run, arguments, line
     assert f"full size: {full_size}" in printed
 
 
+@pytest.mark.long
 def test_a_file_is_run_by_one_process(run):
     printed = run("-n", "2")
     assert len(set(re.findall(r"process (\d+)", printed))) == 1

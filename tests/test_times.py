@@ -49,6 +49,7 @@ def test_mode_is_the_published_function_of_a_uniform(scale):
     assert (quantiles.mode(U, scale).diff() > 0).all() and ours.min() > 0 and ours.max() < 1
 
 
+@pytest.mark.long
 def test_a_drawn_density_has_the_published_values():
     # density 2 t: distribution function t^2, mean 2/3
     assert quantiles.density(U, (0, 1)).numpy() == pytest.approx(np.sqrt(U.numpy()), abs=2e-4)

@@ -54,10 +54,12 @@ def validation_fall(nano, robot, steps):
     return (first - last) / first
 
 
+@pytest.mark.long
 def test_the_loss_falls(nano, robot):
     assert validation_fall(nano, robot, 25) > 0.15
 
 
+@pytest.mark.long
 def test_without_optimizer_steps_it_does_not(nano, robot, monkeypatch):
     """So the test above can fail: it measures learning and nothing else."""
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
@@ -78,6 +80,7 @@ def test_every_option_acts(nano, robot, plain, change):
     assert not same(plain, lora_of(nano, robot, **change))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [
     {"alpha": 4.0}, {"checkpointing": False}, {"preservation": 0.0}, {"differential_guidance": 1.0}, {"epochs": 7},
     {"validation_items": 2}, {"guidance": 3.5},
@@ -86,6 +89,7 @@ def test_what_is_off_changes_no_bit(nano, robot, plain, change):
     assert same(plain, lora_of(nano, robot, **change))
 
 
+@pytest.mark.long
 def test_references_reach_the_model(nano, robot, plain):
     items = tuple(replace(item, references=(robot.dataset.items[0].view,)) for item in robot.dataset.items)
     dataset = replace(robot.dataset, items=items)
@@ -98,11 +102,13 @@ def test_references_reach_the_model(nano, robot, plain):
     assert not same(plain, lora_of(nano, edits))
 
 
+@pytest.mark.long
 def test_epochs_see_everything(nano, robot):
     trainer, _ = train(nano, robot, steps=0, epochs=2, rank=1)
     assert len(trainer.history.losses) == trainer.total == 2 * len(robot.dataset.items)
 
 
+@pytest.mark.long
 def test_preservation_holds_the_class_word(nano, robot):
     """With it, the adapted model stays nearer to the base model where the class word is used."""
 
@@ -125,6 +131,7 @@ def test_preservation_holds_the_class_word(nano, robot):
     assert drift(10.0) < 0.7 * drift(0.0)
 
 
+@pytest.mark.long
 def test_the_model_is_bit_identical_after_training(nano, robot):
     before = {k: v.clone() for k, v in nano.model.model.state_dict().items()}
     train(nano, robot)
@@ -134,6 +141,7 @@ def test_the_model_is_bit_identical_after_training(nano, robot):
     assert not [m for m in nano.model.model.modules() if "forward" in m.__dict__]
 
 
+@pytest.mark.long
 def test_a_listener_that_raises_leaves_everything_in_order(nano, robot, plain):
     trainer = Trainer(nano.model, robot.embeds, robot.latents, SHORT)
     with pytest.raises(comfy.model_management.InterruptProcessingException), closing(trainer.run()) as run:
@@ -146,6 +154,7 @@ def test_a_listener_that_raises_leaves_everything_in_order(nano, robot, plain):
     assert same(plain, lora_of(nano, robot))
 
 
+@pytest.mark.long
 def test_results_are_written_with_metadata_and_nothing_is_overwritten(nano, robot, tmp_path):
     trainer, _ = train(nano, robot, name="zbot", validation_items=1)
     folder = RunFolder.create(tmp_path / "runs", "zbot")
@@ -192,6 +201,7 @@ def spoiled(nano, robot, names, config):
     return Trainer(nano.model, robot.embeds, latents, config)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_leaves_its_step_out(nano, robot):
     name = robot.dataset.items[1].path.name
     trainer = spoiled(nano, robot, {name}, replace(SHORT, steps=6))
@@ -202,6 +212,7 @@ def test_a_loss_that_is_no_number_leaves_its_step_out(nano, robot):
     assert all(torch.isfinite(p).all() for p in trainer.adapters.parameters())
 
 
+@pytest.mark.long
 def test_losses_that_are_no_numbers_in_a_row_stop_the_run_before_the_adapters_are_spoiled(nano, robot):
     trainer = spoiled(nano, robot, {item.path.name for item in robot.dataset.items}, replace(SHORT, steps=20))
     with (

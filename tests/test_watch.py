@@ -73,6 +73,7 @@ def errors_by_hand(trainer, sample, seed):
     return errors
 
 
+@pytest.mark.long
 def test_measuring_is_done_as_often_as_asked_and_changes_no_bit(plain):
     often, told = trained(replace(SHORT, held_out=HeldOutConfig(every=2, per_image=True, per_image_every=3)))
     assert list(validated(told)) == [0, 2, 4] and list(validated(plain[1])) == [0, 4]
@@ -81,6 +82,7 @@ def test_measuring_is_done_as_often_as_asked_and_changes_no_bit(plain):
     assert same(lora_of(often), lora_of(plain[0]))
 
 
+@pytest.mark.long
 def test_every_image_alone_is_measured_with_its_caption_and_with_others():
     """Five images in two captions, of the robot waving and of the others: who has one borrows the other."""
     trainer, told = trained(replace(SHORT, held_out=HeldOutConfig(per_image=True)))
@@ -110,6 +112,7 @@ def test_captions_are_borrowed_evenly_and_never_ones_own():
     assert len(lenders(["a", "b"], "new", 0)) == 2
 
 
+@pytest.mark.long
 def test_a_share_is_never_trained_on_and_its_loss_is_told():
     config = replace(SHORT, steps=12, held_out=HeldOutConfig(share=0.4, every=6))
     trainer, told = trained(config)
@@ -264,6 +267,7 @@ def test_a_table_that_is_not_ours_as_we_wrote_it_is_not_compared_with(tmp_path, 
         assert {float(row["fall"]) for row in csv.DictReader(file)} == {0.0}
 
 
+@pytest.mark.long
 def test_a_finished_run_is_done_again_to_measure_other_images(tmp_path):
     """The same graph once more trains nothing; with held-out images it has to."""
 

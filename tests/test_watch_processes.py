@@ -53,6 +53,7 @@ def watched(caches, tmp_path_factory, comfy_folders):
     return launch(tmp_path_factory.mktemp("two") / "watched", caches, CONFIG, PAINTING, vae), vae
 
 
+@pytest.mark.long
 def test_the_main_process_paints_and_the_run_is_the_same(caches, watched, tmp_path):
     ((main, told, painted), (other, silent, unpainted)), vae = watched
     assert (painted, unpainted, silent) == (2, 0, [])
@@ -66,6 +67,7 @@ def test_the_main_process_paints_and_the_run_is_the_same(caches, watched, tmp_pa
             assert torch.equal(ours, expected) and torch.equal(theirs, expected), name
 
 
+@pytest.mark.long
 def test_what_two_processes_measure_is_what_one_does(caches, watched):
     """Each image is measured by one of the two, and the other adds nothing to it."""
     trainer = Trainer(brief_flux2(), *caches, replace(CONFIG, batch=4))

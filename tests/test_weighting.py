@@ -227,6 +227,7 @@ crop_options = st.builds(
 ) | st.builds(CropOptions, crop=st.just(False), flip_x=st.booleans())  # fmt: skip
 
 
+@pytest.mark.long
 @given(st.integers(16, 200), st.integers(16, 200), st.sampled_from([1, 2, 3]), crop_options)
 def test_image_mask_and_strict_reference_show_the_same_place(tmp_path_factory, width, height, factor, options):
     """The mask is the image's own brightness and the reference the image itself, at another size."""

@@ -33,3 +33,4 @@ with processes.launched() as accelerator:
         told = list(run)
     matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
     Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps((matrices, told, trainer.history.losses)))
+processes.leave()

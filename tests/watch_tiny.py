@@ -31,3 +31,4 @@ with processes.launched() as accelerator:
     matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
     painted = len(trainer.watch.previews.base) if validation else 0
     Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps((matrices, told, painted)))
+processes.leave()
