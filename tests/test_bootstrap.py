@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flux2_train.nano import TRANSFORMER
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ import pytest
 from flux2_train.recipes import RECIPES
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [pytest.mark.browser, pytest.mark.server]
+pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[1] / "workflows"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -101,7 +101,6 @@ def type_in(page, kind, widget, value):
     page.locator(".graphdialog").wait_for(state="detached")
 
 
-@pytest.mark.long
 def test_the_template_browser_lists_our_workflows_with_pictures(page):
     page.get_by_text("Templates", exact=True).first.click()
     dialog = page.locator("[role=dialog]")
@@ -116,7 +115,6 @@ def test_the_template_browser_lists_our_workflows_with_pictures(page):
     dialog.wait_for(state="hidden")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("*.json")))
 def test_the_frontend_queues_what_a_script_queues(page, name):
     page.evaluate("graph => app.loadGraphData(graph)", json.loads((ROOT / f"{name}.json").read_text()))
@@ -153,7 +151,6 @@ def test_a_recipe_fills_in_wired_option_nodes_too(template):
     assert inputs(after, "Flux2Optimizer") == {**inputs(before, "Flux2Optimizer"), **shown}
 
 
-@pytest.mark.long
 def test_a_recipe_can_be_chosen_in_the_newer_nodes(template):
     template.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
     try:

@@ -16,6 +16,7 @@ from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
 from flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
 
+pytestmark = pytest.mark.long  # a run on nano with previews, in the module's fixture
 ROOT = Path(__file__).resolve().parents[1]
 DECLARED = typing.get_args(events.Event)
 PROMPT = "zbot on red"

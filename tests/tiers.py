@@ -14,12 +14,12 @@ from xdist.scheduler import LoadScopeScheduling
 
 SECONDS = 10  # a test that takes longer without --all is named at the end
 # One process runs all files of a group, one after the other, so that they share its server.
-GROUPS = {"test_server": "server", "test_browser": "server", "test_scripts": "server"}
+GROUPS = dict.fromkeys(("test_server", "test_browser", "test_scripts", "test_workflows"), "server")
 # Files whose tests share nothing: any process may take any of them.
 SPLIT = {"test_other_device", "test_bootstrap"}
 # The files that take longest, in this order: they start first, so that the processes end at nearly the same time.
 FIRST = (
-    "test_server", "test_browser", "test_scripts", "test_load_memory", "test_server_runs", "test_other_device",
+    "test_server", "test_browser", "test_scripts", "test_workflows", "test_load_memory", "test_server_runs", "test_other_device",
     "test_resume", "test_terminal", "test_trainer", "test_retry", "test_processes", "test_processes_resume",
 )  # fmt: skip
 
