@@ -104,6 +104,23 @@ def test_loras_already_on_the_model_stay_in_effect_with_exact_gradients(mode):
         assert (found - wanted).norm() <= 1e-4 * wanted.norm()
 
 
+def test_a_bypass_lora_that_has_painted_a_preview_is_trained_through():
+    """What inference mode makes of it may not be saved for backward."""
+    model, case = tiny_flux2(), problem(1, dtype=torch.float32)
+    weights, adapters = files.state_dict(adapters_for(model, rank=3), torch.float32), adapters_for(model)
+
+    def gradients(paints):
+        with torch.inference_mode():
+            applied = lora.apply(model, weights, 1.0, lora.BYPASS)
+        with torch.inference_mode(), borrow(applied, adapters.deltas()) as borrowed:
+            if paints:
+                loss_of(borrowed, case)
+            with training_mode():
+                return torch.autograd.grad(loss_of(borrowed, case), adapters.trainable())
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(True), gradients(False), strict=True))
+
+
 def test_unknown_adapter_name_is_refused():
     with pytest.raises(UserError, match="no layers named nowhere"), borrow(tiny_flux2(), {"nowhere": lambda x: x}):
         pass

@@ -165,6 +165,26 @@ def test_the_state_is_the_one_at_the_step_and_the_run_does_not_wait(tmp_path):
     assert found["weights"].tolist() == [1.0] * 10
 
 
+def test_a_checkpoint_that_is_due_waits_for_the_one_that_is_being_written(tmp_path):
+    """Due at every second step; the one of step 4 is made up for after the next step."""
+    write, gate = Snapshot.write, threading.Event()
+
+    class Slow(Snapshot):
+        def write(self, folder):
+            assert gate.wait(30)
+            return write(self, folder)
+
+    ours = Keeper(tmp_path, replace(NEVER, every_steps=2), 1, lambda: Slow(*vars(snapshot(ours.step)).values()))
+    told = []
+    for step in (2, 3, 4, 5):
+        ours.step = step
+        if step == 5:
+            gate.set()
+            ours.writing.result()
+        told += ours.after(step)
+    assert [event.step for event in [*told, *ours.settled()]] == [2, 5]
+
+
 @pytest.fixture(scope="module")
 def parts():
     return brief_flux2(), *tiny_caches()

@@ -1,5 +1,6 @@
 """Compare LoRAs: every cell is FLUX.2 Sampler behind LoRA Apply, in its labelled place."""
 
+import re
 from dataclasses import replace
 
 import numpy
@@ -117,6 +118,19 @@ def test_the_node_gives_the_chosen_lora_and_sees_a_changed_file(pack, nano, lora
     before = node.fingerprint_inputs(files="cmp_a")
     save_file({k: 2 * v for k, v in chosen.items()}, comfy_folders / "loras" / name)
     assert node.fingerprint_inputs(files="cmp_a") != before
+
+
+@pytest.mark.parametrize("run", ["nothing", "../outside", ".."])
+def test_a_run_that_is_not_in_its_folder_is_named(pack, comfy_folders, run):
+    """Also where checkpoints lie outside of it."""
+    (node,) = (n for n in pack.NODES if n.GET_SCHEMA().node_id == "Flux2CompareLoras")
+    (comfy_folders / "output" / "flux2_train").mkdir(exist_ok=True)  # or no path leads out of it
+    for place in ("outside", "."):
+        folder = comfy_folders / "output" / place / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "step_00000001.safetensors").write_bytes(b"not whole")
+    with pytest.raises(ValueError, match=re.escape(f"There is no run '{run}' with checkpoints")):
+        node.execute(None, None, None, "", "1", PROMPT, 0, run=run)
 
 
 @pytest.mark.parametrize("change", [

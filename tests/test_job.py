@@ -118,6 +118,13 @@ def test_what_load_flux2_gave_is_described_by_its_own_inputs(nano):
     assert (chosen.flavour, chosen.precision, chosen.variant) == ("nano", "as in file", "base")
 
 
+def test_an_encoder_with_patches_is_not_described_by_its_file(nano):
+    patched = nano.clip.clone()
+    name = next(iter(patched.cond_stage_model.state_dict()))
+    assert describe.text_encoder_file(patched) and patched.add_patches({name: (torch.zeros(1),)})
+    assert describe.text_encoder_file(patched) == ""
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp8 (e4m3)"])
 def test_precision_is_known_again(nano, precision):
     path = identify.path_of(nano.model)

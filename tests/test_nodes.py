@@ -215,6 +215,19 @@ def test_apply_without_a_lora_says_what_to_do(nodes, loaded):
         nodes["Flux2LoraApply"].execute(loaded[0], 1.0)
 
 
+def test_keys_that_match_nothing_are_left_out_only_if_allowed(nodes, loaded):
+    layer = loaded[0].model.diffusion_model.single_blocks[0].linear2
+    name = "diffusion_model.single_blocks.0.linear2"
+    lora = {
+        f"{name}.lora_A.weight": torch.zeros(2, layer.in_features),
+        f"{name}.lora_B.weight": torch.zeros(layer.out_features, 2),
+        "lora_te1_x.alpha": torch.tensor(1.0),
+    }
+    with pytest.raises(ValueError, match="1 of 3 keys of this LoRA match nothing"):
+        nodes["Flux2LoraApply"].execute(loaded[0], 1.0, lora)
+    assert nodes["Flux2LoraApply"].execute(loaded[0], 1.0, lora, allow_unmatched=True).args[0] is not loaded[0]
+
+
 @pytest.mark.long
 def test_what_was_learned_is_saved_when_the_user_cancels(nodes, loaded, dataset, comfy_folders, monkeypatch):
     import comfy.model_management

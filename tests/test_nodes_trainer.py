@@ -1,9 +1,11 @@
 """What LoRA Trainer shows of a run's events: pictures above the curve, losses, images that stand out."""
 
 import importlib
+import json
 
 import pytest
 import torch
+from comfy_api.latest import io
 from support import brief_flux2, tiny_caches
 from test_watch import ORDINARY, changed
 
@@ -75,3 +77,37 @@ def test_the_plan_stays_on_the_node(node, listener):
     assert third == f"step 9/9, loss 0.5000, 0.10 s/step, 0 min left\n{first}"
     listener(events.Planned("recomputed"))
     assert listener.progress.said[-1].endswith("0 min left\nrecomputed")
+
+
+WIRES = {  # by the trainer's input: the node to wire, what is set on it, and the setting of the run that this is
+    "adapter": ("AdapterOptions", {"dropout": 0.25}, "adapter.dropout"),
+    "objective": ("TrainingObjective", {"bad_losses": 2}, "guard.bad_losses"),
+    "timesteps": ("Timesteps", {"strata": 3}, "timesteps.strata"),
+    "optimizer": ("Optimizer", {"weight_decay": 0.25}, "optimizer.weight_decay"),
+    "preserve": ("Preservation", {"every": 3}, "preserve.every"),
+    "validation_loss": ("ValidationLoss", {"every": 7}, "held_out.every"),
+    "save": ("SaveOptions", {"precision": "fp32"}, "save.precision"),
+    "checkpoints": ("Checkpoints", {"keep": 1}, "checkpoints.keep"),
+    "memory": ("Memory", {"micro_batch": 1}, "memory.micro_batch"),
+}
+
+
+def given(node, **changes):
+    """What an option node gives with these widgets touched and no other."""
+    untouched = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs if hasattr(entry, "default")}
+    return node.execute(**{**untouched, **changes}).args[0]
+
+
+def test_every_wire_of_the_trainer_reaches_the_run(pack, comfy_folders):
+    nodes = {node.GET_SCHEMA().node_id.removeprefix("Flux2"): node for node in pack.NODES}
+    wired = {name: given(nodes[node], **widgets) for name, (node, widgets, _) in WIRES.items()}
+    trainer = nodes["LoraTrainer"].PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}})
+    with torch.inference_mode():
+        trainer.execute(brief_flux2(), *tiny_caches(2), name="wired", steps=1, rank=1, validation_items=0, **wired)
+    job = json.loads((comfy_folders / "output" / "flux2_train" / "wired" / "job.json").read_text())
+    for _, widgets, setting in WIRES.values():
+        section, field = setting.split(".")
+        default = getattr(getattr(TrainConfig(), section), field)
+        assert [job["training"][section][field]] == list(widgets.values()) != [default], setting
+    optional = {entry.id for entry in trainer.GET_SCHEMA().inputs if entry.optional and "FLUX2" in entry.get_io_type()}
+    assert optional - WIRES.keys() == {"validation"}  # what is wired there is painted in test_server

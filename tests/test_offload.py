@@ -70,3 +70,12 @@ def test_the_step_after_one_that_broke_off_is_right(noted):
     del broken
     loss.backward()
     assert torch.equal(x.grad, x.detach().cos())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_activations_come_back_in_the_dtype_they_had(dtype):
+    x = torch.randn(8).to(dtype).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    forward(x).backward()
+    y.sin().sin().sin().sin().sum().backward()
+    assert x.grad.dtype == dtype and torch.equal(x.grad, y.grad)

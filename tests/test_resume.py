@@ -330,6 +330,7 @@ def test_a_step_cut_in_the_middle_leaves_no_trace(trainer, tmp_path, monkeypatch
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         session(cut, tmp_path, cancel)
     assert cut.step == CUT and not any(p.grad is not None for p in cut.adapters.parameters())
+    assert cut.drawn == CUT  # strata and lists of times go on from there
     rest = trainer()
     session(rest, tmp_path)
     assert_same(rest.state_dict()["adapter"], whole.state_dict()["adapter"])

@@ -62,3 +62,19 @@ def test_a_folder_for_runs_that_is_none_is_told(tmp_path, kind):
     runs.write_text("in the way") if kind == "a file" else runs.symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"The run's folder cannot be made in .*runs \(File exists\); make that a"):
         RunFolder.create(runs, "run")
+
+
+def test_the_last_run_of_a_name_has_the_highest_number(tmp_path):
+    for _ in range(11):
+        RunFolder.create(tmp_path, "run").note(name="run")
+    RunFolder.create(tmp_path, "run_99").note(name="run_99")  # the first of another name
+    assert RunFolder.last(tmp_path, "run").name == "run_11"
+
+
+def test_a_run_that_is_taken_up_does_not_end_because_of_an_old_request(tmp_path):
+    folder = RunFolder.create(tmp_path, "run")
+    with folder.held():
+        folder.ask_to_stop()
+        assert folder.stop.exists()
+    with folder.held():
+        assert not folder.stop.exists()

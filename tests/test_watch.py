@@ -140,6 +140,18 @@ def test_the_seed_draws_the_share_and_an_image_goes_with_all_its_sizes():
         kept_out(whole.only([0]), HeldOutConfig(0.5))
 
 
+def test_regularisation_images_are_never_held_out():
+    """Two images of five are of the subject, and one of these two is kept out."""
+    embeds, latents = tiny_caches(5)
+    dataset = latents.dataset
+    items = tuple(replace(item, source=int(number > 1)) for number, item in enumerate(dataset.items))
+    mixed = replace(dataset, items=items, sources=(*dataset.sources, replace(dataset.sources[0], is_reg=True)))
+    whole = samples(replace(embeds, dataset=mixed), replace(latents, dataset=mixed))
+    for seed in range(8):
+        trained_on, out = kept_out(whole, HeldOutConfig(0.5, seed))
+        assert [item.source for item in out.items] == [0] and len(trained_on) == 4
+
+
 def test_held_out_images_of_their_own_are_measured_and_told_if_they_are_trained_on(plain):
     caches = tiny_caches(7)
     held_out = part(caches, caches[0].dataset.items[5:])

@@ -66,7 +66,7 @@ def test_folders_are_chained(folder, tmp_path):
     assert [seen(data, 0)[i] for i in (0, 8)] == [2, 1]
     assert [data[i].weight for i in (0, 8)] == [1.0, 0.5]
     assert both.without("class_word") == ["more"] and both.without("trigger") == []
-    assert len(both.chained(both).items) == 18
+    assert [item.source for item in both.chained(both).items] == [*[0] * 8, 1, *[2] * 8, 3]
 
 
 def test_regularisation_images_have_no_trigger_and_batches_of_their_own(folder, tmp_path):
@@ -268,6 +268,10 @@ def test_masks_from_a_folder_or_from_alpha(folder, tmp_path):
     assert torch.equal(mask_grid(invert), expected.flip(-1))
     soft = read(folder, mask=MaskOptions(tmp_path / "masks", minimum=0.5)).items[0].mask
     assert torch.allclose(mask_grid(soft), torch.tensor([4 / 3, 4 / 3, 2 / 3, 2 / 3]).expand(1, 1, 4, 4))
+    (tmp_path / "grey").mkdir()
+    half.point(lambda value: max(value, 102)).save(tmp_path / "grey" / "0.png")  # 1 and 0.4 become 1 and 0.7
+    soft = read(folder, mask=MaskOptions(tmp_path / "grey", minimum=0.5)).items[0].mask
+    assert torch.allclose(mask_grid(soft), torch.tensor([1.0, 1.0, 0.7, 0.7]).expand(1, 1, 4, 4) / 0.85)
     rgba = Image.new("RGB", (64, 64), "red")
     rgba.putalpha(half)
     rgba.save(folder / "1.png")
@@ -296,6 +300,8 @@ def test_masks_and_weights_in_the_loss():
     assert torch.allclose(means[0], losses[0, :, :, 0].mean())  # the mean over what counts
     assert torch.allclose(means[1:], losses[1:].flatten(1).mean(1) * torch.tensor([1.0, 0.5]))
     assert place_weights([None] * 3, [1.0] * 3, losses) is None and weighted(losses, None) is losses
+    both = weighted(losses[:1], place_weights([mask], [0.25], losses[:1]))  # of one sample they multiply
+    assert torch.allclose(both.mean(), 0.25 * means[0])
 
 
 def test_base_targets_replace_only_their_samples():
