@@ -125,7 +125,7 @@ def test_merged_loras_change_neither_the_file_nor_the_weights(source, precision)
 def test_other_nodes_get_the_weights_when_they_ask_the_patcher(source):
     """As ModelMergeSimple does, of a model that was never loaded."""
     model, other = load.load_transformer(source), load.load_transformer(source)
-    original = load_file(source)
+    original = model.model.model_config.process_unet_state_dict(load_file(source))  # by core's names
     patches = other.get_key_patches("diffusion_model.")
     for key, (found, *_) in patches.items():
         assert torch.equal(found[0], original[key.removeprefix("diffusion_model.")]), key

@@ -1,5 +1,6 @@
 """ComfyUI's own classes at nano's sizes, on the CPU. The only file here that imports ComfyUI."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -81,6 +82,16 @@ def new_transformer() -> nn.Module:
     return comfy.ldm.flux.model.Flux(
         image_model="flux2", dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init, **DIT
     )
+
+
+def published(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The module's weights by the names of FLUX.2's published files, where those of norms end in ``.scale``."""
+    return {re.sub(r"_norm\.weight$", "_norm.scale", name): weight for name, weight in weights.items()}
+
+
+def as_in_module(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A file's weights by the names of ComfyUI's module."""
+    return {re.sub(r"_norm\.scale$", "_norm.weight", name): weight for name, weight in weights.items()}
 
 
 @cache

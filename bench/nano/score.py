@@ -16,7 +16,7 @@ from . import data, flow, render, scenes
 from .adherence import attributes
 from .autoencoder import PatchAutoencoder, psnr
 from .fit import VAE, load_autoencoder, scene_pictures
-from .host import load_flux2, new_transformer
+from .host import as_in_module, load_flux2, new_transformer
 from .train import DIT
 
 CHUNK = 10  # pictures sampled at once
@@ -46,7 +46,7 @@ def load_transformer(path: Path = DIT, prefix: str = "") -> nn.Module:
     """ComfyUI's Flux in fp32 with the weights of a file, or of the part of a checkpoint with a prefix."""
     model = new_transformer()
     weights = {n.removeprefix(prefix): t.float() for n, t in load_file(path).items() if n.startswith(prefix)}
-    model.load_state_dict(weights)
+    model.load_state_dict(as_in_module(weights))
     return model.requires_grad_(False)
 
 

@@ -13,7 +13,7 @@ from flux2_train.nano import WEIGHTS
 from . import data, flow
 from .autoencoder import PatchAutoencoder
 from .fit import VAE, fit_autoencoder, load_autoencoder
-from .host import ROOT, new_transformer, training
+from .host import ROOT, as_in_module, new_transformer, published, training
 from .initial import initialise
 from .optimizer import Optimizer
 
@@ -40,7 +40,7 @@ def train(steps: int = STEPS, seed: int = 0, work: Path = WORK, weights: Path | 
     model = new_transformer()
     initialise(model, seed)
     if weights is not None:
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(as_in_module(load_file(weights)))
     average = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = Optimizer(model, MUON_RATE, ADAM_RATE)
     step = resume(work, model, average, optimizer)
@@ -117,7 +117,7 @@ def resume(work: Path, model: nn.Module, average: dict, optimizer: Optimizer) ->
 def export(average: dict[str, torch.Tensor]) -> None:
     """The averaged weights in bf16, as ComfyUI's diffusion model loader expects them."""
     weights = {n: t.to(torch.bfloat16).contiguous() for n, t in average.items()}
-    save_file(weights, DIT, metadata={"format": "pt", "modelspec.title": "nano"})
+    save_file(published(weights), DIT, metadata={"format": "pt", "modelspec.title": "nano"})
 
 
 def note(work: Path, step: int, losses: list[float], seconds: float) -> None:

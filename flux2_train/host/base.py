@@ -18,10 +18,13 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from safetensors import safe_open
 from torch import Tensor
 
+from .. import headers
+from ..adapters import diffusers
 from ..adapters.names import Sizes, sizes_of
 from ..errors import UserError
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+MARK = ".comfy_quant"
 OLD_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}  # of fp8 files before comfy_quant
 
 
@@ -33,15 +36,19 @@ class BaseFile:
     """
 
     def __init__(self, path: Path):
-        if path.suffix != ".safetensors":
-            raise UserError(f"{path.name} is not a safetensors file; only safetensors are read here.")
-        self.path, self.file = path, safe_open(path, framework="pt")
-        self.keys, self.metadata = list(self.file.keys()), self.file.metadata() or {}
+        self.path, self.header = path, headers.read(path)
+        self.keys, self.metadata = list(self.header.tensors), self.header.metadata
+        if diffusers.is_diffusers(self.keys):
+            raise UserError(
+                f"{path.name} is a FLUX.2 transformer in diffusers' names; here ComfyUI's are needed: use the file "
+                "of the same model that ComfyUI's templates load."
+            )
         first = next((key for key in self.keys if key.endswith("double_blocks.0.img_attn.qkv.weight")), None)
         if first is None or not any(key.endswith("double_stream_modulation_img.lin.weight") for key in self.keys):
             raise UserError(f"{path.name} is not a FLUX.2 transformer in ComfyUI's names.")
         self.prefix = first.removesuffix("double_blocks.0.img_attn.qkv.weight")
         self.sizes = self._sizes()
+        self.file = safe_open(path, framework="pt")
         self.old = f"{self.prefix}scaled_fp8" in self.keys
         self.formats = self._formats()
 
@@ -52,8 +59,8 @@ class BaseFile:
         self.file.__exit__(None, None, None)
 
     def _sizes(self) -> Sizes:
-        hidden = self.file.get_slice(f"{self.prefix}double_blocks.0.img_attn.qkv.weight").get_shape()[0] // 3
-        context = self.file.get_slice(f"{self.prefix}txt_in.weight").get_shape()[1]
+        hidden = self._shape("double_blocks.0.img_attn.qkv.weight")[0] // 3
+        context = self._shape("txt_in.weight")[1]
 
         def blocks(kind: str) -> int:
             return len({m[1] for key in self.keys if (m := re.search(rf"{kind}_blocks\.(\d+)\.", key))})
@@ -61,14 +68,20 @@ class BaseFile:
         every = sizes_of(hidden, blocks("double"), blocks("single"), context)
         return {name: size for name, size in every.items() if f"{self.prefix}{name}.weight" in self.keys}
 
+    def _shape(self, name: str) -> tuple[int, ...]:
+        entry = self.header.tensors.get(f"{self.prefix}{name}")
+        if entry is None or len(entry.shape) != 2:
+            raise UserError(f"{self.path.name} has no matrix {name}, which every FLUX.2 transformer has.")
+        return entry.shape
+
     def _formats(self) -> dict[str, dict]:
         """ComfyUI's description of each quantised layer, from wherever this file has it."""
         telling = (".comfy_quant", "scaled_fp8", ".scale_weight", ".scale_input")
         small = {key: self.file.get_tensor(key) for key in self.keys if key.endswith(telling)}
         converted, _ = comfy.utils.convert_old_quants(small, self.prefix, self.metadata)
-        ending, start = ".comfy_quant", len(self.prefix)
-        found = {k[start : -len(ending)]: v for k, v in converted.items() if k.endswith(ending)}
-        return {name: json.loads(value.numpy().tobytes()) for name, value in found.items()}
+        found = {k.removesuffix(MARK): v for k, v in converted.items() if k.endswith(MARK)}
+        # where the header names the layers, it may do so with the prefix or without
+        return {k.removeprefix(self.prefix): json.loads(value.numpy().tobytes()) for k, value in found.items()}
 
     def names_of(self, name: str) -> dict[str, str]:
         """Keys in the file of what belongs to a Linear, by ComfyUI's names for it: ``weight``, ``weight_scale`` ..."""
@@ -99,7 +112,7 @@ class BaseFile:
         """The format of a Linear in words: ``nvfp4``, ``float8_e4m3fn``, ``BF16`` ..."""
         if name in self.formats:
             return self.formats[name]["format"]
-        return self.file.get_slice(f"{self.prefix}{name}.weight").get_dtype()
+        return self.header.tensors[f"{self.prefix}{name}.weight"].dtype
 
 
 def dequantised(layer: torch.nn.Module) -> Tensor:

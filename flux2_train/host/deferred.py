@@ -14,15 +14,16 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from .. import headers
 from ..adapters.stream import DTYPES
 from ..errors import UserError
 from .heap import freed_at_once
 
 ATTRIBUTE = "flux2_train_deferred"  # on a ComfyUI model: its Deferred
 META, CPU = torch.device("meta"), torch.device("cpu")
+OLD_INPUT_SCALE = ".scale_input"
 SMALLEST = 1 << 16  # bytes: what lies between the scales of quantised weights would add up to more than a layer
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
@@ -42,20 +43,20 @@ class Deferred:
 
 
 def outline(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A safetensors file's tensors without their bytes, and its metadata. Vectors of bytes, which hold text, are read.
+    """A safetensors file's tensors without their bytes, and its metadata; the file is not mapped.
 
-    Raises UserError for a type of numbers that ComfyUI has no use for.
+    Vectors of bytes, which hold text, are read, and so are the input scales of old fp8 files, which core looks at.
+    Raises UserError for a type of numbers that ComfyUI has no use for, and as ``headers.read``.
     """
-    found = {}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is no dict
-            entry = file.get_slice(key)
-            shape, dtype = entry.get_shape(), entry.get_dtype()
-            if dtype not in _BY_NAME:
-                raise UserError(f"{path.name} holds {key} as {dtype}, which cannot be read; use another file.")
-            text = dtype == "U8" and len(shape) == 1
-            found[key] = file.get_tensor(key) if text else torch.empty(shape, dtype=_BY_NAME[dtype], device=META)
-        return found, file.metadata() or {}
+    header, found = headers.read(path), {}
+    for key, entry in header.tensors.items():
+        if entry.dtype not in _BY_NAME:
+            raise UserError(f"{path.name} holds {key} as {entry.dtype}, which cannot be read; use another file.")
+        found[key] = torch.empty(entry.shape, dtype=_BY_NAME[entry.dtype], device=META)
+        if (entry.dtype == "U8" and len(entry.shape) == 1) or (key.endswith(OLD_INPUT_SCALE) and not entry.shape):
+            data = torch.frombuffer(bytearray(header.read(key)) or bytearray(1), dtype=torch.uint8)[: entry.nbytes]
+            found[key] = data.view(found[key].dtype).view(entry.shape)
+    return found, header.metadata
 
 
 def defer(patcher, fetch: Callable[[nn.Module], None], made: bool) -> None:

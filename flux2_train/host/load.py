@@ -13,9 +13,11 @@ import comfy.sd
 import comfy.utils
 import torch
 
+from .. import headers
+from ..adapters import diffusers
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, PRECISIONS, Flux2Files, flavour
-from . import deferred, files, identify, quantise, weights
+from . import deferred, files, identify, quantise, shards, weights
 from .text_encoder import load_text_encoder
 from .vae import load_vae as load_vae
 
@@ -59,16 +61,20 @@ def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto",
 
     They are read, and quantised, when ComfyUI first loads the model (``deferred``). Quantising is computed on the
     device ``via`` names; with ``keep`` its result is kept as a file beside the models.
+    The file has ComfyUI's names or diffusers'; ``path`` may be any part of one that is split over several.
     Raises UserError for a file that is not a FLUX.2 transformer and for a precision asked of a quantised file.
     """
-    weights.require_unquantised(path, precision)
+    parts = shards.parts_of(path)
+    for part in parts:
+        weights.require_unquantised(part, precision)
+    kept = weights.kept_folder("diffusion_models") if keep else None
+    plan = weights.Stored(tuple(parts), precision, via, kept)
     if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
-        return _mapped_by_core(path, PRECISIONS[precision])
-    plan = weights.Stored((path,), precision, via, weights.kept_folder("diffusion_models") if keep else None)
-    model = _without_weights(path, plan)
+        return _mapped_by_core(plan, (str(parts[0]), precision, via, keep))
+    model = _without_weights(parts[0], plan)
     made = precision in quantise.FORMATS and not keep
     deferred.defer(model, partial(_give_transformer, plan), made)
-    model.cached_patcher_init = (_again, (str(path), precision, via, keep))  # how core loads it anew
+    model.cached_patcher_init = (_again, (str(parts[0]), precision, via, keep))  # how core loads it anew
     return model
 
 
@@ -77,12 +83,24 @@ def _again(path: str, precision: str, via: str, keep: bool, disable_dynamic: boo
     return load_transformer(Path(path), precision, via, keep)
 
 
-def _mapped_by_core(path: Path, dtype: torch.dtype | None):
-    """With dynamic VRAM core maps files itself, and reads a layer when it is needed."""
+def _mapped_by_core(plan: weights.Stored, how: tuple):
+    """With dynamic VRAM core maps files itself, and reads a layer when it is needed.
+
+    Files that it cannot read, of several parts or under diffusers' names, it gets as tensors.
+    """
+    path, dtype = plan.parts[0], PRECISIONS[plan.precision]
+    options = {} if dtype is None else {"dtype": dtype}
     try:
-        return comfy.sd.load_diffusion_model(str(path), model_options={} if dtype is None else {"dtype": dtype})
+        if len(plan.parts) == 1 and not diffusers.is_diffusers(headers.read(path).tensors):
+            return comfy.sd.load_diffusion_model(str(path), model_options=options)
+        tensors, metadata = plan.read()
+        model = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata)
     except RuntimeError as error:
         raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows ({error}).") from error
+    if model is None:
+        raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows.")
+    model.cached_patcher_init = (_again, how)
+    return model
 
 
 def _without_weights(path: Path, plan: weights.Stored):
@@ -92,7 +110,19 @@ def _without_weights(path: Path, plan: weights.Stored):
     own = comfy.utils.weight_dtype(plan.outline()[0])
     # where nothing computes in 16 bits core would store twice the file; weights can as well be widened when used
     if dtype is None and model.load_device.type == "cpu" and model.model.get_dtype().itemsize > own.itemsize:
-        return model if model.model.model_config.quant_config else _built(path, plan, own)
+        return model if model.model.model_config.quant_config else _as_stored(_built(path, plan, own), plan)
+    return model
+
+
+def _as_stored(model, plan: weights.Stored):
+    """The MODEL with every weight in the type that it has in its file, where these differ: fp8 beside bf16."""
+    module, config = model.model.diffusion_model, model.model.model_config
+    stored = config.process_unet_state_dict(_unprefixed(*plan.outline()))
+    for name, weight in list(module.named_parameters()):
+        if stored[name].dtype != weight.dtype:
+            place, _, own = name.rpartition(".")
+            meant = torch.empty_like(weight, dtype=stored[name].dtype)
+            module.get_submodule(place)._parameters[own] = torch.nn.Parameter(meant, requires_grad=False)
     return model
 
 
@@ -100,7 +130,7 @@ def _built(path: Path, plan: weights.Stored, dtype: torch.dtype | None):
     offload = comfy.model_management.unet_offload_device()
     options = {"offload_device": CPU, **({} if dtype is None else {"dtype": dtype})}
     tensors = _unprefixed(*plan.outline())
-    names = set(tensors)
+    stored = dict(tensors)  # core takes them out of the other
     with deferred.META:
         model = comfy.sd.load_diffusion_model_state_dict(tensors, options)
     if model is None:
@@ -108,7 +138,8 @@ def _built(path: Path, plan: weights.Stored, dtype: torch.dtype | None):
     core = model.model
     core.model_sampling = comfy.model_base.model_sampling(core.model_config, core.model_type)  # has a table of its own
     model.offload_device = core.device = offload
-    weights.require_whole(core.diffusion_model, names, path.name)
+    # core's names: files of Black Forest Labs call the norms of q and k "scale"
+    weights.require_whole(core.diffusion_model, set(core.model_config.process_unet_state_dict(stored)), path.name)
     return model
 
 
@@ -122,4 +153,8 @@ def _unprefixed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> d
     tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata)
     prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
     inside = comfy.utils.state_dict_prefix_replace(tensors, {prefix: ""}, filter_keys=True)
-    return comfy.utils.convert_old_quants(inside, "", metadata)[0] if inside else tensors
+    if not inside:
+        return tensors
+    found, _ = comfy.utils.convert_old_quants(inside, "", metadata)
+    # a header that names the layers with the prefix has left such names: core would take them for the model
+    return {name: tensor for name, tensor in found.items() if not name.startswith(prefix)}

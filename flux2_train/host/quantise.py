@@ -18,12 +18,12 @@ import comfy.model_management
 import comfy.quant_ops
 import torch
 from comfy.quant_ops import QuantizedTensor
-from safetensors import safe_open
 from torch import Tensor
 
+from .. import headers
 from ..adapters import stream
 from ..errors import UserError
-from . import shards
+from . import reading, shards
 from .heap import give_back
 
 # The Linears inside the blocks of a FLUX.2 transformer, and inside the layers of its text encoders.
@@ -126,9 +126,7 @@ def stored(parts: Sequence[Path], precision: str, device: torch.device) -> Itera
 
     Raises UserError as ``converted``.
     """
-    for path in parts:
-        with safe_open(path, framework="pt") as file:
-            yield from converted(((key, file.get_tensor(key)) for key in file.keys()), precision, device)  # noqa: SIM118
+    yield from converted(reading.each(parts), precision, device)
 
 
 def converted(
@@ -177,11 +175,7 @@ def kept(parts: Sequence[Path], precision: str, via: str, folder: Path) -> Path:
     target = folder / f"{stem}-{kind}-{_key(parts, precision)}.safetensors"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        names, metadata = [], {}
-        for path in parts:
-            with safe_open(path, framework="pt") as file:
-                names += file.keys()
-                metadata |= file.metadata() or {}
+        names, metadata = reading.names(parts)
         scales = ("weight_scale", "weight_scale_2", "comfy_quant")
         names += [n.replace("weight", scale) for n in names if MATRICES.fullmatch(n) for scale in scales]
         stream.write(target, stored(parts, precision, device_for(via)), names, metadata)
@@ -192,7 +186,7 @@ def _key(parts: Sequence[Path], precision: str) -> str:
     found = hashlib.sha256(f"{precision} {FORMATS[precision]}".encode())
     for path in parts:
         with path.open("rb") as file:
-            header = file.read(min(8 + int.from_bytes(file.read(8), "little"), 1 << 27))
+            header = file.read(min(8 + int.from_bytes(file.read(8), "little"), headers.LARGEST))
         state = path.stat()
         found.update(f" {state.st_size} {state.st_mtime_ns}".encode() + header)
     return found.hexdigest()[:12]

@@ -18,6 +18,8 @@ from ..errors import UserError
 from ..flavours import AS_IN_FILE, Flavour
 from . import deferred, identify, quantise, shards, weights
 
+HEAD = "model.lm_head."
+
 
 def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
     """ComfyUI CLIP of the flavour's text encoder, which will store its weights in ``precision`` as the transformer.
@@ -52,23 +54,34 @@ def _by_core(plan: weights.Stored, flavour: Flavour):
 
 def _deferred(plan: weights.Stored, flavour: Flavour):
     tensors = _named(*plan.outline(), plan.precision)
+    names = set(tensors)
     try:
         clip = _built(tensors, flavour, {"initial_device": deferred.META})
     except NotImplementedError:  # core moves one whose numbers its device lacks (fp8 on Apple's) to the CPU at once
         return _by_core(plan, flavour)
     made = plan.precision in quantise.FORMATS and plan.kept is None
+    inner = _transformer(clip.cond_stage_model)
+    head = {name for name, _ in inner.named_parameters() if name.startswith(HEAD)}  # writes words; nothing here does
+    weights.require_whole(inner, names | head, plan.parts[0].name)
     deferred.defer(clip.patcher, partial(_give, plan), made)
     return clip
 
 
+def _transformer(model: nn.Module) -> nn.Module:
+    return getattr(model, model.clip).transformer
+
+
 def _give(plan: weights.Stored, model: nn.Module) -> None:
-    inner = getattr(model, model.clip).transformer
-    weights.assign(inner, _named(*plan.read(), plan.precision))
+    weights.assign(_transformer(model), _named(*plan.read(), plan.precision))
 
 
 def _named(tensors: dict[str, Tensor], metadata: dict[str, str], precision: str) -> dict[str, Tensor]:
-    """Tensors as core's loader wants them; it takes a text encoder's dtype from them."""
+    """Tensors as core's loader wants them; it takes a text encoder's dtype from them.
+
+    Of a Qwen3-VL only what reads words is used, whose names core does not change for FLUX.2.
+    """
     tensors, _ = comfy.utils.convert_old_quants(tensors, model_prefix="", metadata=metadata)
+    tensors = comfy.utils.state_dict_prefix_replace(tensors, {"lm_head.": HEAD, "model.language_model.": "model."})
     return weights.narrowed(tensors, precision)
 
 

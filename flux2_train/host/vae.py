@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..flavours import Flavour
-from . import deferred, identify, weights
+from . import deferred, identify, reading, weights
 
 
 class DeferredVAE(comfy.sd.VAE):
@@ -31,20 +31,20 @@ def load_vae(path: Path, flavour: Flavour):
     if flavour.vae_module is None:
         vae = _deferred(path)
     else:
-        vae = _around(flavour.vae_module(comfy.ops.disable_weight_init), weights.mapped([path])[0])
+        vae = _around(flavour.vae_module(comfy.ops.disable_weight_init), reading.mapped([path])[0])
     vae.patcher.set_attachments(identify.FILE, str(path))
     return vae
 
 
 def _deferred(path: Path):
     tensors, metadata = deferred.outline(path)
-    statistics = {name: tensor for name, tensor in weights.mapped([path])[0].items() if name.startswith("bn.")}
+    statistics = {name: tensor for name, tensor in reading.mapped([path])[0].items() if name.startswith("bn.")}
     with deferred.META:
         vae = comfy.sd.VAE(sd=dict(tensors), metadata=metadata)
     vae.throw_exception_if_invalid()
     module = vae.first_stage_model
     if comfy.memory_management.aimdo_enabled or not tensors.keys() >= dict(module.named_parameters()).keys():
-        tensors, metadata = weights.mapped([path])  # core maps them itself, or gives them other names
+        tensors, metadata = reading.mapped([path])  # core maps them itself, or gives them other names
         vae = comfy.sd.VAE(sd=tensors, metadata=metadata)
     else:
         for name, value in dict(module.named_buffers()).items():
@@ -59,7 +59,7 @@ def _deferred(path: Path):
 
 
 def _give(path: Path, module: nn.Module) -> None:
-    tensors, buffers = weights.mapped([path])[0], dict(module.named_buffers())
+    tensors, buffers = reading.mapped([path])[0], dict(module.named_buffers())
     weights.assign(module, {name: tensor for name, tensor in tensors.items() if name not in buffers})
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import comfy.utils
 import torch
 from comfy.quant_ops import QuantizedTensor
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from .. import headers
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, PRECISIONS
-from . import deferred, files, quantise
+from . import deferred, files, quantise, reading
 
 
 @dataclass(frozen=True)
@@ -30,39 +28,27 @@ class Stored:
     kept: Path | None = None
 
     def outline(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The tensors by their names in the file, without bytes, and its metadata.
+        """The tensors by ComfyUI's names, without bytes, and its metadata.
 
         Raises UserError as ``quantise.converted``.
         """
-        tensors, metadata = {}, {}
-        for part in self.parts:
-            found, said = deferred.outline(part)
-            tensors, metadata = tensors | found, metadata | said
+        found, metadata = reading.outline(self.parts)
         if self.precision in quantise.FORMATS:
             quantise.device_for(self.via)  # a GPU that is not there is told now, not at the first use
-            return dict(quantise.converted(tensors.items(), self.precision, deferred.META)), metadata
-        return tensors, metadata
+            return dict(quantise.converted(found.items(), self.precision, deferred.META)), metadata
+        return found, metadata
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The tensors by their names in the file, and its metadata: mapped, or just quantised."""
+        """The tensors by ComfyUI's names, and the file's metadata: mapped, or just quantised."""
         if self.precision in quantise.FORMATS and self.kept is None:
             return dict(quantise.stored(self.parts, self.precision, quantise.device_for(self.via))), {}
-        return mapped(self.files())
+        return reading.mapped(self.files())
 
     def files(self) -> tuple[Path, ...]:
         """The files that hold the weights as they are to be stored; a kept one is made if it is not there."""
         if self.precision in quantise.FORMATS and self.kept is not None:
             return (quantise.kept(self.parts, self.precision, self.via, self.kept),)
         return self.parts
-
-
-def mapped(parts: Iterable[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a model's files, memory-mapped, and their metadata."""
-    tensors, metadata = {}, {}
-    for part in parts:
-        found, said = comfy.utils.load_torch_file(str(part), safe_load=True, return_metadata=True)
-        tensors, metadata = tensors | found, metadata | (said or {})
-    return tensors, metadata
 
 
 def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -109,19 +95,20 @@ def require_whole(module: nn.Module, names: set[str], file: str) -> None:
 
 def require_unquantised(path: Path, precision: str) -> None:
     """Raise UserError if a file is asked for in another precision and is quantised, or is no safetensors file."""
-    if precision != AS_IN_FILE and _is_quantised(path):
+    if precision != AS_IN_FILE and _is_quantised(headers.read(path)):
         raise UserError(f"{path.name} is already quantised: set the precision to 'as in file', not {precision!r}.")
 
 
-def _is_quantised(path: Path) -> bool:
-    """True if the file holds quantised tensors: fp8, int8 or packed weights, or their scales."""
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path.name} is not a safetensors file; only safetensors are loaded here.")
-    with safe_open(path, framework="pt") as file:
-        keys = list(file.keys())
-        if any(key.endswith((".comfy_quant", ".weight_scale", ".scale_weight")) for key in keys):
-            return True
-        return any(file.get_slice(key).get_dtype() in ("F8_E4M3", "F8_E5M2", "I8", "U8") for key in keys)
+def _is_quantised(header: headers.Header) -> bool:
+    """True if the file holds quantised tensors: fp8, int8 or packed weights, or their scales.
+
+    Other vectors of bytes are text: Mistral's tokenizer lies in its file.
+    """
+    scales = (".comfy_quant", ".weight_scale", ".scale_weight")
+    return any(
+        key.endswith(scales) or (entry.dtype in ("F8_E4M3", "F8_E5M2", "I8", "U8") and len(entry.shape) > 1)
+        for key, entry in header.tensors.items()
+    )
 
 
 def kept_folder(kind: str) -> Path:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from ..adapters.targets import select
 from ..errors import UserError
-from ..flavours import Flavour
+from ..flavours import AS_IN_FILE, Flavour
 from .estimate import Machine, Work
 from .planner import GB, Plan, choose, lora_sites, needed
-from .weights import of_flavour
+from .weights import Weights, of_flavour
 
 CARDS = (8, 12, 16, 24, 32, 48)  # GiB
 RESOLUTIONS = (512, 1024)
@@ -20,7 +20,7 @@ PRECISIONS = (("bf16", "fp8 (scaled)"), ("nvfp4",))  # the fastest of the first 
 
 @dataclass(frozen=True)
 class Question:
-    """What shall be planned, beside flavour and card."""
+    """What shall be planned, beside flavour and card. ``file`` is a transformer's file, planned for as it is stored."""
 
     rank: int = 16
     batch: int = 1
@@ -30,11 +30,13 @@ class Question:
     ram: float = 64e9
     bus: float = 20e9
     flops: float = 50e12
+    file: Weights | None = None
 
 
 def work_of(row: Flavour, precision: str, resolution: int, asked: Question) -> Work:
-    """A run on square images with a plain LoRA."""
-    weights = of_flavour(row, precision)
+    """A run on square images with a plain LoRA. A file is planned for with its own precision, ``AS_IN_FILE``."""
+    own = asked.file if precision == AS_IN_FILE else None
+    weights, precision = (own, own.format) if own else (of_flavour(row, precision), precision)
     sites = lora_sites(weights, select(weights.linears, asked.targets), asked.rank)
     sizes = [weights.linears[name] for name in sites]
     edges = sum(into + out + 2 * asked.rank for into, out in sizes)
@@ -49,7 +51,7 @@ def machine_of(card: float, asked: Question) -> Machine:
 
 def best(row: Flavour, resolution: int, card: float, asked: Question) -> tuple[str, Plan] | None:
     """Precision and plan: the fastest, and of equally fast ones the most precise; None where nothing fits."""
-    tried = ((asked.precision,),) if asked.precision else PRECISIONS
+    tried = ((asked.precision,),) if asked.precision else ((AS_IN_FILE,),) if asked.file else PRECISIONS
     for precisions in tried:
         found = []
         for precision in precisions:
@@ -68,15 +70,16 @@ def cards(rows: Iterable[Flavour], asked: Question, sizes: Sequence[int] = CARDS
     lines = ["| | " + " | ".join(f"{size} GB" for size in sizes) + " |", "|---|" + "---|" * len(sizes)]
     for row in rows:
         for resolution in RESOLUTIONS:
-            cells = [_cell(best(row, resolution, size, asked)) for size in sizes]
+            cells = [_cell(best(row, resolution, size, asked), asked.file) for size in sizes]
             lines.append(f"| {row.name}, {resolution} px | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(found: tuple[str, Plan] | None) -> str:
+def _cell(found: tuple[str, Plan] | None, file: Weights | None) -> str:
     if found is None:
         return "no"
     precision, plan = found
+    precision = file.format if file and precision == AS_IN_FILE else precision
     streamed = f" {len(plan.layout.streamed)}s" if plan.layout.streamed else ""
     return f"{precision.split()[0]}{streamed}, {plan.estimate.seconds:.1f} s"
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import headers
+from ..adapters import diffusers
 from ..adapters.names import Sizes, bare_name, sizes_of
 from ..errors import UserError
 from ..flavours import Flavour
 
-LARGEST_HEADER = 1 << 27
+FOUR_BITS = 0.7  # bytes per number of a file, below which it is stored in 4 bits
 BLOCK = re.compile(r"((double|single)_blocks)\.(\d+)\.")
 # Bytes of a quantised (out, in) matrix with its scales, in the layouts of ComfyUI that host.quantise writes.
 STORED = {
@@ -42,6 +44,11 @@ class Weights:
     plain: frozenset[str]
 
     @property
+    def context(self) -> int:
+        """Features of the text that it reads."""
+        return self.linears["txt_in"][0]
+
+    @property
     def blocks(self) -> list[str]:
         """Names of the blocks in the order in which they run."""
         double = [f"double_blocks.{n}" for n in range(self.double)]
@@ -59,6 +66,19 @@ class Weights:
     def total(self) -> int:
         """Stored bytes of all Linears; norms, 128 numbers each, are left out."""
         return sum(self.stored.values())
+
+    @property
+    def quantised(self) -> bool:
+        """Whether some Linears are dequantised on use."""
+        return self.plain != frozenset(self.linears)
+
+    @property
+    def format(self) -> str:
+        """The precision that takes as much to dequantise: bf16 where nothing is quantised."""
+        if not self.quantised:
+            return "bf16"
+        numbers = sum(into * out for into, out in self.linears.values())
+        return "int4" if self.total / numbers < FOUR_BITS else "fp8 (scaled)"
 
 
 def of_flavour(row: Flavour, precision: str) -> Weights:
@@ -80,38 +100,48 @@ def of_flavour(row: Flavour, precision: str) -> Weights:
 
 def of_file(path: Path) -> Weights:
     """The transformer in a safetensors file, from its header alone. Raises UserError if it holds no FLUX.2."""
-    tensors = _header(path)
-    first = next((name for name in tensors if name.endswith("double_blocks.0.img_attn.qkv.weight")), None)
+    return of_files([path])
+
+
+def of_files(parts: Sequence[Path]) -> Weights:
+    """As ``of_file`` of a transformer that is split over several files, or under diffusers' names."""
+    read = [headers.read(part) for part in parts]
+    tensors = {name: _Tensor(e.shape, e.dtype, e.nbytes) for each in read for name, e in each.tensors.items()}
+    file = parts[0].name
+    if diffusers.is_diffusers(tensors):
+        origins = diffusers.origins(tensors, file)
+        tensors = {name: _joined([tensors[key] for key in origin.keys]) for name, origin in origins.items()}
+    first = next((name for name in tensors if name.endswith(FIRST)), None)
     if first is None:
-        raise UserError(f"{path.name} is not a FLUX.2 transformer in ComfyUI's names.")
-    prefix = first.removesuffix("double_blocks.0.img_attn.qkv.weight")
-    found = {bare_name(name.removeprefix(prefix)): entry for name, entry in tensors.items() if name.startswith(prefix)}
+        raise UserError(f"{file} is not a FLUX.2 transformer in the names of ComfyUI or diffusers.")
+    prefix = first.removesuffix(FIRST)
+    found = {bare_name(name.removeprefix(prefix)): each for name, each in tensors.items() if name.startswith(prefix)}
+    if any(name not in found or len(found[name].shape) != 2 for name in (FIRST, "txt_in.weight")):
+        raise UserError(f"{file} has no matrix {FIRST} or txt_in.weight, which every FLUX.2 transformer has.")
+    size: dict[str, int] = {}
+    for key, tensor in found.items():
+        layer, _, own = key.rpartition(".")
+        size[layer] = size.get(layer, 0) + (tensor.nbytes if own != "comfy_quant" else 0)
     double, single = (len({m[3] for name in found if (m := BLOCK.match(name)) and m[2] == k}) for k in KINDS)
-    hidden = found["double_blocks.0.img_attn.qkv.weight"]["shape"][0] // 3
-    every = sizes_of(hidden, double, single, found["txt_in.weight"]["shape"][1])
+    every = sizes_of(found[FIRST].shape[0] // 3, double, single, found["txt_in.weight"].shape[1])
     linears = {name: size for name, size in every.items() if f"{name}.weight" in found}
-    stored = {name: sum(_bytes(found[key]) for key in found if _belongs(key, name)) for name in linears}
-    plain = frozenset(name for name in linears if found[f"{name}.weight"]["dtype"] in ("BF16", "F16", "F32"))
-    return Weights(hidden, double, single, linears, stored, plain)
+    stored = {name: size[name] for name in linears}
+    plain = frozenset(name for name in linears if found[f"{name}.weight"].dtype in ("BF16", "F16", "F32"))
+    return Weights(found[FIRST].shape[0] // 3, double, single, linears, stored, plain)
 
 
 KINDS = ("double", "single")
+FIRST = "double_blocks.0.img_attn.qkv.weight"
 
 
-def _header(path: Path) -> dict[str, dict]:
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if path.suffix != ".safetensors" or size > LARGEST_HEADER:
-            raise UserError(f"{path.name} is no safetensors file whose header can be read.")
-        tensors = json.loads(file.read(size))
-    tensors.pop("__metadata__", None)
-    return tensors
+@dataclass(frozen=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
 
 
-def _belongs(key: str, linear: str) -> bool:
-    return key.startswith(f"{linear}.") and not key.endswith(".comfy_quant")
-
-
-def _bytes(entry: dict) -> int:
-    start, end = entry["data_offsets"]
-    return end - start
+def _joined(tensors: Sequence[_Tensor]) -> _Tensor:
+    """Matrices with as many columns one below the other."""
+    rows = sum(tensor.shape[0] if tensor.shape else 0 for tensor in tensors)
+    return _Tensor((rows, *tensors[0].shape[1:]), tensors[0].dtype, sum(tensor.nbytes for tensor in tensors))

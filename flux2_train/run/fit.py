@@ -13,13 +13,12 @@ from ..host import machine, quantise, shards
 from ..layout import LEAF
 from ..memory.estimate import Machine, Work
 from ..memory.planner import GB, Pins, Plan, choose, lora_sites, needed, smallest
-from ..memory.weights import Weights, of_file, of_flavour
+from ..memory.weights import Weights, of_files, of_flavour
 
 RANK, RESOLUTIONS = 16, (512, 1024)  # what the table answers for
 LEAST = 256, 1  # pixels and rank: where these do not fit, no setting of a run makes it fit, nor is there room to sample
 # For ``auto``: the fastest of the first that fit, the most precise of equally fast ones; where none does, the next.
 PREFERRED = ((AS_IN_FILE, "bf16", "fp8 (scaled)"), ("mxfp8", "int8"), ("nvfp4",), ("int4",))
-FOUR_BITS = 0.7  # bytes per number of a file, below which it is stored in 4 bits
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def _as(chosen: Flux2Files, precision: str) -> Flux2Files:
 
 def _weights(row: Flavour, path: Path) -> Weights | None:
     try:
-        found = of_file(path)
+        found = of_files(shards.parts_of(path))
     except UserError:
         return None
     return found if (found.hidden, found.double, found.single) == row.sizes[:3] else None
@@ -81,7 +80,7 @@ class _Model:
 
     @property
     def quantised(self) -> bool:
-        return self.file.plain != frozenset(self.file.linears)
+        return self.file.quantised
 
     @property
     def weights(self) -> Weights:
@@ -95,10 +94,7 @@ class _Model:
 
     def _format(self) -> str:
         """The precision by a name that says what dequantising takes."""
-        if self.precision != AS_IN_FILE or not self.quantised:
-            return self.precision
-        numbers = sum(self.file.linears[name][0] * self.file.linears[name][1] for name in self.file.linears)
-        return "int4" if self.file.total / numbers < FOUR_BITS else "fp8 (scaled)"
+        return self.precision if self.precision != AS_IN_FILE or not self.quantised else self.file.format
 
     def plan(self, pixels: int, rank: int = RANK) -> Plan | None:
         """The fastest plan that fits, ``None`` where none does."""

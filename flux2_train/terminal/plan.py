@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..adapters.targets import PRESETS
 from ..errors import UserError
-from ..flavours import FLAVOURS, QUANTISED
+from ..flavours import AS_IN_FILE, FLAVOURS, QUANTISED, Flavour, by_sizes
 from ..options import OptimizerConfig
 from .options import command
 
 DESCRIPTION = """\
-Print what fits: for every flavour and card size, or in detail for one flavour and card. Pure arithmetic: no model is
-read, and the times come from the given rates, which are no measurement.
+Print what fits: for every flavour and card size, or in detail for one flavour and card. Pure arithmetic: of a file
+only the header is read, and the times come from the given rates, which are no measurement.
 
   python -m flux2_train plan
   python -m flux2_train plan --flavour klein-9b --vram 12 --resolution 768 --rank 32
+  python -m flux2_train plan --transformer flux-2-klein-base-9b-fp8.safetensors --vram 12
 
 A cell is the precision, how many blocks are streamed from host memory (12s), and seconds per step.
 """
@@ -25,6 +27,9 @@ def add(commands) -> None:
     """Add the command to the parser."""
     made = command(commands, "plan", run, "print what a run takes on cards of every size", description=DESCRIPTION)
     made.add_argument("--flavour", choices=FLAVOURS, help="in detail for this flavour (needs --vram)")
+    made.add_argument(
+        "--transformer", type=Path, metavar="FILE", help="for this safetensors file as it is stored, or a part of it"
+    )
     made.add_argument("--vram", type=float, metavar="GIB", help="the card's memory")
     made.add_argument("--resolution", type=int, default=1024, help="pixels of a square image (default: 1024)")
     made.add_argument(
@@ -41,22 +46,59 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table, or one plan."""
-    from ..memory.planner import choose
-    from ..memory.table import Question, best, cards, machine_of, parts, work_of
+    from ..memory.table import Question, cards
 
-    if bool(arguments.flavour) != bool(arguments.vram):
-        raise UserError("A plan in detail needs both --flavour and --vram; without them all are listed.")
+    known = arguments.flavour or arguments.transformer
+    if (arguments.vram and not known) or (arguments.flavour and not arguments.vram):
+        raise UserError("A plan in detail needs --vram, and --flavour or --transformer; without them all are listed.")
+    rows, file = [row for row in FLAVOURS.values() if row.name != "nano"], None
+    if arguments.flavour:
+        rows = [FLAVOURS[arguments.flavour]]
+    if arguments.transformer:
+        row, file = _of_file(arguments)
+        rows = [row]
     asked = Question(
         arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
-        arguments.ram * 1e9, arguments.bus * 1e9, arguments.tflops * 1e12,
+        arguments.ram * 1e9, arguments.bus * 1e9, arguments.tflops * 1e12, file,
     )  # fmt: skip
-    if not arguments.flavour:
-        print(cards([row for row in FLAVOURS.values() if row.name != "nano"], asked))
-        return
-    row = FLAVOURS[arguments.flavour]
+    if arguments.vram:
+        _print_one(rows[0], asked, arguments)
+    else:
+        print(cards(rows, asked))
+
+
+def _print_one(row: Flavour, asked, arguments: argparse.Namespace) -> None:
+    """One plan in detail. Raises UserError that says why, of the smallest form, where nothing fits."""
+    from ..memory.planner import choose
+    from ..memory.table import best, machine_of, parts, work_of
+
     found = best(row, arguments.resolution, arguments.vram, asked)
-    if found is None:  # say why, of the smallest form
-        last = asked.precision or "nvfp4"
+    if found is None:
+        last = asked.precision or (AS_IN_FILE if asked.file else "nvfp4")
         choose(work_of(row, last, arguments.resolution, asked), machine_of(arguments.vram, asked))
     precision, plan = found
     print(f"{row.name}, {precision}\n{parts(plan, row.double_blocks + row.single_blocks)}")
+
+
+def _of_file(arguments: argparse.Namespace):
+    """The flavour and the weights of a transformer's file, which is described. Raises UserError for what is none."""
+    from ..host.shards import parts_of
+    from ..memory.weights import of_files
+
+    path = arguments.transformer
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; give the path of a transformer's safetensors file.")
+    found = of_files(parts_of(path))
+    row = by_sizes((found.hidden, found.double, found.single, found.context))
+    if row is None:
+        raise UserError(
+            f"{path.name} has {found.double} double and {found.single} single blocks of {found.hidden} features, "
+            f"which is none of {', '.join(FLAVOURS)}: nothing is known of its text encoder."
+        )
+    if arguments.flavour and arguments.flavour != row.name:
+        raise UserError(f"{path.name} is {row.name}, not {arguments.flavour}: leave --flavour out.")
+    if arguments.precision and found.quantised:
+        raise UserError(f"{path.name} is quantised already and is never quantised twice: leave --precision out.")
+    quantised = f"{len(found.linears) - len(found.plain)} of {len(found.linears)} layers quantised"
+    print(f"{path.name}: {row.name}, {found.total / 1e9:.2f} GB of weights, {quantised}")
+    return row, found

@@ -1,0 +1,80 @@
+"""A FLUX.2 transformer under diffusers' names: which of its tensors make up each of ComfyUI's.
+
+q, k and v are three matrices there and one here, and the halves of the last modulation stand the other way round: scale
+and shift there, shift and scale here. Everything else only has another name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ..errors import UserError
+from .names import SWAPPED, in_diffusers, sizes_of
+
+MARK = "double_stream_modulation_img.linear.weight"  # FLUX.1 has no such tensor, and ComfyUI's names end in .lin
+_NORMS = {
+    "double": {
+        "img_attn.norm.query_norm": "attn.norm_q",
+        "img_attn.norm.key_norm": "attn.norm_k",
+        "txt_attn.norm.query_norm": "attn.norm_added_q",
+        "txt_attn.norm.key_norm": "attn.norm_added_k",
+    },
+    "single": {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"},
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The tensors of a file whose rows, one after the other, are one of ComfyUI's tensors.
+
+    ``swapped``: the halves of its rows trade places.
+    """
+
+    keys: tuple[str, ...]
+    swapped: bool = False
+
+
+def is_diffusers(names: Collection[str]) -> bool:
+    """Whether tensors of these names are a FLUX.2 transformer as diffusers saves it."""
+    return MARK in names
+
+
+def origins(names: Collection[str], file: str) -> dict[str, Origin]:
+    """By ComfyUI's name, with ``.weight`` for the norms, what it is made of. ``names`` are those of all parts.
+
+    Raises UserError for a file that lacks a tensor or has one that FLUX.2 has no place for: quantised weights'
+    scales, for example, which cannot be joined.
+    """
+    found = {f"{name}.weight": origin for name, origin in _expected(names)}
+    known = {key for origin in found.values() for key in origin.keys}
+    missing, strange = sorted(known.difference(names)), sorted(set(names) - known)
+    if missing:
+        raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} first: download it again.")
+    if strange:
+        raise UserError(
+            f"{file} has diffusers' names and {len(strange)} tensors that a FLUX.2 transformer in bf16 has not, "
+            f"{strange[0]} first; use diffusers' unquantised files, or a quantised one in ComfyUI's names."
+        )
+    return found
+
+
+def _expected(names: Collection[str]):
+    blocks = {kind: _blocks(names, prefix) for kind, prefix in (("double", ""), ("single", "single_"))}
+    guidance = any(".guidance_embedder." in name for name in names)  # dev has it, klein has not
+    for name in sizes_of(1, blocks["double"], blocks["single"], 1):
+        if name.startswith("guidance_in.") and not guidance:
+            continue
+        stems = ("norm_out.linear",) if name == SWAPPED else in_diffusers(name)[0]
+        yield name, Origin(tuple(f"{stem}.weight" for stem in stems), name == SWAPPED)
+    for kind, prefix in (("double", ""), ("single", "single_")):
+        for number in range(blocks[kind]):
+            for ours, theirs in _NORMS[kind].items():
+                key = f"{prefix}transformer_blocks.{number}.{theirs}.weight"
+                yield f"{kind}_blocks.{number}.{ours}", Origin((key,))
+
+
+def _blocks(names: Collection[str], prefix: str) -> int:
+    numbered = re.compile(rf"{prefix}transformer_blocks\.(\d{{1,4}})\.")
+    return len({match[1] for name in names if (match := numbered.match(name))})
