@@ -43,6 +43,11 @@ class Told(list):
 
 
 @pytest.fixture(scope="module")
+def nano(brief_nano):
+    return brief_nano
+
+
+@pytest.fixture(scope="module")
 def told(nano, robot, tmp_path_factory):
     """A run on nano that is interrupted after its second step and queued again, event by event."""
     place, listen = tmp_path_factory.mktemp("told"), Told()
