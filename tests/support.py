@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,10 @@ from flux2_train.host.frozen import row_norms
 from flux2_train.host.velocity import Condition, velocity
 from flux2_train.options import AdapterConfig
 
+if torch.cuda.is_available():
+    # Many tests compare bits. On CUDA attention's backward adds in any order, unless it is asked not to.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,7 @@ import torch
 
 from flux2_train.errors import UserError
 from flux2_train.run.ema import Ema
-from flux2_train.run.guards import PATIENCE, WINDOW, BadLosses, DeadAdapters, Divergence
+from flux2_train.run.guards import PATIENCE, WINDOW, BadLosses, DeadAdapters, Divergence, SlowSteps
 
 
 def run_ema(values, decay, warmup=0, ema=None):
@@ -93,3 +93,11 @@ def test_a_gradient_in_between_clears_the_count():
         for parameters in found.values():
             parameters[0].grad = torch.full((2, 2), float(step % PATIENCE == 0))
         guard.check(0.5)
+
+
+def test_slow_steps_are_no_matter_of_memory_where_none_has_spilled():
+    """Many small operations take longer than their arithmetic, and a busy processor makes them slower still."""
+    guard = SlowSteps()
+    assert not any(guard.check(9.0, 1.0, spills=False) for _ in range(40))
+    assert not any(guard.check(90.0, 1.0, spills=False) for _ in range(40))
+    assert "spills" in guard.check(90.0, 1.0, spills=True)

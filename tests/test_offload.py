@@ -79,3 +79,17 @@ def test_activations_come_back_in_the_dtype_they_had(dtype):
     forward(x).backward()
     y.sin().sin().sin().sin().sum().backward()
     assert x.grad.dtype == dtype and torch.equal(x.grad, y.grad)
+
+
+def test_a_device_has_one_stream_for_all_that_is_saved(monkeypatch):
+    made = []
+
+    class Way(offload._Way):
+        def __init__(self, device):
+            made.append(device)
+            super().__init__(device)
+
+    monkeypatch.setattr(offload, "_Way", Way)
+    monkeypatch.setattr(offload, "_ways", {})
+    forward(torch.randn(8, requires_grad=True)).backward()
+    assert len(made) == 1

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 NODES = ["tests/test_nodes.py", "tests/test_cache_nodes.py"]
-ENGINE = ["saving", "streaming"]
+ENGINE = ["placing", "saving", "streaming"]
 # Of NODES, what depends on where ComfyUI keeps weights; the rest runs once, or with --all.
 PLACED = "caches_train_apply_and_sample or memory_is_free_before_the_transformer_loads"
 MORE = ["compare", "deferred", "job", "nodes_trainer", "optimizers", "resume", "streamed_text", "trainer"]  # with --all

@@ -10,7 +10,9 @@ from support import tiny_caches, tiny_flux2
 
 from flux2_train.adapters import files
 from flux2_train.config import TrainConfig
+from flux2_train.host import streamed
 from flux2_train.memory.options import MemoryConfig
+from flux2_train.memory.streaming import Ring
 from flux2_train.run import events
 from flux2_train.run.previews import Validation
 from flux2_train.run.trainer import Trainer
@@ -78,3 +80,10 @@ def test_looking_changes_nothing_of_a_streamed_run(nano, caches, resident):
     unwatched = replace(CONFIG, offload="all", held_out=HeldOutConfig(), validation_items=0)
     trainer, told = run(nano, caches, unwatched, painting=None)
     assert looked_at(told) == ([], []) and same_lora(trainer, resident[0])
+
+
+def test_previews_leave_the_ring_as_it_is(nano, caches, monkeypatch):
+    made = []
+    monkeypatch.setattr(streamed, "Ring", lambda *args: made.append(Ring(*args)) or made[-1])
+    _, told = run(nano, caches, replace(CONFIG, offload="all"))
+    assert len([e for e in told if isinstance(e, events.Previewed)]) == 3 and len(made) == 1

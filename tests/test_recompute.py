@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from support import adapters_for, loss_of, problem, tiny_flux2
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flux2_train.host.recompute import ATTENTION, Recompute
+from flux2_train.host import recompute
+from flux2_train.host.borrow import Borrowed, borrow_as, training_mode
+from flux2_train.host.recompute import ATTENTION, Recompute, attended
 from flux2_train.layout import OFF, SELECTIVE, Layout
 
 SHAPE = (1, 2, 24, 8)
@@ -25,7 +28,7 @@ class Counting(TorchDispatchMode):
 
 
 def attention(x, change=lambda y: y):
-    return change(F.scaled_dot_product_attention(x.sin(), x.cos(), x)).exp() * x
+    return change(attended(F.scaled_dot_product_attention, x.sin(), x.cos(), x)).exp() * x
 
 
 def gradient(block, layout):
@@ -78,3 +81,28 @@ def test_nothing_is_kept_after_the_step(backward):
         x.mean().backward()
     del x
     assert kept() == before
+
+
+def step_of_a_model(layout):
+    """Gradients of a step of a FLUX.2."""
+    model = tiny_flux2()
+    adapters = adapters_for(model)
+    with borrow_as(model, adapters.deltas(), Borrowed(layout)) as borrowed, training_mode():
+        return torch.autograd.grad(loss_of(borrowed, problem(1, dtype=torch.float32)), adapters.trainable())
+
+
+def test_only_attentions_own_operations_are_looked_at(monkeypatch):
+    """A dispatch mode over whole blocks, which have hundreds of operations, makes a card wait for the processor."""
+    seen = []
+    for kind in (recompute._Keeping, recompute._Giving):
+
+        def dispatch(self, function, types, args=(), kwargs=None, original=kind.__torch_dispatch__):
+            seen.append(function)
+            return original(self, function, types, args, kwargs)
+
+        monkeypatch.setattr(kind, "__torch_dispatch__", dispatch)
+    plain = step_of_a_model(Layout(OFF))
+    assert not seen
+    assert all(map(torch.equal, step_of_a_model(Layout(SELECTIVE)), plain))
+    assert sum(function in ATTENTION for function in seen) == 2 * 3  # twice in each block
+    assert len(seen) <= 2 * 3 * 5  # with what brings it into shape and back

@@ -132,6 +132,27 @@ def test_of_a_mapped_file_copies_are_pinned(pins, monkeypatch):
     assert not pins and {layer.weight.data_ptr() for layer in linears(model).values()} == lie
 
 
+def test_buffers_copies_and_pins_live_as_long_as_the_layout(pins, monkeypatch):
+    """Every preview has ComfyUI load the model several times, and others run on its clones."""
+    model, pinned = tiny_flux2(), []
+    pin = comfy.model_management.pin_memory
+    monkeypatch.setattr(comfy.model_management, "pin_memory", lambda tensor: pinned.append(tensor) or pin(tensor))
+    adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
+    expected, how = step(model, adapters, case, Borrowed(Layout())), Borrowed(Layout(streamed=ALL), Card([]))
+    with borrow_as(model, adapters.deltas(), how) as borrowed:
+        ring, count = how.streamed.ring, len(pinned)
+        for other in (borrowed, model.clone(), borrowed):
+            comfy.model_management.load_models_gpu([other])
+            there = any(streamed.SOURCE in layer.__dict__ for layer in linears(model).values())
+            assert there == (other is borrowed)
+        assert how.streamed.ring is ring and len(pinned) == count == len(pins)
+        with training_mode():
+            assert same(step_of(borrowed, adapters, case), expected)
+        how.lay_out(Layout(streamed=(1,)))
+        assert how.streamed.ring is not ring and len(pins) == len(blocks_of(model)[1])
+    assert not pins
+
+
 def test_what_cannot_be_pinned_is_counted(pins, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "pin_memory", lambda tensor: False)
     model, how = tiny_flux2(), Borrowed(Layout(streamed=ALL), Card([]))

@@ -272,3 +272,20 @@ def test_a_preview_in_between_runs_on_streamed_weights():
             expected = loss_of(borrowed, case)
         with torch.inference_mode():
             assert torch.allclose(loss_of(borrowed, case), expected)
+
+
+@pytest.mark.parametrize("plain", [0, 1, 2])
+@pytest.mark.parametrize("checkpointing", ["blocks", "off"])
+def test_of_a_model_too_everything_is_fetched_ahead_after_two_steps(plain, checkpointing):
+    """With passes of the base model mixed in. Weights are read inside autograd functions, where gradients are off."""
+    model = tiny_flux2(single=4)
+    adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
+    how, missed = Borrowed(Layout(checkpointing, streamed=(0, 1, 2, 3, 4))), []
+    with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode():
+        for _ in range(5):
+            for _ in range(plain):
+                with torch.no_grad():
+                    loss_of(borrowed, case)
+            torch.autograd.grad(loss_of(borrowed, case), adapters.trainable())
+            missed.append(how.streamed.ring.missed)
+    assert missed[0] and missed[2:] == [missed[1]] * 3

@@ -28,7 +28,7 @@ from ..adapters.parts import Delta
 from ..errors import UserError
 from ..layout import BLOCKS, OFF, Layout
 from ..memory.streaming import Direct
-from . import deferred
+from . import deferred, placing
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 from .heap import freed_at_once
 from .memory import unload
@@ -89,6 +89,9 @@ def borrow_as(model, deltas: dict[str, Delta], how: Borrowed, memory_required: f
     borrowed = model.clone()
     swap = _Swap(model, deltas, how)
     borrowed.set_injections(KEY, [PatcherInjection(inject=lambda _: swap.inject(), eject=lambda _: swap.eject())])
+    before = borrowed.loaded_size()
+    if placing.place(borrowed, swap.away, memory_required):
+        swap.lay_out = partial(swap.place_anew, borrowed)
     try:
         comfy.model_management.load_models_gpu([borrowed], memory_required=memory_required)
         swap.require_free()
@@ -96,8 +99,9 @@ def borrow_as(model, deltas: dict[str, Delta], how: Borrowed, memory_required: f
             yield borrowed
     finally:
         borrowed.eject_model()
-        swap.eject()
+        swap.end()
         borrowed.remove_injections(KEY)
+        placing.end(borrowed, before)
         if swap.stranded:
             unload(borrowed)
 
@@ -137,6 +141,7 @@ class _Swap:
         self.device, self.mapped = model.load_device, deferred.mapped(model)
         self.recompute = Recompute(how)
         self.doubles = len(self.transformer.double_blocks)
+        self.lay_out: Callable[[], None] = self._stream
         self.swapped: list[nn.Module] = []
         self.stranded = False  # whether streamed weights found no room on the device when they were given back
         self.taken = ""  # a layer whose forward somebody else has replaced
@@ -161,20 +166,40 @@ class _Swap:
                 module.forward = forward
                 self.swapped.append(module)
         self._stream()
-        self.how.changed = self._stream
+        self.how.changed = self.lay_out
+
+    def away(self) -> list[nn.Module]:
+        """The layers that the layout streams."""
+        layers = self._layers()
+        return [layers[name] for portion in portions_of(layers, self.how.layout) for name in portion]
+
+    def _layers(self) -> dict[str, nn.Module]:
+        return {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
 
     def _stream(self) -> None:
         """Stream what the layout says, and nothing else."""
-        layers = {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
+        layers = self._layers()
         if self.how.streamed is None:
             self.how.streamed = StreamedWeights(self.device, self.how, self.mapped)
         self.how.streamed.stream(layers, portions_of(layers, self.how.layout))
 
-    def eject(self) -> None:
-        self.how.changed = lambda: None
+    def place_anew(self, patcher) -> None:
+        """Have the patcher load what the layout leaves on the device, then stream the rest."""
+        self.how.streamed.close()
+        placing.replace(patcher)
+
+    def end(self) -> None:
+        """Give back what is ours for good."""
+        self.eject()
         if self.how.streamed is not None:
             self.how.streamed.end()
             self.stranded, self.how.streamed = self.how.streamed.stranded, None
+
+    def eject(self) -> None:
+        """Leave the model to ComfyUI, which moves it; inject goes on with the same buffers, copies and pins."""
+        self.how.changed = lambda: None
+        if self.how.streamed is not None:
+            self.how.streamed.pause()
         for module in self.swapped:
             if isinstance(module.__dict__.get("forward"), _Forward):
                 del module.forward

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
-from .streamed import arrived
+from ..memory.streaming import tracked
+from .streamed import SOURCE, arrived
 
 
 @contextmanager
@@ -110,7 +111,10 @@ class FrozenLinear(torch.autograd.Function):
 
 def frozen_linear(layer: nn.Module, x: Tensor) -> Tensor:
     """The layer's output for ``x`` (..., in features), differentiable in ``x``."""
-    return FrozenLinear.apply(x, layer)
+    if SOURCE not in layer.__dict__:
+        return FrozenLinear.apply(x, layer)
+    with tracked(torch.is_grad_enabled()):
+        return FrozenLinear.apply(x, layer)
 
 
 def frozen_rms_norm(layer: nn.Module, x: Tensor) -> Tensor:

@@ -53,4 +53,5 @@ def decode(vae, latents: list[Tensor]) -> list[Tensor]:
 
 def back(model, memory_required: float) -> None:
     """A borrowed MODEL on its device again, with room in bytes to train, wherever painting has left it."""
+    memory.reset_watermarks()
     comfy.model_management.load_models_gpu([model], memory_required=memory_required)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 
 import torch
@@ -23,18 +24,29 @@ ATTENTION = [
                  "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu")
     if hasattr(torch.ops.aten, name)
 ]  # fmt: skip
+Kept = list[tuple[tuple, list[int]]]  # what attention gave, in the order in which it ran, and these tensors' versions
+_around: ContextVar[TorchDispatchMode | None] = ContextVar("_around", default=None)
 
 
-class _Attention(TorchDispatchMode):
-    """What attention gave, in the order in which it ran, with the versions these tensors had."""
+def attended(attention: Callable, *args, **kwargs):
+    """What ``attention`` gives; in a block that keeps it, kept the first time and given instead of run the second.
 
-    def __init__(self, kept: list[tuple[tuple, list[int]]]):
+    Only what runs in here is looked at operation by operation: to do that with all of a block's operations would take
+    half as much processor time again as the block itself.
+    """
+    mode = _around.get()
+    if mode is None:
+        return attention(*args, **kwargs)
+    with mode:
+        return attention(*args, **kwargs)
+
+
+class _Keeping(TorchDispatchMode):
+    """Keeps what attention gives."""
+
+    def __init__(self, kept: Kept):
         super().__init__()
         self.kept = kept
-
-
-class _Keeping(_Attention):
-    """Keeps what attention gives."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
@@ -43,8 +55,8 @@ class _Keeping(_Attention):
         return found
 
 
-class _Giving(_Attention):
-    """Gives what was kept instead of running attention again."""
+class _Giving(_Keeping):
+    """Gives what was kept instead of running attention once more."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function not in ATTENTION:
@@ -53,6 +65,16 @@ class _Giving(_Attention):
         if versions != _versions(found):
             raise RuntimeError("what attention gave was changed in place, and cannot be kept for recomputation")
         return found
+
+
+@contextmanager
+def _attended_in(mode: TorchDispatchMode) -> Iterator[None]:
+    """A context in which ``attended`` looks at attention's operations with ``mode``."""
+    before = _around.set(mode)
+    try:
+        yield
+    finally:
+        _around.reset(before)
 
 
 def _alias(found: tuple) -> tuple[tuple, list[int]]:
@@ -66,14 +88,14 @@ def _versions(found: tuple) -> list[int]:
     return [each._version for each in found if isinstance(each, Tensor)]
 
 
-def _keeping_attention() -> tuple[_Keeping, _Giving]:
+def _keeping_attention() -> tuple:
     """Contexts for a block's first run and for its recomputation.
 
     torch's own (create_selective_checkpoint_contexts) raise in torch 2.14, not yet in 2.11, where the second run calls
     any operation more often than the first. It does where weights come through a ring of buffers.
     """
-    kept: list[tuple[tuple, list[int]]] = []
-    return _Keeping(kept), _Giving(kept)
+    kept: Kept = []
+    return _attended_in(_Keeping(kept)), _attended_in(_Giving(kept))
 
 
 class Recompute:

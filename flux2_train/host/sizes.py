@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+
 import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import nn
@@ -9,6 +12,11 @@ from torch import nn
 from ..memory.weights import Weights
 from . import describe, identify
 from .borrow import linears
+
+# What the names of ComfyUI's layouts have in them.
+LAYOUTS = {"MXFP8": "mxfp8", "FP8": "fp8 (scaled)", "NVFP4": "nvfp4", "INT8": "int8", "W4A4": "int4"}
+# What a kernel of comfy-kitchen is called. It has none for mxfp8.
+KERNELS = {"nvfp4": "dequantize_nvfp4", "int8": "dequantize_int8_simple_dtype"}
 
 
 def weights_of(model) -> Weights:
@@ -33,8 +41,24 @@ def decoding(vae, width: int, height: int) -> int:
 
 
 def precision_of(model) -> str:
-    """Load FLUX.2's name for how the weights are stored, empty where it has none."""
-    return describe.precision_of(model) or ""
+    """Load FLUX.2's name for how the blocks' matrices are stored, empty where it has none.
+
+    Quantised ones are looked at: a file that is loaded as it is says nothing of its format.
+    """
+    kinds = Counter(getattr(layer.weight, "_layout_cls", "") for n, layer in linears(model).items() if "_blocks." in n)
+    layout = max(kinds, key=kinds.get, default="")
+    return next((name for part, name in LAYOUTS.items() if part in layout), describe.precision_of(model) or "")
+
+
+def dequantises_in_one_step(precision: str) -> bool:
+    """Whether comfy-kitchen has a kernel for it on this computer, which makes the numbers without steps in fp32."""
+    name = KERNELS.get(precision)
+    kitchen = sys.modules.get("comfy_kitchen")
+    if name is None or kitchen is None:
+        return False
+    known = kitchen.list_backends()
+    return any(known[each]["available"] and not known[each]["disabled"] and name in known[each]["capabilities"]
+               for each in ("cuda", "hip", "triton") if each in known)  # fmt: skip
 
 
 def _bytes(layer: nn.Module) -> int:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..layout import SLOTS, Layout, groups
+from ..memory.estimate import PINNED_SHARE
 from ..memory.streaming import Direct, Group, Ring, transfers
 from .memory import is_out_of_memory
 
 SOURCE = "flux2_train_source"  # on a layer: gives its weight on the device, as a context
-PINNED_SHARE = 0.5  # of the host's memory that is free or holds these weights already
 PINNED_FROM = 1 << 16  # bytes: CUDA does not wait for smaller copies, wherever they come from
 
 
@@ -36,8 +36,9 @@ class How(Protocol):
 class StreamedWeights:
     """The layers of one loaded model that are streamed at the moment.
 
-    ``stream`` may be called again with others, ``end`` any number of times. ``mapped``: the model's weights lie in a
-    mapped file. ``unpinned`` counts the streamed bytes that should be in pinned memory and are not.
+    ``stream`` may be called again with others, ``end`` any number of times. Between ``pause`` and ``stream`` the layers
+    are ComfyUI's, while buffers, host copies and pins stay. ``mapped``: the model's weights lie in a mapped file.
+    ``unpinned`` counts the streamed bytes that should be in pinned memory and are not.
     """
 
     def __init__(self, device: torch.device, how: How, mapped: bool = False):
@@ -48,6 +49,7 @@ class StreamedWeights:
         self.pins: list[Tensor] = []
         self.ring: Ring | None = None
         self.said: object = None
+        self.masters: dict[str, tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]] = {}
         self.unpinned = 0
 
     @property
@@ -62,18 +64,33 @@ class StreamedWeights:
         host's own error where memory ends; it can be called again then, or ended.
         """
         said = portions, self.how.layout.ahead
-        if self.ring is not None and said == self.said:
+        if self.ring is not None and said == self.said and all(layers[name] is m for name, m in self.layers.items()):
+            self._resume()
             return
-        self._close()
+        self.close()
         self.layers = {name: layers[name] for portion in portions for name in portion}
         self._give_back([name for name in self.moved if name not in self.layers])
         if portions:
             self._open(portions)
             self.said = said
 
+    def pause(self) -> None:
+        """Leave the layers to ComfyUI until the next ``stream``. Weights that it takes for loaded are loaded again."""
+        if self.moved:
+            self.end()
+        for layer in self.layers.values():
+            layer.__dict__.pop(SOURCE, None)
+
+    def _resume(self) -> None:
+        for name, layer in self.layers.items():
+            tensors, rebuild = self.masters[name]
+            layer.__dict__[SOURCE] = partial(self._read, name, rebuild)
+            if not self.mapped and _flat(layer.weight)[0][0].data_ptr() != tensors[0].data_ptr():
+                _set(layer, rebuild(tensors))  # it was on the device in between, and this is another copy of it
+
     def end(self) -> None:
         """Give the ring's memory back, and every weight to where it was, as long as there is room for it."""
-        self._close()
+        self.close()
         try:
             self._give_back(list(self.moved))
         except BaseException as error:
@@ -81,8 +98,8 @@ class StreamedWeights:
                 raise
 
     def _open(self, portions: list[list[str]]) -> None:
-        masters = {name: _flat(self._taken(name)) for name in self.layers}
-        lying = [{name: masters[name][0] for name in portion} for portion in portions]
+        self.masters = {name: _flat(self._taken(name)) for name in self.layers}
+        lying = [{name: self.masters[name][0] for name in portion} for portion in portions]
         if self.via.pins:
             sizes = [sum(t.nbytes for tensors in each.values() for t in tensors) for each in lying]
             chosen = within(sizes, self.how.pinned or PINNED_SHARE * self._host_memory(sum(sizes)))
@@ -91,7 +108,7 @@ class StreamedWeights:
         ahead = self.how.layout.ahead
         self.ring = Ring([*map(Group, lying)], self.how.via or transfers(self.device, ahead), SLOTS, ahead)
         for name, layer in self.layers.items():
-            layer.__dict__[SOURCE] = partial(self._read, name, masters[name][1])
+            layer.__dict__[SOURCE] = partial(self._read, name, self.masters[name][1])
 
     def _host_memory(self, streamed: int) -> float:
         return psutil.virtual_memory().available + (0 if self.mapped else streamed)
@@ -116,9 +133,11 @@ class StreamedWeights:
         with self.ring.read(name) as tensors:
             yield rebuild(tensors)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Give the ring's memory and the pins back; what is streamed has to be said again."""
         for layer in self.layers.values():
             layer.__dict__.pop(SOURCE, None)
+        self.masters.clear()
         if self.ring is not None:
             self.ring.close()
             self.ring = None

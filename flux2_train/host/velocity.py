@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .compute import in_training_dtype
+from .recompute import attended
 
 DIFFUSION_MODEL = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 
@@ -107,5 +108,5 @@ def _transformer_options(model, keep) -> dict:
     comfy.patcher_extension.merge_nested_dicts(wrappers, model.wrappers, copy_dict1=False)
     wrappers.setdefault(DIFFUSION_MODEL, {}).setdefault("flux2_train", []).append(keep)
     # Whatever attention the user chose, training needs one with a gradient: sage and flash have none.
-    options["optimized_attention_override"] = lambda attention, *args, **kwargs: attention_pytorch(*args, **kwargs)
+    options["optimized_attention_override"] = lambda _, *args, **kwargs: attended(attention_pytorch, *args, **kwargs)
     return options

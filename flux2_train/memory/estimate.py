@@ -13,8 +13,12 @@ from .weights import Weights
 # two fp32 scales for 256 of them. prodigy also keeps where it began, of what did not begin at zero. adafactor keeps a
 # number for each row and each column.
 OPTIMIZER_STATE = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256, "prodigy": 12.0, "lion": 4.0, "schedulefree": 8.0}
-# Bytes alive while a matrix is dequantised, for each byte of the result: the result, and steps on the way to it.
-DEQUANTISING = {"fp8 (scaled)": 2, "mxfp8": 2, "int8": 2, "nvfp4": 2, "int4": 8}
+# Bytes alive while a matrix is dequantised, for each byte of the result: the result, and steps on the way to it, which
+# comfy-kitchen takes in fp32 and int32 where it has no kernel for the device (tests/test_dequantising.py counts them).
+DEQUANTISING = {"fp8 (scaled)": 2, "mxfp8": 5, "int8": 4, "nvfp4": 4, "int4": 8}
+IN_ONE_STEP = 2  # the same where it has one
+PINNED_SHARE = 0.5  # of the host's memory that is free or holds these weights already
+UNPINNED = 1 / 3  # of the rate of pinned memory, where other memory's is not measured
 OVERLAP = 1.15  # transfers beside arithmetic may cost so many times the longer of both: bench/gpu.py checks it
 
 
@@ -34,8 +38,9 @@ class Work:
     ``sites``: see ``activations.Sites``, of adapters of one ``kind``: lora, dora, loha or lokr. ``edges`` are rows and
     columns of all trained matrices, ``begun`` the numbers in them that do not begin at zero. ``image`` are the tokens
     of the largest bucket with those of its references. ``size``: bytes per number of computation, 2 on a GPU and 4 on
-    a CPU. ``preview``: image tokens of a preview with its references, 0 for none, ``decoding`` the bytes of the VAE and
-    of what it takes to decode one. ``accumulate``: batches per step.
+    a CPU. ``in_one_step``: whether the device has a kernel that dequantises. ``preview``: image tokens of a preview
+    with its references, 0 for none, ``decoding`` the bytes of the VAE and of what it takes to decode one.
+    ``accumulate``: batches per step.
     """
 
     weights: Weights
@@ -55,6 +60,7 @@ class Work:
     kind: str = "lora"
     edges: int = 0
     begun: int = 0
+    in_one_step: bool = False
 
     @property
     def parameters(self) -> int:
@@ -66,7 +72,8 @@ class Work:
 class Machine:
     """What there is: free bytes of device and host memory, bytes per second over the bus, operations per second.
 
-    ``withheld`` are free bytes of the device that are left to others.
+    ``withheld`` are free bytes of the device that are left to others. Of what is streamed ``pinned`` bytes at most are
+    pinned; the others come at the rate ``bus_unpinned``, 0 where it is not known.
     """
 
     vram: float
@@ -74,6 +81,13 @@ class Machine:
     bus: float = 20e9
     flops: float = 50e12
     withheld: float = 0.0
+    bus_unpinned: float = 0.0
+    pinned: float = float("inf")
+
+    def seconds_to_stream(self, traffic: float, weights: float) -> float:
+        """For ``traffic`` bytes out of so many bytes of ``weights`` in host memory."""
+        unpinned = max(0.0, 1 - self.pinned / weights) if weights else 0.0
+        return traffic * ((1 - unpinned) / self.bus + unpinned / (self.bus_unpinned or UNPINNED * self.bus))
 
 
 @dataclass(frozen=True)
@@ -125,9 +139,10 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     parts["previews"] = _preview(work, parts)
     traffic = transferred(work, layout, sum(streamed), staying)
     compute = operations(work, layout) / machine.flops
-    bus = traffic + 2 * offloaded * work.passes.trained * _rounds(work, layout)
+    away = 2 * offloaded * work.passes.trained * _rounds(work, layout)  # always through pinned memory
     host = {"streamed weights": sum(streamed), "offloaded activations": offloaded}
-    return Estimate(parts, host, compute, bus / machine.bus, round(bus))
+    transfer = machine.seconds_to_stream(traffic, sum(streamed)) + away / machine.bus
+    return Estimate(parts, host, compute, transfer, round(traffic + away))
 
 
 def optimizer_bytes(work: Work) -> int:
@@ -175,7 +190,8 @@ def _dequantised(work: Work, linear: str) -> int:
     if linear in work.weights.plain and work.size == 2:
         return 0
     into, out = work.weights.linears[linear]
-    return DEQUANTISING.get(work.precision, 1) * work.size * out * into
+    steps = DEQUANTISING.get(work.precision, 1)
+    return (min(steps, IN_ONE_STEP) if work.in_one_step else steps) * work.size * out * into
 
 
 def _moment(work: Work, layout: Layout, blocks: list[Block]) -> dict[str, int]:

@@ -24,6 +24,13 @@ class _Way:
 _ways: dict[torch.device, _Way] = {}
 
 
+def _way(device: torch.device) -> _Way:
+    """The one way to and from a device."""
+    if device not in _ways:
+        _ways[device] = _Way(device)
+    return _ways[device]
+
+
 class _Kept:
     """One saved tensor in host memory. ``before`` was saved before it, and will be needed after it."""
 
@@ -73,7 +80,7 @@ def offloaded():
     def pack(tensor: Tensor):
         if isinstance(tensor, torch.nn.Parameter) or not tensor.numel():
             return tensor
-        return _Kept(tensor, _ways.setdefault(tensor.device, _Way(tensor.device)))
+        return _Kept(tensor, _way(tensor.device))
 
     def unpack(kept) -> Tensor:
         return kept.tensor() if isinstance(kept, _Kept) else kept

@@ -13,6 +13,8 @@ from .weights import Weights
 GB = 1e9
 ACCURACY, ROOM = 0.05, 0.3e9  # what the peak may be off by, and what the allocator loses between its pieces
 INTERVALS = (1, 2, 3, 4)  # of recomputed blocks
+STREAMING = 0.15  # by so much a plan has to be faster that streams where another does not
+FULL, FILLING = 0.92, 0.05  # and by so much one that fills so much of the card where another leaves it free
 LEVEL = 0.1, 0.02  # a lower level saves so much of activations and workspace, and so much of the peak
 
 
@@ -52,12 +54,29 @@ def needed(estimate: Estimate) -> float:
 
 
 def choose(work: Work, machine: Machine, pins: Pins = FREE) -> Plan:
-    """The fastest plan that fits. Raises UserError, with the nearest things that would, if there is none."""
+    """The fastest plan that fits, but one that streams or fills the card only for a clear gain.
+
+    Seconds are arithmetic: that transfers run beside it is assumed, and on a full card others' memory decides. Raises
+    UserError, with the nearest things that would fit, if there is no plan.
+    """
     fitting = list(fitting_plans(work, machine, pins))
     if not fitting:
         raise UserError(_refusal(work, machine, pins))
-    # Of equally fast ones that which splits a batch least: small batches are slower than arithmetic knows.
-    return min(fitting, key=lambda plan: (plan.estimate.seconds, -plan.layout.micro_batch, plan.estimate.peak))
+    resident = [plan for plan in fitting if not plan.estimate.traffic]
+    spare = [plan for plan in resident if needed(plan.estimate) <= FULL * machine.vram]
+    best = _calmer(_fastest(fitting), resident, STREAMING)
+    return best if best.estimate.traffic else _calmer(best, spare, FILLING)
+
+
+def _calmer(best: Plan, plans: list[Plan], gain: float) -> Plan:
+    """The fastest of ``plans`` instead of the best one, unless that is faster by more than ``gain``."""
+    other = _fastest(plans or [best])
+    return other if other.estimate.seconds * (1 - gain) <= best.estimate.seconds else best
+
+
+def _fastest(plans: list[Plan]) -> Plan:
+    """Of equally fast ones that which splits a batch least: small batches are slower than arithmetic knows."""
+    return min(plans, key=lambda plan: (plan.estimate.seconds, -plan.layout.micro_batch, plan.estimate.peak))
 
 
 def fitting_plans(work: Work, machine: Machine, pins: Pins, most: int = 0) -> Iterator[Plan]:

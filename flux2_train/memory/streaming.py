@@ -9,12 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 ALIGNMENT = 256  # bytes: what kernels read vectors from
+_tracked: ContextVar[bool | None] = ContextVar("_tracked", default=None)
+
+
+@contextmanager
+def tracked(gradients: bool) -> Iterator[None]:
+    """Say for what is read inside whether its pass has gradients.
+
+    An autograd function's forward, in which weights are read, always runs with gradients off. Without this a training
+    pass and a pass without gradients would look the same, and what follows their last group would be guessed wrong.
+    """
+    before = _tracked.set(gradients)
+    try:
+        yield
+    finally:
+        _tracked.reset(before)
+
+
+def _has_gradients() -> bool:
+    """Whether what runs now belongs to a pass with gradients: as ``tracked`` says, else as torch does."""
+    said = _tracked.get()
+    return torch.is_grad_enabled() if said is None else said
 
 
 class Direct:
@@ -206,7 +228,7 @@ class Ring:
     def _step_to(self, number: int) -> None:
         if self.now is not None:
             self.order.learn(self.before, self.now, self.grad, number)
-        self.before, self.now, self.grad = self.now, number, torch.is_grad_enabled()
+        self.before, self.now, self.grad = self.now, number, _has_gradients()
         if self.ahead:
             self._fetch(self.order.after(self.before, number, self.grad))
 

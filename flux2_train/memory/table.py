@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from ..adapters.targets import select
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, Flavour
-from .estimate import Machine, Work
+from .estimate import PINNED_SHARE, Machine, Work
 from .planner import GB, Plan, choose, lora_sites, needed
 from .weights import Weights, of_flavour
 
 CARDS = (8, 12, 16, 24, 32, 48)  # GiB
 RESOLUTIONS = (512, 1024)
 TAKEN = 1e9  # bytes of a card that the system and CUDA itself hold
+KERNELS = ("int8", "nvfp4")  # what comfy-kitchen dequantises in one step, with CUDA 13 as ComfyUI comes with it
 PRECISIONS = (("bf16", "fp8 (scaled)"), ("nvfp4",))  # the fastest of the first that fits; where none does, the second
 
 
@@ -41,12 +42,13 @@ def work_of(row: Flavour, precision: str, resolution: int, asked: Question) -> W
     sizes = [weights.linears[name] for name in sites]
     edges = sum(into + out + 2 * asked.rank for into, out in sizes)
     return Work(weights, sites, (resolution // 16) ** 2, batch=asked.batch, optimizer=asked.optimizer,
-                precision=precision, edges=edges, begun=asked.rank * sum(into for into, _ in sizes))  # fmt: skip
+                precision=precision, edges=edges, begun=asked.rank * sum(into for into, _ in sizes),
+                in_one_step=precision in KERNELS)  # fmt: skip
 
 
 def machine_of(card: float, asked: Question) -> Machine:
     """A card of so many GiB, with nothing else on it."""
-    return Machine(card * 2**30 - TAKEN, asked.ram, asked.bus, asked.flops)
+    return Machine(card * 2**30 - TAKEN, asked.ram, asked.bus, asked.flops, pinned=PINNED_SHARE * asked.ram)
 
 
 def best(row: Flavour, resolution: int, card: float, asked: Question) -> tuple[str, Plan] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..adapters.targets import select
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, FLAVOURS, PLANNED, Flavour, Flux2Files, flavour
-from ..host import machine, quantise, shards
+from ..host import machine, quantise, shards, sizes
 from ..layout import LEAF
 from ..memory.estimate import Machine, Work
 from ..memory.planner import GB, Pins, Plan, choose, lora_sites, needed, smallest
@@ -90,7 +90,9 @@ class _Model:
         """A run on square images with plain LoRAs on all layers."""
         weights = self.weights
         sites = lora_sites(weights, select(weights.linears, "all"), rank)
-        return Work(weights, sites, (pixels // 16) ** 2, precision=self._format(), size=self.place.size)
+        stored = self._format()
+        return Work(weights, sites, (pixels // 16) ** 2, precision=stored, size=self.place.size,
+                    in_one_step=sizes.dequantises_in_one_step(stored))  # fmt: skip
 
     def _format(self) -> str:
         """The precision by a name that says what dequantising takes."""

@@ -136,14 +136,20 @@ class SlowSteps:
         self.recent: list[float] = []
         self.best, self.told = math.inf, False
 
-    def check(self, seconds: float, expected: float = math.inf) -> str | None:
-        """A sentence the first time it happens. ``expected``: what the plan says, infinite where nothing can spill."""
+    def check(self, seconds: float, expected: float = math.inf, spills: bool = True) -> str | None:
+        """A sentence the first time it happens. ``expected``: what the plan says, infinite where there is none.
+
+        ``spills``: whether memory may have spilled by now. Where it has not, a step is slow because of many small
+        operations, a busy processor or another program, none of which is worth a warning about the card.
+        """
         self.recent = [*self.recent, seconds][-WINDOW:]
         if self.told or len(self.recent) < FEW:
             return None
         median = statistics.median(self.recent)
         if len(self.recent) == WINDOW:
             self.best = min(self.best, median)
+        if not spills:
+            return None
         if median > SLOWER * expected:
             return self._tell(f"Steps take {median:.3g} s where the plan expects {expected:.3g} s.")
         if median > SLOWER * self.best:
@@ -153,9 +159,9 @@ class SlowSteps:
     def _tell(self, what: str) -> str:
         self.told = True
         return (
-            f"{what} The card may be full, so that its memory spills into the computer's (Windows does that without a "
-            "word), or another program uses it: close other programs, or lower resolution, batch or rank, or set "
-            "Memory's memory_limit below what the card has; Cancel keeps what was learned."
+            f"{what} The card is full, and Windows then spills its memory into the computer's without a word: close "
+            "other programs that use the card, or lower resolution, batch or rank, or set Memory's memory_limit below "
+            "what the card has; Cancel keeps what was learned."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..adapters.live import Adapters
@@ -9,6 +11,7 @@ from ..config import TrainConfig
 from ..errors import UserError
 from ..host import identify, sizes
 from ..host.machine import machine
+from ..host.memory import pinnable, without_reserved
 from ..layout import BLOCKS, LEAF, OFF, WHOLE
 from ..memory.estimate import Machine, Passes, Work
 from ..memory.options import ALL, AUTO, ON
@@ -38,6 +41,7 @@ def work_of(config: TrainConfig, model, adapters: Adapters, tokens: int, validat
         sizes.weights_of(model), sites, tokens, batch=config.batch, accumulate=config.accumulate,
         passes=passes_of(config), optimizer=config.optimizer.name, ema=bool(config.ema.decay),
         fp32_adapters=config.adapter.compute == "fp32", precision=sizes.precision_of(model),
+        in_one_step=sizes.dequantises_in_one_step(sizes.precision_of(model)),
         size=sizes.number_size(model), kind="dora" if config.adapter.dora else config.adapter.kind,
         edges=sum(sum(p.shape) for p in trained), begun=sum(p.numel() for p in trained if p.any()),
         **(_painting(validation) if validation else {}),
@@ -95,12 +99,20 @@ def plan(work: Work, pins: Pins, there: Machine, binding: bool) -> Plan:
     return choose(work, there, pins)
 
 
+def _there(device: torch.device, config: TrainConfig) -> Machine:
+    """What the machine has for this run."""
+    found = machine(device, config.memory.memory_limit * GB)
+    if device.type == "cuda":
+        found = without_reserved(found)
+    return replace(found, pinned=pinnable(device, config.memory.pinned_memory * GB, found.ram))
+
+
 def planned(
     config: TrainConfig, model, adapters: Adapters, tokens: int, validation: Validation | None = None
 ) -> tuple[Work, Pins, Machine, Plan]:
     """Everything that stepping down needs later, and the plan to begin with."""
     device: torch.device = model.load_device
     work, pins = work_of(config, model, adapters, tokens, validation), pins_of(config, model)
-    there = machine(device, config.memory.memory_limit * GB)
+    there = _there(device, config)
     binding = device.type == "cuda" or bool(config.memory.memory_limit)
     return work, pins, there, plan(work, pins, there, binding)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..host.borrow import Borrowed
 from ..host.compute import NAMES, training_dtype
-from ..host.memory import can_spill, free, is_out_of_memory
+from ..host.memory import can_spill, free, is_out_of_memory, reset_watermarks
 from ..memory.planner import GB, Plan, lower
 from ..memory.table import parts
 from . import plans
@@ -36,9 +35,14 @@ class Memory:
         return float(self.plan.estimate.peak - self.plan.estimate.parts["weights"]) + self.machine.withheld
 
     @property
+    def spills(self) -> bool:
+        """Whether steps may be slow now because memory has spilled into the host's."""
+        return can_spill(self.device)
+
+    @property
     def expected(self) -> float:
-        """Seconds that a step takes by the plan, infinite on a device where it cannot be slow because memory spills."""
-        return self.plan.estimate.seconds if can_spill(self.device) else math.inf
+        """Seconds that a step takes by the plan."""
+        return self.plan.estimate.seconds
 
     def describe(self) -> str:
         """The plan in lines, and the dtype in which the run computes."""
@@ -85,6 +89,7 @@ class Memory:
         self.plan = below
         self.how.lay_out(below.layout)
         free()
+        reset_watermarks()  # what was squeezed out while memory ended
 
     def _slow(self, unpinned: int) -> str:
         limit = self.how.pinned / GB

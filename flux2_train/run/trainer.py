@@ -169,7 +169,8 @@ class Trainer:
             return
         seconds = time.perf_counter() - started
         self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
-        for told in (self.divergence.check(measured.loss), self.slow_steps.check(seconds, self.memory.expected)):
+        slow = self.slow_steps.check(seconds, self.memory.expected, self.memory.spills)
+        for told in (self.divergence.check(measured.loss), slow):
             if told:
                 yield Warned(told)
         yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)

@@ -1,0 +1,53 @@
+"""What is done about a card that is full, where the card's own answers have to be given by the test."""
+
+import sys
+
+import comfy.model_management
+import comfy_aimdo.model_vbar
+import pytest
+import torch
+
+from flux2_train.host import memory, painter
+from flux2_train.memory.estimate import Machine
+
+CARD, GB = torch.device("cuda", 0), 10**9
+
+
+@pytest.mark.parametrize("platform, release, free, expected", [
+    ("win32", "10", 0.1 * GB, True),
+    ("win32", "10", 3 * GB, False),  # a launch-bound step on a card with room
+    ("linux", "6.6.87.2-microsoft-standard-WSL2", 0.1 * GB, True),
+    ("linux", "6.1.0-18-amd64", 0.1 * GB, False),  # there the allocation fails instead
+])  # fmt: skip
+def test_memory_spills_on_a_full_card_under_windows(monkeypatch, platform, release, free, expected):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(memory.platform, "release", lambda: release)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 24 * GB))
+    assert memory.can_spill(CARD) == expected
+    assert not memory.can_spill(torch.device("cpu"))
+
+
+def test_what_comfyui_keeps_free_is_not_planned_with(monkeypatch):
+    """0.7 GB on Windows, which nobody asked for, or what --reserve-vram says; once, where a limit leaves more free."""
+    monkeypatch.setattr(comfy.model_management, "EXTRA_RESERVED_VRAM", 0.7 * GB)
+    assert memory.without_reserved(Machine(24 * GB)).vram == 23.3 * GB
+    limited = memory.without_reserved(Machine(12 * GB, withheld=12 * GB))
+    assert (limited.vram, limited.withheld) == (12 * GB, 12 * GB)
+    assert memory.without_reserved(Machine(23.5 * GB, withheld=0.5 * GB)).vram == 23.3 * GB
+
+
+def test_pinned_memory_has_comfyuis_limit(monkeypatch):
+    """40 % of the computer's memory on Windows, none with --disable-pinned-memory."""
+    for most, asked, expected in ((30 * GB, 0, 20 * GB), (8 * GB, 0, 8 * GB), (30 * GB, 25 * GB, 25 * GB), (-1, 0, 0)):
+        monkeypatch.setattr(comfy.model_management, "MAX_PINNED_MEMORY", most, raising=False)
+        assert memory.pinnable(CARD, asked, 40 * GB) == expected
+    assert memory.pinnable(torch.device("cpu"), 0, 40 * GB) == float("inf")
+
+
+def test_after_a_preview_weights_may_come_back_to_the_card(monkeypatch):
+    """Dynamic VRAM keeps off the card what was squeezed out, until ComfyUI resets that: after the node, a whole run."""
+    done = []
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbars_reset_watermark_limits", lambda: done.append("reset"))
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda models, memory_required: done.append(models))
+    painter.back("borrowed", 1.0)
+    assert done == ["reset", ["borrowed"]]
