@@ -1,11 +1,37 @@
 """``python -m flux2_train``: see ``flux2_train.terminal.main``."""
 
 import os
+import shlex
 import sys
+from contextlib import suppress
 
-from .terminal.main import main
+from .errors import UserError
+from .host.bootstrap import prepare
+
+WITH_COMFYUI = ("train", "resume", "sample", "cache", "merge", "doctor")  # commands that compute with it
+
+
+def options_of(arguments: list[str]) -> list[str]:
+    """ComfyUI's own options in our command line."""
+    for number, word in enumerate(arguments):
+        if word == "--comfyui":
+            return shlex.split(" ".join(arguments[number + 1 : number + 2]))
+        if word.startswith("--comfyui="):
+            return shlex.split(word.partition("=")[2])
+    return []
+
+
+def before_torch(arguments: list[str]) -> None:
+    """Start what ComfyUI starts before torch is imported, which the commands do. They say what is wrong."""
+    if arguments[:1] and (arguments[0] in WITH_COMFYUI or "--here" in arguments):
+        with suppress(UserError, ValueError, ImportError):
+            prepare(*options_of(arguments))
+
 
 if __name__ == "__main__":
+    before_torch(sys.argv[1:])
+    from .terminal.main import main
+
     code = main(sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from .run.processes import leave

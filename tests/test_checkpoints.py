@@ -18,6 +18,7 @@ from flux2_train.adapters import read
 from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host import machine
+from flux2_train.host.rates import ASSUMED
 from flux2_train.options import CheckpointConfig, OptimizerConfig, SaveConfig
 from flux2_train.run import checkpoints, events, packing, retry
 from flux2_train.run.building import lora_of
@@ -363,7 +364,7 @@ def test_steps_that_are_slow_from_the_first_on_are_told_by_the_plan():
 @pytest.mark.long
 def test_a_run_that_may_spill_is_compared_with_its_plan(parts, tmp_path, monkeypatch):
     """A step of the tiny model costs far more than its arithmetic would on a card. Nothing of a CPU could spill."""
-    monkeypatch.setattr(machine, "rates", lambda device: (20e9, 50e12))  # measured ones depend on what else runs here
+    monkeypatch.setattr(machine, "rates", lambda device: ASSUMED)  # measured ones depend on what else runs here
     for spills in (False, True):
         told = []
         monkeypatch.setattr(retry, "can_spill", lambda device, spills=spills: spills)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
+from . import starting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,28 +32,43 @@ def find_comfyui() -> Path:
 def import_comfyui(*arguments: str) -> Path:
     """Put ComfyUI first on ``sys.path`` and let it read ``arguments`` as its command line. Returns its folder.
 
-    Without a GPU ``--cpu`` is added, which ComfyUI does not find out by itself.
+    Without a GPU ``--cpu`` is added, which ComfyUI does not find out by itself. Its memory management is started as
+    its main.py does (``starting``).
     """
-    path = find_comfyui()
-    if "comfy" in sys.modules:
-        return path
-    sys.path[:] = [str(path)] + [p for p in sys.path if Path(p or ".").resolve() != path]
-    import comfy.options
+    if "comfy.model_management" in sys.modules:
+        return find_comfyui()
+    path = prepare(*arguments)
     import torch
+    from comfy.cli_args import args
 
-    if not _has_gpu(torch):
-        arguments = (*arguments, "--cpu")
-    ours, sys.argv = sys.argv, [sys.argv[0], *arguments]
-    try:
-        comfy.options.enable_args_parsing()
-        import comfy.cli_args  # reads sys.argv, once, while it is imported
-    finally:
-        sys.argv = ours
+    args.cpu = args.cpu or "--cpu" in arguments or not _has_gpu(torch)
     import utils.extra_config  # core's: up to 0.24.0 its nodes.py puts comfy/ first on sys.path, which has a utils.py
 
     import nodes  # noqa: F401  core's: imported here so that its name is taken before our folder can take it
 
+    starting.after_import()
     _apply_folders(path, utils.extra_config.load_extra_path_config)
+    return path
+
+
+def prepare(*arguments: str) -> Path:
+    """The part of ``import_comfyui`` that comes before torch is imported, for whoever imports torch earlier than that.
+
+    ``arguments`` are those of the first call. Returns ComfyUI's folder.
+    """
+    path = find_comfyui()
+    if "comfy.cli_args" in sys.modules:
+        return path
+    sys.path[:] = [str(path)] + [p for p in sys.path if Path(p or ".").resolve() != path]
+    import comfy.options
+
+    ours, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args  # noqa: F401  reads sys.argv, once, while it is imported
+    finally:
+        sys.argv = ours
+    starting.before_torch()
     return path
 
 

@@ -23,10 +23,14 @@ PREFERRED = ((AS_IN_FILE, "bf16", "fp8 (scaled)"), ("mxfp8", "int8"), ("nvfp4",)
 
 @dataclass(frozen=True)
 class Place:
-    """What there is to fit into. ``limited`` where memory cannot be borrowed from the disk: everywhere but on a CPU."""
+    """What there is to fit into. ``limited`` where memory cannot be borrowed from the disk: everywhere but on a CPU.
+
+    ``rates`` says where the seconds come from.
+    """
 
     machine: Machine
     limited: bool = True
+    rates: str = ""
 
     @property
     def size(self) -> int:
@@ -37,7 +41,7 @@ class Place:
 def here() -> Place:
     """The device that ComfyUI uses, with what is free on it."""
     device = machine.device()
-    return Place(machine.machine(device), device.type != "cpu")
+    return Place(machine.machine(device), device.type != "cpu", machine.rates_in_words(device))
 
 
 def answered(chosen: Flux2Files, paths: tuple[Path, Path, Path], place: Place | None = None) -> tuple[Flux2Files, str]:
@@ -54,7 +58,8 @@ def answered(chosen: Flux2Files, paths: tuple[Path, Path, Path], place: Place | 
     if chosen.precision == PLANNED:
         model, why = _chosen(model, paths[0].name)
     _require_room(model)
-    return _as(chosen, model.precision), "\n".join([*_head(model, why, paths), *_rows(model)])
+    source = [f"seconds: {place.rates}"] if place.rates else []
+    return _as(chosen, model.precision), "\n".join([*_head(model, why, paths), *_rows(model), *source])
 
 
 def _as(chosen: Flux2Files, precision: str) -> Flux2Files:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..host.borrow import Borrowed
 from ..host.compute import NAMES, training_dtype
+from ..host.machine import rates_in_words
 from ..host.memory import can_spill, free, is_out_of_memory, reset_watermarks
 from ..memory.planner import GB, Plan, lower
 from ..memory.table import parts
@@ -48,7 +49,8 @@ class Memory:
         """The plan in lines, and the dtype in which the run computes."""
         scaled = ", with loss scaling" if self.computes_in == torch.float16 else ""
         computes = f"{'computes in':12} {NAMES[self.computes_in]}{scaled}"
-        return f"{parts(self.plan, self.work.weights.double + self.work.weights.single)}\n{computes}"
+        plan = parts(self.plan, self.work.weights.double + self.work.weights.single)
+        return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}"
 
     def attempt(self, step: int, compute: Callable[[int], Tensor], undo: Callable[[], None]) -> Tensor:
         """``compute(micro_batch)``, again and again one level down for as long as the device has no memory for it.

@@ -15,6 +15,7 @@ from .. import job
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, DEFAULT, FLAVOURS, PLANNED, PRECISIONS, QUANTISED, VARIANTS, VIA, Flux2Files
 from ..host.bootstrap import import_comfyui
+from ..host.starting import warnings
 from ..run.folder import RunFolder
 
 
@@ -150,8 +151,10 @@ def read_job(arguments: argparse.Namespace, config: Path | None = None) -> job.J
 
 
 def start(arguments: argparse.Namespace, *more: str) -> None:
-    """Import ComfyUI with the options meant for it. It never sees ours."""
+    """Import ComfyUI with the options meant for it. It never sees ours. Says what its server would have otherwise."""
     import_comfyui(*shlex.split(arguments.comfyui), *more)
+    for text in warnings():
+        print(f"note: {text}", file=sys.stderr)
 
 
 class Bar:

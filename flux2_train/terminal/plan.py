@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ..adapters.targets import PRESETS
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, FLAVOURS, QUANTISED, Flavour, by_sizes
 from ..options import OptimizerConfig
-from .options import command
+from .options import command, start
 
 DESCRIPTION = """\
 Print what fits: for every flavour and card size, or in detail for one flavour and card. Pure arithmetic: of a file
-only the header is read, and the times come from the given rates, which are no measurement.
+only the header is read. The times come from the given rates, which are no measurement, or with --here from those of
+this computer's card.
 
   python -m flux2_train plan
   python -m flux2_train plan --flavour klein-9b --vram 12 --resolution 768 --rank 32
   python -m flux2_train plan --transformer flux-2-klein-base-9b-fp8.safetensors --vram 12
+  python -m flux2_train plan --flavour klein-9b --here
 
 A cell is the precision, how many blocks are streamed from host memory (12s), and seconds per step.
 """
@@ -39,32 +43,53 @@ def add(commands) -> None:
     made.add_argument("--batch", type=int, default=1)
     made.add_argument("--targets", choices=PRESETS, default="all")
     made.add_argument("--optimizer", choices=OptimizerConfig.NAMES, default="adamw")
-    made.add_argument("--ram", type=float, default=64, metavar="GB", help="free host memory (default: 64)")
-    made.add_argument("--bus", type=float, default=20, metavar="GB/s", help="host to card (default: 20)")
-    made.add_argument("--tflops", type=float, default=50, help="what the card computes in bf16 (default: 50)")
+    made.add_argument("--ram", type=float, metavar="GB", help="free host memory (default: 64)")
+    made.add_argument("--bus", type=float, metavar="GB/s", help="host to card (default: 20)")
+    made.add_argument("--tflops", type=float, help="what the card computes in bf16 (default: 50)")
+    made.add_argument(
+        "--here", action="store_true",
+        help="this computer's card: its free memory for --vram, and rates measured on it in a few seconds",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table, or one plan."""
-    from ..memory.table import Question, cards
+    from ..memory.table import cards
 
+    asked, seconds = _asked(arguments)
     known = arguments.flavour or arguments.transformer
     if (arguments.vram and not known) or (arguments.flavour and not arguments.vram):
         raise UserError("A plan in detail needs --vram, and --flavour or --transformer; without them all are listed.")
-    rows, file = [row for row in FLAVOURS.values() if row.name != "nano"], None
+    rows = [row for row in FLAVOURS.values() if row.name != "nano"]
     if arguments.flavour:
         rows = [FLAVOURS[arguments.flavour]]
     if arguments.transformer:
         row, file = _of_file(arguments)
-        rows = [row]
-    asked = Question(
-        arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
-        arguments.ram * 1e9, arguments.bus * 1e9, arguments.tflops * 1e12, file,
-    )  # fmt: skip
+        rows, asked = [row], replace(asked, file=file)
     if arguments.vram:
         _print_one(rows[0], asked, arguments)
+        print(seconds)
     else:
         print(cards(rows, asked))
+        print(seconds, file=sys.stderr)
+
+
+def _asked(arguments: argparse.Namespace):
+    """What is planned for, and in words where its seconds come from. With --here, --vram is this card's free memory."""
+    from ..memory.estimate import Machine
+    from ..memory.table import TAKEN, Question
+
+    there, source = _here(arguments) if arguments.here else (Machine(0), "assumed")
+    if arguments.here and (arguments.flavour or arguments.transformer) and not arguments.vram:
+        arguments.vram = (there.vram + TAKEN) / 2**30
+    given = arguments.bus or arguments.tflops
+    ram, bus, flops = (value * unit if value else known for value, unit, known in (
+        (arguments.ram, 1e9, there.ram), (arguments.bus, 1e9, there.bus), (arguments.tflops, 1e12, there.flops)
+    ))  # fmt: skip
+    asked = Question(arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
+                     ram, bus, flops)  # fmt: skip
+    rates = f"{flops / 1e12:.3g} TFLOP/s and {bus / 1e9:.3g} GB/s over the bus"
+    return asked, f"seconds: {'given' if given else source}, {rates}"
 
 
 def _print_one(row: Flavour, asked, arguments: argparse.Namespace) -> None:
@@ -102,3 +127,15 @@ def _of_file(arguments: argparse.Namespace):
     quantised = f"{len(found.linears) - len(found.plain)} of {len(found.linears)} layers quantised"
     print(f"{path.name}: {row.name}, {found.total / 1e9:.2f} GB of weights, {quantised}")
     return row, found
+
+
+def _here(arguments: argparse.Namespace):
+    """This computer's card, and where its rates come from. Raises UserError where there is none."""
+    start(arguments)
+    from ..host import machine
+
+    device = machine.device()
+    if device.type == "cpu":
+        raise UserError("There is no card here to plan for; name one with --vram, and its rates with --tflops and --bus.")
+    found = machine.machine(device)
+    return found, machine.rates_in_words(device).partition(":")[0]

@@ -1,0 +1,170 @@
+"""Starting ComfyUI's memory management as its main.py does, where we start ComfyUI as a library.
+
+Two things must happen before torch is imported: the environment names CUDA's allocator, and comfy-aimdo, which is
+behind dynamic VRAM, loads its library. A third happens once ComfyUI is there: its MODELs are made of the class that
+uses comfy-aimdo. Without these steps ComfyUI runs, but not as users have it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+# Files that a driver of NVIDIA, AMD and WSL makes on Linux. Other systems have none to look for.
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+DYNAMIC_SINCE = (2, 8)  # torch
+_why_off: list[str] = []
+
+
+def may_have_card() -> bool:
+    """Whether a card of NVIDIA's or AMD's can be here, found out without torch."""
+    return not sys.platform.startswith("linux") or any(Path(path).exists() for path in DRIVERS)
+
+
+def before_torch() -> None:
+    """What main.py does between reading its command line, which has been read, and importing torch.
+
+    Does nothing where no card can be. Where torch is imported already, its allocator stays what it is.
+    """
+    from comfy.cli_args import args
+
+    if args.cpu or not may_have_card():
+        return
+    _load_aimdo(args)
+    _name_devices(args)
+    if "torch" not in sys.modules:
+        importlib.import_module("cuda_malloc")  # core's: writes PYTORCH_CUDA_ALLOC_CONF
+
+
+def _load_aimdo(args) -> None:
+    import comfy.cli_args
+
+    if not getattr(comfy.cli_args, "enables_dynamic_vram", lambda: False)():
+        return
+    try:
+        import comfy_aimdo.control as control
+    except ImportError:
+        return
+    reserved = getattr(args, "reserve_vram", None)
+    headroom = {"simple_vram_headroom": None if reserved is None else int(reserved * 1024**3)}
+    pressure = {"nvml_pressure": not getattr(args, "disable_nvml_pressure", False)}
+    for arguments in ({**headroom, **pressure}, headroom, {}):  # of 0.4.11, 0.4.10 and 0.4.9
+        try:
+            control.init(**arguments)
+            return
+        except TypeError:
+            continue
+
+
+def _name_devices(args) -> None:
+    if os.name == "nt":
+        os.environ["MIMALLOC_PURGE_DELAY"] = "0"
+    os.environ["TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"] = "1"
+    if getattr(args, "default_device", None) is not None:
+        others = [number for number in range(32) if number != args.default_device]
+        _visible(",".join(map(str, [args.default_device, *others])))
+    if args.cuda_device is not None:
+        _visible(str(args.cuda_device))
+    if getattr(args, "oneapi_device_selector", None) is not None:
+        os.environ["ONEAPI_DEVICE_SELECTOR"] = args.oneapi_device_selector
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _visible(devices: str) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = devices
+
+
+def after_import() -> None:
+    """What main.py does once ComfyUI's modules are there: MODELs with dynamic VRAM, where it can be."""
+    why = _reason_for_none() or _turn_on()
+    _why_off[:] = [why] if why else []
+
+
+def _reason_for_none() -> str:
+    """Why main.py would not try dynamic VRAM here, empty if it would."""
+    import comfy.cli_args
+    import comfy.model_management as management
+
+    args = comfy.cli_args.args
+    forced = getattr(args, "enable_dynamic_vram", False)
+    if args.cpu:
+        return "there is no card"
+    if not hasattr(comfy.cli_args, "enables_dynamic_vram"):
+        return "this ComfyUI has none"
+    if not comfy.cli_args.enables_dynamic_vram():
+        return "ComfyUI's command line turns it off"
+    if forced:
+        return ""
+    if not management.is_nvidia():
+        return "the card is not NVIDIA's"
+    if management.is_wsl():
+        return "this is WSL"
+    if management.torch_version_numeric < DYNAMIC_SINCE:
+        return "torch is older than 2.8"
+    return ""
+
+
+def _turn_on() -> str:
+    """Returns why it did not work, empty if it did."""
+    try:
+        import comfy.memory_management as memory
+        import comfy.model_patcher as patcher
+        import comfy_aimdo.control as control
+    except ImportError:
+        return "comfy-aimdo is not installed"
+    if not _devices_began(control):
+        return "comfy-aimdo does not work with this card or driver"
+    control.set_log_warning()
+    patcher.CoreModelPatcher = patcher.ModelPatcherDynamic
+    memory.aimdo_enabled = True
+    return ""
+
+
+def _devices_began(control) -> bool:
+    import comfy.model_management as management
+    from comfy.cli_args import args
+
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # each process of accelerate's has a card of its own
+    devices = [management.get_torch_device()] if several else management.get_all_torch_devices()
+    headroom = int(getattr(args, "vram_headroom", 0) * 1024**3)
+    try:
+        return bool(control.init_devices((device.index or 0, headroom) for device in devices))
+    except TypeError:  # of 0.4.9
+        return bool(control.init_devices(device.index or 0 for device in devices))
+
+
+def dynamic_vram() -> tuple[bool, str]:
+    """Whether ComfyUI's MODELs use dynamic VRAM, and why they do not."""
+    try:
+        import comfy.memory_management
+
+        on = bool(getattr(comfy.memory_management, "aimdo_enabled", False))
+    except ImportError:
+        on = False
+    return on, "" if on else (_why_off[0] if _why_off else _reason_for_none() or "ComfyUI did not turn it on")
+
+
+def allocator() -> tuple[str, str]:
+    """The name of CUDA's allocator in torch, and why it is not the one that main.py would take; both may be empty."""
+    import torch
+    from comfy.cli_args import args
+
+    if args.cpu or not torch.cuda.is_available():
+        return "", ""
+    name = torch.cuda.get_allocator_backend()
+    wanted = "cudaMallocAsync" if getattr(args, "cuda_malloc", False) else name
+    return name, "" if name == wanted else f"ComfyUI's own would be {wanted}: torch was imported too early"
+
+
+def warnings() -> list[str]:
+    """Sentences on what ComfyUI's server would do otherwise on this card, for whoever reads a terminal."""
+    from comfy.cli_args import args
+
+    if args.cpu or os.environ.get("RANK", "0") != "0":  # of accelerate's processes one says it
+        return []
+    on, why = dynamic_vram()
+    said = [] if on else [f"dynamic VRAM is off: {why}"]
+    return [*said, *filter(None, [allocator()[1]])]
