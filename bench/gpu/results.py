@@ -1,0 +1,103 @@
+"""The file that rows are written to, one by one, and rows as lines of text."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from flux2_train.whole import write_text
+
+FOLDER = Path(__file__).resolve().parents[1] / "results"
+GB = 1e9
+
+
+class Results:
+    """All rows of one card. ``facts`` say which; with ``keep`` the rows that its file holds already stay.
+
+    ``begun`` are the names of the rows of this call.
+    """
+
+    def __init__(self, facts: dict, path: Path | None = None, keep: bool = False):
+        self.path = path or FOLDER / f"gpu_{slug(facts)}.json"
+        self.rows = self._old(facts) if keep else {}
+        self.facts, self.begun, self.not_reached = facts, set(), []
+        self._write()
+
+    def _old(self, facts: dict) -> dict:
+        try:
+            found = json.loads(self.path.read_text())
+            return found["rows"] if found["facts"]["card"].get("name") == facts["card"].get("name") else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def add(self, name: str, found: dict) -> None:
+        """Write a row down."""
+        self.rows.pop(name, None)
+        self.rows[name] = found
+        self.begun.add(name)
+        self._write()
+
+    def leave_out(self, names: list[str]) -> None:
+        """Write down which rows there was no time for."""
+        self.not_reached = [*names, *(n for n, row in self.rows.items() if "not_done" in row)]
+        self._write()
+
+    def _write(self) -> None:
+        content = {"measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "facts": self.facts,
+                   "rows": self.rows, "not_reached": self.not_reached}  # fmt: skip
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+    def line(self, name: str) -> str:
+        """A row as text."""
+        return f"{name:28} {' '.join(_words(self.rows[name]))}"
+
+    def summary(self) -> str:
+        """What went wrong, what was not reached and how to measure it, and where all of it is."""
+        bad = [name for name in self.rows if name in self.begun
+               and ("failed" in self.rows[name] or self.rows[name].get("right") is False)]  # fmt: skip
+        lines = [f"\n{len(self.begun) - len(bad)} of {len(self.begun)} rows went well."]
+        lines += [f"Went wrong: {', '.join(bad)}"] if bad else []
+        if self.not_reached:
+            lines.append(f"Not reached: python -m bench.gpu --rows {' '.join(self.not_reached)}")
+        return "\n".join([*lines, f"Written to {self.path.name}."])
+
+
+def slug(facts: dict) -> str:
+    """The card's name as part of a file's."""
+    name = facts["card"].get("name") or facts["card"]["type"]
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def shown(facts: dict) -> Iterator[str]:
+    """What the rows are measured on, in lines."""
+    card, versions = facts["card"], facts["versions"]
+    yield f"{card.get('name', 'no card: a dry run on the processor')}, computes in {card['computes_in']}"
+    yield ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    if "dynamic_vram" in card:
+        yield f"dynamic VRAM {'on' if card['dynamic_vram'] else 'off: ' + card['why_no_dynamic_vram']}"
+        yield f"allocator {card['allocator']} {card['why_other_allocator']}".rstrip()
+    if facts.get("replaced"):
+        yield f"not installed, and replaced by what raises an error when it is used: {', '.join(facts['replaced'])}"
+    yield ""
+
+
+def _words(row: dict) -> Iterator[str]:
+    if "failed" in row or "not_done" in row:
+        yield f"FAILED {row['failed']}" if "failed" in row else f"left out: {row['not_done']}"
+        return
+    if "right" in row:
+        yield "right" if row["right"] else "WRONG"
+    for name, text in (("error", "{:.2e} off"), ("bound", "(allowed {:.0e})"), ("seconds", "{:.3f} s/step"),
+                       ("of_products", "{:.0%} of the matrix rate"), ("planned_seconds", "(planned {:.3f} s)")):  # fmt: skip
+        if row.get(name) is not None:
+            yield text.format(row[name])
+    for name, text in (("peak", "{:.2f} GB"), ("planned_peak", "(planned {:.2f})"), ("traffic", "{:.2f} GB over the bus")):
+        if row.get(name) is not None:
+            yield text.format(row[name] / GB)
+    yield from (str(row[name]) for name in ("layout", "words") if row.get(name))
+    if row.get("warnings"):
+        yield f"warned: {' / '.join(row['warnings'])}"

@@ -1,0 +1,83 @@
+"""What is measured, the most telling first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+
+SLOWEST = 150.0  # seconds that a row may take before it is given up
+FORMATS = ("bf16", "fp8 (scaled)", "fp8 (e4m3)", "mxfp8", "int8", "nvfp4", "int4", "fp32")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row by name: which of ``worker.KINDS`` measures it, with which arguments, and for how many seconds at most."""
+
+    name: str
+    kind: str
+    arguments: dict = field(default_factory=dict)
+    seconds: float = SLOWEST
+
+    def request(self) -> dict:
+        """As JSON for the process that measures."""
+        return asdict(self)
+
+
+def rows(device: str) -> list[Row]:
+    """All rows of a kind of device, in the order in which they are measured."""
+    return [Row("rates", "rates"), *_gradients(), *_runs(), *(_steps_cpu() if device == "cpu" else _steps()),
+            *_peers(device)]  # fmt: skip
+
+
+def chosen(every: list[Row], patterns: list[str]) -> list[Row]:
+    """The rows whose name fits one of the patterns (``klein-9b*``); all of them without patterns."""
+    return [row for row in every if not patterns or any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+
+
+def _word(precision: str) -> str:
+    return precision.replace("fp8 (scaled)", "fp8").replace("fp8 (e4m3)", "e4m3")
+
+
+def _gradients() -> Iterator[Row]:
+    for precision in FORMATS:
+        yield Row(f"gradient-{_word(precision)}", "gradient", {"precision": precision})
+    for precision in ("bf16", "fp8 (scaled)"):
+        yield Row(f"gradient-{_word(precision)}-in-fp16", "gradient", {"precision": precision, "dtype": "fp16"})
+        yield Row(f"gradient-{_word(precision)}-streamed", "gradient", {"precision": precision, "streamed": True})
+
+
+def _runs() -> Iterator[Row]:
+    yield Row("run-resident", "run", {"offload": "auto"})
+    yield Row("run-streamed", "run", {"offload": "all"})
+
+
+def _steps() -> Iterator[Row]:
+    """``card``: GiB that the plan may use, 0 for all there are."""
+    for flavour, formats in (("klein-9b", ("fp8 (scaled)", "bf16")), ("klein-4b", ("bf16", "fp8 (scaled)")),
+                             ("dev", ("fp8 (scaled)",))):  # fmt: skip
+        for precision in formats:
+            for pixels in (1024, 512):
+                yield _step(flavour, pixels, precision)
+            for card in (24, 16, 12, 8) if precision == formats[0] else (24,):
+                yield _step(flavour, 1024, precision, card)
+    for precision in ("nvfp4", "int8", "mxfp8", "int4"):
+        yield _step("klein-9b", 1024, precision)
+    yield _step("dev", 1024, "bf16", seconds=300.0)
+
+
+def _steps_cpu() -> Iterator[Row]:
+    for precision in ("bf16", "fp8 (scaled)"):
+        yield _step("nano", 256, precision)
+    yield Row("nano-256-bf16-streamed", "step", {"flavour": "nano", "pixels": 256, "precision": "bf16",
+                                                 "offload": "all"})  # fmt: skip
+
+
+def _step(flavour: str, pixels: int, precision: str, card: int = 0, seconds: float = SLOWEST) -> Row:
+    name = f"{flavour}-{pixels}-{_word(precision)}{f'-{card}gb' if card else ''}"
+    return Row(name, "step", {"flavour": flavour, "pixels": pixels, "precision": precision, "card": card}, seconds)
+
+
+def _peers(device: str) -> Iterator[Row]:
+    for flavour, pixels in [("nano", 256)] if device == "cpu" else [("klein-4b", 1024), ("klein-9b", 1024)]:
+        yield Row(f"diffusers-{flavour}-{pixels}-bf16", "diffusers", {"flavour": flavour, "pixels": pixels})

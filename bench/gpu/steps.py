@@ -1,0 +1,90 @@
+"""Seconds, memory and traffic of a training step of a flavour in its true shapes, against what the planner said."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import comfy.model_management
+import torch
+
+from bench.gpu import models
+from flux2_train.config import TrainConfig
+from flux2_train.flavours import FLAVOURS
+from flux2_train.host.rates import rates
+from flux2_train.memory.estimate import operations
+from flux2_train.memory.options import MemoryConfig
+from flux2_train.memory.planner import GB
+from flux2_train.run import events
+from flux2_train.run.trainer import Trainer
+
+RANK, STEPS, WARMUP = 16, 3, 2
+EVERY = 0.005  # seconds between two looks at the card's free memory
+
+
+def step(flavour: str, pixels: int, precision: str, card: int = 0, offload: str = "auto") -> dict:
+    """A row: the run that LoRA Trainer would make of these settings, by its own plan, for a few steps.
+
+    ``card`` is the memory_limit in GiB, 0 for none. Raises UserError where nothing fits.
+    """
+    model = models.flavour_model(flavour, precision)
+    device = model.load_device
+    config = TrainConfig(rank=RANK, steps=WARMUP + STEPS, validation_items=0, offload=offload,
+                         memory=MemoryConfig(memory_limit=card * 2**30 / GB))  # fmt: skip
+    trainer = Trainer(model, *models.caches(pixels, FLAVOURS[flavour].context), config)
+    seconds, traffic, warned = [], [], []
+    with _watched(device) as memory, torch.inference_mode(), closing(trainer.run()) as run:
+        for event in run:
+            if isinstance(event, events.Warned):
+                warned.append(event.text)
+            if isinstance(event, events.Stepped):
+                seconds.append(event.seconds)
+                traffic.append(trainer.memory.how.copied())
+    plan, work = trainer.memory.plan, trainer.memory.work
+    median = statistics.median(seconds[WARMUP:])
+    rate = operations(work, plan.layout) / median
+    found = {
+        "layout": plan.layout.describe(len(work.weights.blocks)), "seconds": median, "all_seconds": seconds,
+        "planned_seconds": plan.estimate.seconds, "of_products": rate / rates(device).flops, "flops": rate,
+        "planned_peak": plan.estimate.peak, "traffic": traffic[-1] - traffic[-2],
+        "planned_traffic": plan.estimate.traffic, "limited_by": plan.estimate.limit, "warnings": warned, **memory,
+    }  # fmt: skip
+    trainer.release()
+    return found
+
+
+@contextmanager
+def _watched(device: torch.device) -> Iterator[dict]:
+    """Fills a dict with ``peak``, bytes that torch had allocated, and ``on_card``, bytes in use for whatever reason.
+
+    The second counts what dynamic VRAM holds, which does not come from torch's allocator. Cards only.
+    """
+    found: dict[str, int] = {}
+    if device.type != "cuda":
+        yield found
+        return
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    total, least, done = torch.cuda.mem_get_info(device)[1], [torch.cuda.mem_get_info(device)[0]], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(EVERY):
+            least[0] = min(least[0], torch.cuda.mem_get_info(device)[0])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+        found.update(peak=torch.cuda.max_memory_allocated(device), on_card=total - least[0],
+                     loaded=_loaded(device))  # fmt: skip
+
+
+def _loaded(device: torch.device) -> int:
+    """Bytes of weights that ComfyUI counts as loaded there."""
+    there = comfy.model_management.current_loaded_models
+    return sum(loaded.model_loaded_memory() for loaded in there if loaded.device == device)

@@ -1,0 +1,112 @@
+"""The process that measures: it says what it runs on, then answers each line of stdin with one row, in JSON."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LONGEST = 600  # characters of an error
+
+
+def main(device: str, options: str) -> None:
+    """Answer until stdin ends. Every error of a row is its answer."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    from bench.gpu import packed
+
+    replaced = packed.complete(ROOT)
+    from flux2_train.host.bootstrap import import_comfyui
+
+    import_comfyui(*shlex.split(options), *(["--cpu"] if device == "cpu" else []))
+    answers.write(json.dumps({**facts(), "replaced": replaced, "options": options}) + "\n")
+    for line in sys.stdin:
+        answers.write(json.dumps(measured(json.loads(line))) + "\n")
+
+
+def facts() -> dict:
+    """What rows are measured on, gathered before any of them."""
+    from flux2_train.host import facts
+
+    return {"versions": facts.versions(), "computer": facts.system(), "card": facts.card(),
+            "formats": facts.formats(), "kernels": facts.kernels()}  # fmt: skip
+
+
+def measured(request: dict) -> dict:
+    """The row, or what went wrong. ``unusable`` where the device answers nothing any more."""
+    from flux2_train.errors import UserError
+    from flux2_train.host.facts import scrubbed
+
+    try:
+        found = KINDS[request["kind"]](**request["arguments"])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # ComfyUI's interrupt and pyo3's panics are no Exceptions
+        if isinstance(error, UserError) and request["kind"] == "step":
+            found = {"refused": scrubbed(str(error))}
+        else:
+            traceback.print_exc()
+            text = " ".join(str(error).split())
+            found = {"failed": scrubbed(f"{type(error).__name__}: {text}")[:LONGEST]}
+    return {**found, **_clean()}
+
+
+def _clean() -> dict:
+    """Give memory back, and say whether the device still works."""
+    import comfy.model_management
+    import torch
+
+    try:
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+        device = comfy.model_management.get_torch_device()
+        return {} if float(torch.ones(2, device=device).sum()) == 2 else {"unusable": True}
+    except Exception:
+        return {"unusable": True}
+
+
+def _rates() -> dict:
+    from dataclasses import asdict
+
+    import comfy.model_management
+
+    from flux2_train.host import rates
+
+    device = comfy.model_management.get_torch_device()
+    found = rates.measure(device)
+    return {**asdict(found), "words": found.words("processor" if device.type == "cpu" else "card")}
+
+
+def _gradient(**arguments) -> dict:
+    from bench.gpu.gradients import gradient
+
+    return gradient(**arguments)
+
+
+def _run(**arguments) -> dict:
+    from bench.gpu.runs import run
+
+    return run(**arguments)
+
+
+def _step(**arguments) -> dict:
+    from bench.gpu.steps import step
+
+    return step(**arguments)
+
+
+def _diffusers(**arguments) -> dict:
+    from bench.gpu.peers import diffusers
+
+    return diffusers(**arguments)
+
+
+KINDS = {"rates": _rates, "gradient": _gradient, "run": _run, "step": _step, "diffusers": _diffusers}
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
