@@ -25,9 +25,9 @@ PROJECT = ("bench", "flux2_train", "LICENSE", "README.md", "pyproject.toml", "re
 WHEELS = ("comfy-kitchen", "comfy-aimdo", "einops", "pillow", "peft")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64",
              "manylinux2014_x86_64", "manylinux_2_12_x86_64", "manylinux2010_x86_64")  # fmt: skip
-# Of ComfyUI: what its own repository does not hold, and what nobody imports.
+# Of ComfyUI's own folder: somebody's files, and what is not imported here.
 LEFT_OUT = ("tests", "tests-unit", "models", "input", "output", "user", "temp", "custom_nodes", "blueprints",
-            "script_examples", "comfy_api_nodes", "__pycache__", ".git", ".github", ".ci")  # fmt: skip
+            "script_examples", "comfy_api_nodes", ".git", ".github", ".ci")  # fmt: skip
 OTHER_BACKENDS = re.compile(r"comfy_kitchen/backends/hip/.*\.so$|comfy_aimdo/aimdo_rocm\.so$|.*\.(dll|pyd)$")
 
 
@@ -63,7 +63,11 @@ def _copy(source: Path, target: Path) -> None:
 
 def _copy_comfyui(source: Path, target: Path) -> None:
     """Its code, with the empty folders that it expects."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=False)
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if name == "__pycache__" or (Path(folder) == source and name in LEFT_OUT)]
+
+    shutil.copytree(source, target, ignore=left_out)
     for name in ("models", "input", "output", "user", "custom_nodes"):
         (target / name).mkdir(exist_ok=True)
 

@@ -257,7 +257,7 @@ def _read() -> dict[str, Rates]:
             return {}
         entries = json.loads(path.read_text())
         return {str(key): found for key, entry in entries.items() if (found := _entry(entry))}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 

@@ -26,7 +26,8 @@ def may_have_card() -> bool:
 def before_torch() -> None:
     """What main.py does between reading its command line, which has been read, and importing torch.
 
-    Does nothing where no card can be. Where torch is imported already, its allocator stays what it is.
+    Does nothing where no card can be. Where torch is imported already, its allocator stays what it is. The order and
+    the values are those of ComfyUI 0.30.0's main.py; ``tests/test_starting.py`` runs that beside this.
     """
     from comfy.cli_args import args
 
@@ -35,7 +36,9 @@ def before_torch() -> None:
     _load_aimdo(args)
     _name_devices(args)
     if "torch" not in sys.modules:
-        importlib.import_module("cuda_malloc")  # core's: writes PYTORCH_CUDA_ALLOC_CONF
+        core = importlib.import_module("cuda_malloc")  # writes PYTORCH_CUDA_ALLOC_CONF
+        if "rocm" in core.get_torch_version_noimport():
+            os.environ["OCL_SET_SVM_SIZE"] = "262144"
 
 
 def _load_aimdo(args) -> None:
@@ -67,6 +70,7 @@ def _name_devices(args) -> None:
         _visible(",".join(map(str, [args.default_device, *others])))
     if args.cuda_device is not None:
         _visible(str(args.cuda_device))
+        os.environ["ASCEND_RT_VISIBLE_DEVICES"] = str(args.cuda_device)
     if getattr(args, "oneapi_device_selector", None) is not None:
         os.environ["ONEAPI_DEVICE_SELECTOR"] = args.oneapi_device_selector
     if args.deterministic:

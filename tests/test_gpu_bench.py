@@ -1,0 +1,259 @@
+"""``bench.gpu``: its rows are right on a CPU, whatever happens to one row costs itself alone, and it runs from a packed
+folder in a Python that has torch, transformers, accelerate and safetensors only."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from bench.gpu import __main__ as command
+from bench.gpu import packed
+from bench.gpu.process import Lost, Process
+from bench.gpu.rows import chosen, rows
+
+CARD = {"card": {"type": "cuda", "name": "NVIDIA X 1", "computes_in": "bf16"}, "versions": {"torch": "2.11"}}
+
+
+def test_rows_have_names_of_their_own_and_the_most_telling_are_first():
+    for device in ("cpu", "cuda"):
+        names = [row.name for row in rows(device)]
+        assert len(set(names)) == len(names)
+        kinds = list(dict.fromkeys(row.kind for row in rows(device)))
+        assert kinds == ["rates", "gradient", "run", "step", "diffusers"]
+    assert [row.name for row in chosen(rows("cuda"), ["klein-9b-512*", "rates"])] == [
+        "rates", "klein-9b-512-fp8", "klein-9b-512-bf16"]  # fmt: skip
+    for flavour in ("klein-9b", "klein-4b", "dev"):
+        for pixels in (512, 1024):
+            assert chosen(rows("cuda"), [f"{flavour}-{pixels}-*"])
+
+
+class Answers:
+    """In place of the process that measures: what it answers, by the row's name; Lost where that is no dict."""
+
+    def __init__(self, log: list, answers: dict):
+        self.log, self.answers, self.asked = log, answers, None
+        log.append("began")
+
+    def ask(self, request: dict) -> None:
+        self.asked = request["name"]
+        self.log.append(self.asked)
+
+    def answer(self, seconds: float) -> dict:
+        found = CARD if self.asked is None else self.answers.get(self.asked, {"right": True})
+        if isinstance(found, str):
+            raise Lost(found)
+        return dict(found)
+
+    def stop(self) -> None:
+        self.log.append("stopped")
+
+
+def bench(monkeypatch, tmp_path, answers: dict, *arguments: str) -> tuple[int, dict, list]:
+    log = []
+    monkeypatch.setattr(command, "Process", lambda _: Answers(log, answers))
+    out = tmp_path / "gpu_x.json"
+    code = command.main(["--out", str(out), *arguments])
+    return code, json.loads(out.read_text()), log
+
+
+def test_a_row_that_fails_hangs_or_ends_the_process_costs_itself_alone(monkeypatch, tmp_path, capsys):
+    answers = {
+        "gradient-bf16": {"failed": "RuntimeError: no"}, "gradient-fp8": {"failed": "CUDA error", "unusable": True},
+        "gradient-e4m3": "no answer in 150 s", "gradient-mxfp8": {"right": False, "error": 0.7},
+    }  # fmt: skip
+    code, found, log = bench(monkeypatch, tmp_path, answers, "--rows", "gradient-*")
+    assert code == 1
+    names = [row.name for row in chosen(rows("cuda"), ["gradient-*"])]
+    assert list(found["rows"]) == names and found["not_reached"] == []
+    assert log == ["began", "gradient-bf16", "gradient-fp8", "stopped", "began", "gradient-e4m3", "stopped", "began",
+                   "gradient-mxfp8", *names[4:], "stopped"]  # fmt: skip
+    assert found["rows"]["gradient-e4m3"]["failed"] == "no answer in 150 s"
+    out = capsys.readouterr().out
+    assert "Went wrong: gradient-bf16, gradient-fp8, gradient-e4m3, gradient-mxfp8" in out
+    assert "WRONG 7.00e-01 off" in out
+
+
+def test_every_row_is_written_as_it_is_done(monkeypatch, tmp_path):
+    seen = []
+
+    class Looks(Answers):
+        def ask(self, request):
+            seen.append(list(json.loads((tmp_path / "x.json").read_text())["rows"]))
+            super().ask(request)
+
+    monkeypatch.setattr(command, "Process", lambda _: Looks([], {}))
+    assert command.main(["--out", str(tmp_path / "x.json"), "--rows", "run-*", "rates"]) == 0
+    assert seen == [[], ["rates"], ["rates", "run-resident"]]
+
+
+def test_what_is_not_reached_is_listed_and_can_be_measured_then(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command.Bench, "left", property(lambda self: 100.0 if len(self.results.begun) < 2 else 1.0))
+    monkeypatch.setattr(command.Bench, "_begin", _begin_without_looking_at_the_time)
+    code, found, _ = bench(monkeypatch, tmp_path, {}, "--rows", "gradient-*")
+    names = [row.name for row in chosen(rows("cuda"), ["gradient-*"])]
+    assert code == 0 and list(found["rows"]) == names[:2] and found["not_reached"] == names[2:]
+    assert f"Not reached: python -m bench.gpu --rows {' '.join(names[2:])}" in capsys.readouterr().out
+    monkeypatch.undo()
+    _, found, _ = bench(monkeypatch, tmp_path, {}, "--rows", *names[2:])
+    assert list(found["rows"]) == names and found["not_reached"] == []
+
+
+def _begin_without_looking_at_the_time(self):
+    self.process = command.Process([])
+    return self.process.answer(1.0)
+
+
+def test_where_nothing_starts_it_says_why(monkeypatch, tmp_path, capsys):
+    def lost(_):
+        raise Lost("the process that measures ended with 1")
+
+    monkeypatch.setattr(command, "Process", lost)
+    assert command.main(["--out", str(tmp_path / "x.json")]) == 2
+    assert "Nothing could be measured: the process that measures ended with 1" in capsys.readouterr().err
+
+
+def test_a_name_of_no_row_is_told(monkeypatch, tmp_path, capsys):
+    assert bench(monkeypatch, tmp_path, {}, "--rows", "klein-5b*")[0] == 2
+    assert "No row is called klein-5b*" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def process():
+    """The real process that measures, on the CPU."""
+    running = Process(["cpu", ""])
+    running.facts = running.answer(120)
+    yield running
+    running.stop()
+
+
+def ask(process, kind: str, **arguments) -> dict:
+    process.ask({"name": "", "kind": kind, "arguments": arguments})
+    return process.answer(240)
+
+
+def test_what_it_runs_on_is_said_first(process):
+    assert process.facts["card"]["type"] == "cpu" and process.facts["versions"]["comfyui"]
+    assert process.facts["replaced"] == []  # everything is installed where the tests run
+
+
+def test_an_error_is_an_answer_and_the_next_row_is_measured(process):
+    assert ask(process, "nothing")["failed"] == "KeyError: 'nothing'"
+    assert ask(process, "step", flavour="nano", pixels=256, precision="bf16", card=-1)["refused"]
+    found = ask(process, "gradient", precision="bf16")
+    assert found["right"] and 0 < found["error"] <= found["bound"]
+
+
+@pytest.mark.parametrize("more", [{"dtype": "fp16"}, {"streamed": True}])
+def test_gradients_in_fp16_and_streamed_are_right(process, more):
+    found = ask(process, "gradient", precision="fp8 (scaled)", **more)
+    assert found["right"] and found["zeros"] < 0.01
+
+
+def test_a_run_with_a_preview_is_taken_up_to_the_same_lora(process):
+    found = ask(process, "run", offload="all")
+    assert found["right"], found
+    assert found["error"] == 0 and "blocks streamed" in found["layout"]
+
+
+def test_a_step_is_measured_against_its_plan(process):
+    found = ask(process, "step", flavour="nano", pixels=128, precision="bf16", offload="all")
+    assert found["seconds"] > 0 and found["planned_seconds"] > 0 and 0 < found["of_products"] < 10
+    assert found["traffic"] == found["planned_traffic"] > 0 and len(found["all_seconds"]) == 5
+
+
+def test_what_replaces_a_missing_package_can_be_imported_and_not_used():
+    """In a process of its own: it stays in Python's import system."""
+    code = """
+from bench.gpu import packed
+import sys
+sys.meta_path.append(packed.Replacer(["nowhere"]))
+import nowhere.deep
+from nowhere.other import Thing
+class Mine(Thing): pass
+def f(x: Thing.Kind.ONE): pass
+for use in (lambda: nowhere.deep.read("x"), Thing, Mine, lambda: Thing.Kind(1)):
+    try:
+        use()
+    except ImportError as error:
+        print(error)
+try:
+    import nowhere_else
+except ModuleNotFoundError:
+    print("not replaced")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "nowhere is not installed, and nowhere.deep.read is needed here.",
+        "nowhere is not installed, and nowhere.other.Thing is needed here.",
+        "nowhere is not installed, and nowhere.other.Mine is needed here.",
+        "nowhere is not installed, and nowhere.other.Kind is needed here.",
+        "not replaced",
+    ], done.stderr
+
+
+def test_a_checkout_has_nothing_to_unpack(tmp_path):
+    packed.unpack(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+ALLOWED = ("transformers>=5", "accelerate", "safetensors")
+
+
+def environment(folder: Path) -> Path:
+    """A new Python that has torch, as it is installed here, transformers 5, accelerate and safetensors only."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    (target,) = (folder / "lib").glob("python*/site-packages")
+    for name in needed_by("torch"):
+        for part in {Path(file).parts[0] for file in importlib.metadata.files(name) or () if ".." not in str(file)}:
+            source = Path(importlib.metadata.distribution(name).locate_file(part))
+            if part != "__pycache__" and source.exists() and not (target / part).exists():
+                (target / part).symlink_to(source)
+    subprocess.run([python, "-m", "pip", "install", "-q", *ALLOWED], check=True)
+    return python
+
+
+def needed_by(package: str, known: tuple[str, ...] = ()) -> list[str]:
+    """The package and all that it needs, of what is installed here."""
+    found = [package]
+    for text in importlib.metadata.requires(package) or ():
+        name = re.match(r"[A-Za-z0-9_.-]+", text)[0]
+        if "extra ==" in text or name in (*known, *found):
+            continue
+        try:
+            found += [n for n in needed_by(name, (*known, *found)) if n not in found]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="what is packed is for Linux")
+def test_the_packed_folder_runs_where_only_torch_and_transformers_are(tmp_path):
+    """The same command as on a card, without one and without a network."""
+    folder = tmp_path / "packed"
+    version = "{}.{}".format(*sys.version_info)
+    assert command.main(["--pack", str(folder), "--python", version]) == 0
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{size / 1e6:.1f} MB")
+    assert size <= 60e6
+    python = environment(tmp_path / "environment")
+    variables = {name: value for name, value in os.environ.items() if name not in ("COMFYUI_PATH", "PYTHONPATH")}
+    for offline in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        variables[offline] = "http://127.0.0.1:9"
+    out = tmp_path / "gpu_cpu.json"
+    done = subprocess.run([python, "-m", "bench.gpu", "--device", "cpu", "--out", out], cwd=folder, env=variables,
+                          capture_output=True, text=True)  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    found = json.loads(out.read_text())
+    assert found["facts"]["versions"]["transformers"].startswith("5.") and "av" in found["facts"]["replaced"]
+    assert list(found["rows"]) == [row.name for row in rows("cpu")] and found["not_reached"] == []
+    assert "diffusers" in found["rows"]["diffusers-nano-256-bf16"]["absent"]
