@@ -1,6 +1,6 @@
 """What ComfyUI's main.py does about memory on a card, or what we do in its place, written down as JSON.
 
-Arguments: 'core' runs main.py's own statements, 'ours' ``host.starting``; then the card, as JSON, and ComfyUI's options.
+Arguments: 'core' runs main.py's own statements, 'ours' ``host.starting``; the card, as JSON; ComfyUI's options.
 comfy-aimdo needs a card: its three functions are replaced by ones that note their arguments.
 """
 
@@ -48,7 +48,7 @@ def init_devices(devices):
     return card.get("works", True)
 
 
-control.init, control.init_devices = init, init_devices
+control.init, control.init_devices, control.lib = init, init_devices, "loaded"
 for name in ("warning", "info", "error"):
     setattr(control, f"set_log_{name}", lambda: None)
 before = dict(os.environ)

@@ -36,9 +36,10 @@ def gradient(precision: str, dtype: str = "", streamed: bool = False) -> dict:
     if precision in quantise.FORMATS and precision not in quantise.available():
         raise UserError(f"This ComfyUI or torch has no {precision}.")
     generator = torch.Generator().manual_seed(0)
-    weights = {name: _weight(shape, generator) for name, shape in models.shapes(SIZES)}
+    number = torch.float32 if precision == "fp32" else torch.bfloat16
+    weights = {name: _weight(shape, generator).to(number) for name, shape in models.shapes(SIZES)}
     tensors = models.stored(weights, precision)
-    exact = gradients(_computing_in(models.loaded(_copied(tensors), precision, CPU), torch.float32), Layout(BLOCKS))
+    exact, where = _exact(tensors, precision)
     model = models.loaded(_copied(tensors), precision)
     layout = Layout(BLOCKS, streamed=(0, 1, 2) if streamed else ())
     with _without_bf16(dtype == "fp16"):
@@ -48,8 +49,20 @@ def gradient(precision: str, dtype: str = "", streamed: bool = False) -> dict:
         found = gradients(model, layout, FIRST if computed == "fp16" else 1.0)
     error = max(((found[n] - g).norm() / g.norm()).item() for n, g in exact.items())
     zeros = sum((g == 0).sum().item() for g in found.values()) / sum(g.numel() for g in found.values())
-    return {"right": error <= BOUNDS[computed], "error": error, "bound": BOUNDS[computed], "zeros": zeros,
-            "words": f"{precision} weights, computed in {computed}{', streamed' if streamed else ''}"}  # fmt: skip
+    words = f"{precision} weights, computed in {computed}{', streamed' if streamed else ''}{where}"
+    bound = BOUNDS[computed]
+    return {"right": error <= bound, "error": error, "bound": bound, "zeros": zeros, "words": words}
+
+
+def _exact(tensors: dict[str, Tensor], precision: str) -> tuple[dict[str, Tensor], str]:
+    """Gradients in fp32 on the processor; where ComfyUI cannot, on the card, and words that say so."""
+    try:
+        model = models.loaded(_copied(tensors), precision, CPU)
+        return gradients(_computing_in(model, torch.float32), Layout(BLOCKS)), ""
+    except Exception as error:
+        model = models.loaded(_copied(tensors), precision)
+        where = f", against fp32 on the card ({type(error).__name__})"
+        return gradients(_computing_in(model, torch.float32), Layout(BLOCKS)), where
 
 
 def _weight(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -1,8 +1,8 @@
 """Running where ComfyUI's packages are not installed: what was packed is used, and what is missing is replaced.
 
-ComfyUI imports packages at the top of its files for what training never does: reading videos, sound, SDE samplers. Where
-one is missing, a module takes its place whose names exist and raise ImportError when they are called. Only this bench
-does so: where they are installed nothing is replaced, and training itself uses none of them.
+ComfyUI imports packages at the top of its files for what training never does: videos, sound, SDE samplers. Where one is
+missing, a module takes its place whose names exist and raise ImportError when they are called. Only this bench does so,
+and where they are installed nothing is replaced.
 """
 
 from __future__ import annotations

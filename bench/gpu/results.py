@@ -12,6 +12,11 @@ from flux2_train.whole import write_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 GB = 1e9
+NUMBERS = (  # of a row, as they are shown, and their unit
+    ("error", "{:.2e} off", 1), ("bound", "(allowed {:.0e})", 1), ("seconds", "{:.3f} s/step", 1),
+    ("planned_seconds", "(planned {:.3f} s)", 1), ("of_products", "{:.0%} of the matrix rate", 1),
+    ("peak", "{:.2f} GB", GB), ("planned_peak", "(planned {:.2f})", GB), ("traffic", "{:.2f} GB over the bus", GB),
+)  # fmt: skip
 
 
 class Results:
@@ -86,18 +91,15 @@ def shown(facts: dict) -> Iterator[str]:
 
 
 def _words(row: dict) -> Iterator[str]:
-    if "failed" in row or "not_done" in row:
-        yield f"FAILED {row['failed']}" if "failed" in row else f"left out: {row['not_done']}"
-        return
+    for name, text in (("failed", "FAILED"), ("not_done", "left out:"), ("refused", "refused:"), ("absent", "absent:")):
+        if name in row:
+            yield f"{text} {row[name]}"
+            return
     if "right" in row:
         yield "right" if row["right"] else "WRONG"
-    for name, text in (("error", "{:.2e} off"), ("bound", "(allowed {:.0e})"), ("seconds", "{:.3f} s/step"),
-                       ("of_products", "{:.0%} of the matrix rate"), ("planned_seconds", "(planned {:.3f} s)")):  # fmt: skip
+    for name, text, unit in NUMBERS:
         if row.get(name) is not None:
-            yield text.format(row[name])
-    for name, text in (("peak", "{:.2f} GB"), ("planned_peak", "(planned {:.2f})"), ("traffic", "{:.2f} GB over the bus")):
-        if row.get(name) is not None:
-            yield text.format(row[name] / GB)
+            yield text.format(row[name] / unit)
     yield from (str(row[name]) for name in ("layout", "words") if row.get(name))
     if row.get("warnings"):
         yield f"warned: {' / '.join(row['warnings'])}"

@@ -53,14 +53,18 @@ def _runs() -> Iterator[Row]:
 
 
 def _steps() -> Iterator[Row]:
-    """``card``: GiB that the plan may use, 0 for all there are."""
-    for flavour, formats in (("klein-9b", ("fp8 (scaled)", "bf16")), ("klein-4b", ("bf16", "fp8 (scaled)")),
-                             ("dev", ("fp8 (scaled)",))):  # fmt: skip
-        for precision in formats:
-            for pixels in (1024, 512):
-                yield _step(flavour, pixels, precision)
-            for card in (24, 16, 12, 8) if precision == formats[0] else (24,):
-                yield _step(flavour, 1024, precision, card)
+    """Flavours with all of the card's memory and with some of it, then with the memory of other cards."""
+    for flavour, precision, cards in (
+        ("klein-9b", "fp8 (scaled)", (16, 8)), ("klein-9b", "bf16", (24,)), ("klein-4b", "bf16", (12, 8)),
+        ("dev", "fp8 (scaled)", (24, 16)),
+    ):  # fmt: skip
+        for pixels in (1024, 512):
+            yield _step(flavour, pixels, precision)
+        for card in cards:
+            yield _step(flavour, 1024, precision, card)
+    for flavour, cards in (("dev", (32, 12)), ("klein-9b", (24, 12)), ("klein-4b", (0, 8))):
+        for card in cards:
+            yield _step(flavour, 1024, "fp8 (scaled)", card)
     for precision in ("nvfp4", "int8", "mxfp8", "int4"):
         yield _step("klein-9b", 1024, precision)
     yield _step("dev", 1024, "bf16", seconds=300.0)
@@ -74,6 +78,7 @@ def _steps_cpu() -> Iterator[Row]:
 
 
 def _step(flavour: str, pixels: int, precision: str, card: int = 0, seconds: float = SLOWEST) -> Row:
+    """``card``: GiB that the plan may use, 0 for all there are."""
     name = f"{flavour}-{pixels}-{_word(precision)}{f'-{card}gb' if card else ''}"
     return Row(name, "step", {"flavour": flavour, "pixels": pixels, "precision": precision, "card": card}, seconds)
 

@@ -113,9 +113,10 @@ def measure(device: torch.device) -> Rates:
     pinned = device.type == "cuda"
     slow = _copy(device, False)
     dtype = dtype_of_training(device)
+    memory = _memory(device)
+    comfy.model_management.soft_empty_cache()
     reading = disk() if device.type != "cpu" else 0.0  # nothing waits for it where the processor is slower still
-    return Rates(_copy(device, True) if pinned else slow, slow, products[dtype], products, _memory(device), reading,
-                 True)  # fmt: skip
+    return Rates(_copy(device, True) if pinned else slow, slow, products[dtype], products, memory, reading, True)
 
 
 def dtype_of_training(device: torch.device) -> str:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 # Files that a driver of NVIDIA, AMD and WSL makes on Linux. Other systems have none to look for.
-DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/kfd", "/dev/dxg")
 DYNAMIC_SINCE = (2, 8)  # torch
 _why_off: list[str] = []
 
@@ -119,6 +119,8 @@ def _turn_on() -> str:
         import comfy_aimdo.control as control
     except ImportError:
         return "comfy-aimdo is not installed"
+    if control.lib is None:  # its library is loaded late where no driver's files were seen before
+        _load_aimdo(sys.modules["comfy.cli_args"].args)
     if not _devices_began(control):
         return "comfy-aimdo does not work with this card or driver"
     control.set_log_warning()

@@ -88,7 +88,7 @@ def _asked(arguments: argparse.Namespace):
     ))  # fmt: skip
     asked = Question(arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
                      ram, bus, flops)  # fmt: skip
-    rates = f"{flops / 1e12:.3g} TFLOP/s and {bus / 1e9:.3g} GB/s over the bus"
+    rates = f"{flops / 1e12:.3g} TFLOP/s and {bus / 1e9:.3g} GB/s from host memory"
     return asked, f"seconds: {'given' if given else source}, {rates}"
 
 
@@ -136,6 +136,6 @@ def _here(arguments: argparse.Namespace):
 
     device = machine.device()
     if device.type == "cpu":
-        raise UserError("There is no card here to plan for; name one with --vram, and its rates with --tflops and --bus.")
+        raise UserError("There is no card here to plan for; give --vram, and its rates with --tflops and --bus.")
     found = machine.machine(device)
     return found, machine.rates_in_words(device).partition(":")[0]
