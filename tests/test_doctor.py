@@ -74,7 +74,8 @@ def test_names_and_tokens_are_taken_out(monkeypatch, text, left):
 
 CARD = {
     "type": "cuda", "device": "cuda:0", "computes_in": "bf16", "name": "NVIDIA GeForce RTX 2070",
-    "driver": "driver 580", "cuda": "13.0", "hip": "", "memory": 8e9, "memory_free": 7e9, "dynamic_vram": True, "why_no_dynamic_vram": "",
+    "driver": "driver 580", "cuda": "13.0", "hip": "", "memory": 8e9, "memory_free": 7e9,
+    "dynamic_vram": True, "why_no_dynamic_vram": "",
     "allocator": "cudaMallocAsync", "why_other_allocator": "", "capability": "sm_75", "cards": 1,
 }  # fmt: skip
 

@@ -207,15 +207,21 @@ ALLOWED = ("transformers>=5", "accelerate", "safetensors")
 
 
 def environment(folder: Path) -> Path:
-    """A new Python that has torch, as it is installed here, transformers 5, accelerate and safetensors only."""
+    """A new Python that has torch, as it is installed here, transformers 5, accelerate and safetensors only.
+
+    torch is linked, into a folder beside site-packages: pip would write through links that lie in site-packages.
+    """
     venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    (target,) = (folder / "lib").glob("python*/site-packages")
-    for name in needed_by("torch"):
+    python, linked = folder / "bin" / "python", folder / "linked"
+    linked.mkdir()
+    own = [d.name for d in importlib.metadata.distributions() if d.name.startswith(("nvidia", "cuda"))]
+    for name in {*needed_by("torch"), *own}:
         for part in {Path(file).parts[0] for file in importlib.metadata.files(name) or () if ".." not in str(file)}:
             source = Path(importlib.metadata.distribution(name).locate_file(part))
-            if part != "__pycache__" and source.exists() and not (target / part).exists():
-                (target / part).symlink_to(source)
+            if part != "__pycache__" and source.exists() and not (linked / part).exists():
+                (linked / part).symlink_to(source)
+    (site_packages,) = (folder / "lib").glob("python*/site-packages")
+    (site_packages / "linked.pth").write_text(f"{linked}\n")
     subprocess.run([python, "-m", "pip", "install", "-q", *ALLOWED], check=True)
     return python
 

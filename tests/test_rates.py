@@ -65,10 +65,10 @@ GOOD = {"bus": 1e9, "bus_unpinned": 1e9, "flops": 1e12, "products": {}, "memory"
 
 @pytest.mark.parametrize("content", [
     "", "{", "[]", "null", "{KEY: 3}", "{KEY: {}}", "\x00" * 100, "[" * 10000,
-    *("{KEY: %s}" % json.dumps({**GOOD, **bad}) for bad in (
+    *(f"{{KEY: {json.dumps({**GOOD, **bad})}}}" for bad in (
         {"bus": -1}, {"flops": 0}, {"flops": float("nan")}, {"bus": float("inf")}, {"bus": "fast"}, {"bus": True},
         {"products": []}, {"products": {"bf16": None}}, {"memory": None})),
-    "{KEY: %s}" % json.dumps(GOOD) + " " * rates.LARGEST,
+    f"{{KEY: {json.dumps(GOOD)}}}" + " " * rates.LARGEST,
 ])  # fmt: skip
 def test_a_damaged_file_is_measured_over(folder, measured, content):
     folder.mkdir()

@@ -22,7 +22,7 @@ from flux2_train.options import AdapterConfig
 from flux2_train.run.loss_scale import FIRST, LossScale
 
 SIZES = 256, 1, 2, 96  # hidden, double and single blocks, context
-SIDE, TEXT = 48, 16  # tokens: of an image of 768 px, and of its caption
+SIDE, SIDE_CPU, TEXT = 48, 12, 16  # tokens: of an image of 768 px, of one for a dry run, and of its caption
 BOUNDS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 6e-2}  # of the worst parameter, by norm
 CPU = torch.device("cpu")
 
@@ -94,8 +94,9 @@ def _without_bf16(really: bool) -> Iterator[None]:
 def gradients(model, layout: Layout, scale: float = 1.0) -> dict[str, Tensor]:
     """Gradients in fp32 on the CPU by parameter, of a mean squared error over a fixed image."""
     device, layers = model.load_device, linears(model)
+    side = SIDE_CPU if comfy.model_management.get_torch_device().type == "cpu" else SIDE
     generator = torch.Generator().manual_seed(1)
-    x, target = (torch.randn(1, 128, SIDE, SIDE, generator=generator) for _ in range(2))
+    x, target = (torch.randn(1, 128, side, side, generator=generator) for _ in range(2))
     text = torch.randn(1, TEXT, SIZES[3], generator=generator)
     sites = {n: Site(layers[n].in_features, layers[n].out_features, 4, 4.0) for n in targets.select(layers)}
     with training_mode():

@@ -65,7 +65,7 @@ def prepare(*arguments: str) -> Path:
     ours, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401  reads sys.argv, once, while it is imported
+        import comfy.cli_args
     finally:
         sys.argv = ours
     starting.before_torch()
