@@ -48,7 +48,7 @@ def init_devices(devices):
     return card.get("works", True)
 
 
-control.init, control.init_devices, control.lib = init, init_devices, "loaded"
+control.init, control.init_devices = init, init_devices
 for name in ("warning", "info", "error"):
     setattr(control, f"set_log_{name}", lambda: None)
 before = dict(os.environ)

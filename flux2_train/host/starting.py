@@ -119,9 +119,7 @@ def _turn_on() -> str:
         import comfy_aimdo.control as control
     except ImportError:
         return "comfy-aimdo is not installed"
-    if control.lib is None:  # its library is loaded late where no driver's files were seen before
-        _load_aimdo(sys.modules["comfy.cli_args"].args)
-    if not _devices_began(control):
+    if not _devices_began(control):  # also where its library was not loaded before: ComfyUI's modules look for it once
         return "comfy-aimdo does not work with this card or driver"
     control.set_log_warning()
     patcher.CoreModelPatcher = patcher.ModelPatcherDynamic
