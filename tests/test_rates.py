@@ -130,7 +130,7 @@ def test_plans_use_it_and_say_so(measured, monkeypatch):
     on = "processor" if DEVICE.type == "cpu" else "card"
     said = f"measured on this {on}: 70 TFLOP/s, 11 GB/s from host memory"
     found = machine.machine(DEVICE)
-    assert (found.bus, found.flops) == (FOUND.bus, FOUND.flops)
+    assert (found.bus, found.bus_unpinned, found.flops) == (FOUND.bus, FOUND.bus_unpinned, FOUND.flops)
     assert fit.here().rates == said
     trainer = Trainer(tiny_flux2(), *tiny_caches(), TrainConfig(steps=1, rank=2, validation_items=0))
     assert f"{'rates':12} {said}" in trainer.memory.describe().splitlines()

@@ -27,7 +27,8 @@ def machine(device: torch.device, limit: float = 0.0) -> Machine:
         there = comfy.model_management.current_loaded_models
         vram += sum(loaded.model_loaded_memory() for loaded in there if loaded.device == device)
     taken = min(vram, limit) if limit else vram
-    return Machine(taken, psutil.virtual_memory().available, found.bus, found.flops, vram - taken)
+    ram = psutil.virtual_memory().available
+    return Machine(taken, ram, found.bus, found.flops, vram - taken, bus_unpinned=found.bus_unpinned)
 
 
 def rates_in_words(device: torch.device) -> str:

@@ -40,7 +40,7 @@ class Rates:
     """
 
     bus: float = Machine.bus
-    bus_unpinned: float = Machine.bus
+    bus_unpinned: float = Machine.bus_unpinned
     flops: float = Machine.flops
     products: dict[str, float] = field(default_factory=dict)
     memory: float = 0.0
