@@ -150,12 +150,15 @@ def test_an_error_is_an_answer_and_the_next_row_is_measured(process):
     assert found["right"] and 0 < found["error"] <= found["bound"]
 
 
-@pytest.mark.parametrize("more", [{"dtype": "fp16"}, {"streamed": True}])
+@pytest.mark.parametrize("more", [
+    pytest.param({"dtype": "fp16"}, marks=pytest.mark.slow), {"streamed": True},
+])  # fmt: skip
 def test_gradients_in_fp16_and_streamed_are_right(process, more):
     found = ask(process, "gradient", precision="fp8 (scaled)", **more)
     assert found["right"] and found["zeros"] < 0.01
 
 
+@pytest.mark.slow
 def test_a_run_with_a_preview_is_taken_up_to_the_same_lora(process):
     found = ask(process, "run", offload="all")
     assert found["right"], found
@@ -255,7 +258,8 @@ def test_the_packed_folder_runs_where_only_torch_and_transformers_are(tmp_path):
     for offline in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         variables[offline] = "http://127.0.0.1:9"
     out = tmp_path / "gpu_cpu.json"
-    done = subprocess.run([python, "-m", "bench.gpu", "--device", "cpu", "--out", out], cwd=folder, env=variables,
+    done = subprocess.run([python, "-m", "bench.gpu", "--device", "cpu", "--out", out, "--minutes", "60"],
+                          cwd=folder, env=variables,
                           capture_output=True, text=True)  # fmt: skip
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
