@@ -1,7 +1,8 @@
-"""DoRA needs the weight it sits on: what it multiplies rows by, what it changes, and its two forms in files.
+"""Parts that need the weight they sit on: DoRA, in its two forms in files, and rotations.
 
-Its paper divides by the norm of the adapted weight, ``W' = m (W + dW) / |W + dW|``, and so does peft. ComfyUI reads a
-file's ``dora_scale`` with the norm of the base, ``W' = m (W + dW) / |W|``. Both say the same with another ``m``.
+DoRA's paper divides by the norm of the adapted weight, ``W' = m (W + dW) / |W + dW|``, and so does peft. ComfyUI reads
+a file's ``dora_scale`` with the norm of the base, ``W' = m (W + dW) / |W|``. Both say the same with another ``m``.
+Over inputs, by columns, all programs divide by the adapted weight's norm.
 """
 
 from __future__ import annotations
@@ -13,39 +14,98 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .parts import LowRank, Part, mapped
+from .parts import Decomposed, LowRank, Part, Rotation, Split, mapped, size_of
 
 # A Linear's weight (out, in) in fp32 by its name, valid inside the context only.
 Weights = Callable[[str], AbstractContextManager[Tensor]]
 
 
 def is_dora(part: Part) -> bool:
+    """True for a part that scales the weight to magnitudes, in any of its rows."""
+    match part:
+        case LowRank():
+            return part.magnitude is not None
+        case Split():
+            return any(map(is_dora, part.parts))
+    return isinstance(part, Decomposed)
+
+
+def needs_weight(part: Part) -> bool:
     """True for a part whose effect depends on the weight it sits on."""
-    return isinstance(part, LowRank) and part.magnitude is not None
+    if isinstance(part, Split):
+        return any(map(needs_weight, part.parts))
+    return isinstance(part, Rotation) or is_dora(part)
 
 
-def row_scale(part: LowRank, weight: Tensor) -> Tensor:
-    """What DoRA multiplies each row of ``W + dW`` by (out,), in the dtype of ``weight`` (out, in)."""
+def over_inputs(part: Part) -> bool:
+    """True for DoRA whose magnitudes are those of a layer's inputs, the columns of its weight."""
+    return isinstance(part, Decomposed) and part.of_inputs
+
+
+def scale_of(part: LowRank | Decomposed, weight: Tensor) -> Tensor:
+    """What DoRA multiplies each row (out,), over inputs each column (in,), of ``W + dW`` by; the dtype is ``weight``'s.
+
+    ``weight`` is (out, in).
+    """
     part = mapped(part, lambda tensor: tensor.to(weight))
-    return part.magnitude / torch.linalg.vector_norm(weight if part.of_base else weight + part.delta(), dim=1)
+    normed = weight if part.of_base else weight + part.delta()
+    return part.magnitude / torch.linalg.vector_norm(normed, dim=0 if over_inputs(part) else 1)
 
 
 def change(part: Part, weight: Tensor) -> Tensor:
     """``W' - W`` (out, in), in the dtype of ``weight``."""
-    delta = mapped(part, lambda tensor: tensor.to(weight)).delta()
-    if not is_dora(part):
-        return delta
-    scale = row_scale(part, weight)[:, None]
-    return (scale - 1) * weight + scale * delta
+    part = mapped(part, lambda tensor: tensor.to(weight))
+    if not needs_weight(part):
+        return part.delta()
+    match part:
+        case Split():
+            return _of_rows(part, weight)
+        case Rotation():
+            return _turned(part, weight) - weight
+    scale = scale_of(part, weight)
+    scale = scale if over_inputs(part) else scale[:, None]
+    return (scale - 1) * weight + scale * part.delta()
+
+
+def _of_rows(part: Split, weight: Tensor) -> Tensor:
+    found = torch.zeros_like(weight)
+    for start, piece in zip(part.starts, part.parts, strict=True):
+        own = slice(start, start + size_of(piece)[1])
+        found[own] = change(piece, weight[own])
+    return found
+
+
+def _turned(part: Rotation, weight: Tensor) -> Tensor:
+    """``R W``, or ``W R`` where the inputs are rotated, with the rows rescaled."""
+    if part.of_inputs:  # the rows of W R are R^T times those of W
+        turned = replace(part, stages=tuple(blocks.mT for blocks in part.stages)).turned(weight)
+    else:
+        turned = part.turned(weight.T).T
+    return turned if part.rescale is None else part.rescale[:, None] * turned
 
 
 def with_norm(parts: dict[str, Part], weights: Weights, of_base: bool) -> dict[str, Part]:
     """The parts with every DoRA in ComfyUI's form (``of_base``) or in the paper's; they change the weights alike."""
     found = dict(parts)
     for name, part in parts.items():
-        if is_dora(part) and part.of_base != of_base:
+        if _of_other_norm(part, of_base):
             with weights(name) as weight:
-                ones = replace(part, magnitude=torch.ones_like(part.magnitude), of_base=of_base)
-                magnitude = row_scale(part, weight) / row_scale(ones, weight)
-            found[name] = replace(ones, magnitude=magnitude.to(part.magnitude))
+                found[name] = _renormed(part, weight, of_base)
     return found
+
+
+def _of_other_norm(part: Part, of_base: bool) -> bool:
+    if isinstance(part, Split):
+        return any(_of_other_norm(piece, of_base) for piece in part.parts)
+    return is_dora(part) and not over_inputs(part) and part.of_base != of_base
+
+
+def _renormed(part: Part, weight: Tensor, of_base: bool) -> Part:
+    if isinstance(part, Split):
+        pieces = zip(part.starts, part.parts, strict=True)
+        return replace(part, parts=tuple(_renormed(p, weight[s : s + size_of(p)[1]], of_base) for s, p in pieces))
+    if not _of_other_norm(part, of_base):
+        return part
+    ones = replace(part, magnitude=torch.ones_like(part.magnitude), of_base=of_base)
+    magnitude = scale_of(part, weight) / scale_of(ones, weight)
+    return replace(ones, magnitude=magnitude.to(part.magnitude))

@@ -11,11 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..whole import whole, write_text
-from . import dora, plain, write
+from . import dora, peft_config, plain, write
 from .live import Adapters
 from .parts import Part
-
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,11 @@ def export(
         parts, error = plain.as_plain(parts, plain_rank, weights, device)
     write.require_carried(parts, format)
     if any(map(dora.is_dora, parts.values())):
-        parts = dora.with_norm(parts, weights, of_base=format != "peft")
+        parts = dora.with_norm(parts, weights, write.divides_by_base(format))
     metadata = {"flux2_train.format": format, "flux2_train.precision": precision}
+    config = write.diffusers_config(parts, format)
+    if config:
+        metadata[peft_config.HEADER] = json.dumps({f"transformer.{key}": value for key, value in config.items()})
     if plain_rank:
         metadata["flux2_train.plain_lora_error"] = f"{error:.6f}"
     return Exported(parts, write.tensors(parts, format, write.DTYPES[precision]), format, error, metadata)
@@ -78,8 +79,8 @@ def save_as(exported: Exported, path: Path, metadata: dict[str, str]) -> Path:
         return save(exported.tensors, path, {**metadata, **exported.metadata})
     path.mkdir(parents=True, exist_ok=True)
     config = json.dumps(write.peft_config(exported.parts), indent=2)
-    write_text(path / PEFT_CONFIG, config + "\n")
-    return save(exported.tensors, path / PEFT_FILE, {**metadata, **exported.metadata})
+    write_text(path / peft_config.BESIDE, config + "\n")
+    return save(exported.tensors, path / peft_config.FILE, {**metadata, **exported.metadata})
 
 
 def path_of(folder: Path, name: str, format: str = "comfyui") -> Path:

@@ -92,10 +92,20 @@ class Names:
 
     def find(self, stem: str) -> Place | None:
         """The place for a key's stem (the key without ``.lora_A.weight`` and the like), ``None`` if there is none."""
-        if _UNDERSCORED.match(stem):
-            return self.underscored.get(_UNDERSCORED.sub("", stem, count=1))
+        if is_underscored(stem):
+            return self.underscored.get(without_prefix(stem))
         bare = bare_name(stem)  # musubi's converter leaves names that are dotted in part only
         return self.places.get(bare) or self.underscored.get(bare.replace(".", "_"))
+
+
+def is_underscored(stem: str) -> bool:
+    """Whether a stem is of the kind that has underscores for dots."""
+    return _UNDERSCORED.match(stem) is not None
+
+
+def without_prefix(stem: str) -> str:
+    """A stem with underscores without the prefix that its writer put before the transformer's own names."""
+    return _UNDERSCORED.sub("", stem, count=1)
 
 
 def bare_name(stem: str) -> str:

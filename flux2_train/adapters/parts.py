@@ -91,12 +91,71 @@ class Kronecker:
 
 
 @dataclass(frozen=True)
+class Full:
+    """A whole matrix: ``dW`` (out, in) itself."""
+
+    diff: Tensor
+
+    def delta(self) -> Tensor:
+        """dW (out, in)."""
+        return self.diff
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` (..., in) to ``x dW^T`` (..., out)."""
+        return F.linear(x, self.diff)
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """DoRA of another kind than LoRA, or over a layer's inputs: ``W' = magnitude * (W + dW) / |W + dW|``.
+
+    ``magnitude`` and the norm are of each row (out,), with ``of_inputs`` of each column (in,). ``of_base``: ``|W|`` for
+    the norm, as ComfyUI reads rows. What ``part`` does without the magnitude is its ``delta``.
+    """
+
+    part: LowRank | Hadamard | Kronecker | Full
+    magnitude: Tensor
+    of_base: bool = False
+    of_inputs: bool = False
+
+    def delta(self) -> Tensor:
+        """dW (out, in) without the magnitude."""
+        return self.part.delta()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` (..., in) to ``x dW^T`` (..., out) without the magnitude."""
+        return self.part(x)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """OFT (Qiu et al. 2023): ``W' = R W``, with ``of_inputs`` ``W' = W R``, R orthogonal and block-diagonal.
+
+    Each of ``stages`` holds blocks (n, b, b); BOFT (Liu et al. 2023) has several, R their product, each but the first
+    over entries that lie ``strides`` apart (0: neighbours). ``rescale`` (out,) multiplies the rows of the result.
+    ``other`` is the size of the side of W that is not rotated.
+    """
+
+    stages: tuple[Tensor, ...]
+    other: int
+    strides: tuple[int, ...] = (0,)
+    of_inputs: bool = False
+    rescale: Tensor | None = None
+
+    def turned(self, vectors: Tensor) -> Tensor:
+        """``R v`` for vectors (..., n b), in their dtype."""
+        for blocks, stride in zip(self.stages, self.strides, strict=True):
+            vectors = _turned(vectors, blocks, stride)
+        return vectors
+
+
+@dataclass(frozen=True)
 class Split:
     """Parts of a fused Linear's output rows, each from its row in ``starts``: q, k and v on their own, for example."""
 
     out: int
     starts: tuple[int, ...]
-    parts: tuple[LowRank | Hadamard | Kronecker, ...]
+    parts: tuple[LowRank | Hadamard | Kronecker | Full | Decomposed | Rotation, ...]
 
     def delta(self) -> Tensor:
         """dW (out, in), zero in rows that no part has."""
@@ -114,7 +173,7 @@ class Split:
         return y
 
 
-Part = LowRank | Hadamard | Kronecker | Split
+Part = LowRank | Hadamard | Kronecker | Full | Decomposed | Rotation | Split
 
 
 def size_of(part: Part) -> tuple[int, int]:
@@ -127,12 +186,22 @@ def size_of(part: Part) -> tuple[int, int]:
         case Kronecker():
             (a, b), (c, d) = ((matrices[0].shape[0], matrices[-1].shape[1]) for matrices in (part.left, part.right))
             return b * d, a * c
+        case Full():
+            return part.diff.shape[1], part.diff.shape[0]
+        case Decomposed():
+            return size_of(part.part)
+        case Rotation():
+            turned = part.stages[0].shape[0] * part.stages[0].shape[1]
+            return (turned, part.other) if part.of_inputs else (part.other, turned)
         case Split():
             return size_of(part.parts[0])[0], part.out
 
 
 def rows(part: Part, start: int, count: int) -> Part:
-    """The part of ``count`` output rows from ``start``. Raises ValueError where it has none: a LoKr cut in a block."""
+    """The part of ``count`` output rows from ``start``.
+
+    Raises ValueError where it has none: a LoKr cut in a block, what acts on all rows at once.
+    """
     end = start + count
     match part:
         case LowRank():
@@ -146,8 +215,13 @@ def rows(part: Part, start: int, count: int) -> Part:
                 raise ValueError(f"rows {start} to {end} cut a Kronecker block of {block}")
             first = part.left[0][start // block : end // block]
             return replace(part, left=(first, *part.left[1:]))
+        case Full():
+            return Full(part.diff[start:end])
+        case Decomposed() if not part.of_inputs:
+            return replace(part, part=rows(part.part, start, count), magnitude=part.magnitude[start:end])
         case Split():
             raise ValueError("it is split already")
+    raise ValueError("it acts on all rows at once")
 
 
 def mapped(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
@@ -160,6 +234,14 @@ def _changed(value, change: Callable[[Tensor], Tensor]):
     if isinstance(value, tuple):
         return tuple(_changed(each, change) for each in value)
     return change(value) if isinstance(value, Tensor) else mapped(value, change) if is_dataclass(value) else value
+
+
+def _turned(vectors: Tensor, blocks: Tensor, stride: int) -> Tensor:
+    """The blocks (n, b, b) times groups of entries of vectors (..., n b)."""
+    if stride:  # LyCORIS's butterfly: pairs of runs of ``stride`` entries are interleaved, and back
+        vectors = vectors.unflatten(-1, (-1, 2, stride)).transpose(-1, -2).flatten(-3)
+    turned = torch.einsum("nij,...nj->...ni", blocks, vectors.unflatten(-1, blocks.shape[:2])).flatten(-2)
+    return turned.unflatten(-1, (-1, stride, 2)).transpose(-1, -2).flatten(-3) if stride else turned
 
 
 def _product(matrices: tuple[Tensor, ...]) -> Tensor:

@@ -6,7 +6,6 @@ Nothing is dropped silently: what is not understood is an error that names it.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -17,13 +16,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import UserError
+from . import peft_config, rotations, writers
 from .header import Tensors
 from .names import Names, Place, Sizes, bare_name
-from .parts import Hadamard, Kronecker, LowRank, Part, Split, rows, size_of
+from .parts import Decomposed, Full, Hadamard, Kronecker, LowRank, Part, Split, rows, size_of
 
 LARGEST_FILE = 32 << 30  # bytes; rank 1024 on every layer of dev, in fp32, is 25 GB
 MOST_TENSORS = 20_000
-LARGEST_CONFIG = 1 << 20
+LONGEST_KEY = 1000
 
 _ROLES = {  # by the kind of tensor: how its key ends
     "down": r"\.lora_down\.weight|\.lora_A(\.\w+)?\.weight|\.lora_A|[._]lora\.down\.weight"
@@ -31,11 +31,27 @@ _ROLES = {  # by the kind of tensor: how its key ends
     "up": r"\.lora_up\.weight|\.lora_B(\.\w+)?\.weight|\.lora_B|[._]lora\.up\.weight|\.lora_linear_layer\.up\.weight",
     "alpha": r"\.alpha",
     "dora_scale": r"\.dora_scale",
-    "magnitude": r"\.lora_magnitude_vector(\.\w+)*",
+    "magnitude": r"\.lora_magnitude_vector(\.\w+)*|\.magnitude",
+    "diff": r"\.diff",
+    "oft_blocks": r"\.oft_blocks",
+    "rescale": r"\.rescale",
+    "oft_upper": r"\.oft_R\.weight",
+    "oft_scaled": r"\.oft_R\.scaled_oft",
     **{f"hada_{w}_{x}": rf"\.hada_{w}_{x}" for w in ("w1", "w2") for x in "ab"},
     **{f"lokr_{w}": rf"\.lokr_{w}" for w in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b")},
 }
 _KEY = re.compile("(?P<stem>.+?)(?:" + "|".join(f"(?P<{role}>{end})" for role, end in _ROLES.items()) + ")")
+_UNREAD = {  # kinds of adapters that are not read, by how their keys end
+    "GLoRA": r"\.([ab][12]|bm)\.weight",
+    "T-LoRA": r"\.([pq]_layer\.weight|lambda_layer)",
+    "Tucker decomposition": r"\.(hada_t[12]|lokr_t[12]|lora_mid\.weight)",
+    "IA3": r"\.(on_input|ia3_l(\.\w+)?)",
+    "VeRA": r"\.vera_lambda_[bd](\.\w+)?",
+    "peft's BOFT": r"\.boft_[RS](\.\w+)?",
+    "HRA": r"\.hra_u(\.\w+)?",
+    "a whole new weight": r"\.(set_weight|reshape_weight)",
+    "a new bias": r"\.(diff_b|lora_B(\.\w+)?\.bias)",
+}
 _CARRIES_SCALE = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")  # multiplying one of these multiplies dW
 
 
@@ -47,9 +63,9 @@ def load(path: Path) -> dict[str, Tensor]:
     but safetensors (pickles run code when loaded) and for files too large to be a LoRA.
     """
     tensors, header = _load(path)
-    config = _config(path, header)
+    config = peft_config.beside(path, header)
     if config and not any(key.endswith(".alpha") for key in tensors):
-        tensors = {key: _scaled(key, tensor, config) for key, tensor in tensors.items()}
+        tensors = _scaled(tensors, config)
     return Tensors(tensors, header)
 
 
@@ -65,7 +81,8 @@ def read(tensors: dict[str, Tensor], sizes: Sizes, model: str) -> tuple[dict[str
     ``sizes`` are those of the model's Linears, ``model`` its name for messages. Raises UserError if the LoRA was made
     for layers of other sizes, is damaged or says the same thing twice.
     """
-    names, places, unmatched = Names(sizes), {}, []
+    names, places, stems, unmatched = Names(sizes), {}, {}, []
+    header = getattr(tensors, "header", {})
     for key, tensor in tensors.items():
         stem, role = parse(key)
         place = names.find(stem) if role else None
@@ -75,9 +92,11 @@ def read(tensors: dict[str, Tensor], sizes: Sizes, model: str) -> tuple[dict[str
             raise UserError(f"This LoRA has {role} of {place.name} twice ({key}); it is no whole file of one LoRA.")
         else:
             places[place][role] = tensor
+            stems[place] = stem
+    _require_known(unmatched, names)
     pieces: dict[str, list[tuple[int, Part]]] = {}
     for place, found in places.items():
-        part = _part(place, found)
+        part = _part(place, found, sizes[place.name][0], stems[place], header)
         _check_size(place, part, sizes[place.name][0], model)
         pieces.setdefault(place.name, []).extend(_in_order(place, part))
     return {name: _joined(name, sizes[name][1], pieces[name]) for name in sizes if name in pieces}, unmatched
@@ -95,28 +114,77 @@ def require_matched(unmatched: list[str], total: int, model: str) -> None:
 
 def parse(key: str) -> tuple[str, str]:
     """A key's stem and what kind of tensor it is, an empty kind for one that no adapter here has."""
-    found = _KEY.fullmatch(key)
+    found = _KEY.fullmatch(key) if len(key) <= LONGEST_KEY else None
     return (found["stem"], next(r for r in _ROLES if found[r])) if found else (key, "")
 
 
-def _part(place: Place, found: dict[str, Tensor]) -> Part:
+def _require_known(unmatched: list[str], names: Names) -> None:
+    """Raise UserError for keys on the model's layers of kinds that are not read."""
+    for key in unmatched:
+        for kind, end in _UNREAD.items():
+            match = re.search(f"(?:{end})$", key) if len(key) <= LONGEST_KEY else None
+            if match and names.find(key[: match.start()]):
+                raise UserError(
+                    f"This LoRA holds {kind} ({key}), which cannot be read exactly here. Save it as plain LoRA, LoHa "
+                    "or LoKr in the program that made it, or use ComfyUI's own Load LoRA if that knows it."
+                )
+
+
+def _part(place: Place, found: dict[str, Tensor], into: int, stem: str, header: dict[str, str]) -> Part:
     # in fp32, whatever the file has; some trainers write 1x1 convolutions
-    flat = {role: (t.flatten(1) if t.ndim > 2 else t).float() for role, t in found.items()}
-    alpha = float(flat.pop("alpha")) if "alpha" in flat else None
-    kinds = {role.partition("_")[0] for role in flat} - {"dora", "magnitude"}
+    flat = {role: (t.flatten(1) if t.ndim > 2 and role != "oft_blocks" else t).float() for role, t in found.items()}
+    scales = {role: flat.pop(role) for role in ("dora_scale", "magnitude") if role in flat}
     try:
-        if kinds <= {"up", "down"} and kinds:
-            part = _low_rank(place, alpha, **flat)
-        elif kinds == {"hada"}:
-            part = _hadamard(alpha, **flat)
-        elif kinds == {"lokr"}:
-            part = _kronecker(alpha, **flat)
-        else:
-            raise TypeError(f"it has {', '.join(flat) or 'alpha'} only")
+        alpha = _finite(flat.pop("alpha")) if "alpha" in flat else None
+        part = _plain(place, flat, alpha, into, stem)
         _check_whole(part)
+        if scales:
+            of_base = "dora_scale" in scales and writers.divides_by_base(stem, alpha is not None, header)
+            part = _decomposed(part, *scales.values(), of_base)
     except (TypeError, RuntimeError, IndexError, ValueError) as error:
         raise UserError(f"This LoRA is damaged at {place.name}: {error}.") from error
     return part
+
+
+def _plain(place: Place, found: dict[str, Tensor], alpha: float | None, into: int, stem: str) -> Part:
+    """The part of a place without DoRA's magnitudes."""
+    kinds = {role.partition("_")[0] for role in found}
+    if kinds == {"down"} and found["down"].shape == (place.count, into):
+        return Full(found["down"])  # ai-toolkit's "fullrank"
+    if kinds <= {"up", "down"} and kinds:
+        return _low_rank(alpha, **found)
+    if kinds == {"hada"}:
+        return _hadamard(alpha, **found)
+    if kinds == {"lokr"}:
+        return _kronecker(alpha, **found)
+    if kinds == {"diff"}:
+        return Full(found["diff"])
+    if kinds <= {"oft", "rescale"} and kinds:
+        return _rotation(place, alpha, into, stem, **found)
+    raise TypeError(f"it has {', '.join(found) or 'alpha'} only")
+
+
+def _rotation(
+    place: Place, alpha: float | None, into: int, stem: str, oft_blocks=None, rescale=None, oft_upper=None,
+    oft_scaled=None,
+) -> Part:  # fmt: skip
+    if (oft_blocks is None) == (oft_upper is None):
+        raise ValueError("it is no OFT")
+    if oft_blocks is None:
+        return rotations.of_inputs(oft_upper, (into, place.count), oft_scaled is not None)
+    limit = writers.constraint(stem, alpha, place.count)
+    return rotations.of_outputs(oft_blocks, (into, place.count), limit, rescale)
+
+
+def _decomposed(part: Part, scale: Tensor, of_base: bool) -> Part:
+    """The part with DoRA's magnitudes: of the rows, or (1, in) of the columns."""
+    into, out = size_of(part)
+    rows_scaled = scale.shape[0] == out and scale.numel() == out
+    if not rows_scaled and scale.numel() != into:
+        raise ValueError(f"its DoRA scales {scale.numel()} rows or columns of {out} and {into}")
+    if rows_scaled and isinstance(part, LowRank):
+        return LowRank(part.down, part.up, part.scale, scale.flatten(), of_base)
+    return Decomposed(part, scale.flatten(), of_base and rows_scaled, not rows_scaled)
 
 
 def _check_whole(part: Part) -> None:
@@ -130,22 +198,13 @@ def _check_whole(part: Part) -> None:
         ],
         Kronecker: lambda: [factor for factor in (part.left, part.right) if len(factor) == 2],
     }
-    for a, b in pairs[type(part)]():
+    for a, b in pairs.get(type(part), list)():
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
             raise ValueError(f"matrices of {tuple(a.shape)} and {tuple(b.shape)} do not fit together")
 
 
-def _low_rank(place: Place, alpha: float | None, down: Tensor, up: Tensor, dora_scale=None, magnitude=None) -> LowRank:
-    of_base = dora_scale is not None
-    norms = dora_scale if of_base else magnitude
-    if norms is not None:
-        if norms.numel() != len(up):
-            raise UserError(
-                f"The DoRA at {place.name} scales the layer's {norms.numel()} inputs; only DoRA that scales outputs is "
-                "read here. ComfyUI's own Load LoRA reads it."
-            )
-        norms = norms.flatten()
-    return LowRank(down, up, _scale(alpha, len(down)), norms, of_base)
+def _low_rank(alpha: float | None, down: Tensor, up: Tensor) -> LowRank:
+    return LowRank(down, up, _scale(alpha, len(down)))
 
 
 def _hadamard(alpha: float | None, hada_w1_a, hada_w1_b, hada_w2_a, hada_w2_b) -> Hadamard:
@@ -163,9 +222,13 @@ def _kronecker(alpha: float | None, **found: Tensor) -> Kronecker:
     return Kronecker(left, right, 1.0 if rank is None else _scale(alpha, rank))  # whole factors have no rank: scale 1
 
 
+def _finite(alpha: Tensor) -> float:
+    if not math.isfinite(alpha.item()):
+        raise ValueError(f"its alpha is {alpha.item()}")
+    return alpha.item()
+
+
 def _scale(alpha: float | None, rank: int) -> float:
-    if alpha is not None and not math.isfinite(alpha):
-        raise ValueError(f"its alpha is {alpha}")
     return 1.0 if alpha is None else alpha / rank
 
 
@@ -183,7 +246,10 @@ def _in_order(place: Place, part: Part) -> list[tuple[int, Part]]:
     if not place.swapped:
         return [(place.start, part)]
     half = place.count // 2
-    return [(0, rows(part, half, half)), (half, rows(part, 0, half))]
+    try:
+        return [(0, rows(part, half, half)), (half, rows(part, 0, half))]
+    except ValueError as error:
+        raise UserError(f"This LoRA's adapter at {place.name} cannot be cut in halves: {error}.") from error
 
 
 def _joined(name: str, out: int, pieces: list[tuple[int, Part]]) -> Part:
@@ -194,23 +260,27 @@ def _joined(name: str, out: int, pieces: list[tuple[int, Part]]) -> Part:
     ends = [start + size_of(part)[1] for start, part in pieces]
     if any(end > start for end, (start, _) in zip(ends, pieces[1:], strict=False)):
         raise UserError(f"This LoRA holds {name} both whole and in parts; it is no whole file of one LoRA.")
-    return _fused(name, out, pieces)
+    return _fused(out, pieces)
 
 
-def _fused(name: str, out: int, pieces: list[tuple[int, Part]]) -> Part:
+def _fused(out: int, pieces: list[tuple[int, Part]]) -> Part:
     kinds = {type(part) for _, part in pieces}
-    if kinds == {LowRank}:
-        return _fused_low_rank(name, out, [p for _, p in pieces], [start for start, _ in pieces])
+    if kinds == {LowRank} and _alike(out, [p for _, p in pieces]):
+        return _fused_low_rank(out, [p for _, p in pieces], [start for start, _ in pieces])
     if kinds == {Hadamard}:
         return _fused_hadamard(out, [p for _, p in pieces], [start for start, _ in pieces])
     return Split(out, tuple(start for start, _ in pieces), tuple(part for _, part in pieces))
 
 
-def _fused_low_rank(name: str, out: int, parts: list[LowRank], starts: list[int]) -> LowRank:
+def _alike(out: int, parts: list[LowRank]) -> bool:
+    """Whether all rows have DoRA of one form, or none has."""
+    forms = {(part.magnitude is None, part.of_base) for part in parts}
+    return len(forms) == 1 and (parts[0].magnitude is None or sum(size_of(part)[1] for part in parts) == out)
+
+
+def _fused_low_rank(out: int, parts: list[LowRank], starts: list[int]) -> LowRank:
     whole = sum(size_of(part)[1] for part in parts) == out
     magnitudes = [part.magnitude for part in parts if part.magnitude is not None]
-    if magnitudes and not (whole and len(magnitudes) == len(parts) and len({part.of_base for part in parts}) == 1):
-        raise UserError(f"This LoRA has DoRA on some rows of {name} only, which cannot be read.")
     magnitude = torch.cat(magnitudes) if magnitudes else None
     ups = [part.up * part.scale for part in parts]
     down = parts[0].down
@@ -252,44 +322,13 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
 
 
-def _config(path: Path, header: dict[str, str]) -> dict:
-    """peft's configuration of the adapter, empty where the file stands for itself."""
-    beside = path.with_name("adapter_config.json")
-    if path.name == "adapter_model.safetensors" and beside.is_file():
-        return _json(beside.name, beside.read_text()[: LARGEST_CONFIG + 1])
-    found = _json(f"the header of {path.name}", header.get("lora_adapter_metadata", "{}"))
-    return {key.removeprefix("transformer."): value for key, value in found.items() if key.startswith("transformer.")}
-
-
-def _json(what: str, text: str) -> dict:
-    try:
-        found = json.loads(text) if len(text) <= LARGEST_CONFIG else None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{what} holds no adapter configuration that can be read; the scale of this LoRA is unknown.")
+def _scaled(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    scales, factors, found = peft_config.Scales(config), {}, {}
+    for key, tensor in tensors.items():
+        stem, role = parse(key)
+        if role in _CARRIES_SCALE:
+            if stem not in factors:
+                factors[stem] = scales.of(bare_name(stem))
+            tensor = tensor if factors[stem] == 1 else tensor.float() * factors[stem]
+        found[key] = tensor
     return found
-
-
-def _scaled(key: str, tensor: Tensor, config: dict) -> Tensor:
-    stem, role = parse(key)
-    if role not in _CARRIES_SCALE:
-        return tensor
-    rank = _of(config, "rank_pattern", stem, config.get("r", 0))
-    alpha = _of(config, "alpha_pattern", stem, config.get("lora_alpha", config.get("alpha", rank)))
-    if not rank or (rank == alpha and not config.get("use_rslora")):
-        return tensor
-    return tensor.float() * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _of(config: dict, pattern: str, stem: str, default: float) -> float:
-    """peft's rule: the first pattern that ends the layer's name wins; patterns are read as names, escaped or not."""
-    for expression, value in (config.get(pattern) or {}).items():
-        end = expression.replace("\\", "").strip("^$")
-        if not re.fullmatch(r"[\w.-]+", end):
-            raise UserError(
-                f"The {pattern} of this LoRA has {expression!r}, which is no layer's name; its scale is unknown."
-            )
-        if f".{bare_name(stem)}".endswith(f".{end}"):
-            return value
-    return default

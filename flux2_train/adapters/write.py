@@ -2,9 +2,11 @@
 
 ``comfyui``: ``diffusion_model.<name>.lora_A/lora_B.weight`` with the scale folded into B. That form, and no ``.alpha``
 keys, is the one that ComfyUI, diffusers and ai-toolkit all load unconverted at the same strength: diffusers raises on
-``.alpha``, ComfyUI never reads an alpha from the header. LoHa and LoKr get LyCORIS's names, DoRA a ``dora_scale``;
-ComfyUI alone reads those. ``diffusers`` is the same file, for plain LoRA only. ``kohya``: ``lora_unet_*`` with
-``.alpha``, for ComfyUI, diffusers and musubi-tuner. ``peft``: peft's own folder, in diffusers' names of the layers.
+``.alpha``, ComfyUI never reads an alpha from the header. LoHa and LoKr get LyCORIS's names and an alpha that is their
+rank (without one OneTrainer takes its own), DoRA a ``dora_scale`` as ComfyUI divides it; diffusers reads none of
+these. ``diffusers``: the same for plain LoRA; DoRA in its names of the layers with a ``lora_magnitude_vector``, which
+diffusers and OneTrainer read, and ComfyUI's own loader drops. ``kohya``: ``lora_unet_*`` with ``.alpha``, for ComfyUI,
+diffusers and musubi-tuner. ``peft``: peft's own folder, in diffusers' names of the layers; diffusers reads it too.
 """
 
 from __future__ import annotations
@@ -14,21 +16,22 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..options import SaveConfig
+from .dora import is_dora
 from .names import in_diffusers
-from .parts import Hadamard, Kronecker, LowRank, Part, Split, rows, size_of
+from .parts import Decomposed, Full, Hadamard, Kronecker, LowRank, Part, Rotation, Split, rows, size_of
 
 FORMATS = SaveConfig.FORMATS
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PREFIX = "diffusion_model."
+PREFIX, PEFT, VECTOR = "diffusion_model.", "base_model.model.", ".lora_magnitude_vector"
 
 
 def tensors(parts: dict[str, Part], format: str = "comfyui", dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
     """The tensors of a LoRA file, on the CPU. Raises UserError naming what the format cannot carry exactly.
 
-    A DoRA must be in the form the format has, ComfyUI's (``of_base``) or peft's: see ``host.lora.with_norm``.
+    A DoRA must be in the form the format has, ComfyUI's (``of_base``) or the paper's: see ``dora.with_norm``.
     """
     require_carried(parts, format)
-    write = {"comfyui": _dotted, "diffusers": _dotted, "kohya": _kohya, "peft": _peft}[format]
+    write = {"comfyui": _dotted, "diffusers": _diffusers, "kohya": _kohya, "peft": _peft}[format]
     found = {}
     for name, part in parts.items():
         for key, tensor in write(name, part).items():
@@ -43,10 +46,16 @@ def require_carried(parts: dict[str, Part], format: str) -> None:
     for name, part in parts.items():
         why = _refusal(name, part, format)
         if why:
+            other = "as plain LoRA" if format == "comfyui" else "in format 'comfyui', or as plain LoRA"
             raise UserError(
-                f"The format {format!r} cannot carry the {kind(part)} at {name}: {why}. Save in format 'comfyui', or "
-                "as plain LoRA, which states its error."
+                f"The format {format!r} cannot carry the {kind(part)} at {name}: {why}. Save {other}, which states its "
+                "error."
             )
+
+
+def divides_by_base(format: str) -> bool:
+    """Whether DoRA in that format goes with the norm of the base weight."""
+    return format in ("comfyui", "kohya")
 
 
 def kind(part: Part) -> str:
@@ -58,24 +67,35 @@ def kind(part: Part) -> str:
             return "LoHa"
         case Kronecker():
             return "LoKr"
+        case Full():
+            return "full matrix"
+        case Decomposed():
+            return f"DoRA on {kind(part.part)}" + (" over inputs" if part.of_inputs else "")
+        case Rotation():
+            return "OFT" if len(part.stages) == 1 else "BOFT"
         case Split():
             return f"{kind(part.parts[0])} on parts of a layer"
 
 
 def _refusal(name: str, part: Part, format: str) -> str:
-    match format, kind(part):
-        case "diffusers", "DoRA":
-            return "diffusers drops its magnitudes"
+    what = kind(part)
+    if format != "comfyui" and isinstance(part, Split):
+        return "it has one adapter for a whole layer"
+    if isinstance(part, Rotation) or (isinstance(part, Split) and any(isinstance(p, Rotation) for p in part.parts)):
+        return "it is read here but not written"
+    if isinstance(part, Full | Decomposed) and (format != "comfyui" or isinstance(getattr(part, "part", None), Full)):
+        return "it has no keys for it"
+    if format == "comfyui":
+        return ""
+    match format, what:
         case "diffusers", "LoHa" | "LoKr":
             return "diffusers has none"
         case "kohya", "DoRA":
             return "the programs that read it drop its magnitudes"
         case "peft", "LoKr":
             return "peft fixes the sizes of its factors, which are others for q, k and v on their own"
-        case "peft", _ if not in_diffusers(name):
+        case ("peft", _) | ("diffusers", "DoRA") if not in_diffusers(name):
             return "diffusers has no such layer"
-        case (("diffusers" | "kohya" | "peft"), _) if isinstance(part, Split):
-            return "it has one adapter for a whole layer"
     return ""
 
 
@@ -98,7 +118,7 @@ def _dotted(name: str, part: Part) -> dict[str, Tensor]:
 
 
 def _folded(stem: str, part: Part) -> dict[str, Tensor]:
-    """Without ``.alpha``, which programs read differently: the scale is multiplied in."""
+    """The scale is multiplied in. LoRA has no ``.alpha``, which programs read differently; others' is their rank."""
     match part:
         case LowRank():
             found = {f"{stem}.lora_A.weight": part.down, f"{stem}.lora_B.weight": part.up.float() * part.scale}
@@ -106,9 +126,22 @@ def _folded(stem: str, part: Part) -> dict[str, Tensor]:
                 found[f"{stem}.dora_scale"] = _magnitude(stem, part, of_base=True)[:, None]
             return found
         case Hadamard():
-            return _loha(stem, part, part.scale)
+            return _loha(stem, part, part.scale) | {f"{stem}.alpha": torch.tensor(float(len(part.down1)))}
         case Kronecker():
             return _lokr(stem, part)
+        case Full():
+            return {f"{stem}.diff": part.diff}
+        case Decomposed():
+            scale = part.magnitude if part.of_inputs else _magnitude(stem, part, of_base=True)
+            return _folded(stem, part.part) | {f"{stem}.dora_scale": scale[None] if part.of_inputs else scale[:, None]}
+    raise ValueError(f"{kind(part)} at {stem}")
+
+
+def _diffusers(name: str, part: Part) -> dict[str, Tensor]:
+    if not is_dora(part):
+        return _dotted(name, part)
+    found = {f"transformer.{key.removeprefix(PEFT)}": tensor for key, tensor in _peft(name, part).items()}
+    return {f"{key}.weight" if key.endswith(VECTOR) else key: tensor for key, tensor in found.items()}
 
 
 def _kohya(name: str, part: Part) -> dict[str, Tensor]:
@@ -119,9 +152,8 @@ def _kohya(name: str, part: Part) -> dict[str, Tensor]:
             return found | {f"{stem}.alpha": torch.tensor(part.scale * len(part.down))}
         case Hadamard():
             return _loha(stem, part, 1.0) | {f"{stem}.alpha": torch.tensor(part.scale * len(part.down1))}
-        case Kronecker():  # alpha = rank is scale 1 for every reader, also for those that divide by it
-            rank = next((len(factor[1]) for factor in (part.right, part.left) if len(factor) == 2), 1)
-            return _lokr(stem, part) | {f"{stem}.alpha": torch.tensor(float(rank))}
+        case Kronecker():  # musubi-tuner wants an alpha of every LoKr
+            return {f"{stem}.alpha": torch.tensor(1.0)} | _lokr(stem, part)
 
 
 def _loha(stem: str, part: Hadamard, scale: float) -> dict[str, Tensor]:
@@ -142,10 +174,13 @@ def _lokr(stem: str, part: Kronecker) -> dict[str, Tensor]:
     for factor, matrices in (("w1", left), ("w2", right)):
         ends = ("",) if len(matrices) == 1 else ("_a", "_b")
         found |= {f"{stem}.lokr_{factor}{end}": matrix for end, matrix in zip(ends, matrices, strict=True)}
+    for factor in (right, left):  # alpha = rank is scale 1 for every reader; whole factors have none
+        if len(factor) == 2:
+            return found | {f"{stem}.alpha": torch.tensor(float(len(factor[1])))}
     return found
 
 
-def _magnitude(stem: str, part: LowRank, of_base: bool) -> Tensor:
+def _magnitude(stem: str, part: LowRank | Decomposed, of_base: bool) -> Tensor:
     if part.of_base != of_base:
         raise ValueError(f"the DoRA at {stem} is of the {'base' if part.of_base else 'adapted'} weight's norm")
     return part.magnitude
@@ -155,13 +190,13 @@ def _peft(name: str, part: Part) -> dict[str, Tensor]:
     stems = in_diffusers(name)[0]
     count, found = size_of(part)[1] // len(stems), {}
     for index, stem in enumerate(stems):
-        piece, stem = rows(part, index * count, count), f"base_model.model.{stem}"
+        piece, stem = rows(part, index * count, count), f"{PEFT}{stem}"
         if isinstance(piece, Hadamard):
             found |= _loha(stem, piece, piece.scale)
             continue
         found |= {f"{stem}.lora_A.weight": piece.down, f"{stem}.lora_B.weight": piece.up.float() * piece.scale}
         if piece.magnitude is not None:
-            found[f"{stem}.lora_magnitude_vector"] = _magnitude(stem, piece, of_base=False)
+            found[f"{stem}{VECTOR}"] = _magnitude(stem, piece, of_base=False)
     return found
 
 
@@ -171,14 +206,47 @@ def peft_config(parts: dict[str, Part]) -> dict:
     kinds = {kind(part) for part in parts.values()}
     if len(kinds) > 1:
         raise UserError(f"peft's folder holds one kind of adapter, these are {', '.join(sorted(kinds))}.")
-    ranks = {stem: len(_down(part)) for name, part in parts.items() for stem in in_diffusers(name)[0]}
+    config = _config({stem: len(_down(part)) for name, part in parts.items() for stem in in_diffusers(name)[0]})
+    if kinds == {"LoHa"}:
+        return {"peft_type": "LOHA", "alpha": config["r"], "inference_mode": True, **config}
+    dora = kinds == {"DoRA"}
+    return {"peft_type": "LORA", "lora_alpha": config["r"], "use_dora": dora, "inference_mode": True, **config}
+
+
+def diffusers_config(parts: dict[str, Part], format: str) -> dict:
+    """What diffusers wants to know of LoRAs of several ranks, empty where it needs nothing.
+
+    Without it diffusers (0.38) takes the first rank it comes to for the alpha of all. Its layers' ranks are those of
+    the file's, but for kohya's format, where it takes q, k and v apart that lie in blocks of their own.
+    """
+    dora = any(map(is_dora, parts.values()))
+    if not all(isinstance(part, LowRank) and in_diffusers(name) for name, part in parts.items()):
+        return {}
+    if dora and divides_by_base(format):  # which diffusers drops
+        return {}
+    ranks = {}
+    for name, part in parts.items():
+        stems = in_diffusers(name)[0]
+        apart = format == "kohya" and len(stems) > 1 and _in_blocks(part.up, len(stems))
+        ranks |= dict.fromkeys(stems, len(part.down) // len(stems) if apart else len(part.down))
+    if len(set(ranks.values())) < 2:
+        return {}
+    config = _config(ranks)
+    return {"lora_alpha": config["r"], "use_dora": dora, **config}
+
+
+def _config(ranks: dict[str, int]) -> dict:
     rank = max(ranks.values())
     patterns = {stem: r for stem, r in ranks.items() if r != rank}
-    config = {"r": rank, "rank_pattern": patterns, "alpha_pattern": patterns, "target_modules": sorted(ranks)}
-    if kinds == {"LoHa"}:
-        return {"peft_type": "LOHA", "alpha": rank, "inference_mode": True, **config}
-    dora = kinds == {"DoRA"}
-    return {"peft_type": "LORA", "lora_alpha": rank, "use_dora": dora, "inference_mode": True, **config}
+    return {"r": rank, "rank_pattern": patterns, "alpha_pattern": patterns, "target_modules": sorted(ranks)}
+
+
+def _in_blocks(up: Tensor, count: int) -> bool:
+    """Whether each of ``count`` equal runs of the rows of ``up`` (out, rank) uses columns of its own, in order."""
+    if up.shape[1] % count:
+        return False
+    own = torch.block_diag(*[torch.ones(up.shape[0] // count, up.shape[1] // count)] * count).bool()
+    return not up[~own.to(up.device)].any()
 
 
 def _down(part: LowRank | Hadamard) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import Tensor, nn
 
-from ..adapters import read, write
+from ..adapters import peft_config, read, write
 from ..adapters.dora import is_dora
 from ..adapters.parts import Base, Delta, Hadamard, Kronecker, Part, size_of
 from ..errors import UserError
@@ -78,8 +78,8 @@ def certify(
 
     ``parts`` are those that were written, in ``precision`` (write.DTYPES). The loader is ComfyUI's bypass, which acts
     on any storage format; its merging for DoRA, which the stock bypass would drop; LoRA Apply where neither can carry
-    the file (DoRA on a quantised model, peft's folder). The model is left as it was, offloaded or not. Raises nothing:
-    look at ``holds``.
+    the file (DoRA on a quantised model or in peft's keys, peft's folder). The model is left as it was, offloaded or
+    not. Raises nothing: look at ``holds``.
     """
     found, through = _load(model, parts, path)
     rows: dict[str, _Row] = {}
@@ -159,8 +159,10 @@ Contribution = Callable[[Tensor, Tensor, Base], Tensor]
 def _load(model, parts: dict[str, Part], path: Path) -> tuple[dict[str, Contribution], str]:
     """What the file adds, by Linear name, and which loader says so."""
     decomposed, layers = any(map(is_dora, parts.values())), linears(model)
-    if path.name == "adapter_model.safetensors" or (decomposed and lora.is_quantised(model)):
-        loaded = lora.read(model, read.load(path), allow_unmatched=True)
+    loaded = read.load(path)
+    pefts = path.name == peft_config.FILE or any(write.VECTOR in key for key in loaded)
+    if pefts or (decomposed and lora.is_quantised(model)):
+        loaded = lora.read(model, loaded, allow_unmatched=True)
         return {name: _applied(layers[name], part) for name, part in loaded.parts.items()}, "LoRA Apply"
     tensors = comfy.utils.load_torch_file(str(path), safe_load=True, device=model.load_device)
     keys = comfy.lora.model_lora_keys_unet(model.model, {})

@@ -7,7 +7,7 @@ ComfyUI's own loader; bypass computes them here, because the stock bypass drops 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,18 +18,20 @@ from comfy.patcher_extension import PatcherInjection
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ..adapters import dora, write
+from ..adapters import beside, dora, others, write, writers
 from ..adapters import read as reading
 from ..adapters.dora import Weights
 from ..adapters.header import references_of
-from ..adapters.names import Sizes, bare_name
-from ..adapters.parts import Part, mapped
+from ..adapters.names import Sizes
+from ..adapters.parts import Part
 from ..adapters.patterns import restricted
 from ..errors import UserError
 from . import deferred
 from .borrow import linears
 from .frozen import fetched
 from .identify import flavour_name, require_flux2
+from .memory import load
+from .merged import merging
 from .references import INDEX, with_references
 
 MERGED, BYPASS, AUTO = "merged", "bypass", "auto"
@@ -41,7 +43,7 @@ class Loaded:
     """A LoRA as read for a MODEL: parts by Linear name, changes of other weights by theirs, how many keys that was.
 
     ComfyUI's own trainer also trains norms: those are the ``others``. ``keys`` of ``total`` keys in the file matched.
-    ``references`` is how reference images were shown in training.
+    ``references`` is how reference images were shown in training, ``note`` what had to be assumed about the file.
     """
 
     parts: dict[str, Part]
@@ -49,6 +51,7 @@ class Loaded:
     keys: int
     total: int
     references: str = INDEX
+    note: str = ""
 
 
 def sizes(model) -> Sizes:
@@ -65,12 +68,13 @@ def read(model, weights: dict[str, Tensor], allow_unmatched: bool = False) -> Lo
     require_flux2(model)
     parts, unmatched = reading.read(weights, sizes(model), flavour_name(model))
     state = model.model.diffusion_model.state_dict()
-    names = {key: f"{bare_name(key).removesuffix('.diff')}.weight" for key in unmatched if key.endswith(".diff")}
-    others = {name: weights[key] for key, name in names.items() if _fits(weights[key], state.get(name))}
-    unmatched = [key for key in unmatched if names.get(key) not in others]
+    names = others.found(unmatched, state)
+    changes = {name: weights[key] for key, name in names.items() if _fits(weights[key], state[name])}
+    unmatched = [key for key in unmatched if names.get(key) not in changes]
     if not allow_unmatched or not parts:
         reading.require_matched(unmatched, len(weights), flavour_name(model))
-    return Loaded(parts, others, len(weights) - len(unmatched), len(weights), references_of(weights))
+    matched = len(weights) - len(unmatched)
+    return Loaded(parts, changes, matched, len(weights), references_of(weights), writers.assumed(weights))
 
 
 def _fits(change: Tensor, weight: Tensor | None) -> bool:
@@ -105,7 +109,8 @@ def describe(model, loaded: Loaded, strength: float, mode: str) -> str:
     """One line on a LoRA that was put on a MODEL: keys matched, layers, how it acts."""
     kinds = "+".join(sorted({write.kind(part) for part in loaded.parts.values()}))
     matched = f"{loaded.keys}/{loaded.total} keys on {len(loaded.parts)} layers"
-    return f"{kinds}, {matched}, {chosen_mode(model, mode)}, strength {strength:g}"
+    note = f"; {loaded.note}" if loaded.note else ""
+    return f"{kinds}, {matched}, {chosen_mode(model, mode)}, strength {strength:g}{note}"
 
 
 def chosen_mode(model, mode: str) -> str:
@@ -146,12 +151,14 @@ def put(model, loaded: Loaded, strength: float, mode: str = AUTO):
 
 
 def _patches(model, parts: dict[str, Part]) -> dict:
+    """ComfyUI's patches: its own adapters where they do the same, ours for what depends on the weight."""
     layers = linears(model)
     for name in parts:
         if getattr(layers[name], "pre_quant_scale", None) is not None:
             raise UserError(f"{name} scales its input (AWQ), so a LoRA merged into it acts wrongly; use mode 'bypass'.")
-    tensors = write.tensors(dora.with_norm(parts, weights(model), of_base=True), "comfyui", torch.float32)
-    found = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
+    own = {f"diffusion_model.{n}.weight": merging(part) for n, part in parts.items() if dora.needs_weight(part)}
+    tensors = write.tensors({n: p for n, p in parts.items() if not dora.needs_weight(p)}, "comfyui", torch.float32)
+    found = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False) | own
     missing = parts.keys() - {layer_name(key) for key in found}
     if missing:
         raise UserError(f"This ComfyUI cannot merge the LoRA at {', '.join(sorted(missing)[:3])}; use mode 'bypass'.")
@@ -165,16 +172,32 @@ def layer_name(key: str | tuple) -> str:
 
 
 def weights(model) -> Weights:
-    """A MODEL's weights one by one, as ``adapters.dora`` and ``adapters.plain`` ask for them."""
+    """A MODEL's weights one by one, as ``adapters.dora`` and ``adapters.plain`` ask for them: with its own LoRAs.
+
+    Clones of a MODEL share their weights. Whichever was loaded last has merged its LoRAs into them, so the MODEL itself
+    is loaded first where that was another one.
+    """
     layers = linears(model)
 
     @contextmanager
     def of(name: str) -> Iterator[Tensor]:
         deferred.fill(model.model)
+        load(model)
         with fetched(layers[name], torch.float32, model.load_device) as (weight, _):
             yield weight
 
     return of
+
+
+def row_norms(model) -> Callable[[str], Tensor]:
+    """The L2 norm of every row of a Linear's weight (out,) by its name: what DoRA's magnitudes start from."""
+    own = weights(model)
+
+    def norms(name: str) -> Tensor:
+        with own(name) as weight:
+            return torch.linalg.vector_norm(weight, dim=1).clone()
+
+    return norms
 
 
 class _Bypass:
@@ -203,25 +226,29 @@ class Contribution:
 
     def __init__(self, part: Part, strength: float):
         self.part, self.strength = part, strength
-        self.moved, self.where, self.row_scale = part, None, None
+        self.placed, self.where = part, None
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
         """``inputs`` hold x (..., in), ``y`` (..., out) is the Linear's own output."""
         x = inputs[0]
-        self._move(x)
-        if not dora.is_dora(self.part):
-            return y + self.moved(x) * self.strength
-        if self.row_scale is None:
-            with fetched(layer, torch.float32, x.device) as (weight, _):
-                self.row_scale = dora.row_scale(self.part, weight)
+        self._place(layer, x)
         bias = getattr(layer, "bias", None)
         plain = y if bias is None else y - bias.to(y)
-        rows = self.strength * self.row_scale
-        return y + (rows - self.strength).to(x) * plain + rows.to(x) * self.moved(x)
 
-    def _move(self, x: Tensor) -> None:
+        @contextmanager
+        def weight() -> Iterator[Tensor]:
+            with fetched(layer, x.dtype, x.device) as (found, _):
+                yield found
+
+        return y + beside.added(self.placed, x, plain, weight) * self.strength
+
+    def _place(self, layer: nn.Module, x: Tensor) -> None:
         """Keep the part where the model computes. What inference mode makes, autograd may not save: hence its flag."""
         where = (x.device, x.dtype, torch.is_inference_mode_enabled())
-        if self.where != where:
-            self.moved = mapped(self.part, lambda tensor: tensor.to(x.device, x.dtype, copy=True))
-            self.where, self.row_scale = where, None
+        if self.where == where:
+            return
+        part = self.part
+        if dora.is_dora(part):
+            with fetched(layer, torch.float32, x.device) as (weight, _):
+                part = beside.settled(beside.placed(part, x.device, torch.float32), weight)
+        self.placed, self.where = beside.placed(part, x.device, x.dtype), where

@@ -79,6 +79,15 @@ def free() -> None:
     comfy.model_management.soft_empty_cache()
 
 
+def load(patcher) -> None:
+    """Load a model, so that its weights hold its own patches, unless they do; those of a clone may lie in them."""
+    merged = patcher.model.current_weight_patches_uuid
+    if merged == patcher.patches_uuid or (merged is None and not patcher.patches):
+        return
+    with torch.inference_mode():  # the mode that nodes load models in
+        comfy.model_management.load_models_gpu([patcher])
+
+
 def unload(patcher) -> None:
     """Free the memory a model takes, on its device and on the host, so that the next one finds it empty."""
     loaded = comfy.model_management.current_loaded_models

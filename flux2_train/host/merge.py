@@ -12,7 +12,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..adapters import dora, files, read, stream, write
+from ..adapters import dora, files, others, peft_config, read, stream, write
 from ..adapters.names import Sizes, bare_name, sizes_of
 from ..adapters.parts import Part
 from ..errors import UserError
@@ -100,7 +100,7 @@ def convert(
     device = comfy.model_management.get_torch_device()
     with BaseFile(base) if base else nullcontext() as file:
         exported = files.export(parts, format, precision, plain_rank, file.weight if file else _no_base, device)
-    metadata = {k: v for k, v in read.header(source).items() if k != "lora_adapter_metadata"}
+    metadata = {k: v for k, v in read.header(source).items() if k != peft_config.HEADER}
     path = files.save_as(exported, output, {**metadata, **exported.metadata})
     return f"{path.name}: {len(parts)} layers as {format}, {precision}{exported.note}"
 
@@ -134,14 +134,14 @@ def _dotted(key: str) -> str:
 def _read(base: BaseFile, path: Path) -> tuple[dict[str, Part], dict[str, Tensor]]:
     tensors = read.load(path)
     parts, unmatched = read.read(tensors, base.sizes, base.path.name)
-    others = {}
-    for key in [key for key in unmatched if key.endswith(".diff")]:
-        name = f"{bare_name(key).removesuffix('.diff')}.weight"
-        if f"{base.prefix}{name}" in base.keys and name.removesuffix(".weight") not in base.sizes:
-            others[name] = tensors[key]
-            unmatched.remove(key)
-    read.require_matched(unmatched, len(tensors), base.path.name)
-    return parts, others
+    weights = [key.removeprefix(base.prefix) for key in base.keys if key.endswith((".weight", ".scale"))]
+    places = {key: name for key, name in others.found(unmatched, weights).items() if _fits(base, name, tensors[key])}
+    read.require_matched([key for key in unmatched if key not in places], len(tensors), base.path.name)
+    return parts, {name: tensors[key] for key, name in places.items()}
+
+
+def _fits(base: BaseFile, name: str, change: Tensor) -> bool:
+    return list(change.shape) == base.file.get_slice(f"{base.prefix}{name}").get_shape()
 
 
 def _require_mergeable(base: BaseFile, changes: list[_Change]) -> None:

@@ -16,9 +16,8 @@ from ..adapters.start import start_from
 from ..config import TrainConfig
 from ..data.dataset import Dataset
 from ..errors import UserError
-from ..host import deferred, identify, lora
+from ..host import identify, lora
 from ..host.borrow import linears, training_mode
-from ..host.frozen import row_norms
 from . import checkpoints, optimizers, packing
 from .checkpoints import Damaged
 
@@ -29,9 +28,7 @@ def build_adapters(model, config: TrainConfig) -> Adapters:
     chosen = targets.select(layers, config.targets, own.include, own.exclude, own.double_blocks, own.single_blocks)
     sizes = targets.ranks(chosen, config.rank, config.scale_alpha, own.ranks)
     sites = {n: Site(layers[n].in_features, layers[n].out_features, *size) for n, size in sizes.items()}
-    if own.dora:
-        deferred.fill(model.model)
-    adapters = Adapters(sites, own, config.seed, device, lambda name: row_norms(layers[name], device))
+    adapters = Adapters(sites, own, config.seed, device, lora.row_norms(model))
     if own.start_from:
         start_from(adapters, lora.trainable(model, read.load(Path(own.start_from))))
     return adapters

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import files
+from ..adapters.dora import is_dora
 from ..adapters.parts import Delta, Part, mapped
 from ..data.samples import Sample
 from ..errors import UserError
@@ -53,7 +54,9 @@ def save_adapters(trainer: Trainer, path: Path, metadata: dict[str, str], certif
         except UserError as error:
             problem = str(error)
     written = files.save_as(exported, path, {**metadata, "flux2_train.certificate": said})
-    wire = exported if options.format in ("comfyui", "diffusers") else files.export(parts, weights=weights)
+    decomposed = any(map(is_dora, exported.parts.values()))
+    wired = options.format == "comfyui" or (options.format == "diffusers" and not decomposed)
+    wire = exported if wired else files.export(parts, weights=weights)
     return Saved(written, wire.tensors, said, exported.note.removeprefix(", "), problem)
 
 

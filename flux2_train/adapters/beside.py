@@ -1,0 +1,90 @@
+"""What a part adds to a layer's output while the layer itself stays as it is: the arithmetic of bypass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dora import is_dora, needs_weight, over_inputs, scale_of
+from .parts import Decomposed, LowRank, Part, Rotation, Split, mapped, size_of
+
+Weight = Callable[[], AbstractContextManager[Tensor]]  # the layer's weight (out, in), valid inside the context only
+
+
+def placed(part: Part, device: torch.device, dtype: torch.dtype) -> Part:
+    """A copy of the part on ``device`` in ``dtype``, but for what multiplies the whole weight, which is in fp32."""
+
+    def exact(tensor: Tensor) -> Tensor:
+        return tensor.to(device, torch.float32, copy=True)
+
+    match part:
+        case Split():
+            return replace(part, parts=tuple(placed(piece, device, dtype) for piece in part.parts))
+        case Rotation():
+            return mapped(part, exact)
+    found = mapped(part, lambda tensor: tensor.to(device, dtype, copy=True))
+    return replace(found, magnitude=exact(part.magnitude)) if is_dora(part) else found
+
+
+def settled(part: Part, weight: Tensor) -> Part:
+    """The part with, for DoRA's magnitudes, what it multiplies rows or columns of ``W + dW`` by on this ``weight``.
+
+    ``added`` wants it so: the norm of a weight (out, in) is computed once, and not in every call.
+    """
+    match part:
+        case Split():
+            pieces = zip(part.starts, part.parts, strict=True)
+            return replace(part, parts=tuple(settled(p, weight[s : s + size_of(p)[1]]) for s, p in pieces))
+        case LowRank() | Decomposed() if is_dora(part):
+            return replace(part, magnitude=scale_of(part, weight))
+    return part
+
+
+def added(part: Part, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
+    """``x (W' - W)^T`` (..., out) for a ``settled`` part, from the layer's input and its output without the bias.
+
+    ``x`` is (..., in), ``y`` (..., out). ``weight`` is asked for by what changes the layer's inputs, in the dtype of
+    ``x``.
+    """
+    if not needs_weight(part):
+        return part(x)
+    match part:
+        case Split():
+            return _of_rows(part, x, y, weight)
+        case Rotation():
+            return _turned(part, x, y, weight)
+    if over_inputs(part):
+        with weight() as w:
+            return F.linear((part.magnitude - 1).to(x) * x, w) + part.part(part.magnitude.to(x) * x)
+    return (part.magnitude - 1).to(x) * y + part.magnitude.to(x) * part(x)
+
+
+def _of_rows(part: Split, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
+    found = torch.zeros_like(y)
+    for start, piece in zip(part.starts, part.parts, strict=True):
+        own = slice(start, start + size_of(piece)[1])
+
+        @contextmanager
+        def rows(own=own):
+            with weight() as w:
+                yield w[own]
+
+        found[..., own] = added(piece, x, y[..., own], rows)
+    return found
+
+
+def _turned(part: Rotation, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
+    """In fp32: what a small rotation adds is the small difference of two large numbers."""
+    if not part.of_inputs:
+        turned = part.turned(y.float())
+        return ((turned if part.rescale is None else part.rescale * turned) - y.float()).to(y)
+    with weight() as w:
+        moved = F.linear((part.turned(x.float()) - x.float()).to(x), w)
+    if part.rescale is None:
+        return moved
+    return (part.rescale * (y + moved) - y).to(y)

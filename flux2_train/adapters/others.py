@@ -1,0 +1,44 @@
+"""Changes of weights that are no Linear's: the norms of queries and keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .names import bare_name, is_underscored, without_prefix
+
+ENDS = (".diff", ".w_norm")
+_IN_DIFFUSERS = {
+    "img_attn.norm.query_norm": "attn.norm_q",
+    "img_attn.norm.key_norm": "attn.norm_k",
+    "txt_attn.norm.query_norm": "attn.norm_added_q",
+    "txt_attn.norm.key_norm": "attn.norm_added_k",
+    "norm.query_norm": "attn.norm_q",
+    "norm.key_norm": "attn.norm_k",
+}
+
+
+def found(keys: Iterable[str], weights: Iterable[str]) -> dict[str, str]:
+    """By key of a LoRA file, which of ``weights`` (names in a transformer, ending in .weight or .scale) it changes.
+
+    Keys that change none of them are left out. Names come as in ComfyUI or diffusers, with dots or underscores.
+    """
+    dotted = {alias: name for name in weights for alias in _aliases(name)}
+    flat = {alias.replace(".", "_"): name for alias, name in dotted.items()}
+    places = {}
+    for key in keys:
+        stem, dot, end = key.rpartition(".")
+        if dot + end in ENDS:
+            place = flat.get(without_prefix(stem)) if is_underscored(stem) else dotted.get(bare_name(stem))
+            if place:
+                places[key] = place
+    return places
+
+
+def _aliases(name: str) -> Iterable[str]:
+    stem = name.rpartition(".")[0]
+    yield stem
+    block = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", stem)
+    if block and block[3] in _IN_DIFFUSERS:
+        kind = "single_" if block[1] == "single" else ""
+        yield f"{kind}transformer_blocks.{block[2]}.{_IN_DIFFUSERS[block[3]]}"
