@@ -20,7 +20,8 @@ class SaveOptions(io.ComfyNode):
                 io.Combo.Input(
                     "format", options=list(SaveConfig.FORMATS), default="comfyui",
                     tooltip="'comfyui' loads in ComfyUI, diffusers and ai-toolkit; 'diffusers' is the same but refuses "
-                    "what diffusers cannot load; 'kohya' is for musubi-tuner too; 'peft' is a folder for peft.",
+                    "what diffusers cannot load, and writes DoRA its way, which OneTrainer reads too; 'kohya' is for "
+                    "musubi-tuner too; 'peft' is a folder for peft.",
                 ),
                 io.Combo.Input(
                     "precision", options=list(SaveConfig.PRECISIONS), default="bf16",
