@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -47,8 +48,10 @@ def largest(found: Weights, written: Written, weights: Weights) -> float:
     for name in in_blocks(weights):
         effect = (written.made[name] - weights[f"{name}.weight"]).norm().item()
         missed = (found[name] - written.made[name]).norm().item()
-        if effect or missed:
-            worst = max(worst, missed / effect if effect else float("inf"))
+        if not missed < math.inf:
+            return math.inf
+        if missed:
+            worst = max(worst, missed / effect if effect else math.inf)
     return worst
 
 

@@ -165,7 +165,11 @@ def lokr_in_two(into, out):
     return Kronecker((torch.randn(4, 3), torch.randn(3, 8)), (torch.randn(out // 4, into // 8),), 1.5)
 
 
-@pytest.mark.parametrize(("make", "rank"), [(loha, 2), (lokr, 3), (lokr_in_two, 3)])
+def lokr_whole(into, out):
+    return Kronecker((torch.randn(4, 8),), (torch.randn(out // 4, into // 8),), 1.5)
+
+
+@pytest.mark.parametrize(("make", "rank"), [(loha, 2), (lokr, 3), (lokr_in_two, 3), (lokr_whole, 1)])
 @pytest.mark.parametrize("format", ["comfyui", "kohya"])
 def test_loha_and_lokr_have_an_alpha_for_readers_that_need_one(model, tmp_path, make, rank, format):
     """OneTrainer takes its own setting for a missing alpha; alpha over rank times the matrices is dW everywhere."""

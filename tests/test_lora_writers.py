@@ -1,11 +1,14 @@
 """What a LoRA file's keys and header say about who wrote it, and what is not read: named, never guessed or dropped."""
 
+import json
+
 import pytest
 import torch
 from lora_files import BLOCK, PROJ, H, numbers
+from safetensors.torch import save_file
 from support import tiny_flux2
 
-from flux2_train.adapters import dora
+from flux2_train.adapters import dora, read
 from flux2_train.adapters.header import Tensors
 from flux2_train.errors import UserError
 from flux2_train.host import lora
@@ -95,3 +98,25 @@ def test_dora_scale_goes_with_the_norm_that_its_writer_divides_by(model, weights
     assert bool(loaded.note) == assumed
     said = lora.describe(model, loaded, 1.0, lora.MERGED)
     assert ("as ComfyUI takes it" in said) == assumed
+
+
+@pytest.mark.parametrize(
+    ("config", "read_"),
+    [
+        ({"use_cayley_neumann": True, "num_cayley_neumann_terms": 5, "coft": False}, True),
+        ({"use_cayley_neumann": True, "num_cayley_neumann_terms": 7}, False),
+        ({"use_cayley_neumann": False, "num_cayley_neumann_terms": 5}, False),
+        ({"use_cayley_neumann": True, "num_cayley_neumann_terms": 5, "coft": True}, False),
+        ({}, False),
+        ({"peft_type": "VERA"}, False),
+    ],
+)
+def test_pefts_oft_is_read_where_its_rotations_are_known(tmp_path, config, read_):
+    stem = "base_model.model.transformer_blocks.0.attn.to_out.0"
+    save_file({f"{stem}.oft_R.weight": torch.zeros(8, 120)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "OFT", "r": 8, **config}))
+    if read_:
+        assert f"{stem}.oft_R.weight" in read.load(tmp_path / "adapter_model.safetensors")
+        return
+    with pytest.raises(UserError, match="The peft folder of this LoRA holds '(OFT|VERA)'"):
+        read.load(tmp_path / "adapter_model.safetensors")

@@ -53,7 +53,9 @@ def musubi() -> Peer:
             (k for k, mark in (("loha", "hada_"), ("lokr", "lokr_")) if any(mark in key for key in tensors)), ""
         )
         tree = Flux2(weights)
-        network = network_of(kind or "lora_flux_2").create_arch_network_from_weights(1.0, tensors, unet=tree)
+        factor = max((max(t.shape) for key, t in tensors.items() if key.endswith(".lokr_w1")), default=-1)
+        options = {"factor": factor} if kind == "lokr" else {}  # a setting there, which the user has to know
+        network = network_of(kind or "lora_flux_2").create_arch_network_from_weights(1.0, tensors, unet=tree, **options)
         network.apply_to(None, tree, False, True)
         if not network.unet_loras:
             raise ValueError("finds no layer")
@@ -76,14 +78,15 @@ def ai_toolkit() -> Peer:
         from toolkit.config_modules import NetworkConfig
         from toolkit.lora_special import LoRASpecialNetwork
 
+        model = _AiToolkitsModel()  # the network holds a weak reference only
         config = NetworkConfig(**{"type": kind, "linear": 4, "linear_alpha": 4, **options})
         network = LoRASpecialNetwork(
             text_encoder=None, unet=tree, lora_dim=config.linear, multiplier=1.0, alpha=config.linear_alpha,
             train_unet=True, train_text_encoder=False, network_config=config, network_type=kind, transformer_only=True,
-            is_transformer=True, target_lin_modules=["Flux2"], target_conv_modules=[], base_model=_AiToolkitsModel(),
+            is_transformer=True, target_lin_modules=["Flux2"], target_conv_modules=[], base_model=model,
             full_if_contains=options.get("full_if_contains"),
         )  # fmt: skip
-        network.base_model = network.base_model_ref()  # it holds a weak reference only
+        network.kept_model = model
         network.apply_to(None, tree, False, True)
         network.force_to("cpu", torch.float32)
         network.is_active = True
@@ -105,7 +108,10 @@ def ai_toolkit() -> Peer:
         ranks = {t.shape[0] for k, t in tensors.items() if k.endswith((".lora_A.weight", ".lora_down.weight"))}
         rank = max(ranks, default=4)
         full = all(".lokr_w2_a" not in key for key in tensors)
-        network = network_of(tree, kind, linear=rank, linear_alpha=rank, lokr_full_rank=full)
+        if kind == "lokr":  # settings there, which the user has to know
+            rank = max((t.shape[1] for key, t in tensors.items() if key.endswith(".lokr_w2_a")), default=4)
+        factor = max((max(t.shape) for key, t in tensors.items() if key.endswith(".lokr_w1")), default=-1)
+        network = network_of(tree, kind, linear=rank, linear_alpha=rank, lokr_full_rank=full, lokr_factor=factor)
         before = {name: p.clone() for name, p in network.named_parameters()}
         left = network.load_weights(str(path))
         if all(torch.equal(p, before[name]) for name, p in network.named_parameters()):
@@ -195,10 +201,14 @@ def onetrainer() -> Peer:
         return Written(path, acting_in_diffusers(model.transformer, weights))
 
     def read(weights: Weights, path: Path) -> Weights:
-        from modules.modelLoader.Flux2ModelLoader import Flux2LoRALoader
+        from modules.modelLoader.mixin.LoRALoaderMixin import LoRALoaderMixin
+
+        class Loader(LoRALoaderMixin):  # as its Flux2LoRALoader, in a module that wants transformers 5
+            def _legacy_conversion(self, model):
+                return self._mixture_legacy_conversion(model)
 
         model = model_of(weights)
-        model.lora_state_dict = Flux2LoRALoader()._to_canonical(model, load_file(path))
+        model.lora_state_dict = Loader()._to_canonical(model, load_file(path))
         settings = _fitting(model.lora_state_dict)
         fuse = any(".attn.qkv." in key or ".attn.added_qkv." in key for key in model.lora_state_dict)
         model.transformer_lora = adapters(model, settings, fuse)
@@ -225,7 +235,8 @@ def _fitting(tensors: dict) -> dict:
     if first.hada_w1_b is not None:
         return {**found, "peft_type": "LOHA", "lora_rank": len(first.hada_w1_b)}
     if first.lokr_w1 is not None:
-        rank = first.lokr_w2_a.shape[1] if first.lokr_w2_a is not None else 4
+        alpha = next((int(t) for k, t in tensors.items() if k.endswith(".alpha")), 4)
+        rank = first.lokr_w2_a.shape[1] if first.lokr_w2_a is not None else alpha  # whole factors act at alpha / dim
         factor = max(first.lokr_w1.shape) if "lokr_w1_a" not in str(list(tensors)[:9]) else -1
         full = first.lokr_w2_a is None
         return {**found, "peft_type": "LOKR", "lokr_dim": rank, "lokr_full_matrix": full, "lokr_decompose_factor":

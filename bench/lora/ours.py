@@ -23,7 +23,7 @@ def _numbers(*shape: int) -> Tensor:
 
 
 def _lora(weight: Tensor, place: int, rank: int = 4) -> Part:
-    return LowRank(0.1 * _numbers(rank, weight.shape[1]), _numbers(len(weight), rank), 0.5)
+    return LowRank(0.1 * _numbers(rank, weight.shape[1]), _numbers(len(weight), rank), 0.3)
 
 
 def _several_ranks(weight: Tensor, place: int) -> Part:
@@ -32,7 +32,7 @@ def _several_ranks(weight: Tensor, place: int) -> Part:
 
 def _dora(weight: Tensor, place: int) -> Part:
     part = _lora(weight, place)
-    return LowRank(part.down, part.up, 0.5, weight.norm(dim=1) * (1 + 0.2 * _numbers(len(weight))))
+    return LowRank(part.down, part.up, 0.3, weight.norm(dim=1) * (1 + 0.2 * _numbers(len(weight))))
 
 
 def _loha(weight: Tensor, place: int) -> Part:
@@ -42,7 +42,7 @@ def _loha(weight: Tensor, place: int) -> Part:
 
 def _lokr(weight: Tensor, place: int) -> Part:
     out, into = weight.shape
-    return Kronecker((_numbers(8, 8),), (_numbers(out // 8, 4), 0.1 * _numbers(4, into // 8)), 0.5)
+    return Kronecker((_numbers(8, 8),), (_numbers(out // 8, 4), 0.1 * _numbers(4, into // 8)), 0.3)
 
 
 def _lokr_whole(weight: Tensor, place: int) -> Part:

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.speed.problem import TARGETS
+
 from .trees import Peer, Weights, Written, acting_in_diffusers, draw, in_blocks, transformer_of
 
-TARGETS = r".*transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
-TARGETS += r"|ff(_context)?\.linear_(in|out)|attn\.(to_qkv_mlp_proj|to_out))"
 SPLIT = ["Flux2Attention", "Flux2FeedForward", "Flux2ParallelSelfAttention"]  # SimpleTuner's preset for FLUX.2
 
 
@@ -24,7 +24,7 @@ def diffusers() -> Peer:
         from diffusers import Flux2Pipeline
 
         transformer = transformer_of(weights)
-        config = peft.LoraConfig(r=4, target_modules=TARGETS, **options)
+        config = peft.LoraConfig(r=4, target_modules=TARGETS["diffusers"], **options)
         transformer.add_adapter(config)
         _draw(transformer)
         settings = {k: list(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
@@ -84,7 +84,7 @@ def _write_peft(weights: Weights, folder: Path, kind: str, options: dict) -> Wri
     import peft
 
     transformer = transformer_of(weights)
-    config = getattr(peft, kind)(**{"r": 4, "target_modules": TARGETS, **options})
+    config = getattr(peft, kind)(**{"r": 4, "target_modules": TARGETS["diffusers"], **options})
     model = peft.get_peft_model(transformer, config)
     _draw(model)
     model.save_pretrained(folder)
@@ -115,7 +115,7 @@ LYCORIS = {  # SimpleTuner's lycoris_config, by what it makes
     "diag-OFT": {"algo": "diag-oft"},
     "diag-OFT, constraint": {"algo": "diag-oft", "constraint": 0.01},
     "diag-OFT, rescaled": {"algo": "diag-oft", "rescaled": True},
-    "BOFT": {"algo": "boft"},
+    "BOFT": {"algo": "boft", "linear_dim": 32},  # 9 h rows are no power of two times less than 18
     "GLoRA": {"algo": "glora"},
     "T-LoRA": {"algo": "tlora"},
     "IA3": {"algo": "ia3"},
@@ -131,7 +131,7 @@ def lycoris() -> Peer:
 
         transformer = transformer_of(weights)
         LycorisNetwork.apply_preset({"target_module": SPLIT})
-        network = create_lycoris(transformer, 1.0, linear_dim=8, linear_alpha=2, **options)
+        network = create_lycoris(transformer, 1.0, **{"linear_dim": 8, "linear_alpha": 2, **options})
         network.apply_to()
         draw(network)
         path = folder / "pytorch_lora_weights.safetensors"

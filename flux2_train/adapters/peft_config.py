@@ -24,11 +24,20 @@ def beside(path: Path, header: dict[str, str]) -> dict:
     if path.name == FILE and config.is_file():
         found = _json(config.name, _start_of(config))
         kind = str(found.get("peft_type", KINDS[0]))
-        if kind.upper() not in KINDS:
-            raise UserError(f"The peft folder of this LoRA holds {kind[:40]!r}; {', '.join(KINDS)} are read here.")
+        if kind.upper() not in KINDS and not _is_series(found):
+            raise UserError(
+                f"The peft folder of this LoRA holds {kind[:40]!r}; {', '.join(KINDS)} are read here, and OFT with "
+                "peft's own choice of five Cayley-Neumann terms."
+            )
         return found
     found = _json(f"the header of {path.name}", header.get(HEADER, "{}"))
     return {key.removeprefix("transformer."): value for key, value in found.items() if key.startswith("transformer.")}
+
+
+def _is_series(config: dict) -> bool:
+    """True for OFT whose rotations are the series that ``rotations.of_inputs`` computes, peft's default."""
+    terms = config.get("use_cayley_neumann") is True and config.get("num_cayley_neumann_terms") == 5
+    return config.get("peft_type") == "OFT" and terms and not config.get("coft")
 
 
 class Scales:

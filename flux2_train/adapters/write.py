@@ -152,8 +152,8 @@ def _kohya(name: str, part: Part) -> dict[str, Tensor]:
             return found | {f"{stem}.alpha": torch.tensor(part.scale * len(part.down))}
         case Hadamard():
             return _loha(stem, part, 1.0) | {f"{stem}.alpha": torch.tensor(part.scale * len(part.down1))}
-        case Kronecker():  # musubi-tuner wants an alpha of every LoKr
-            return {f"{stem}.alpha": torch.tensor(1.0)} | _lokr(stem, part)
+        case Kronecker():
+            return _lokr(stem, part)
 
 
 def _loha(stem: str, part: Hadamard, scale: float) -> dict[str, Tensor]:
@@ -174,10 +174,9 @@ def _lokr(stem: str, part: Kronecker) -> dict[str, Tensor]:
     for factor, matrices in (("w1", left), ("w2", right)):
         ends = ("",) if len(matrices) == 1 else ("_a", "_b")
         found |= {f"{stem}.lokr_{factor}{end}": matrix for end, matrix in zip(ends, matrices, strict=True)}
-    for factor in (right, left):  # alpha = rank is scale 1 for every reader; whole factors have none
-        if len(factor) == 2:
-            return found | {f"{stem}.alpha": torch.tensor(float(len(factor[1])))}
-    return found
+    # alpha = rank is scale 1 for every reader; whole factors have no rank, and programs that want one get 1
+    rank = next((len(factor[1]) for factor in (right, left) if len(factor) == 2), 1)
+    return found | {f"{stem}.alpha": torch.tensor(float(rank))}
 
 
 def _magnitude(stem: str, part: LowRank | Decomposed, of_base: bool) -> Tensor:
