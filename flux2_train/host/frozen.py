@@ -68,8 +68,13 @@ class _Linears(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.linear:
             weight, bias = (_argument(place, name, args, kwargs) for place, name in ((1, "weight"), (2, "bias")))
-            self.seen.append((weight.clone(), None if bias is None else bias.clone()))  # theirs may be reused at once
+            self.seen.append((_copied(weight), None if bias is None else _copied(bias)))
         return function(*args, **(kwargs or {}))
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A plain copy of a tensor that may be reused at once, of whatever class: GGUF's ``clone`` gives itself back."""
+    return tensor.as_subclass(Tensor).clone()
 
 
 def _argument(place: int, name: str, args: tuple, kwargs: dict | None) -> Tensor | None:
