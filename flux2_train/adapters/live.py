@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import peft
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..options import AdapterConfig
+from .library import peft
 from .parts import Base, Delta, Hadamard, Kronecker, LowRank, Part, mapped
 
 NAME = "default"
@@ -64,7 +64,11 @@ def peft_config(sites: dict[str, Site], config: AdapterConfig) -> peft.PeftConfi
     common = {"target_modules": list(sites), "rank_pattern": ranks, "alpha_pattern": alphas}
     match config.kind:
         case "lora":
-            return peft.LoraConfig(use_rslora=config.rslora, **common)
+            found = peft.LoraConfig(use_rslora=config.rslora, **common)
+            # Without this peft asks every library it knows whether the layer is of its make, and one that is too old
+            # or broken (torchao) ends that with an ImportError.
+            found._register_custom_module({WeightlessLinear: peft.tuners.lora.Linear})
+            return found
         case "loha":
             return peft.LoHaConfig(**common)
         case "lokr":
