@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..flux2_train.data import cache
+from ..flux2_train.data import cache, long_captions
 from ..flux2_train.data.index import Index
 from ..flux2_train.data.store import Store
 from ..flux2_train.host import describe, encode, memory
@@ -87,9 +88,12 @@ class CacheEmbeds(io.ComfyNode):
             embeds, made = cache.cache_embeds(
                 dataset, encoder, Store(cache_folder(store)), texts, batch, limit_gb, report
             )
+            long = long_captions.warnings(dataset, encoder.length, texts)
         if made.encoded:
             memory.unload(clip.patcher)
-        progress.say(f"{made.total} captions: {made}")
+        progress.say("\n".join([f"{made.total} captions: {made}", *(f"warning: {line}" for line in long)]))
+        for line in long:
+            logging.warning("%s", line)
         return io.NodeOutput(replace(embeds, made_by=describe.text_encoder_file(clip), settings=settings))
 
 

@@ -62,9 +62,16 @@ class TextEncoder:
 
     def key(self, text: str) -> str:
         """What the embeds of a text depend on: the encoder and the very tokens it gets, template included."""
+        return canonical_hash([self.identity, _plain(self._tokenized(text))])
+
+    def length(self, text: str) -> int:
+        """How many tokens the encoder gets for a text: those of its template included, and of padding."""
+        return max(len(section) for sections in self._tokenized(text).values() for section in sections)
+
+    def _tokenized(self, text: str) -> dict:
         if text not in self.tokens:
             self.tokens[text] = self.clip.tokenize(text)
-        return canonical_hash([self.identity, _plain(self.tokens[text])])
+        return self.tokens[text]
 
     def batches(self, texts: list[str], most: int) -> Iterator[list[str]]:
         """The texts in groups that can be encoded together."""

@@ -23,6 +23,7 @@ def read(requests: tuple[Request, ...], bar: Bar):
 
 def encode_texts(clip, dataset, job: Job, bar: Bar):
     """EmbedCache of a data set, from the cache on disk as far as that goes."""
+    from ..data import long_captions
     from ..data.cache import cache_embeds
     from ..data.store import Store
     from ..host import describe, encode
@@ -34,7 +35,10 @@ def encode_texts(clip, dataset, job: Job, bar: Bar):
     store = Store(cache_folder(asked.store))
     with encode.TextEncoder(clip, asked.offload) as encoder:
         embeds, made = cache_embeds(dataset, encoder, store, more, asked.batch, asked.limit_gb, report)
+        long = long_captions.warnings(dataset, encoder.length, more)
     bar.say(f"captions: {made}")
+    for line in long:
+        bar.say(f"warning: {line}")
     return replace(embeds, made_by=describe.text_encoder_file(clip), settings=asked)
 
 
