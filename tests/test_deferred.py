@@ -1,10 +1,13 @@
-"""Models of Load FLUX.2 have no weights until ComfyUI loads them, and are otherwise what core's loader gives."""
+"""Models of Load FLUX.2 take no memory until they are used, and are otherwise what core's loader gives."""
+
+from pathlib import Path
 
 import comfy.lora
 import comfy.model_management
 import comfy.sd
 import pytest
 import torch
+from comfy.quant_ops import QuantizedTensor
 from safetensors.torch import load_file, save_file
 from support import problem, require_precision
 
@@ -12,10 +15,12 @@ from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import deferred, encode, load, memory
+from flux2_train.host.awaited import is_awaited
 from flux2_train.host.borrow import linears
 from flux2_train.host.velocity import velocity
 
 PRECISIONS = ["as in file", "bf16", "fp32", "fp8 (scaled)", "nvfp4"]
+AS_STORED = ["as in file", "bf16"]  # as the file has them
 
 
 @pytest.fixture
@@ -44,27 +49,63 @@ def predict(model):
 
 
 def has_weights(module):
-    found = {weight.is_meta for weight in module.parameters()}
+    found = {is_awaited(weight) for weight in module.parameters()}
     assert len(found) == 1  # all of them or none
+    assert not any(weight.is_meta for weight in module.parameters())
     return not found.pop()
+
+
+def resident(path):
+    """Bytes of a file that this process has mapped and touched."""
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("what is resident of a mapped file is read from Linux's /proc")
+    found, own = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *values = line.split()
+        if not key.endswith(":"):
+            own = line.endswith(f" {path}")
+        elif own and key == "Rss:":
+            found += 1024 * int(values[0])
+    return found
+
+
+def block_of(model):
+    return linears(model)["single_blocks.0.linear1"]
 
 
 def transformer(model):
     return model.model.diffusion_model
 
 
+def looks(weight):
+    assert isinstance(weight, torch.nn.Parameter)
+    return weight.shape, weight.stride(), weight.dtype, weight.device, isinstance(weight, QuantizedTensor)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_come_with_the_first_use_and_look_the_same_before(source, precision):
     model = load.load_transformer(source, precision)
-    assert not has_weights(transformer(model))
-    told = {name: (w.shape, w.dtype, type(w)) for name, w in transformer(model).named_parameters()}
+    assert has_weights(transformer(model)) == (precision in AS_STORED)
+    told = {name: looks(w) for name, w in transformer(model).named_parameters()}
     size, keys = comfy.model_management.module_size(model.model), list(transformer(model).state_dict())
     assert model.model_size() == size
     predict(model)
     assert has_weights(transformer(model))
-    assert told == {name: (w.shape, w.dtype, type(w)) for name, w in transformer(model).named_parameters()}
+    assert told == {name: looks(w) for name, w in transformer(model).named_parameters()}
     assert size == comfy.model_management.module_size(model.model)
     assert keys == list(transformer(model).state_dict())
+
+
+@pytest.mark.parametrize("precision", AS_STORED)
+def test_weights_as_in_the_file_are_mapped_at_once_and_not_read_before_they_are_used(source, precision):
+    model, size = load.load_transformer(source, precision), source.stat().st_size
+    assert all(weight.data_ptr() for weight in transformer(model).parameters())
+    assert resident(source) < 0.3 * size  # the library touches each of the small tensors once
+    expected = predict(model)
+    assert resident(source) > 0.9 * size
+    comfy.model_management.unload_all_models()
+    assert has_weights(transformer(model)) and resident(source) < 0.3 * size
+    assert torch.equal(predict(model), expected)
 
 
 def test_the_same_bits_as_from_cores_own_loader(source):
@@ -90,11 +131,17 @@ def test_clones_share_the_weights_and_they_go_with_unloading(source, precision):
     assert type(clone) is type(model) and clone.model is model.model
     expected = predict(clone)
     assert has_weights(transformer(model))
+    held = block_of(model).weight
     comfy.model_management.unload_all_models()
-    assert has_weights(transformer(model)) == (precision == "nvfp4")  # what was quantised for it would be lost
+    stayed = has_weights(transformer(model)) and block_of(model).weight.data_ptr() == held.data_ptr()
+    assert stayed == (precision == "nvfp4")  # what was quantised for it would be lost
     assert torch.equal(predict(model), expected)
+    held = block_of(model).weight
     memory.unload(model)
-    assert not has_weights(transformer(model))
+    assert has_weights(transformer(model)) == (precision == "as in file")
+    if precision == "as in file":
+        assert block_of(model).weight.data_ptr() != held.data_ptr()  # mapped anew: what was read of it can go
+    del held
     assert torch.equal(predict(clone.clone()), expected)
 
 
@@ -135,31 +182,41 @@ def test_other_nodes_get_the_weights_when_they_ask_the_patcher(source):
     assert torch.allclose(predict(half), expected, rtol=1e-4, atol=1e-5)  # half of each of the same two
 
 
-def test_core_can_make_another_that_is_deferred_too(source):
-    model = load.load_transformer(source, "bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_core_can_make_another_that_is_deferred_too(source, precision):
+    model = load.load_transformer(source, precision)
     again, arguments = model.cached_patcher_init
     other = again(*arguments, disable_dynamic=True)
-    assert other.model is not model.model and not has_weights(transformer(other))
+    assert other.model is not model.model and has_weights(transformer(other)) == (precision == "bf16")
     assert torch.equal(predict(other), predict(model))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("precision", ["as in file", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["as in file", "bf16", "fp32", "int8"])
 def test_a_text_encoder_comes_and_goes_likewise(text, precision):
     require_precision(precision)
     row = FLAVOURS["nano"]
     clip = load.load_text_encoder(text, row, precision)
     inner = clip.cond_stage_model
-    names = getattr(inner, deferred.ATTRIBUTE).names
-    assert names and all(w.is_meta == (n in names) for n, w in inner.named_parameters())
+    names, expected = getattr(inner, deferred.ATTRIBUTE).names, set()
+    assert names
+    if precision not in AS_STORED:
+        expected = names
+    assert awaited_in(inner) == expected
     encoder = encode.TextEncoder(clip)
-    assert all(w.is_meta for n, w in inner.named_parameters() if n in names)  # its key needed them for a moment only
-    expected = encode.encode_text(clip, "a red circle")
-    assert not any(w.is_meta for w in inner.parameters())
+    assert awaited_in(inner) == expected  # its key needed them for a moment only
+    embeds = encode.encode_text(clip, "a red circle")
+    assert not awaited_in(inner)
     assert encode.TextEncoder(clip).identity == encoder.identity
+    held = dict(inner.named_parameters())
     memory.unload(clip.patcher)
-    assert all(w.is_meta for n, w in inner.named_parameters() if n in names)
-    assert torch.equal(encode.encode_text(clip.clone(), "a red circle"), expected)
+    assert awaited_in(inner) == expected
+    assert not any(weight is held[name] for name, weight in inner.named_parameters() if name in names)
+    assert torch.equal(encode.encode_text(clip.clone(), "a red circle"), embeds)
+
+
+def awaited_in(module):
+    return {name for name, weight in module.named_parameters() if is_awaited(weight)}
 
 
 def test_a_text_encoder_gives_the_bits_of_cores_loader(text):
@@ -200,12 +257,16 @@ def test_an_incomplete_file_is_named_at_once(source):
         load.load_transformer(source)
 
 
-def test_a_file_that_has_gone_meanwhile_says_so(source):
-    model = load.load_transformer(source)
-    source.rename(source.with_name("elsewhere.safetensors"))
+@pytest.mark.parametrize("precision", ["as in file", "fp8 (scaled)"])
+def test_a_file_that_has_gone_meanwhile_says_so(source, precision):
+    model = load.load_transformer(source, precision)
+    elsewhere = source.rename(source.with_name("elsewhere.safetensors"))
+    if precision in AS_STORED:
+        predict(model)  # from the mapped file, which stays what it is until it is let go
+        comfy.model_management.unload_all_models()
     with pytest.raises(FileNotFoundError, match="base-model.safetensors"):
         predict(model)
-    source.with_name("elsewhere.safetensors").rename(source)
+    elsewhere.rename(source)
     assert predict(model).isfinite().all()
 
 
@@ -232,5 +293,5 @@ def test_other_forms_of_file_are_read(source, tmp_path, kind):
     path = tmp_path / "other.safetensors"
     save_file(found, path)
     model = load.load_transformer(path)
-    assert not has_weights(transformer(model))
+    assert has_weights(transformer(model)) == (kind == "checkpoint")
     assert torch.equal(predict(model), predict(comfy.sd.load_diffusion_model(str(path))))

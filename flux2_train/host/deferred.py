@@ -1,16 +1,18 @@
-"""Models whose weights are read when ComfyUI first loads them, and let go when it unloads them.
+"""Models whose weights take no memory before they are needed, and let it go when ComfyUI unloads them.
 
-Until then a weight has its shape, dtype and format but no bytes (torch's meta device): ComfyUI's loaders, its
-estimates and whoever looks at the model see what they will get. Weights that are stored as in the file stay mapped: the
-page cache has them, and gives them up when memory is short. Only ComfyUI's patcher is extended, by a subclass.
+They are built on torch's meta device. Weights that the model stores as the file has them are then mapped at once, which
+reads no byte of them: the page cache has them, and gives them up when memory is short. Weights that have to be made,
+because they are quantised or of another type than in the file, are made when ComfyUI first loads the model or somebody
+reads one of them (``awaited``). Only ComfyUI's patcher is extended, by a subclass.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from .. import headers
 from ..adapters.stream import DTYPES
 from ..errors import UserError
+from .awaited import awaited
 from .heap import freed_at_once
 
 ATTRIBUTE = "flux2_train_deferred"  # on a ComfyUI model: its Deferred
@@ -33,12 +36,13 @@ class Deferred:
     """How a model comes by its weights. Knows no model, which would never be freed if it did.
 
     ``fetch`` assigns them to the model, in which they have these ``names``. ``made`` weights are computed on the way:
-    they stay when ComfyUI unloads the model, until ``drop``.
+    they stay when ComfyUI unloads the model, until ``drop``. ``free``: fetching them reads no byte of them.
     """
 
     fetch: Callable[[nn.Module], None]
     names: frozenset[str]
     made: bool
+    free: bool
     here: bool = False
 
 
@@ -59,11 +63,17 @@ def outline(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return found, header.metadata
 
 
-def defer(patcher, fetch: Callable[[nn.Module], None], made: bool) -> None:
-    """Let ``fetch`` give a freshly built model, whose weights are on the meta device, its weights on first use."""
+def defer(patcher, fetch: Callable[[nn.Module], None], made: bool, free: bool) -> None:
+    """Let ``fetch`` give a freshly built model, whose weights are on the meta device, its weights on first use.
+
+    Where that is ``free`` the model gets them now, and again whenever they are dropped.
+    """
     names = frozenset(name for name, weight in patcher.model.named_parameters() if weight.is_meta)
-    setattr(patcher.model, ATTRIBUTE, Deferred(fetch, names, made))
+    setattr(patcher.model, ATTRIBUTE, Deferred(fetch, names, made, free))
     patcher.__class__ = _deferring(type(patcher))
+    _await(patcher.model)
+    if free:
+        fill(patcher.model)
 
 
 def fill(model: nn.Module) -> None:
@@ -76,15 +86,34 @@ def fill(model: nn.Module) -> None:
 
 
 def drop(model: nn.Module) -> None:
-    """Let deferred weights go until the next use. The model must not be loaded."""
+    """Let go of the memory of deferred weights until the next use. The model must not be loaded."""
     deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
     if deferred is None or not deferred.here:
         return
     deferred.here = False
+    _await(model)
+    if deferred.free:
+        with suppress(Exception):  # a file that has gone meanwhile is named when the weights are needed
+            fill(model)
+
+
+def _await(model: nn.Module) -> None:
+    """Put stand-ins in the place of deferred weights."""
+    names, known = getattr(model, ATTRIBUTE).names, weakref.ref(model)
     for place, module in model.named_modules():
-        for name, weight in module._parameters.items():
-            if f"{place}.{name}" in deferred.names:
-                module._parameters[name] = nn.Parameter(weight.detach().to(META), requires_grad=False)
+        for own, weight in module._parameters.items():
+            name = f"{place}.{own}"
+            if name in names:
+                module._parameters[own] = awaited(weight, partial(_found, known, name))
+
+
+def _found(known: weakref.ref[nn.Module], name: str) -> Tensor:
+    """The weight of that name of a model, which gets its weights for it."""
+    model = known()
+    if model is None:
+        raise RuntimeError(f"{name} cannot be read: the model that it belonged to has been freed.")
+    fill(model)
+    return model.get_parameter(name)
 
 
 def mapped(patcher) -> bool:

@@ -59,8 +59,8 @@ def load_clip(path: Path, chosen: Flux2Files):
 def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
     """ComfyUI MODEL from a FLUX.2 transformer file, which will store its weights in ``precision``.
 
-    They are read, and quantised, when ComfyUI first loads the model (``deferred``). Quantising is computed on the
-    device ``via`` names; with ``keep`` its result is kept as a file beside the models.
+    They are mapped, or made when they are first read (``deferred``). Quantising is computed on the device that ``via``
+    names; with ``keep`` its result is kept as a file beside the models.
     The file has ComfyUI's names or diffusers'; ``path`` may be any part of one that is split over several.
     Raises UserError for a file that is not a FLUX.2 transformer and for a precision asked of a quantised file.
     """
@@ -73,7 +73,7 @@ def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto",
         return _mapped_by_core(plan, (str(parts[0]), precision, via, keep))
     model = _without_weights(parts[0], plan)
     made = precision in quantise.FORMATS and not keep
-    deferred.defer(model, partial(_give_transformer, plan), made)
+    deferred.defer(model, partial(_give_transformer, plan), made, _reads_nothing(plan, model.model))
     model.cached_patcher_init = (_again, (str(parts[0]), precision, via, keep))  # how core loads it anew
     return model
 
@@ -146,6 +146,14 @@ def _built(path: Path, plan: weights.Stored, dtype: torch.dtype | None):
 def _give_transformer(plan: weights.Stored, model: torch.nn.Module) -> None:
     tensors = model.model_config.process_unet_state_dict(_unprefixed(*plan.read()))
     weights.assign(model.diffusion_model, tensors)
+
+
+def _reads_nothing(plan: weights.Stored, model: torch.nn.Module) -> bool:
+    """Whether the weights are mapped as they lie in the file."""
+    if plan.copies():
+        return False
+    tensors = model.model_config.process_unet_state_dict(_unprefixed(*plan.outline()))
+    return weights.as_stored(model.diffusion_model, tensors)
 
 
 def _unprefixed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> dict[str, torch.Tensor]:

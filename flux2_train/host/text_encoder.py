@@ -1,4 +1,4 @@
-"""A flavour's text encoder as ComfyUI's CLIP: weights are read on first use and let go when captions are cached."""
+"""A flavour's text encoder as ComfyUI's CLIP: weights take memory from first use on, until captions are cached."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _deferred(plan: weights.Stored, flavour: Flavour):
     inner = _transformer(clip.cond_stage_model)
     head = {name for name, _ in inner.named_parameters() if name.startswith(HEAD)}  # writes words; nothing here does
     weights.require_whole(inner, names | head, plan.parts[0].name)
-    deferred.defer(clip.patcher, partial(_give, plan), made)
+    deferred.defer(clip.patcher, partial(_give, plan), made, _reads_nothing(plan, inner))
     return clip
 
 
@@ -73,6 +73,11 @@ def _transformer(model: nn.Module) -> nn.Module:
 
 def _give(plan: weights.Stored, model: nn.Module) -> None:
     weights.assign(_transformer(model), _named(*plan.read(), plan.precision))
+
+
+def _reads_nothing(plan: weights.Stored, inner: nn.Module) -> bool:
+    """Whether the weights are mapped as they lie in the file."""
+    return not plan.copies() and weights.as_stored(inner, _named(*plan.outline(), AS_IN_FILE))
 
 
 def _named(tensors: dict[str, Tensor], metadata: dict[str, str], precision: str) -> dict[str, Tensor]:

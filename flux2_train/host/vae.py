@@ -1,4 +1,4 @@
-"""A flavour's autoencoder as ComfyUI's VAE, whose weights are read on first use."""
+"""A flavour's autoencoder as ComfyUI's VAE, whose weights take memory from first use on."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _deferred(path: Path):
         for name, value in dict(module.named_buffers()).items():
             place, _, own = name.rpartition(".")
             module.get_submodule(place)._buffers[own] = statistics[name].to(value.dtype, copy=True)
-        deferred.defer(vae.patcher, partial(_give, path), made=False)
+        deferred.defer(vae.patcher, partial(_give, path), made=False, free=weights.as_stored(module, tensors))
         vae.__class__ = DeferredVAE
     if "bn.running_mean" in statistics:  # ComfyUI rounds them to the VAE's precision
         mean, var = (statistics[f"bn.running_{name}"].float() for name in ("mean", "var"))

@@ -13,6 +13,7 @@ from .. import headers
 from ..errors import UserError
 from ..flavours import AS_IN_FILE, PRECISIONS
 from . import deferred, files, quantise, reading
+from .awaited import is_awaited
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Stored:
             return dict(quantise.stored(self.parts, self.precision, quantise.device_for(self.via))), {}
         return reading.mapped(self.files())
 
+    def copies(self) -> bool:
+        """Whether ``read`` makes tensors of its own: quantised ones, or of a transformer under diffusers' names."""
+        return self.precision in quantise.FORMATS or reading.joins(self.parts)
+
     def files(self) -> tuple[Path, ...]:
         """The files that hold the weights as they are to be stored; a kept one is made if it is not there."""
         if self.precision in quantise.FORMATS and self.kept is not None:
@@ -70,8 +75,25 @@ def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
         _load(place, by_place.pop(name, {}))
     for place in module.modules():  # what the file lacks, which core has named
         for name, weight in place._parameters.items():
-            if weight is not None and weight.is_meta:
-                place._parameters[name] = nn.Parameter(torch.zeros_like(weight, device="cpu"), requires_grad=False)
+            if weight is not None and (weight.is_meta or is_awaited(weight)):
+                place._parameters[name] = nn.Parameter(torch.zeros(weight.shape, dtype=weight.dtype), requires_grad=False)
+
+
+def as_stored(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
+    """Whether ``assign`` gives a module these tensors as they are, so that mapped ones are not read.
+
+    It does unless a weight has another dtype in the file, or has scales of which ComfyUI makes copies.
+    """
+    return all(
+        _has_one_scale(weight) if isinstance(weight, QuantizedTensor) else weight.dtype == tensors[name].dtype
+        for name, weight in module.named_parameters()
+        if name in tensors
+    )
+
+
+def _has_one_scale(weight: QuantizedTensor) -> bool:
+    names, _ = weight.__tensor_flatten__()
+    return all(getattr(weight, name).numel() == 1 for name in names if name != "_qdata")
 
 
 def _load(place: nn.Module, own: dict[str, Tensor]) -> None:
