@@ -15,13 +15,13 @@ import comfy.ops
 import comfy.utils
 import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-from safetensors import safe_open
 from torch import Tensor
 
 from .. import headers
 from ..adapters import diffusers
 from ..adapters.names import Sizes, sizes_of
 from ..errors import UserError
+from . import mapping
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MARK = ".comfy_quant"
@@ -48,7 +48,7 @@ class BaseFile:
             raise UserError(f"{path.name} is not a FLUX.2 transformer in ComfyUI's names.")
         self.prefix = first.removesuffix("double_blocks.0.img_attn.qkv.weight")
         self.sizes = self._sizes()
-        self.file = safe_open(path, framework="pt")
+        self.file = mapping.opened(path)
         self.old = f"{self.prefix}scaled_fp8" in self.keys
         self.formats = self._formats()
 

@@ -10,15 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import comfy.utils
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from .. import headers
 from ..adapters import diffusers
 from ..errors import UserError
-from . import deferred
+from . import deferred, mapping
 
 Named = dict[str, Tensor]
 
@@ -36,8 +34,8 @@ def mapped(parts: Sequence[Path]) -> tuple[Named, dict[str, str]]:
     """The tensors memory-mapped, and the metadata."""
     tensors, metadata = {}, {}
     for part in parts:
-        found, said = comfy.utils.load_torch_file(str(part), safe_load=True, return_metadata=True)
-        tensors, metadata = tensors | found, metadata | (said or {})
+        found, said = mapping.tensors(part)
+        tensors, metadata = tensors | found, metadata | said
     return _renamed(tensors, parts), metadata
 
 
@@ -46,7 +44,7 @@ def each(parts: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     with ExitStack() as stack:
         places = {}
         for part in parts:
-            file = stack.enter_context(safe_open(part, framework="pt"))
+            file = stack.enter_context(mapping.opened(part))
             places |= dict.fromkeys(file.keys(), file)
         for name, origin in _origins(places, parts).items():
             yield name, joined([places[key].get_tensor(key) for key in origin.keys], origin.swapped)
@@ -57,6 +55,11 @@ def names(parts: Sequence[Path]) -> tuple[list[str], dict[str, str]]:
     found = [headers.read(part) for part in parts]
     metadata = {key: value for header in found for key, value in header.metadata.items()}
     return list(_origins([name for header in found for name in header.tensors], parts)), metadata
+
+
+def joins(parts: Sequence[Path]) -> bool:
+    """Whether tensors have to be joined or turned round: those of a transformer under diffusers' names."""
+    return diffusers.is_diffusers([name for part in parts for name in headers.read(part).tensors])
 
 
 def joined(tensors: Sequence[Tensor], swapped: bool) -> Tensor:
