@@ -89,8 +89,6 @@ def test_a_qwen_encodes_as_by_the_stock_loader(layout, parts, tmp_path):
     paths = write(tmp_path, entries, metadata, texts, parts)
     with torch.inference_mode():
         clip = load.load_text_encoder(paths[-1], FLAVOURS["nano"])
-        inner = clip.cond_stage_model.qwen3_4b.transformer
-        assert all(weight.is_meta for weight in inner.parameters())
         found = encode.encode_text(clip, "a red circle")
         expected = encode.encode_text(stock_nano(paths), "a red circle")
     assert found.isfinite().all() and found.std() > 0

@@ -138,7 +138,6 @@ def test_a_transformer_is_recognised_planned_and_taken(flavour, layout, hollow, 
         model = load.load_model(path, Flux2Files(flavour, AS_IN_FILE, transformer=str(path)))
     assert identify.flavour_name(model) == flavour
     named = list(model.model.diffusion_model.named_parameters())
-    assert all(w.is_meta for name, w in named if not name.endswith("input_scale"))  # which core looks at in old files
     loaded = sum(w.nbytes for name, w in named if name.endswith(".weight"))
     assert loaded >= 0.9 * found.total or quantised
     other = "klein-9b" if flavour != "klein-9b" else "klein-4b"
@@ -176,8 +175,6 @@ def test_a_text_encoder_is_taken(name, parts, tmp_path):
     inner = clip.cond_stage_model
     names = {2560: "qwen3_4b", 4096: "qwen3_8b", 5120: "mistral3_24b"}
     assert inner.clip == names[size.hidden] and getattr(inner, inner.clip).num_layers == size.layers
-    transformer = getattr(inner, inner.clip).transformer
-    assert all(weight.is_meta for weight in transformer.parameters())
     assert clip.tokenize("a red circle")
 
 
