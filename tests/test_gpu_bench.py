@@ -11,6 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from bench.gpu import __main__ as command
@@ -147,7 +148,17 @@ def test_an_error_is_an_answer_and_the_next_row_is_measured(process):
     assert ask(process, "nothing")["failed"] == "KeyError: 'nothing'"
     assert ask(process, "step", flavour="nano", pixels=256, precision="bf16", card=-1)["refused"]
     found = ask(process, "gradient", precision="bf16")
-    assert found["right"] and 0 < found["error"] <= found["bound"]
+    assert found["right"] and found["error"] <= found["bound"] < 0.1 and found["zeros"] < 0.01
+
+
+def test_gradients_that_are_off_are_wrong():
+    from bench.gpu.gradients import compared
+
+    exact = {"a": torch.ones(4), "b": torch.ones(2)}
+    assert compared({"a": torch.full((4,), 1.01), "b": torch.ones(2)}, exact, 0.02)["right"]
+    for wrong in (1.03, 0.0, -1.0, float("nan"), float("inf")):
+        found = compared({"a": torch.ones(4), "b": torch.full((2,), wrong)}, exact, 0.02)
+        assert not found["right"] and found["error"] > 0.02
 
 
 @pytest.mark.parametrize("more", [
