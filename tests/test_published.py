@@ -22,7 +22,8 @@ from flux2_train.run.trainer import Trainer
 
 STORED = [name for name, layout in LAYOUTS.items() if layout.format]
 OFTEN = {"bf16", "fp8", "fp8mixed"}  # what runs always of the longer tests
-ALWAYS = OFTEN | {"nvfp4", "mxfp8 by header", "int8 convrot", "scaled fp8", "fp8 cast", "checkpoint fp8", "fp16"}
+ALWAYS = OFTEN | {"nvfp4", "mxfp8 by header", "int8 convrot", "scaled fp8", "fp8 cast", "fp16"}
+ALWAYS |= {"checkpoint fp8", "checkpoint fp8, names bare"}
 
 
 def cases(values, often):
