@@ -41,8 +41,8 @@ FLOW = (
 ADAPTERS = (
     Break("modulation-halves", "flux2_train/adapters/names.py", "Place(name, 0, out, swapped=True)",
           "Place(name, 0, out)", "tests/test_formats.py", "swaps_the_halves"),
-    Break("rslora-in-header", "flux2_train/adapters/read.py",
-          '(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))', "(alpha / rank)",
+    Break("rslora-in-header", "flux2_train/adapters/peft_config.py",
+          "alpha / (math.sqrt(rank) if self.root else rank)", "alpha / rank",
           "tests/test_formats.py", "header_only"),
     Break("magnitude-dtype", "flux2_train/adapters/write.py", "torch.float32 if exact else dtype", "dtype",
           "tests/test_formats.py", "magnitudes_stay_exact"),

@@ -113,6 +113,7 @@ def test_what_cannot_be_done_is_one_line(repository, capsys, monkeypatch):
         breaks.surroundings(repository)
 
 
+@pytest.mark.long
 def test_tests_that_cannot_run_are_told_and_notice_nothing(repository):
     gone = replace(MINE[0], tests="tests/test_gone.py")
     with pytest.raises(breaks.Refused, match=r"could not run tests/test_gone.py for doubling(.|\n)*not found"):

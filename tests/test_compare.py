@@ -133,6 +133,7 @@ def test_a_run_that_is_not_in_its_folder_is_named(pack, comfy_folders, run):
         node.execute(None, None, None, "", "1", PROMPT, 0, run=run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [
     {}, {"ema": EmaConfig(0.5)}, {"ema": EmaConfig(0.5, export=False)}, {"adapter": AdapterConfig("lokr")},
     {"adapter": AdapterConfig("loha")}, {"adapter": AdapterConfig(dora=True)}, {"adapter": AdapterConfig(rslora=True)},

@@ -16,6 +16,8 @@ from flux2_train.flavours import PRECISIONS
 from flux2_train.host import facts, rates
 from flux2_train.terminal import doctor
 
+pytestmark = pytest.mark.long  # the command starts ComfyUI
+
 TOKEN = "hf_" + "aB3dE5gH" * 4
 
 

@@ -119,6 +119,7 @@ def test_a_saved_dora_is_the_same_with_another_clone_loaded(model, tmp_path):
         torch.testing.assert_close(dora.change(found[name], base[name]), change, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_learns_the_same_with_another_clone_loaded(model):
     embeds, latents = tiny_caches(items=2)
 

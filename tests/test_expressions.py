@@ -86,6 +86,7 @@ def test_expressions_that_take_others_for_ever_take_no_time(source):
     assert time.perf_counter() - started < 20
 
 
+@pytest.mark.long
 def test_a_file_with_too_many_expressions_is_refused_soon():
     many = {f"(a*)*b{n}": n for n in range(20_000)}
     scales, started = Scales({"r": 4, "lora_alpha": 4, "rank_pattern": many}), time.perf_counter()

@@ -190,6 +190,8 @@ import sys
 sys.meta_path.append(packed.Replacer(["nowhere"]))
 import nowhere.deep
 from nowhere.other import Thing
+
+pytestmark = pytest.mark.long  # each row is measured by a process of its own
 class Mine(Thing): pass
 def f(x: Thing.Kind.ONE): pass
 for use in (lambda: nowhere.deep.read("x"), Thing, Mine, lambda: Thing.Kind(1)):

@@ -95,6 +95,7 @@ def trained(path, robot):
     return trainer.adapters.masters()
 
 
+@pytest.mark.long
 def test_it_is_trained_streamed_to_the_same_lora(small, huge, robot):
     require_refusal(huge)
     before = psutil.Process().memory_info().rss

@@ -98,6 +98,7 @@ def given(node, **changes):
     return node.execute(**{**untouched, **changes}).args[0]
 
 
+@pytest.mark.long
 def test_every_wire_of_the_trainer_reaches_the_run(pack, comfy_folders):
     nodes = {node.GET_SCHEMA().node_id.removeprefix("Flux2"): node for node in pack.NODES}
     wired = {name: given(nodes[node], **widgets) for name, (node, widgets, _) in WIRES.items()}

@@ -66,6 +66,7 @@ def imported(*folders):
                           capture_output=True, text=True)  # fmt: skip
 
 
+@pytest.mark.long
 def test_where_peft_cannot_be_imported_a_sentence_says_what_to_do(tmp_path):
     put_torchao(tmp_path, "0.5.0")  # which transformers imports
     last = imported(tmp_path).stderr.strip().splitlines()[-1]

@@ -82,6 +82,7 @@ def test_looking_changes_nothing_of_a_streamed_run(nano, caches, resident):
     assert looked_at(told) == ([], []) and same_lora(trainer, resident[0])
 
 
+@pytest.mark.long
 def test_previews_leave_the_ring_as_it_is(nano, caches, monkeypatch):
     made = []
     monkeypatch.setattr(streamed, "Ring", lambda *args: made.append(Ring(*args)) or made[-1])

@@ -111,6 +111,7 @@ def gradients(model, case):
         return found, torch.autograd.grad(loss_of(borrowed, case), adapters.trainable())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", cases(LAYOUTS, ALWAYS.__contains__))
 def test_velocity_and_gradients_are_those_of_the_dequantised_weights(layout, written):
     path, values = written(layout)
@@ -132,6 +133,7 @@ def trained(model, tmp_path):
         return trainer, write_results(trainer, tmp_path / "loras", RunFolder.create(tmp_path / "runs", "x"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", cases(LAYOUTS, OFTEN.__contains__))
 def test_a_lora_is_trained_saved_and_applied(layout, written, tmp_path):
     path, values = written(layout)

@@ -98,6 +98,7 @@ def test_only_what_is_joined_takes_memory(tmp_path):
     assert joined <= own and all(reading.joined([t], False) is t for t in found.values())
 
 
+@pytest.mark.long
 def test_gradients_and_a_trained_lora(tmp_path):
     weights = drawn(KLEIN)
     values = write(tmp_path / "bfl.safetensors", LAYOUTS["bf16"], KLEIN, weights)

@@ -57,6 +57,7 @@ def compare(name: str) -> None:
     assert ours == {key: value for key, value in core.items() if key != "why"}
 
 
+@pytest.mark.long
 def test_as_main_py():
     compare("reserved")
 

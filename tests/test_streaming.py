@@ -274,6 +274,7 @@ def test_a_preview_in_between_runs_on_streamed_weights():
             assert torch.allclose(loss_of(borrowed, case), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plain", [0, 1, 2])
 @pytest.mark.parametrize("checkpointing", ["blocks", "off"])
 def test_of_a_model_too_everything_is_fetched_ahead_after_two_steps(plain, checkpointing):

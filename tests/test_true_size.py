@@ -158,6 +158,7 @@ def test_another_precision_is_taken_or_refused_from_the_header(precision, hollow
         load.load_transformer(path, precision)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [
     n if n in ("qwen 4b", "qwen 8b fp8mixed", "mistral cut fp8") else pytest.param(n, marks=pytest.mark.slow)
     for n in TEXTS
