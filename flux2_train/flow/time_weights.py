@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ MEASURED = (
     (0.3, 0.731), (0.4, 0.805), (0.5, 0.925), (0.6, 1.083), (0.7, 1.264), (0.75, 1.355), (0.8, 1.441), (0.85, 1.507),
     (0.875, 1.522), (0.9, 1.507), (0.95, 1.375), (1.0, 0.906),
 )  # fmt: skip
-_MEASURED = PchipInterpolator(*np.array(MEASURED).T)
 
 
 def none(t: Tensor) -> Tensor:
@@ -46,7 +46,12 @@ def measured(t: Tensor) -> Tensor:
 
     Off by 0.050 at most (at t = 0.987) and by 0.0022 in the mean; its own mean is 0.999 instead of 1.
     """
-    return _interpolated(_MEASURED, t)
+    return _interpolated(_measured(), t)
+
+
+@cache
+def _measured() -> PchipInterpolator:
+    return PchipInterpolator(*np.array(MEASURED).T)
 
 
 def table(t: Tensor, weights: Sequence[float]) -> Tensor:
