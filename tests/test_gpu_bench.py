@@ -19,6 +19,8 @@ from bench.gpu import packed
 from bench.gpu.process import Lost, Process
 from bench.gpu.rows import chosen, rows
 
+pytestmark = pytest.mark.long  # rows are measured by a process of their own
+
 CARD = {"card": {"type": "cuda", "name": "NVIDIA X 1", "computes_in": "bf16"}, "versions": {"torch": "2.11"}}
 
 
@@ -190,8 +192,6 @@ import sys
 sys.meta_path.append(packed.Replacer(["nowhere"]))
 import nowhere.deep
 from nowhere.other import Thing
-
-pytestmark = pytest.mark.long  # each row is measured by a process of its own
 class Mine(Thing): pass
 def f(x: Thing.Kind.ONE): pass
 for use in (lambda: nowhere.deep.read("x"), Thing, Mine, lambda: Thing.Kind(1)):
