@@ -87,10 +87,11 @@ def test_expressions_that_take_others_for_ever_take_no_time(source):
 
 
 @pytest.mark.long
-def test_a_file_with_too_many_expressions_is_refused_soon():
-    many = {f"(a*)*b{n}": n for n in range(20_000)}
+@pytest.mark.parametrize("count", [500, 20_000])
+def test_a_file_with_too_many_expressions_is_refused_soon(count):
+    many = {f"(a*)*b{n}": n for n in range(count)}
     scales, started = Scales({"r": 4, "lora_alpha": 4, "rank_pattern": many}), time.perf_counter()
-    with pytest.raises(UserError, match=r"20000 expressions such as '\(a\*\)\*b0'"):
+    with pytest.raises(UserError, match=rf"{count} expressions such as '\(a\*\)\*b0'"):
         for n in range(20_000):
             scales.of("a" * 100 + str(n))
     assert time.perf_counter() - started < 30
@@ -123,4 +124,4 @@ def test_the_bound_is_not_reached_by_what_people_have():
     for n in range(64):
         for last in ("to_q", "to_k", "to_v", "to_out.0"):
             assert scales.of(f"transformer_blocks.{n}.attn.{last}") == 2
-    assert scales.ranks.work < expressions.MOST_WORK / 20
+    assert scales.ranks.work < expressions.MOST_WORK / 10

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-MOST_WORK = 20_000_000  # letters of expressions times letters of names, in one file: a few seconds
+MOST_WORK, EACH = 10_000_000, 20  # letters of expressions, and 20 more, times letters of names: a few seconds a file
+MOST = 500  # expressions in one dictionary
 LONGEST, DEEPEST = 2000, 20  # letters of an expression, groups in groups
 _NAME = re.compile(r"\^?[\w.\\-]+\$?")
 ANY, DIGIT = "any", "digit"
@@ -39,7 +40,7 @@ class Patterns:
         for place, expression in self._expressions:
             if plain is not None and plain[0] < place:
                 break
-            self._count(len(expression.source) * len(name))
+            self._count((len(expression.source) + EACH) * len(name))
             if expression.ends(name):
                 return list(self.values.values())[place]
         return default if plain is None else plain[1]
@@ -56,7 +57,10 @@ class Patterns:
 
     @cached_property
     def _expressions(self) -> list[tuple[int, Expression]]:
-        return [(place, Expression(s)) for place, s in enumerate(self.values) if _as_name(s) is None]
+        found = [(place, source) for place, source in enumerate(self.values) if _as_name(source) is None]
+        if len(found) > MOST:
+            raise Unreadable(f"{len(found)} expressions such as {found[0][1][:40]!r}")
+        return [(place, Expression(source)) for place, source in found]
 
     def _count(self, work: int) -> None:
         self.work += work
