@@ -55,8 +55,8 @@ class Absent(type):
     def __call__(cls, *args, **kwargs):
         if cls is Absent:
             return super().__call__(*args, **kwargs)
-        package = cls.__module__.partition(".")[0]
-        raise ImportError(f"{package} is not installed, and {cls.__module__}.{cls.__name__} is needed here.")
+        module = cls.__mro__[-2].__module__  # of the name that a class of somebody else was made from
+        raise ImportError(f"{module.partition('.')[0]} is not installed, and {module}.{cls.__name__} is needed here.")
 
 
 class _Module(ModuleType):

@@ -241,15 +241,18 @@ def _inside(work: Work) -> dict[str, list[str]]:
     return {block: work.weights.inside(block) for block in work.weights.blocks}
 
 
-def ring_bytes(work: Work, layout: Layout) -> tuple[int, int]:
-    """Bytes of the ring of buffers, and of what stays in it at a turn of direction and is not fetched again."""
+def ring_bytes(work: Work, layout: Layout) -> tuple[int, float]:
+    """Bytes of the ring of buffers, and of what stays in it at a turn of direction and is not fetched again.
+
+    The last groups stay where backward begins, and the first ones where it ends: the mean of both.
+    """
     stored, inside = work.weights.stored, _inside(work)
     sizes = [sum(stored[n] for n in group) for group in groups(layout, list(inside), inside)]
     slots = min(SLOTS, len(sizes))
-    return (slots * max(sizes), sum(sorted(sizes)[-slots:])) if sizes else (0, 0)
+    return (slots * max(sizes), (sum(sizes[:slots]) + sum(sizes[-slots:])) / 2) if sizes else (0, 0.0)
 
 
-def transferred(work: Work, layout: Layout, streamed: int, staying: int) -> int:
+def transferred(work: Work, layout: Layout, streamed: int, staying: float) -> int:
     """Bytes of weights over the bus in a step. A pass with gradients fetches all twice, one without once.
 
     At both turns of a pass with gradients what lies in the ring is used again.
