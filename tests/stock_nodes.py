@@ -56,9 +56,7 @@ class World:
     def __init__(self, clip, vae, context: int):
         generator = torch.Generator().manual_seed(0)
         self.latent = {"samples": torch.randn(1, 128, SIDE, SIDE, generator=generator)}
-        self.positive, self.negative = (
-            [[torch.randn(1, 7, context, generator=generator), {}]] for _ in range(2)
-        )
+        self.positive, self.negative = ([[torch.randn(1, 7, context, generator=generator), {}]] for _ in range(2))
         self.image = torch.rand(1, 64, 64, 3, generator=generator)
         self.clip, self.vae = clip, vae
 

@@ -17,7 +17,11 @@ from flux2_train.host import load, memory
 from flux2_train.host.awaited import is_awaited
 from flux2_train.host.borrow import linears
 
-QUANTISED = ["fp8 (scaled)", "nvfp4", *(pytest.param(each, marks=pytest.mark.slow) for each in ("mxfp8", "int8", "int4"))]
+QUANTISED = [
+    "fp8 (scaled)",
+    "nvfp4",
+    *(pytest.param(each, marks=pytest.mark.slow) for each in ("mxfp8", "int8", "int4")),
+]
 LAYER, WIDTH = "single_blocks.0.linear1", 128
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from support import problem, tiny_caches
+from support import problem
 
 from flux2_train import nano
 from flux2_train.config import TrainConfig

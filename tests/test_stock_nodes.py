@@ -1,4 +1,4 @@
-"""Every node of ComfyUI that takes a MODEL does with Load FLUX.2's, before it was ever loaded, what it does with core's."""
+"""Every node of ComfyUI that takes a MODEL does with Load FLUX.2's, not loaded yet, what it does with core's."""
 
 import comfy.model_management
 import comfy.sd
@@ -19,8 +19,9 @@ REFUSED = {"fp8 (scaled)": MERGES}  # with the same error by core's MODEL of tha
 PRECISIONS = ["as in file", "fp32", "fp8 (scaled)"]
 CHOSEN = [  # what reads weights, and one or two of every other kind; all of them run under --all
     "TrainLoraNode", "ModelMergeSimple", "ModelMergeSubtract", "ModelMergeAdd", "ModelMergeBlocks", "ModelMergeFlux1",
-    "ModelSave", "CheckpointSave", "LoraSave", "LoraModelLoader", "ModelComputeDtype", "ModelSamplingFlux", "RescaleCFG",
-    "TorchCompileModel", "KSampler", "BasicGuider", "BasicScheduler", "EasyCache", "FluxKVCache", "SelectModelDevice",
+    "ModelSave", "CheckpointSave", "LoraSave", "LoraModelLoader", "ModelComputeDtype", "ModelSamplingFlux",
+    "RescaleCFG", "TorchCompileModel", "KSampler", "BasicGuider", "BasicScheduler", "EasyCache", "FluxKVCache",
+    "SelectModelDevice",
 ]  # fmt: skip
 
 
@@ -124,7 +125,9 @@ def saved(node, model, folder):
 
 
 @pytest.mark.parametrize("what", ["model", "lora"])
-def test_saved_models_and_extracted_loras_are_those_of_cores_loader(source, precision, core_models, comfy_folders, what):
+def test_saved_models_and_extracted_loras_are_those_of_cores_loader(
+    source, precision, core_models, comfy_folders, what
+):
     folder = comfy_folders / "output"
     if what == "lora" and precision in quantise.FORMATS:
         pytest.skip("core cannot subtract quantised models")

@@ -91,7 +91,7 @@ def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except REFUSED as error:
         _require_there(error)
     file = ReadOnly(path)
-    return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    return {name: file.get_tensor(name) for name in file.header.tensors}, file.metadata()
 
 
 def _require_there(error: BaseException) -> None:

@@ -76,7 +76,8 @@ def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     for place in module.modules():  # what the file lacks, which core has named
         for name, weight in place._parameters.items():
             if weight is not None and (weight.is_meta or is_awaited(weight)):
-                place._parameters[name] = nn.Parameter(torch.zeros(weight.shape, dtype=weight.dtype), requires_grad=False)
+                zeros = torch.zeros(weight.shape, dtype=weight.dtype)
+                place._parameters[name] = nn.Parameter(zeros, requires_grad=False)
 
 
 def as_stored(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
