@@ -31,8 +31,8 @@ _around: ContextVar[TorchDispatchMode | None] = ContextVar("_around", default=No
 def attended(attention: Callable, *args, **kwargs):
     """What ``attention`` gives; in a block that keeps it, kept the first time and given instead of run the second.
 
-    Only what runs in here is looked at operation by operation: to do that with all of a block's operations takes a tenth
-    more of the processor's time, for which a card would wait.
+    Only what runs in here is looked at operation by operation: to do that with all of a block's operations takes a
+    tenth more of the processor's time, for which a card would wait.
     """
     mode = _around.get()
     if mode is None:
