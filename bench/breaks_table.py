@@ -195,7 +195,7 @@ AROUND = (
     Break("reference-bound", "nodes/validation.py", "max(images) >= len(prompts)", "max(images) > len(prompts)",
           "tests/test_nodes_validation.py", "without_a_prompt"),
     Break("route-takes-any-name", "nodes/routes.py", " or not is_file_name(name)", "",
-          "tests/test_server_runs.py", "nobody_else"),
+          "tests/test_nodes_routes.py", "no_runs_name"),
     Break("failure-exits-0", "scripts/setup.sh", 'fail() { echo "error: $*" >&2; exit 1; }',
           'fail() { echo "error: $*" >&2; exit; }', "tests/test_scripts.py", "wrong_comfyui"),
 )
