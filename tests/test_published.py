@@ -5,6 +5,7 @@ import comfy.quant_ops
 import comfy.sd
 import pytest
 import torch
+from comfy.quant_ops import QuantizedTensor
 from published import DEV, KLEIN, LAYOUTS, drawn, tensors, write, write_diffusers
 from safetensors.torch import load_file, save_file
 from support import adapters_for, loss_of, problem, require_precision, tiny_caches
@@ -88,6 +89,8 @@ def error(found, expected):
 def test_it_is_the_model_of_the_stock_loader(layout, size, written):
     path, _ = written(layout, size)
     model, expected = ours(path), stock(path)
+    if LAYOUTS[layout].marked and not any(issubclass(kind, QuantizedTensor) for kind, _ in kinds_of(expected).values()):
+        pytest.skip("this ComfyUI's own loader leaves the scales of such a file out")
     assert type(model.model) is type(expected.model)
     assert type(model.model.model_config) is type(expected.model.model_config)
     built, wanted = (dict(m.model.model_config.unet_config, dtype=None) for m in (model, expected))
