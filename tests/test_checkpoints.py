@@ -304,7 +304,8 @@ def test_out_of_patience_the_run_ends_and_gives_the_best(parts_that_overfit, tmp
     told = []
     trainer, results = session(
         parts_that_overfit, tmp_path, told.append, steps=50, learning_rate=0.02,
-        held_out=HeldOutConfig(share=0.3, every=1), checkpoints=replace(NEVER, patience=3), optimizer=OptimizerConfig(optimizer), save=SaveConfig(precision="fp32"),
+        held_out=HeldOutConfig(share=0.3, every=1), checkpoints=replace(NEVER, patience=3),
+        optimizer=OptimizerConfig(optimizer), save=SaveConfig(precision="fp32"),
     )  # fmt: skip
     losses = {e.step: e.loss for e in told if isinstance(e, events.Validated) and e.step}
     best = min(losses, key=losses.get)

@@ -14,7 +14,6 @@ import comfy.ldm.flux.layers
 import comfy.ldm.flux.math
 import pytest
 import torch
-
 from support import with_few_words
 
 from flux2_train.config import TrainConfig

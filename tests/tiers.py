@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config, items: list) -> None:
     kept, dropped = [], []
     for item in items:
         needs = _needed(item)
-        if needs == "--all" and tier != "--all" or needs == "" and tier == "--quick":
+        if (needs == "--all" and tier != "--all") or (needs == "" and tier == "--quick"):
             left["scripts/test" if needs == "" else "--all"] += 1
             dropped.append(item)
         else:
@@ -113,7 +113,8 @@ class Summary:
     def line(self) -> str:
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
         processes = self.config.getoption("numprocesses", None) or 1
-        ran = f"{len(self.tests)} tests ran in {minutes}:{seconds:02d} in {processes} process{'es'[: 2 * (processes > 1)]}"
+        places = f"{processes} processes" if processes > 1 else "1 process"
+        ran = f"{len(self.tests)} tests ran in {minutes}:{seconds:02d} in {places}"
         left = [
             f"{self.left['scripts/test']} left to scripts/test" if self.left["scripts/test"] else "",
             f"{self.left['--all']} left to --all" if self.left["--all"] else "",
