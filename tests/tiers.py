@@ -20,7 +20,8 @@ SPLIT = {"test_other_device", "test_bootstrap"}
 # The files that take longest, in this order: they start first, so that the processes end at nearly the same time.
 FIRST = (
     "test_server", "test_browser", "test_scripts", "test_workflows", "test_load_memory", "test_server_runs",
-    "test_other_device", "test_resume", "test_terminal", "test_trainer", "test_retry", "test_processes", "test_processes_resume",
+    "test_other_device", "test_resume", "test_terminal", "test_trainer", "test_retry", "test_processes",
+    "test_processes_resume",
 )  # fmt: skip
 
 
