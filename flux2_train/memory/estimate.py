@@ -19,7 +19,7 @@ DEQUANTISING = {"fp8 (scaled)": 2, "mxfp8": 5, "int8": 4, "nvfp4": 4, "int4": 8}
 IN_ONE_STEP = 2  # the same where it has one
 PINNED_SHARE = 0.5  # of the host's memory that is free or holds these weights already
 UNPINNED = 1 / 3  # of the rate of pinned memory, where other memory's is not measured
-OVERLAP = 1.15  # transfers beside arithmetic may cost so many times the longer of both: bench/gpu.py checks it
+OVERLAP = 1.15  # transfers beside arithmetic may cost so many times the longer of both: bench/gpu checks it
 
 
 @dataclass(frozen=True)

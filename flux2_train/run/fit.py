@@ -14,6 +14,7 @@ from ..layout import LEAF
 from ..memory.estimate import Machine, Work
 from ..memory.planner import GB, Pins, Plan, choose, lora_sites, needed, smallest
 from ..memory.weights import Weights, of_files, of_flavour
+from .plans import available
 
 RANK, RESOLUTIONS = 16, (512, 1024)  # what the table answers for
 LEAST = 256, 1  # pixels and rank: where these do not fit, no setting of a run makes it fit, nor is there room to sample
@@ -41,7 +42,7 @@ class Place:
 def here() -> Place:
     """The device that ComfyUI uses, with what is free on it."""
     device = machine.device()
-    return Place(machine.machine(device), device.type != "cpu", machine.rates_in_words(device))
+    return Place(available(device), device.type != "cpu", machine.rates_in_words(device))
 
 
 def answered(chosen: Flux2Files, paths: tuple[Path, Path, Path], place: Place | None = None) -> tuple[Flux2Files, str]:

@@ -99,12 +99,12 @@ def plan(work: Work, pins: Pins, there: Machine, binding: bool) -> Plan:
     return choose(work, there, pins)
 
 
-def _there(device: torch.device, config: TrainConfig) -> Machine:
-    """What the machine has for this run."""
-    found = machine(device, config.memory.memory_limit * GB)
+def available(device: torch.device, limit: float = 0.0, pinned: float = 0.0) -> Machine:
+    """What the machine has for a run. ``limit`` of device memory and ``pinned`` host memory in bytes, 0 for no bound."""
+    found = machine(device, limit)
     if device.type == "cuda":
         found = without_reserved(found)
-    return replace(found, pinned=pinnable(device, config.memory.pinned_memory * GB, found.ram))
+    return replace(found, pinned=pinnable(device, pinned, found.ram))
 
 
 def planned(
@@ -113,6 +113,6 @@ def planned(
     """Everything that stepping down needs later, and the plan to begin with."""
     device: torch.device = model.load_device
     work, pins = work_of(config, model, adapters, tokens, validation), pins_of(config, model)
-    there = _there(device, config)
+    there = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
     binding = device.type == "cuda" or bool(config.memory.memory_limit)
     return work, pins, there, plan(work, pins, there, binding)
