@@ -86,7 +86,8 @@ class LoraTrainer(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
-                    tooltip="Fixes the start, the order and the noise: the same seed gives the same LoRA.",
+                    tooltip="Fixes the start, the order and the noise: the same seed gives the same LoRA, "
+                    "on CUDA up to rounding.",
                 ),
                 FluxAdapterOptions.Input(
                     "adapter", optional=True,

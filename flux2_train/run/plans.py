@@ -100,7 +100,7 @@ def plan(work: Work, pins: Pins, there: Machine, binding: bool) -> Plan:
 
 
 def available(device: torch.device, limit: float = 0.0, pinned: float = 0.0) -> Machine:
-    """What the machine has for a run. ``limit`` of device memory and ``pinned`` host memory in bytes, 0 for no bound."""
+    """What the machine has for a run. ``limit`` of device and ``pinned`` of host memory are bytes, 0 for no bound."""
     found = machine(device, limit)
     if device.type == "cuda":
         found = without_reserved(found)

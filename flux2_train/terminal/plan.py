@@ -133,9 +133,10 @@ def _here(arguments: argparse.Namespace):
     """This computer's card, and where its rates come from. Raises UserError where there is none."""
     start(arguments)
     from ..host import machine
+    from ..run.plans import available
 
     device = machine.device()
     if device.type == "cpu":
         raise UserError("There is no card here to plan for; give --vram, and its rates with --tflops and --bus.")
-    found = machine.machine(device)
+    found = available(device)
     return found, machine.rates_in_words(device).partition(":")[0]
