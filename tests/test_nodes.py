@@ -1,6 +1,7 @@
 """Each node alone, as the class ComfyUI would call."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def loaded(nodes):
 @pytest.fixture(scope="module")
 def dataset(nodes):
     return nodes["Flux2DatasetFolder"].execute("robot", "text file", "", 64, 1, " zbot ", "toy").args[0]
+
+
+@pytest.fixture(scope="module")
+def few(nodes, comfy_folders):
+    """Three of its pictures: enough to train on, and quickly encoded."""
+    folder = comfy_folders / "input" / "three robots"
+    folder.mkdir()
+    for path in sorted((ROOT / "datasets" / "robot").iterdir())[:6]:
+        shutil.copy(path, folder)
+    return nodes["Flux2DatasetFolder"].execute(folder.name, "text file", "", 64, 1, " zbot ", "toy").args[0]
 
 
 def test_ids_and_category_are_stable(pack):
@@ -144,11 +155,11 @@ def test_an_edited_caption_changes_the_fingerprint(nodes, tmp_path):
 
 
 @pytest.mark.long
-def test_caches_train_apply_and_sample(nodes, loaded, dataset, comfy_folders):
+def test_caches_train_apply_and_sample(nodes, loaded, few, comfy_folders):
     model, clip, vae = loaded
     with torch.inference_mode():
-        embeds = nodes["Flux2CacheEmbeds"].execute(clip, dataset).args[0]
-        latents = nodes["Flux2CacheLatents"].execute(vae, dataset).args[0]
+        embeds = nodes["Flux2CacheEmbeds"].execute(clip, few).args[0]
+        latents = nodes["Flux2CacheLatents"].execute(vae, few).args[0]
         lora, loss, name, plot = nodes["Flux2LoraTrainer"].execute(
             model, embeds, latents, name="unit", steps=2, rank=2, learning_rate=1e-3, validation_items=0
         ).args  # fmt: skip
@@ -172,11 +183,11 @@ def test_caches_train_apply_and_sample(nodes, loaded, dataset, comfy_folders):
 
 
 @pytest.mark.long
-def test_save_options_reach_the_file_and_the_merged_model_acts_like_the_lora(nodes, loaded, dataset, comfy_folders):
+def test_save_options_reach_the_file_and_the_merged_model_acts_like_the_lora(nodes, loaded, few, comfy_folders):
     model, clip, vae = loaded
     with torch.inference_mode():
-        embeds = nodes["Flux2CacheEmbeds"].execute(clip, dataset).args[0]
-        latents = nodes["Flux2CacheLatents"].execute(vae, dataset).args[0]
+        embeds = nodes["Flux2CacheEmbeds"].execute(clip, few).args[0]
+        latents = nodes["Flux2CacheLatents"].execute(vae, few).args[0]
         save = (
             nodes["Flux2SaveOptions"].execute(format="kohya", precision="fp32", plain_rank=0, certificate=True).args[0]
         )
@@ -229,13 +240,13 @@ def test_keys_that_match_nothing_are_left_out_only_if_allowed(nodes, loaded):
 
 
 @pytest.mark.long
-def test_what_was_learned_is_saved_when_the_user_cancels(nodes, loaded, dataset, comfy_folders, monkeypatch):
+def test_what_was_learned_is_saved_when_the_user_cancels(nodes, loaded, few, comfy_folders, monkeypatch):
     import comfy.model_management
 
     model, clip, vae = loaded
     with torch.inference_mode():
-        embeds = nodes["Flux2CacheEmbeds"].execute(clip, dataset).args[0]
-        latents = nodes["Flux2CacheLatents"].execute(vae, dataset).args[0]
+        embeds = nodes["Flux2CacheEmbeds"].execute(clip, few).args[0]
+        latents = nodes["Flux2CacheLatents"].execute(vae, few).args[0]
 
         def cancel_after_two(value, total, preview, **_):
             if value == 2:

@@ -12,10 +12,11 @@ import pytest
 from conftest import ROOT
 
 NODES = ["tests/test_nodes.py", "tests/test_cache_nodes.py"]
-ENGINE = ["placing", "saving", "streaming"]
+ENGINE = ["placing", "streaming"]
 # Of NODES, what depends on where ComfyUI keeps weights; the rest runs once, or with --all.
 PLACED = "caches_train_apply_and_sample or memory_is_free_before_the_transformer_loads"
-MORE = ["compare", "deferred", "job", "nodes_trainer", "optimizers", "resume", "streamed_text", "trainer"]  # with --all
+MORE = ["compare", "deferred", "job", "nodes_trainer", "optimizers", "resume", "saving", "streamed_text",
+        "trainer"]  # with --all
 NOT_THERE = {
     "latents_in_batches": "the device's storages cannot be copied by copy.deepcopy",
     "whose_numbers_the_device_lacks": "compares the device's rounding with the CPU's",
@@ -55,7 +56,9 @@ def test_the_device_refuses_what_a_gpu_refuses():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arguments", ["", "--lowvram", "--novram", "--highvram", "--gpu-only"])
+@pytest.mark.parametrize(
+    "arguments", ["", "--lowvram", "--novram", "--gpu-only", pytest.param("--highvram", marks=pytest.mark.slow)]
+)
 def test_the_nodes(arguments, full_size):
     """However ComfyUI is told to use the device's memory: what it computes on the CPU then goes there and back."""
     other_device.require_buildable()

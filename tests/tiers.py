@@ -19,9 +19,9 @@ GROUPS = dict.fromkeys(("test_server", "test_browser", "test_scripts", "test_wor
 SPLIT = {"test_other_device", "test_bootstrap"}
 # The files that take longest, in this order: they start first, so that the processes end at nearly the same time.
 FIRST = (
-    "test_server", "test_browser", "test_scripts", "test_workflows", "test_load_memory", "test_server_runs",
-    "test_other_device", "test_resume", "test_terminal", "test_trainer", "test_retry", "test_processes",
-    "test_processes_resume",
+    "test_server", "test_browser", "test_scripts", "test_workflows", "test_other_device", "test_load_memory",
+    "test_server_runs", "test_memory", "test_retry", "test_judging", "test_processes_resume", "test_terminal_runs",
+    "test_watch_processes", "test_pairs", "test_terminal", "test_resume", "test_reference", "test_neighbour",
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ def pytest_configure(config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False  # by default the files with the most tests come first, not the longest
     return ByFile(config, log)
 
 
