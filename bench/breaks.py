@@ -86,7 +86,10 @@ def broken(change: Break, root: Path) -> str:
 
 
 def surroundings(root: Path = ROOT) -> dict[str, str]:
-    """The environment for a copy, which has no Python and no ComfyUI of its own. Raises Refused where there is none."""
+    """The environment variables that tell a copy which Python and which ComfyUI to use, for it has none of its own.
+
+    Raises Refused where neither the variables are set nor the checkout has its own.
+    """
     found = dict(os.environ)
     for name, own in (("FLUX2_PYTHON", root / ".venv" / "bin" / "python"), ("COMFYUI_PATH", root / ".comfyui")):
         if not found.get(name) and own.exists():
@@ -97,14 +100,14 @@ def surroundings(root: Path = ROOT) -> dict[str, str]:
 
 
 def tracked(root: Path) -> list[str]:
-    """The files that git knows and that lie in the working tree."""
+    """The names of the files that git tracks and that exist in the working tree."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True).stdout.decode()
     return [name for name in listed.split("\0") if name and (root / name).is_file()]
 
 
 @contextmanager
 def copied(root: Path, tests_of: Path | None = None) -> Iterator[Path]:
-    """A copy of a checkout as it lies there, with the tests of another one if ``tests_of`` names it."""
+    """Copy the working tree of a checkout into a temporary folder; ``tests_of`` is a checkout whose tests it gets."""
     with tempfile.TemporaryDirectory(prefix="breaks-") as folder:
         for name in tracked(root):
             if tests_of is None or not name.startswith(OF_TESTS):
@@ -220,7 +223,7 @@ def table_of(judged: Sequence[Judged]) -> str:
 
 
 def as_json(judged: Sequence[Judged], tiers: Sequence[str]) -> str:
-    """The result with what it was measured on."""
+    """The judged breaks as JSON, with the machine on which they were judged."""
     rows = [
         {"break": e.change.name, "file": e.change.file, "noticed by": SPOKEN.get(e.by, e.by), "test": e.test,
          "seconds": {SPOKEN[tier]: taken for tier, taken in e.seconds.items()}}

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import flux2_shapes
+
+from bench.shapes import flux2_shapes
 
 HIDDEN, CONTEXT, SINGLE = 256, 96, 2  # K-quants have rows of a multiple of 256 values
 BLOCKS = ["Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "BF16", "F16"]

@@ -32,6 +32,7 @@ from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
 from comfy.quant_ops import QuantizedTensor  # noqa: E402
 from comfy.text_encoders.llama import Qwen3_4B  # noqa: E402
 
+from bench.shapes import flux2_shapes  # noqa: E402
 from flux2_train.adapters import stream  # noqa: E402
 from flux2_train.config import TrainConfig  # noqa: E402
 from flux2_train.data import cache  # noqa: E402
@@ -68,8 +69,6 @@ def write(path, shapes):
 
 
 def transformer(hidden, double, single):
-    from support import flux2_shapes  # which brings pytest along: not where memory is measured
-
     return flux2_shapes(hidden, double, single, 3 * WIDTH)
 
 

@@ -18,6 +18,7 @@ import comfy.supported_models
 import pytest
 import torch
 
+from bench.shapes import flux2_shapes
 from flux2_train.adapters import targets
 from flux2_train.adapters.live import Adapters, Site
 from flux2_train.data import cache
@@ -117,17 +118,6 @@ def _quantised(layer: str, value: torch.Tensor, format: str) -> dict:
     return found
 
 
-def flux2_shapes(hidden: int, double: int, single: int, context: int, guidance: bool = False):
-    """(name, shape) of every weight of a FLUX.2 transformer of those sizes, as core builds it."""
-    transformer = comfy.ldm.flux.model.Flux(
-        in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=context, hidden_size=hidden, mlp_ratio=3.0,
-        num_heads=hidden // 128, depth=double, depth_single_blocks=single, axes_dim=[32] * 4, theta=2000, patch_size=1,
-        qkv_bias=False, guidance_embed=guidance, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True,
-        ops_bias=False, device="meta", operations=comfy.ops.disable_weight_init,
-    )  # fmt: skip
-    return [(name, tuple(value.shape)) for name, value in transformer.state_dict().items()]
-
-
 def tiny_flux1():
     """A FLUX.1 MODEL (16 latent channels, modulation per block), small."""
     transformer = comfy.ldm.flux.model.Flux(
@@ -215,6 +205,12 @@ def tiny_caches(items=5, repeats=1, seed=0, resolution=64):
     embeds = {text: torch.randn(1, 7, 96, generator=generator) for text in dataset.texts()}
     latents = {view: torch.randn(view.latent_shape, generator=generator) for view in dataset.views()}
     return cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents)
+
+
+def weights_of(model):
+    """Copies of the weights of a MODEL's Linears, by name."""
+    with torch.inference_mode(False):
+        return {name: layer.weight.detach().clone() for name, layer in linears(model).items()}
 
 
 def loss_of(model, case):

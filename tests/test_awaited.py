@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor
 from safetensors.torch import load_file, save_file
-from support import flux2_shapes, require_precision
+from support import require_precision
 
+from bench.shapes import flux2_shapes
 from flux2_train.host import load, memory
 from flux2_train.host.awaited import is_awaited
 from flux2_train.host.borrow import linears
@@ -98,9 +99,8 @@ def test_its_address_is_that_of_the_weight(source):
     assert came(model) and address == weight_of(model).data_ptr()
 
 
+@pytest.mark.parametrize("mode", [False], ids=["autograd"], indirect=True)
 def test_a_product_with_it_is_differentiable_in_the_other_factor(source, real):
-    if torch.is_inference_mode_enabled():
-        pytest.skip("autograd is off in inference mode")
     model, x = loaded(source, "fp32"), torch.linspace(-1, 1, WIDTH).requires_grad_()
     F.linear(x, weight_of(model)).sum().backward()
     torch.testing.assert_close(x.grad, real.sum(0))

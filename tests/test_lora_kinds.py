@@ -8,8 +8,9 @@ import pytest
 import torch
 from lora_files import FILES, LINEAR2, QKV, H, lora_of, made, rows_of
 from safetensors.torch import load_file, save_file
-from support import flux2_shapes, problem, tiny_flux2
+from support import problem, tiny_flux2, weights_of
 
+from bench.shapes import flux2_shapes
 from flux2_train.adapters import dora
 from flux2_train.host import lora
 from flux2_train.host.borrow import linears
@@ -24,8 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def weights(model):
-    with torch.inference_mode(False):
-        return {name: layer.weight.detach().clone() for name, layer in linears(model).items()}
+    return weights_of(model)
 
 
 def assert_effect(found, expected, base, most=2e-5):

@@ -106,7 +106,7 @@ def test_the_tests_run_in_a_checkout_of_any_name(tmp_path):
     for name in ("__init__.py", "pyproject.toml", "tests/conftest.py", "tests/support.py", "tests/tiers.py",
                  "tests/test_geometry.py"):  # fmt: skip
         (checkout / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("flux2_train", "nodes", "scripts"):
+    for name in ("bench", "flux2_train", "nodes", "scripts"):
         (checkout / name).symlink_to(ROOT / name)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "tests/test_geometry.py"], cwd=checkout, capture_output=True, text=True

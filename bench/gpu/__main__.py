@@ -15,7 +15,8 @@ from bench.gpu.process import Lost, Process  # noqa: E402
 from bench.gpu.results import Results, shown  # noqa: E402
 from bench.gpu.rows import Row, chosen, rows  # noqa: E402
 
-FIRST, LEAST = 300.0, 5.0  # seconds for torch and ComfyUI to start, and without which no row is begun
+FIRST = 300.0  # seconds that torch and ComfyUI may take to start
+LEAST = 5.0  # where fewer seconds are left, no row is begun
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns 0 if every row that was begun went well, 1 if one did not, 2 if nothing could be measured."""
+    """Run the command. Returns 0 if every row that it began went well, 1 if one failed, 2 if it measured nothing."""
     options = parser().parse_args(arguments)
     if options.pack:
         from bench.gpu.pack import pack
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 
 class Bench:
-    """One call of the command: what is left of its time, the process that measures, and what it has said."""
+    """One run of the command: the time that is left, the process that measures, and what that process answers."""
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.end = options, time.monotonic() + 60 * options.minutes
@@ -85,7 +86,7 @@ class Bench:
         return self.process.answer(max(LEAST, min(FIRST, self.left)))
 
     def _row(self, row: Row) -> bool:
-        """Measure a row and write it down. False if it went wrong; a row that is not begun did not go wrong."""
+        """Measure a row and write it down. Returns False if it failed; a row that was not begun has not failed."""
         if self.left < LEAST:
             return True
         started = time.monotonic()

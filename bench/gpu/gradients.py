@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu import models
+from bench.shapes import flux2_shapes
 from flux2_train.adapters import targets
 from flux2_train.adapters.live import Adapters, Site
 from flux2_train.errors import UserError
@@ -37,7 +38,7 @@ def gradient(precision: str, dtype: str = "", streamed: bool = False) -> dict:
         raise UserError(f"This ComfyUI or torch has no {precision}.")
     generator = torch.Generator().manual_seed(0)
     number = torch.float32 if precision == "fp32" else torch.bfloat16
-    weights = {name: _weight(shape, generator).to(number) for name, shape in models.shapes(SIZES)}
+    weights = {name: _weight(shape, generator).to(number) for name, shape in flux2_shapes(*SIZES)}
     tensors = models.stored(weights, precision)
     exact, where = _exact(tensors, precision)
     model = models.loaded(_copied(tensors), precision)

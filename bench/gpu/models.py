@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bench.shapes import flux2_shapes
 from flux2_train.data.cache import EmbedCache, LatentCache
 from flux2_train.data.folder import read_folder
 from flux2_train.data.request import Request
@@ -25,18 +25,6 @@ from flux2_train.host import quantise
 TEXT = 512  # tokens, as klein's embeds have them
 TILE = 1 << 22  # random numbers, of which weights are made
 _last: dict = {}  # the flavour and precision of the one model that is kept, and the model
-
-
-def shapes(sizes: tuple[int, int, int, int], guidance: bool = False) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every weight of a FLUX.2 of these (hidden, double, single, context) sizes, as core has them."""
-    hidden, double, single, context = sizes
-    made = comfy.ldm.flux.model.Flux(
-        in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=context, hidden_size=hidden, mlp_ratio=3.0,
-        num_heads=hidden // 128, depth=double, depth_single_blocks=single, axes_dim=[32] * 4, theta=2000, patch_size=1,
-        qkv_bias=False, guidance_embed=guidance, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True,
-        ops_bias=False, device="meta", operations=comfy.ops.disable_weight_init,
-    )  # fmt: skip
-    yield from ((name, tuple(value.shape)) for name, value in made.state_dict().items())
 
 
 def stored(weights: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
@@ -82,7 +70,7 @@ def _random(flavour: str, precision: str) -> dict[str, Tensor]:
     row = FLAVOURS[flavour]
     device = comfy.model_management.get_torch_device()
     tile, known, found = torch.randn(TILE).to(device), {}, {}
-    for name, shape in shapes(row.sizes, row.embedded_guidance):
+    for name, shape in flux2_shapes(*row.sizes, row.embedded_guidance):
         kind = (shape, bool(quantise.MATRICES.fullmatch(name)))
         if kind not in known:
             weight = {name: _filled(tile, shape)}
@@ -94,7 +82,7 @@ def _random(flavour: str, precision: str) -> dict[str, Tensor]:
 
 
 def _filled(tile: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A weight in bf16 that keeps the size of what it multiplies; ones for a norm's."""
+    """A random bf16 matrix whose products are about as large as its inputs, or ones for a norm."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     count = shape[0] * shape[1]

@@ -11,6 +11,7 @@ import torch
 
 from bench.as_diffusers import diffusers_weights
 from bench.gpu import models
+from bench.shapes import flux2_shapes
 from bench.speed.problem import TARGETS
 from flux2_train.flavours import FLAVOURS
 
@@ -46,7 +47,7 @@ def _transformer(row, device: torch.device):
             joint_attention_dim=context, guidance_embeds=row.embedded_guidance,
         )  # fmt: skip
     number = torch.bfloat16 if device.type != "cpu" else torch.float32
-    tensors = {name: _weight(shape, number, device) for name, shape in models.shapes(row.sizes, row.embedded_guidance)}
+    tensors = {name: _weight(shape, number, device) for name, shape in flux2_shapes(*row.sizes, row.embedded_guidance)}
     made.load_state_dict(diffusers_weights(tensors), assign=True)
     made.requires_grad_(False).train()
     made.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS["diffusers"]))

@@ -39,7 +39,7 @@ class Process:
             raise Lost(f"the process that measures is gone ({error})") from error
 
     def answer(self, seconds: float) -> dict:
-        """The next answer. Raises Lost if there is none in so many seconds, or the process ends."""
+        """Wait for the process's next answer. Raises Lost if it gives none within ``seconds``, or ends."""
         try:
             line = self.lines.get(timeout=seconds)
         except queue.Empty:
@@ -49,6 +49,6 @@ class Process:
         return json.loads(line)
 
     def stop(self) -> None:
-        """End the process, which may hang in a driver."""
+        """Kill the process, because it may hang in a driver."""
         self.process.kill()
         self.process.wait()

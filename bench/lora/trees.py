@@ -18,19 +18,12 @@ Weights = dict[str, Tensor]  # by layer, in Black Forest Labs' names
 
 def base_weights() -> Weights:
     """Every weight of a FLUX.2 transformer of these sizes, random, by its name in ComfyUI's model."""
-    import comfy.ldm.flux.model
-    import comfy.ops
+    from bench.shapes import flux2_shapes  # ComfyUI has to be found first
 
-    transformer = comfy.ldm.flux.model.Flux(
-        in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=CONTEXT, hidden_size=HIDDEN, mlp_ratio=3.0,
-        num_heads=HIDDEN // 128, depth=DOUBLE, depth_single_blocks=SINGLE, axes_dim=[32] * 4, theta=2000, patch_size=1,
-        qkv_bias=False, guidance_embed=False, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True,
-        ops_bias=False, device="meta", operations=comfy.ops.disable_weight_init,
-    )  # fmt: skip
     draw = torch.Generator().manual_seed(0)
     return {
-        name: torch.randn(w.shape, generator=draw) * w.shape[-1] ** -0.5 if w.ndim > 1 else torch.ones(w.shape)
-        for name, w in transformer.state_dict().items()
+        name: torch.randn(shape, generator=draw) * shape[-1] ** -0.5 if len(shape) > 1 else torch.ones(shape)
+        for name, shape in flux2_shapes(HIDDEN, DOUBLE, SINGLE, CONTEXT)
     }
 
 
