@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dora import is_dora, needs_weight, over_inputs, scale_of
-from .parts import Decomposed, LowRank, Part, Rotation, Split, mapped, size_of
+from .parts import Decomposed, LowRank, Part, Rotation, Split, mapped
 
 Weight = Callable[[], AbstractContextManager[Tensor]]  # the layer's weight (out, in), valid inside the context only
 
@@ -38,8 +38,7 @@ def settled(part: Part, weight: Tensor) -> Part:
     """
     match part:
         case Split():
-            pieces = zip(part.starts, part.parts, strict=True)
-            return replace(part, parts=tuple(settled(p, weight[s : s + size_of(p)[1]]) for s, p in pieces))
+            return replace(part, parts=tuple(settled(piece, weight[own]) for own, piece in part.pieces()))
         case LowRank() | Decomposed() if is_dora(part):
             return replace(part, magnitude=scale_of(part, weight))
     return part
@@ -66,8 +65,7 @@ def added(part: Part, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
 
 def _of_rows(part: Split, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
     found = torch.zeros_like(y)
-    for start, piece in zip(part.starts, part.parts, strict=True):
-        own = slice(start, start + size_of(piece)[1])
+    for own, piece in part.pieces():
 
         @contextmanager
         def rows(own=own):

@@ -11,18 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .names import SWAPPED, in_diffusers, sizes_of
+from .names import NORMS, SWAPPED, in_diffusers, sizes_of
 
 MARK = "double_stream_modulation_img.linear.weight"  # FLUX.1 has no such tensor, and ComfyUI's names end in .lin
-_NORMS = {
-    "double": {
-        "img_attn.norm.query_norm": "attn.norm_q",
-        "img_attn.norm.key_norm": "attn.norm_k",
-        "txt_attn.norm.query_norm": "attn.norm_added_q",
-        "txt_attn.norm.key_norm": "attn.norm_added_k",
-    },
-    "single": {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"},
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ def _expected(names: Collection[str]):
         yield name, Origin(tuple(f"{stem}.weight" for stem in stems), name == SWAPPED)
     for kind, prefix in (("double", ""), ("single", "single_")):
         for number in range(blocks[kind]):
-            for ours, theirs in _NORMS[kind].items():
+            for ours, theirs in NORMS[kind].items():
                 key = f"{prefix}transformer_blocks.{number}.{theirs}.weight"
                 yield f"{kind}_blocks.{number}.{ours}", Origin((key,))
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .parts import Decomposed, LowRank, Part, Rotation, Split, mapped, size_of
+from .parts import Decomposed, LowRank, Part, Rotation, Split, mapped
 
 # A Linear's weight (out, in) in fp32 by its name, valid inside the context only.
 Weights = Callable[[str], AbstractContextManager[Tensor]]
@@ -69,8 +69,7 @@ def change(part: Part, weight: Tensor) -> Tensor:
 
 def _of_rows(part: Split, weight: Tensor) -> Tensor:
     found = torch.zeros_like(weight)
-    for start, piece in zip(part.starts, part.parts, strict=True):
-        own = slice(start, start + size_of(piece)[1])
+    for own, piece in part.pieces():
         found[own] = change(piece, weight[own])
     return found
 
@@ -102,8 +101,7 @@ def _of_other_norm(part: Part, of_base: bool) -> bool:
 
 def _renormed(part: Part, weight: Tensor, of_base: bool) -> Part:
     if isinstance(part, Split):
-        pieces = zip(part.starts, part.parts, strict=True)
-        return replace(part, parts=tuple(_renormed(p, weight[s : s + size_of(p)[1]], of_base) for s, p in pieces))
+        return replace(part, parts=tuple(_renormed(piece, weight[own], of_base) for own, piece in part.pieces()))
     if not _of_other_norm(part, of_base):
         return part
     ones = replace(part, magnitude=torch.ones_like(part.magnitude), of_base=of_base)

@@ -42,6 +42,16 @@ _OUTSIDE = {
     "single_stream_modulation.lin": "single_stream_modulation.linear",
     "final_layer.linear": "proj_out",
 }
+# The norms of queries and keys in a block of each kind, by their names in ComfyUI: their names in diffusers.
+NORMS = {
+    "double": {
+        "img_attn.norm.query_norm": "attn.norm_q",
+        "img_attn.norm.key_norm": "attn.norm_k",
+        "txt_attn.norm.query_norm": "attn.norm_added_q",
+        "txt_attn.norm.key_norm": "attn.norm_added_k",
+    },
+    "single": {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"},
+}
 SWAPPED = "final_layer.adaLN_modulation.1"  # diffusers' norm_out.linear has its (shift, scale) halves the other way
 
 

@@ -5,17 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .names import bare_name, is_underscored, without_prefix
+from .names import NORMS, bare_name, is_underscored, without_prefix
 
 ENDS = (".diff", ".w_norm")
-_IN_DIFFUSERS = {
-    "img_attn.norm.query_norm": "attn.norm_q",
-    "img_attn.norm.key_norm": "attn.norm_k",
-    "txt_attn.norm.query_norm": "attn.norm_added_q",
-    "txt_attn.norm.key_norm": "attn.norm_added_k",
-    "norm.query_norm": "attn.norm_q",
-    "norm.key_norm": "attn.norm_k",
-}
 
 
 def found(keys: Iterable[str], weights: Iterable[str]) -> dict[str, str]:
@@ -39,6 +31,6 @@ def _aliases(name: str) -> Iterable[str]:
     stem = name.rpartition(".")[0]
     yield stem
     block = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", stem)
-    if block and block[3] in _IN_DIFFUSERS:
+    if block and block[3] in NORMS[block[1]]:
         kind = "single_" if block[1] == "single" else ""
-        yield f"{kind}transformer_blocks.{block[2]}.{_IN_DIFFUSERS[block[3]]}"
+        yield f"{kind}transformer_blocks.{block[2]}.{NORMS[block[1]][block[3]]}"

@@ -6,7 +6,7 @@ are all read as one of these, and everything that is done with an adapter is don
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass, replace
 
@@ -157,6 +157,11 @@ class Split:
     starts: tuple[int, ...]
     parts: tuple[LowRank | Hadamard | Kronecker | Full | Decomposed | Rotation, ...]
 
+    def pieces(self) -> Iterator[tuple[slice, Part]]:
+        """Each part with the rows of the fused Linear that it belongs to."""
+        for start, part in zip(self.starts, self.parts, strict=True):
+            yield slice(start, start + size_of(part)[1]), part
+
     def delta(self) -> Tensor:
         """dW (out, in), zero in rows that no part has."""
         deltas = [part.delta() for part in self.parts]
@@ -168,8 +173,8 @@ class Split:
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` (..., in) to ``x dW^T`` (..., out)."""
         y = x.new_zeros(*x.shape[:-1], self.out)
-        for start, part in zip(self.starts, self.parts, strict=True):
-            y[..., start : start + size_of(part)[1]] = part(x)
+        for own, part in self.pieces():
+            y[..., own] = part(x)
         return y
 
 

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import headers
-from ..adapters.stream import DTYPES
-from ..errors import UserError
+from . import mapping
 from .awaited import awaited
 from .heap import freed_at_once
 
@@ -28,7 +27,6 @@ ATTRIBUTE = "flux2_train_deferred"  # on a ComfyUI model: its Deferred
 META, CPU = torch.device("meta"), torch.device("cpu")
 OLD_INPUT_SCALE = ".scale_input"
 SMALLEST = 1 << 16  # bytes: what lies between the scales of quantised weights would add up to more than a layer
-_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 @dataclass
@@ -50,13 +48,11 @@ def outline(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A safetensors file's tensors without their bytes, and its metadata; the file is not mapped.
 
     Vectors of bytes, which hold text, are read, and so are the input scales of old fp8 files, which core looks at.
-    Raises UserError for a type of numbers that ComfyUI has no use for, and as ``headers.read``.
+    Raises UserError as ``mapping.dtype_of`` and ``headers.read``.
     """
     header, found = headers.read(path), {}
     for key, entry in header.tensors.items():
-        if entry.dtype not in _BY_NAME:
-            raise UserError(f"{path.name} holds {key} as {entry.dtype}, which cannot be read; use another file.")
-        found[key] = torch.empty(entry.shape, dtype=_BY_NAME[entry.dtype], device=META)
+        found[key] = torch.empty(entry.shape, dtype=mapping.dtype_of(header, key), device=META)
         if (entry.dtype == "U8" and len(entry.shape) == 1) or (key.endswith(OLD_INPUT_SCALE) and not entry.shape):
             data = torch.frombuffer(bytearray(header.read(key)) or bytearray(1), dtype=torch.uint8)[: entry.nbytes]
             found[key] = data.view(found[key].dtype).view(entry.shape)

@@ -25,6 +25,14 @@ REFUSED = (OSError, RuntimeError, MemoryError, SafetensorError)  # what the libr
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
+def dtype_of(header: headers.Header, name: str) -> torch.dtype:
+    """torch's type of a tensor in a file. Raises UserError for a type of numbers that ComfyUI has no use for."""
+    dtype = header.tensors[name].dtype
+    if dtype not in _BY_NAME:
+        raise UserError(f"{header.path.name} holds {name} as {dtype}, which cannot be read; use another file.")
+    return _BY_NAME[dtype]
+
+
 class ReadOnly:
     """A safetensors file mapped for reading only, with those methods of the library's file that are used here.
 
@@ -59,10 +67,7 @@ class ReadOnly:
     def get_tensor(self, name: str) -> Tensor:
         """A tensor that must not be written to."""
         entry = self.header.tensors[name]
-        if entry.dtype not in _BY_NAME:
-            raise UserError(f"{self.header.path.name} holds {name} as {entry.dtype}, which cannot be read; "
-                            "use another file.")  # fmt: skip
-        dtype = _BY_NAME[entry.dtype]
+        dtype = dtype_of(self.header, name)
         if not entry.nbytes:
             return torch.empty(entry.shape, dtype=dtype)
         with warnings.catch_warnings():

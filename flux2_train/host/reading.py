@@ -6,7 +6,7 @@ then: q, k and v of the double blocks, and one modulation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,18 +23,18 @@ Named = dict[str, Tensor]
 
 def outline(parts: Sequence[Path]) -> tuple[Named, dict[str, str]]:
     """The tensors without their bytes, but for text, and the metadata. Raises UserError as ``deferred.outline``."""
-    tensors, metadata = {}, {}
-    for part in parts:
-        found, said = deferred.outline(part)
-        tensors, metadata = tensors | found, metadata | said
-    return _renamed(tensors, parts), metadata
+    return _gathered(parts, deferred.outline)
 
 
 def mapped(parts: Sequence[Path]) -> tuple[Named, dict[str, str]]:
     """The tensors memory-mapped, and the metadata."""
+    return _gathered(parts, mapping.tensors)
+
+
+def _gathered(parts: Sequence[Path], read: Callable[[Path], tuple[Named, dict[str, str]]]) -> tuple[Named, dict]:
     tensors, metadata = {}, {}
     for part in parts:
-        found, said = mapping.tensors(part)
+        found, said = read(part)
         tensors, metadata = tensors | found, metadata | said
     return _renamed(tensors, parts), metadata
 
