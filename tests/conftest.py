@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from flux2_train.data.folder import read_folder  # noqa: E402
 from flux2_train.data.request import Request  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
 from flux2_train.host import encode, files, load  # noqa: E402
+from flux2_train.terminal.main import main  # noqa: E402
 
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras")
 # Every other test file is about the engine and also runs on older ComfyUIs: scripts/test --comfyui VERSION
@@ -163,6 +165,21 @@ def robot(shipped_nano) -> Data:
         embeds = {text: encode.encode_text(shipped_nano.clip, text) for text in dataset.texts()}
         latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(shipped_nano.vae, image)))
     return Data(dataset, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents))
+
+
+@pytest.fixture
+def typed(capsys):
+    """``typed(command, argument, ...)``: how a command of the terminal ends in this process, and what it prints.
+
+    ComfyUI has the tests' folders here, and no process has to import it.
+    """
+
+    def run(*arguments) -> subprocess.CompletedProcess:
+        capsys.readouterr()
+        code = main(list(map(str, arguments)))
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,12 @@ import json
 
 import pytest
 import torch
-from support import tiny_flux2
+from support import tiny_flux2, weights_of
 
 from flux2_train.adapters import dora, files, peft_config, read
 from flux2_train.adapters.names import in_diffusers
 from flux2_train.adapters.parts import Hadamard, Kronecker, LowRank
 from flux2_train.host import lora
-from flux2_train.host.borrow import linears
 
 ALL = ("comfyui", "diffusers", "kohya", "peft")
 
@@ -22,8 +21,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def weights(model):
-    with torch.inference_mode(False):
-        return {name: layer.weight.detach().clone() for name, layer in linears(model).items()}
+    return weights_of(model)
 
 
 def in_blocks(weights):

@@ -6,13 +6,12 @@ import pytest
 import torch
 from lora_files import BLOCK, PROJ, H, numbers
 from safetensors.torch import save_file
-from support import tiny_flux2
+from support import tiny_flux2, weights_of
 
 from flux2_train.adapters import dora, read
 from flux2_train.adapters.header import Tensors
 from flux2_train.errors import UserError
 from flux2_train.host import lora
-from flux2_train.host.borrow import linears
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def weights(model):
-    with torch.inference_mode(False):
-        return {name: layer.weight.detach().clone() for name, layer in linears(model).items()}
+    return weights_of(model)
 
 
 UNREAD = {

@@ -40,18 +40,6 @@ def run(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.fixture
-def typed(capsys):
-    """``typed(command, argument, ...)``: the same as ``run`` in this process, whose ComfyUI has the tests' folders."""
-
-    def run_here(*arguments) -> subprocess.CompletedProcess:
-        capsys.readouterr()
-        code = main(list(map(str, arguments)))
-        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
-
-    return run_here
-
-
 def node(pack, id):
     found = next(n for n in pack.NODES if n.GET_SCHEMA().node_id == id)
     return found.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}}).execute

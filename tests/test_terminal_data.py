@@ -23,17 +23,6 @@ def flux2_train(*arguments):
     )  # fmt: skip
 
 
-@pytest.fixture
-def typed(capsys):
-    """``typed(command, argument, ...)``: the exit code and stdout of a command that runs in this process."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        return main(list(map(str, arguments))), capsys.readouterr().out
-
-    return run
-
-
 @pytest.mark.long
 def test_dataset_check_reports_and_draws_without_any_model(tmp_path):
     picture(tmp_path / "data" / "a.png", (96, 64))
@@ -57,10 +46,10 @@ def test_dataset_check_takes_a_jobs_settings(tmp_path, typed):
     crop = {"aspect": "square", "flip_x": True}
     folder = {"folder": str(tmp_path / "data"), "resolution": 64, "crop": crop, "source": {"repeats": 2}}
     (tmp_path / "job.json").write_text(json.dumps({"dataset": folder}))
-    code, printed = typed("dataset", "check", tmp_path / "job.json", "--batch", 2)
-    assert code == 0
+    done = typed("dataset", "check", tmp_path / "job.json", "--batch", 2)
+    assert done.returncode == 0, done.stderr
     for said in ("4 images x 2 from data", "64x64: 4", "steps per epoch: 4 at batch 2"):
-        assert said in printed
+        assert said in done.stdout
 
 
 def test_cache_prune_removes_what_is_unused_and_tells_sizes(tmp_path, typed):
@@ -68,7 +57,8 @@ def test_cache_prune_removes_what_is_unused_and_tells_sizes(tmp_path, typed):
     fill(tmp_path / "data", tmp_path / "store")
     picture(tmp_path / "data" / "a.png", (256, 256), "blue")
     fill(tmp_path / "data", tmp_path / "store")
-    code, printed = typed("cache", "prune", "--folder", tmp_path / "store")
-    assert code == 0 and "2 entries" in printed and "removed 1, " in printed
-    assert "1 entries" in typed("cache", "prune", "--folder", tmp_path / "store")[1]
-    assert "no cache" in typed("cache", "prune", "--folder", tmp_path / "elsewhere")[1]
+    done = typed("cache", "prune", "--folder", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    assert "2 entries" in done.stdout and "removed 1, " in done.stdout
+    assert "1 entries" in typed("cache", "prune", "--folder", tmp_path / "store").stdout
+    assert "no cache" in typed("cache", "prune", "--folder", tmp_path / "elsewhere").stdout
