@@ -94,11 +94,11 @@ def throughput(folder: Path, base: Path, name: str, resolution: int, repeats: in
     from flux2_train.data.folder import read_folder
     from flux2_train.data.images import fit, load_rgb
     from flux2_train.data.index import Index
-    from flux2_train.data.request import Request
     from flux2_train.data.store import Store
     from flux2_train.host import encode
+    from flux2_train.settings.dataset import DatasetSettings
 
-    vae, request = VAES[name](), Request(folder, resolution)
+    vae, request = VAES[name](), DatasetSettings(folder, resolution=resolution)
     dataset, encoder = read_folder(request, Index(base / "index")), encode.ImageEncoder(vae)
     pictures = [fit(load_rgb(item.path), item.size) for item in dataset.items[:2]]
     encode.encode_image(vae, pictures[0])  # so that the first measured one is not the first of all
@@ -142,9 +142,9 @@ def many(base: Path, count: int) -> dict:
     from flux2_train.data.folder import read_folder
     from flux2_train.data.index import Index
     from flux2_train.data.order import epoch_batches
-    from flux2_train.data.request import Request
     from flux2_train.data.samples import samples
     from flux2_train.data.store import Store
+    from flux2_train.settings.dataset import DatasetSettings
 
     class Means:
         identity = "means"
@@ -153,7 +153,7 @@ def many(base: Path, count: int) -> dict:
             return torch.nn.functional.avg_pool2d(images.movedim(-1, 1), 16).repeat(1, 43, 1, 1)[:, :128] + 1e-3
 
     plain_pictures(base / "many", count)
-    request, process, found = Request(base / "many", 128), psutil.Process(), {"items": count}
+    request, process, found = DatasetSettings(base / "many", resolution=128), psutil.Process(), {"items": count}
     time.sleep(2.1)  # files that have just been written are not trusted yet
 
     def timed(text: str, work: Callable):

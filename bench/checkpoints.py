@@ -22,21 +22,21 @@ def trainer(steps: int, rank: int, resolution: int):
     """nano on the robots, encoded here."""
     import torch
 
-    from flux2_train.config import TrainConfig
     from flux2_train.data import cache
     from flux2_train.data.folder import read_folder
-    from flux2_train.data.request import Request
     from flux2_train.flavours import FLAVOURS
     from flux2_train.host import encode, files, load
     from flux2_train.run.trainer import Trainer
+    from flux2_train.settings.dataset import DatasetSettings
+    from flux2_train.settings.training import TrainingSettings
 
     row = FLAVOURS["nano"]
-    dataset = read_folder(Request(ROOT / "datasets" / "robot", resolution))
+    dataset = read_folder(DatasetSettings(ROOT / "datasets" / "robot", resolution=resolution))
     clip = load.load_text_encoder(files.locate(row.text_encoders), row)
     vae = load.load_vae(files.locate(row.vaes), row)
     embeds = {text: encode.encode_text(clip, text) for text in dataset.texts()}
     latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)))
-    config = TrainConfig(steps=steps, rank=rank, validation_items=0, checkpointing=False)
+    config = TrainingSettings(steps=steps, rank=rank, validation_items=0, checkpointing=False)
     model = load.load_transformer(files.locate(row.transformer_files("auto")))
     with torch.inference_mode():
         return Trainer(model, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents), config)
@@ -64,9 +64,9 @@ def measure(pairs: int, steps: int, rank: int, resolution: int) -> tuple[Ratio, 
     """(how much longer with checkpoints, bytes of one). One more pair comes first and does not count."""
     import torch
 
-    from flux2_train.options import CheckpointConfig
     from flux2_train.run.checkpoints import About, Snapshot
     from flux2_train.run.keeper import Keeper
+    from flux2_train.settings.saving import CheckpointSettings
 
     trained = trainer(2 * steps * (pairs + 1), rank, resolution)
 
@@ -74,7 +74,7 @@ def measure(pairs: int, steps: int, rank: int, resolution: int) -> tuple[Ratio, 
         return Snapshot.of(About(trained.step, trained.total, {}, "", 1), trained.state_dict())
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        keeper = Keeper(Path(folder), CheckpointConfig(every_minutes=0), 1, take)
+        keeper = Keeper(Path(folder), CheckpointSettings(every_minutes=0), 1, take)
         seconds = list(blocks(trained, keeper, steps))[2:]
         keeper.close()
         (size, *_) = [path.stat().st_size for path in keeper.written]

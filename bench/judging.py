@@ -109,25 +109,25 @@ def write(
 
 def judged(parts: tuple, folder: Path, seed: int, steps: int = STEPS) -> list[Verdict]:
     """Train on what ``write`` has written with nano's (MODEL, CLIP, VAE), and judge every picture."""
-    from flux2_train.config import TrainConfig
     from flux2_train.data import cache
-    from flux2_train.data.dataset import Source
     from flux2_train.data.folder import read_folder
-    from flux2_train.data.request import Request
     from flux2_train.host import encode
     from flux2_train.run.events import ImagesMeasured
     from flux2_train.run.judging import judge
     from flux2_train.run.trainer import Trainer
-    from flux2_train.validation import HeldOutConfig
+    from flux2_train.settings.dataset import DatasetSettings
+    from flux2_train.settings.previews import ValidationLossSettings
+    from flux2_train.settings.training import TrainingSettings
 
     model, clip, vae = parts
     dataset = None
     for place in sorted(p for p in folder.iterdir() if p.is_dir()):
-        source = Source(Path(), REPEATS if place.name == "often" else 1)
-        found = read_folder(Request(place, 128, trigger="vorn", class_word="figure", source=source))
+        repeats = REPEATS if place.name == "often" else 1
+        settings = DatasetSettings(place, resolution=128, trigger="vorn", class_word="figure", repeats=repeats)
+        found = read_folder(settings)
         dataset = found if dataset is None else dataset.chained(found)
-    config = TrainConfig(steps=steps, learning_rate=2e-3, seed=seed, validation_items=0, checkpointing=False,
-                         held_out=HeldOutConfig(per_image=True))  # fmt: skip
+    config = TrainingSettings(steps=steps, learning_rate=2e-3, seed=seed, validation_items=0, checkpointing=False,
+                         validation_loss=ValidationLossSettings(per_image=True))  # fmt: skip
     with torch.inference_mode():
         embeds = {text: encode.encode_text(clip, text) for text in dataset.texts()}
         latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)))

@@ -44,14 +44,14 @@ def caches(problem: Problem):
 
 def trainer_of(kind: str, model, data, problem: Problem):
     """A run of one step."""
-    from flux2_train.config import TrainConfig
-    from flux2_train.options import PreservationConfig
     from flux2_train.run.trainer import Trainer
+    from flux2_train.settings.objective import PreservationSettings
+    from flux2_train.settings.training import TrainingSettings
 
-    preserve = PreservationConfig(together=kind == "together")
+    preserve = PreservationSettings(together=kind == "together")
     weight = 0.0 if kind == "plain" else 1.0
-    config = TrainConfig(rank=problem.rank, steps=1, validation_items=0, checkpointing=problem.checkpointing,
-                         preservation=weight, preserve=preserve)  # fmt: skip
+    config = TrainingSettings(rank=problem.rank, steps=1, validation_items=0, checkpointing=problem.checkpointing,
+                         preservation=weight, preservation_options=preserve)  # fmt: skip
     return Trainer(model, *data, config)
 
 

@@ -181,27 +181,3 @@ def flavour(name: str) -> Flavour:
 def by_sizes(sizes: tuple[int, int, int, int]) -> Flavour | None:
     """The flavour with these (hidden, double, single, context) sizes, ``None`` for a FLUX.2 we do not know."""
     return next((row for row in _ROWS if row.sizes == sizes), None)
-
-
-@dataclass(frozen=True)
-class Flux2Files:
-    """The inputs of Load FLUX.2. A file is a name in ComfyUI's folder of its kind, a full path, or ``auto``."""
-
-    flavour: str = DEFAULT
-    precision: str = "as in file"
-    variant: str = "auto"
-    transformer: str = "auto"
-    text_encoder: str = "auto"
-    vae: str = "auto"
-    text_encoder_precision: str = AS_IN_FILE
-    quantize_via: str = "auto"
-    keep_quantised: bool = False
-
-    def __post_init__(self):
-        stored = (*PRECISIONS, *QUANTISED)
-        for name, allowed in (
-            ("flavour", FLAVOURS), ("precision", (*stored, PLANNED)), ("variant", VARIANTS),
-            ("text_encoder_precision", stored), ("quantize_via", VIA),
-        ):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")

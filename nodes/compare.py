@@ -15,7 +15,7 @@ from ..flux2_train.run.building import lora_of
 from ..flux2_train.run.checkpoints import paths, step_of
 from ..flux2_train.run.compare import compared, labelled, matching, require_few
 from ..flux2_train.run.folder import RunFolder
-from ..flux2_train.section import numbers
+from ..flux2_train.settings.text import numbers
 from . import painting
 from .progress import NodeProgress
 from .types import CATEGORY
@@ -53,7 +53,7 @@ class CompareLoras(io.ComfyNode):
                     tooltip="How strongly each LoRA acts: numbers with commas between them, such as 0.5, 0.8, 1.",
                 ),
                 painting.prompt(),
-                painting.side("width"), painting.side("height"),
+                *painting.inputs("width", "height"),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                     tooltip="The starting noise, the same for every picture.",
@@ -62,8 +62,7 @@ class CompareLoras(io.ComfyNode):
                     "index", default=0, min=0, max=1000,
                     tooltip="Which LoRA is given on: 0 is the first row below the base model's picture.",
                 ),
-                painting.negative(),
-                painting.steps(**painting.RARE), painting.guidance(**painting.RARE), painting.sampler(**painting.RARE),
+                *painting.inputs("negative", "steps", "guidance", "sampler"),
                 io.Combo.Input(
                     "mode", options=list(host.MODES), default=host.AUTO, optional=True, advanced=True,
                     tooltip="How LoRAs are put on: merged into the weights or computed beside them, as in LoRA Apply.",

@@ -1,27 +1,58 @@
-"""A section of the configuration as a node's widgets, and back."""
+"""Settings as a node's widgets: made from the fields, so that a node, a job file and the docs cannot differ."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ..flux2_train.section import Section
+from comfy_api.latest import io
 
-SAME: dict[str, str] = {}  # every widget is called as its field
+from ..flux2_train.settings import base
+from ..flux2_train.settings.text import written
 
-
-def from_widgets(kind: type[Section], values: Mapping[str, Any], names: Mapping[str, str] = SAME) -> Section:
-    """A section from a node's widgets; ``names`` are those that are called otherwise than their field."""
-    return kind(**{f.name: values[names.get(f.name, f.name)] for f in dataclasses.fields(kind)})
+WIDGETS = {bool: io.Boolean.Input, int: io.Int.Input, float: io.Float.Input}
 
 
-def to_widgets(section: Section, names: Mapping[str, str] = SAME) -> dict[str, Any]:
-    """What a node's widgets show for a section; inverse of ``from_widgets``."""
-    shown = {names.get(f.name, f.name): getattr(section, f.name) for f in dataclasses.fields(section)}
-    return {name: _text(value) if isinstance(value, tuple) else value for name, value in shown.items()}
+def inputs(kind: type, *names: str, **changes: Mapping[str, Any]) -> list:
+    """The inputs for the settings of that name, or for all of a kind.
+
+    ``changes`` are arguments of single inputs that only the running ComfyUI knows, such as the ``options`` of a list of
+    files.
+    """
+    return [widget(kind, name, **changes.get(name, {})) for name in names or base.names(kind)]
 
 
-def _text(values: tuple) -> str:
-    """A list as the widget takes it: ``1, 0.5``, or ``img=0.5, txt=0`` for pairs."""
-    return ", ".join("=".join(map(str, v)) if isinstance(v, tuple) else f"{v:g}" for v in values)
+def widget(kind: type, name: str, **changes: Any):
+    """The input for one setting."""
+    field, shown = base.info(kind, name), base.widget(kind, name)
+    arguments: dict[str, Any] = {"default": as_widget(field.default), "tooltip": field.description}
+    arguments |= {flag: True for flag in ("advanced", "optional", "multiline") if getattr(shown, flag)}
+    options = changes.get("options", base.choices(kind, name))
+    if options:
+        return io.Combo.Input(name, **(arguments | changes | {"options": list(options)}))
+    if field.annotation in (int, float):
+        least, most = base.limits(kind, name)
+        arguments |= {"min": field.annotation(least), "max": field.annotation(most)}
+        arguments |= {"step": field.annotation(shown.step)} if shown.step else {}
+        arguments |= {} if shown.round else {"round": False}
+    if shown.control is not None:  # the frontend adds one to whatever is called seed, unless it is turned off
+        arguments["control_after_generate"] = shown.control
+    return WIDGETS.get(field.annotation, io.String.Input)(name, **(arguments | changes))
+
+
+def taken(kind: type, widgets: Mapping[str, Any]) -> Any:
+    """The settings of one kind among a node's widgets."""
+    return kind(**{name: widgets[name] for name in base.names(kind) if name in widgets})
+
+
+def as_widgets(section: Any) -> dict[str, Any]:
+    """What a node's widgets show for a section."""
+    return {name: as_widget(getattr(section, name)) for name in base.names(type(section))}
+
+
+def as_widget(value: Any) -> Any:
+    """A value as its widget shows it: a list as text."""
+    if isinstance(value, tuple):
+        return written(value)
+    return "" if value is None else str(value) if isinstance(value, Path) else value

@@ -21,16 +21,15 @@ class Flux2Sampler(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder of the same flavour."),
                 io.Vae.Input("vae", tooltip="The autoencoder that turns latents into pictures: VAE of Load FLUX.2."),
                 painting.prompt(),
-                painting.negative(),
-                painting.steps(), painting.guidance(), painting.sampler(),
-                painting.side("width"), painting.side("height"),
+                *painting.inputs("negative", "steps", "guidance", steps=painting.COMMON, guidance=painting.COMMON),
+                *painting.inputs("sampler", "width", "height", sampler={**painting.SAMPLERS, **painting.COMMON}),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                     tooltip="The starting noise. Keep it to compare a LoRA with the base model.",
                 ),
                 io.Int.Input("batch", default=1, min=1, max=64, optional=True, advanced=True,
                              tooltip="Pictures at once, each from different noise."),
-                painting.resize_references(),
+                *painting.inputs("resize_references"),
                 painting.references(
                     10, "Up to 10 reference images, told apart in the prompt as image 1, image 2 and so on."
                 ),

@@ -2,15 +2,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..flux2_train import prompts as reading
 from ..flux2_train.errors import UserError
 from ..flux2_train.host import describe, files
 from ..flux2_train.run.previews import Validation
-from ..flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
-from . import painting
+from ..flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings, from_lines
+from ..flux2_train.settings.prompts import from_file
+from . import fields, painting
 from .types import CATEGORY, FluxEmbeds, FluxLatents, FluxValidation, FluxValidationLoss
 
-FIXED, WALKING = "fixed", "walking"
 EACH, EVERY = "each for its own prompt", "all for every prompt"
 
 
@@ -31,42 +30,16 @@ class ValidationPrompts(io.ComfyNode):
                     tooltip="A second model that paints instead of the trained one, with the same LoRA: wire the "
                     "distilled klein here while its base is trained.",
                 ),
-                io.String.Input(
-                    "prompts", multiline=True, default="",
-                    tooltip="What to paint, one prompt per line; include your trigger word in some.",
-                ),
+                fields.widget(PreviewSettings, "prompts"),
                 io.String.Input(
                     "prompt_file", default="", optional=True,
                     tooltip="A file with more prompts, in ComfyUI's input folder or with its full path: .txt with one "
                     "per line, or SimpleTuner's prompt library as .json.",
                 ),
-                painting.negative(),
-                painting.side("width"), painting.side("height"),
-                io.Int.Input(
-                    "every", default=250, min=0, max=1_000_000,
-                    tooltip="Paint after every so many training steps, and always at the end. 0 paints at the end, "
-                    "and at the start if that is on.",
+                *painting.inputs(
+                    "negative", "width", "height", "every", "at_start", "seed", "seeds", "steps",
+                    "guidance", "sampler", "strength", "resize_references",
                 ),
-                io.Boolean.Input(
-                    "at_start", default=True,
-                    tooltip="Also paint before the first step, which shows at once whether prompts and size are right.",
-                ),
-                io.Int.Input(
-                    # the frontend adds a control to whatever is called seed, unless told not to
-                    "seed", default=42, min=0, max=2**64 - 1, control_after_generate=False,
-                    tooltip="The starting noise of the first prompt, the same every time, so that pictures compare.",
-                ),
-                io.Combo.Input(
-                    "seeds", options=[FIXED, WALKING], default=FIXED, optional=True, advanced=True,
-                    tooltip="fixed gives every prompt the same noise; walking gives each the next seed.",
-                ),
-                painting.steps(**painting.RARE), painting.guidance(**painting.RARE), painting.sampler(**painting.RARE),
-                io.Float.Input(
-                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, advanced=True,
-                    tooltip="How strongly the LoRA acts in the pictures, as in LoRA Apply; a prompt library may say "
-                    "otherwise for single prompts.",
-                ),
-                painting.resize_references(),
                 io.Combo.Input(
                     "references_for", options=[EACH, EVERY], default=EACH, optional=True, advanced=True,
                     tooltip="Whether reference0 belongs to the first prompt, reference1 to the second and so on (a "
@@ -83,14 +56,14 @@ class ValidationPrompts(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, vae, prompts: str, model=None, prompt_file: str = "", seeds: str = FIXED, references_for: str = EACH,
+        cls, vae, prompts: str, model=None, prompt_file: str = "", references_for: str = EACH,
         references: dict | None = None, **settings,
     ) -> io.NodeOutput:  # fmt: skip
-        found = reading.from_lines(prompts)
+        written = from_lines(prompts)
         if prompt_file.strip():
-            found += reading.from_file(files.resolve_file(prompt_file))
-        config = ValidationConfig(found, walk_seed=seeds == WALKING, **settings)
-        images = _references(found, references or {}, references_for)
+            written += from_file(files.resolve_file(prompt_file))
+        config = PreviewSettings(written, **settings)
+        images = _references(written, references or {}, references_for)
         return io.NodeOutput(Validation(config, vae, model, images, describe.vae_file(vae)))
 
 
@@ -136,28 +109,7 @@ class ValidationLoss(io.ComfyNode):
                 FluxLatents.Input(
                     "latents", optional=True, tooltip="The same held-out images through Cache Latents."
                 ),
-                io.Float.Input(
-                    "share", default=0.0, min=0.0, max=0.9, step=0.05,
-                    tooltip="Without held-out images wired in: this share of the data set is kept out of training for "
-                    "it. 0.1 is usual; 0 measures on training images, as many as validation_items says.",
-                ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, advanced=True, control_after_generate=False,
-                    tooltip="Draws the images of the share: the same seed keeps the same images out.",
-                ),
-                io.Int.Input(
-                    "every", default=100, min=0, max=1_000_000,
-                    tooltip="Measure after every so many steps, at the start and at the end. 0 is start and end only.",
-                ),
-                io.Boolean.Input(
-                    "per_image", default=False,
-                    tooltip="Measure every image alone at the start and the end, ten predictions each, and name "
-                    "those that stand out in images.csv and images.png of the run's folder.",
-                ),
-                io.Int.Input(
-                    "per_image_every", default=0, min=0, max=1_000_000, advanced=True,
-                    tooltip="Also measure every image alone after every so many steps. 0 is start and end only.",
-                ),
+                *fields.inputs(ValidationLossSettings),
             ],
             outputs=[FluxValidationLoss.Output(display_name="validation loss")],
         )  # fmt: skip
@@ -168,4 +120,4 @@ class ValidationLoss(io.ComfyNode):
             missing = "embeds" if embeds is None else "latents"
             raise UserError(f"Validation Loss has no {missing}: wire both caches of the held-out images, or neither.")
         data = None if embeds is None else (embeds, latents)
-        return io.NodeOutput({"config": HeldOutConfig(**settings), "data": data})
+        return io.NodeOutput({"settings": ValidationLossSettings(**settings), "data": data})

@@ -43,9 +43,9 @@ from tiers import pytest_addoption, pytest_xdist_make_scheduler  # noqa: E402, F
 from flux2_train.data import cache  # noqa: E402
 from flux2_train.data.dataset import Dataset  # noqa: E402
 from flux2_train.data.folder import read_folder  # noqa: E402
-from flux2_train.data.request import Request  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
 from flux2_train.host import encode, files, load  # noqa: E402
+from flux2_train.settings.dataset import DatasetSettings  # noqa: E402
 from flux2_train.terminal.main import main  # noqa: E402
 
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras")
@@ -159,7 +159,7 @@ class Data:
 @pytest.fixture(scope="session")
 def robot(shipped_nano) -> Data:
     """Six images of the shipped example at a quarter of nano's size, encoded by ComfyUI's own encoder and VAE."""
-    whole = read_folder(Request(ROOT / "datasets" / "robot", 64, trigger="zbot", class_word="toy"))
+    whole = read_folder(DatasetSettings(ROOT / "datasets" / "robot", resolution=64, trigger="zbot", class_word="toy"))
     dataset = replace(whole, items=whole.items[:6])
     with torch.inference_mode():
         embeds = {text: encode.encode_text(shipped_nano.clip, text) for text in dataset.texts()}

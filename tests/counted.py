@@ -24,7 +24,7 @@ from flux2_train.adapters import targets
 from flux2_train.adapters.live import Adapters, Site
 from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
 from flux2_train.host.velocity import Condition, velocity
-from flux2_train.options import AdapterConfig
+from flux2_train.settings.adapter import AdapterSettings
 
 META = torch.device("meta")
 
@@ -126,7 +126,7 @@ def adapters_on(model, preset, rank, device, **kind):
     layers = linears(model)
     sites = {n: Site(layers[n].in_features, layers[n].out_features, rank, rank) for n in targets.select(layers, preset)}
     with training_mode():
-        adapters = Adapters(sites, AdapterConfig(**kind), 0, row_norms=lambda n: torch.ones(layers[n].out_features))
+        adapters = Adapters(sites, AdapterSettings(**kind), 0, row_norms=lambda n: torch.ones(layers[n].out_features))
         for module in adapters.modules():
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None and parameter.requires_grad:

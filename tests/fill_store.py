@@ -11,8 +11,8 @@ import torch
 from flux2_train.data.cache import cache_latents
 from flux2_train.data.folder import read_folder
 from flux2_train.data.index import Index
-from flux2_train.data.request import Request
 from flux2_train.data.store import Store
+from flux2_train.settings.dataset import DatasetSettings
 
 
 class Means:
@@ -27,7 +27,7 @@ class Means:
 
 def fill(folder: Path, place: Path, report=lambda done, total: None):
     """(cache, what was made)"""
-    dataset = read_folder(Request(folder, 256), Index(place))
+    dataset = read_folder(DatasetSettings(folder, resolution=256), Index(place))
     return cache_latents(dataset, Means(), Store(place), report=report)
 
 

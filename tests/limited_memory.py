@@ -19,11 +19,11 @@ import_comfyui()
 import torch  # noqa: E402
 from support import tiny_caches, tiny_flux2  # noqa: E402
 
-from flux2_train.config import TrainConfig  # noqa: E402
 from flux2_train.run import events  # noqa: E402
 from flux2_train.run.trainer import Trainer  # noqa: E402
+from flux2_train.settings.training import TrainingSettings  # noqa: E402
 
-CONFIG = TrainConfig(steps=2, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
+CONFIG = TrainingSettings(steps=2, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
 
 
 def address_space(kind: str = "VmSize") -> int:

@@ -34,14 +34,14 @@ from comfy.text_encoders.llama import Qwen3_4B  # noqa: E402
 
 from bench.shapes import flux2_shapes  # noqa: E402
 from flux2_train.adapters import stream  # noqa: E402
-from flux2_train.config import TrainConfig  # noqa: E402
 from flux2_train.data import cache  # noqa: E402
 from flux2_train.data.folder import read_folder  # noqa: E402
-from flux2_train.data.request import Request  # noqa: E402
 from flux2_train.data.store import Store  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
 from flux2_train.host import encode, load, memory  # noqa: E402
 from flux2_train.run.trainer import Trainer  # noqa: E402
+from flux2_train.settings.dataset import DatasetSettings  # noqa: E402
+from flux2_train.settings.training import TrainingSettings  # noqa: E402
 
 WIDTH = 2560  # of the text encoder; the transformer reads three of its layers
 QWEN = {"hidden_size": WIDTH, "num_hidden_layers": 28}
@@ -96,7 +96,7 @@ def main(folder: Path, full: bool) -> None:
     model, clip = load.load_transformer(base), load.load_text_encoder(text, row)
     autoencoder = load.load_vae(vae, FLAVOURS["klein-4b"])
     loaded = tell()
-    dataset = read_folder(Request(ROOT / "datasets" / "robot", 64))
+    dataset = read_folder(DatasetSettings(ROOT / "datasets" / "robot", resolution=64))
     dataset = replace(dataset, items=dataset.items[:1])
     embeds, _ = cache.cache_embeds(dataset, encode.TextEncoder(clip), Store(folder / "cache"))
     encoded = tell()
@@ -104,7 +104,7 @@ def main(folder: Path, full: bool) -> None:
     latents, _ = cache.cache_latents(dataset, encode.ImageEncoder(autoencoder), Store(folder / "cache"))
     memory.unload(autoencoder.patcher)
     cached = tell()
-    trainer = Trainer(model, embeds, latents, TrainConfig(steps=1, rank=4, validation_items=0))
+    trainer = Trainer(model, embeds, latents, TrainingSettings(steps=1, rank=4, validation_items=0))
     losses = [event.loss for event in trainer.run() if hasattr(event, "loss")]
     sizes = [path.stat().st_size for path in (base, text)]
     print(json.dumps({"files": sizes, "loaded": loaded, "encoded": encoded, "cached": cached, "trained": tell(),

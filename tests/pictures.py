@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from flux2_train.data.folder import read_folder
-from flux2_train.data.request import Request
+from flux2_train.settings.dataset import DatasetSettings
 
 
 def picture(path: Path, size=(64, 64), colour="red", caption: str | None = "a [trigger] thing", **save) -> Path:
@@ -28,7 +28,7 @@ def gradient(size: tuple[int, int], flat: float = 0.0) -> Image.Image:
 
 def read(folder: Path, resolution: int = 64, **settings):
     """The data set of a folder."""
-    return read_folder(Request(folder, resolution, **settings))
+    return read_folder(DatasetSettings(folder, resolution=resolution, **settings))
 
 
 def captions_of(folder: Path, **settings) -> list[str]:

@@ -1,6 +1,6 @@
 """One process of several that ``accelerate launch`` started: whole runs of the tiny FLUX.2, with their folders.
 
-Arguments: the pickled caches, the folder for LoRAs and runs, and a JSON list of runs: TrainConfig, how they begin, and
+Arguments: the pickled caches, the folder for LoRAs and runs, and a JSON list of runs: settings, how they begin, and
 after which step and by what they end (a signal to the main process, or 0 for an exception in it).
 """
 
@@ -20,12 +20,12 @@ with processes.launched() as accelerator:
     import torch
     from support import brief_flux2
 
-    from flux2_train.config import TrainConfig
     from flux2_train.run.events import Completed
     from flux2_train.run.folder import RunFolder
     from flux2_train.run.resume import AUTO, NEW
     from flux2_train.run.session import train
     from flux2_train.run.trainer import Trainer
+    from flux2_train.settings.earlier import settings_of
 
     def ending(at, by):
         def listen(event):
@@ -38,7 +38,7 @@ with processes.launched() as accelerator:
         return listen
 
     for config, how, at, by in runs:
-        trainer = Trainer(brief_flux2(), *pickle.loads(caches.read_bytes()), TrainConfig.from_json(config), accelerator)
+        trainer = Trainer(brief_flux2(), *pickle.loads(caches.read_bytes()), settings_of(config), accelerator)
         begin = how if how in (AUTO, NEW) else RunFolder(place / "runs" / how)
         with torch.inference_mode():
             train(trainer, place / "loras", place / "runs", ending(at, by), begin)

@@ -22,14 +22,13 @@ from bench.shapes import flux2_shapes
 from flux2_train.adapters import targets
 from flux2_train.adapters.live import Adapters, Site
 from flux2_train.data import cache
-from flux2_train.data.dataset import Source
 from flux2_train.data.folder import read_folder
-from flux2_train.data.request import Request
 from flux2_train.host import quantise
 from flux2_train.host.borrow import linears, training_mode
 from flux2_train.host.frozen import row_norms
 from flux2_train.host.velocity import Condition, velocity
-from flux2_train.options import AdapterConfig
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.dataset import DatasetSettings
 
 if torch.cuda.is_available():
     # Many tests compare bits. On CUDA attention's backward adds in any order, unless it is asked not to.
@@ -169,7 +168,7 @@ def adapters_for(model, preset="all", rank=2, dtype=torch.float32, **kind):
         sites = {
             n: Site(layers[n].in_features, layers[n].out_features, rank, 4.0) for n in targets.select(layers, preset)
         }
-        adapters = Adapters(sites, AdapterConfig(**kind), 0, device, lambda name: row_norms(layers[name], device))
+        adapters = Adapters(sites, AdapterSettings(**kind), 0, device, lambda name: row_norms(layers[name], device))
         adapters.to(dtype)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -197,9 +196,10 @@ def given_back(now, before) -> bool:
 
 def tiny_caches(items=5, repeats=1, seed=0, resolution=64):
     """(embeds, latents) for the tiny FLUX.2: not of the pictures, but as good to compute with; three shapes."""
-    source = Source(Path(), repeats)
-    request = Request(ROOT / "datasets" / "robot", resolution, trigger="zbot", class_word="toy", source=source)
-    whole = read_folder(request)
+    robot = DatasetSettings(
+        ROOT / "datasets" / "robot", resolution=resolution, trigger="zbot", class_word="toy", repeats=repeats
+    )
+    whole = read_folder(robot)
     dataset = replace(whole, items=whole.items[:items])
     generator = torch.Generator().manual_seed(seed)
     embeds = {text: torch.randn(1, 7, 96, generator=generator) for text in dataset.texts()}

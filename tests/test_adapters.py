@@ -9,13 +9,13 @@ from support import adapters_for, problem, tiny_flux2
 from flux2_train.adapters import files, write
 from flux2_train.adapters.live import NAME, Adapters, Site
 from flux2_train.adapters.start import start_from
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.host.velocity import velocity
-from flux2_train.options import AdapterConfig
 from flux2_train.run.events import Stepped
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.training import TrainingSettings
 
 KINDS = {
     "lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}, "loha": {"kind": "loha"}, "lokr": {"kind": "lokr"},
@@ -27,7 +27,9 @@ A, B = "double_blocks.0.img_attn.qkv", "single_blocks.0.linear2"
 def make(seed=0, rank=2, alpha=4.0, other_rank=None, **options):
     """Adapters on two Linears of 24 to 16 and 12 to 8."""
     sites = {A: Site(24, 16, rank, alpha), B: Site(12, 8, other_rank or rank, alpha)}
-    return Adapters(sites, AdapterConfig(**options), seed, row_norms=lambda name: torch.ones(sites[name].out_features))
+    return Adapters(
+        sites, AdapterSettings(**options), seed, row_norms=lambda name: torch.ones(sites[name].out_features)
+    )
 
 
 def drawn(adapters):
@@ -205,17 +207,21 @@ def test_a_layer_outside_the_targets_is_named():
     "options, words",
     [
         ({"kind": "ia3"}, "kind is 'ia3'"), ({"compute": "fp64"}, "compute is 'fp64'"), ({"dropout": 1.0}, "dropout"),
-        ({"lora_plus": 0.5}, "lora plus"), ({"kind": "lokr", "dora": True}, "dora does nothing for lokr"),
-        ({"lokr_factor": 4}, "lokr_factor does nothing for lora"), ({"kind": "lokr", "lokr_factor": 1}, "lokr factor"),
+        ({"lora_plus": 0.5}, "lora_plus is 0.5; it must be at least 1"), ({"kind": "lokr", "dora": True},
+        "dora does nothing for lokr"),
+        ({"lokr_factor": 4}, "lokr_factor does nothing for lora"), ({"kind": "lokr", "lokr_factor": 1},
+        "lokr_factor is 1"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_act_are_refused(options, words):
     with pytest.raises(UserError, match=words):
-        AdapterConfig(**options)
+        AdapterSettings(**options)
 
 
 def trainer(nano, robot, rank=2, **options):
-    config = TrainConfig(steps=2, rank=rank, learning_rate=1e-3, validation_items=0, adapter=AdapterConfig(**options))
+    config = TrainingSettings(
+        steps=2, rank=rank, learning_rate=1e-3, validation_items=0, adapter=AdapterSettings(**options)
+    )
     return Trainer(nano.model, robot.embeds, robot.latents, config)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flux2_train.recipes import RECIPES
+from flux2_train.settings.recipes import RECIPES
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]

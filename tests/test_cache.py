@@ -11,12 +11,10 @@ from PIL import Image
 from support import CPU
 
 from flux2_train.data.cache import cache_embeds, cache_latents
-from flux2_train.data.crops import CropOptions
-from flux2_train.data.dataset import Source
-from flux2_train.data.masks import MaskOptions
 from flux2_train.data.samples import samples
 from flux2_train.data.store import Store
 from flux2_train.host import encode
+from flux2_train.settings.dataset import CropSettings, MaskSettings
 
 
 @pytest.fixture
@@ -88,11 +86,11 @@ def test_an_edited_caption_is_encoded_again_and_no_image(folder, latents, embeds
 def test_a_changed_crop_encodes_exactly_the_images_it_changes(folder, latents):
     picture(folder / "wide.png", (128, 64), "white")
     assert latents(read(folder)) == 4
-    assert latents(read(folder, crop=CropOptions(aspect="square"))) == 1
-    assert latents(read(folder, crop=CropOptions(aspect="square", style="corner"))) == 1
+    assert latents(read(folder, crop_options=CropSettings(crop_aspect="square"))) == 1
+    assert latents(read(folder, crop_options=CropSettings(crop_aspect="square", crop_style="corner"))) == 1
     assert latents(read(folder, resolution=128)) == 4
-    assert latents(read(folder, crop=CropOptions(flip_x=True))) == 4
-    assert latents(read(folder, crop=CropOptions(flip_x=True))) == 0
+    assert latents(read(folder, crop_options=CropSettings(flip_x=True))) == 4
+    assert latents(read(folder, crop_options=CropSettings(flip_x=True))) == 0
 
 
 def test_a_changed_background_encodes_exactly_the_transparent_images(folder, latents):
@@ -147,7 +145,7 @@ def test_a_changed_mask_or_reference_is_made_again_alone(folder, latents):
         picture(base / "before" / f"{name}.png", colour=(0, 0, ord(name)), caption=None)
 
     def made(**mask):
-        return latents(read(folder, mask=MaskOptions(base / "masks", **mask), references=(base / "before",)))
+        return latents(read(folder, mask_options=MaskSettings(base / "masks", **mask), references=(base / "before",)))
 
     assert (made(), made()) == (7, 0)  # three images, three references and one mask, as all are white
     half = Image.new("L", (64, 64), 255)
@@ -227,8 +225,8 @@ def test_what_training_reads_is_what_the_encoders_make(robot, nano, store):
 
 
 def test_the_fingerprint_knows_how_a_folder_is_seen(folder):
-    prints = {read(folder, source=source).fingerprint for source in (
-        Source(folder), Source(folder, repeats=2), Source(folder, weight=2.0), Source(folder, is_reg=True),
+    prints = {read(folder, **changes).fingerprint for changes in (
+        {}, {"repeats": 2}, {"loss_weight": 2.0}, {"is_reg": True},
     )}  # fmt: skip
     assert len(prints) == 4
     assert replace(read(folder), settings="other").fingerprint == read(folder).fingerprint

@@ -5,8 +5,9 @@ import json
 import pytest
 from pictures import captions_of, picture, read
 
-from flux2_train.data.captions import CHOOSE, CaptionOptions, variants, with_trigger
+from flux2_train.data.captions import variants, with_trigger
 from flux2_train.errors import UserError
+from flux2_train.settings.dataset import CHOOSE, CaptionSettings
 
 
 @pytest.mark.parametrize("caption, trigger, word, expected", [
@@ -28,11 +29,11 @@ def test_trigger(caption, trigger, word, expected):
 
 def test_the_trigger_is_put_in_front_only_if_wanted(tmp_path):
     picture(tmp_path / "a.png", caption="a dog")
-    off = CaptionOptions(prepend_trigger=False)
+    off = CaptionSettings(prepend_trigger=False)
     assert captions_of(tmp_path, trigger="ohwx") == ["ohwx, a dog"]
-    assert captions_of(tmp_path, trigger="ohwx", caption=off) == ["a dog"]
+    assert captions_of(tmp_path, trigger="ohwx", caption_options=off) == ["a dog"]
     (tmp_path / "a.txt").write_text("[trigger] runs")
-    assert captions_of(tmp_path, trigger="ohwx", caption=off) == ["ohwx runs"]
+    assert captions_of(tmp_path, trigger="ohwx", caption_options=off) == ["ohwx runs"]
 
 
 def test_every_source(tmp_path):
@@ -84,7 +85,7 @@ def test_jsonl_names_images_captions_and_controls(tmp_path):
         "",
         {"file_name": "c.png"},
     )  # fmt: skip
-    dataset = read(file, prompt="default", caption=CaptionOptions(several=CHOOSE))
+    dataset = read(file, prompt="default", caption_options=CaptionSettings(several=CHOOSE))
     assert [i.captions for i in dataset.items] == [("first",), ("second", "or this"), ("default",)]
     assert [[v.path.name for v in i.references] for i in dataset.items] == [["x.png"], ["y.png", "x.png"], []]
     assert captions_of(tmp_path, captions="jsonl", prompt="default") == ["first", "second or this", "default"]
@@ -110,39 +111,39 @@ def test_bad_jsonl_is_named_with_its_line(tmp_path, line, words):
 def test_several_captions_are_joined_or_kept_apart(tmp_path):
     picture(tmp_path / "a.png", caption="one\n\n two \n")
     assert read(tmp_path).items[0].captions == ("one two",)
-    assert read(tmp_path, caption=CaptionOptions(several=CHOOSE)).items[0].captions == ("one", "two")
+    assert read(tmp_path, caption_options=CaptionSettings(several=CHOOSE)).items[0].captions == ("one", "two")
     (tmp_path / "a.txt").unlink()
     (tmp_path / "a.json").write_text('{"caption": ["one", "two"]}')
     assert read(tmp_path).items[0].captions == ("one two",)
-    chosen = read(tmp_path, trigger="ohwx", class_word="dog", caption=CaptionOptions(several=CHOOSE)).items[0]
+    chosen = read(tmp_path, trigger="ohwx", class_word="dog", caption_options=CaptionSettings(several=CHOOSE)).items[0]
     assert chosen.captions == ("ohwx, one", "ohwx, two") and chosen.class_captions == ("dog, one", "dog, two")
 
 
 def test_shuffling_keeps_the_first_parts_and_every_part():
-    options = CaptionOptions(shuffle=10, keep_tokens=2)
+    options = CaptionSettings(shuffle=10, keep_tokens=2)
     made = variants(["a, b, c, d, e, f"], options, "key")
     assert 5 < len(made) <= 10
     assert all(text.startswith("a, b, ") and sorted(text.split(", ")) == list("abcdef") for text in made)
     assert made == variants(["a, b, c, d, e, f"], options, "key")
     assert made != variants(["a, b, c, d, e, f"], options, "other image")
-    assert made != variants(["a, b, c, d, e, f"], CaptionOptions(shuffle=10, keep_tokens=2, seed=1), "key")
-    assert variants(["a; b; c"], CaptionOptions(shuffle=50, separator=";"), "k") != variants(["a; b; c"], options, "k")
-    assert variants(["a, b"], CaptionOptions(), "key") == ("a, b",)
+    assert made != variants(["a, b, c, d, e, f"], CaptionSettings(shuffle=10, keep_tokens=2, seed=1), "key")
+    assert variants(["a; b; c"], CaptionSettings(shuffle=50, separator=";"), "k") != variants(["a; b; c"], options, "k")
+    assert variants(["a, b"], CaptionSettings(), "key") == ("a, b",)
 
 
 def test_the_dropout_caption_is_encoded_with_its_class_form(tmp_path):
     picture(tmp_path / "a.png", caption="x")
     plain = read(tmp_path, trigger="ohwx", class_word="dog")
-    dropped = read(tmp_path, trigger="ohwx", class_word="dog", caption=CaptionOptions(dropout=0.1))
+    dropped = read(tmp_path, trigger="ohwx", class_word="dog", caption_options=CaptionSettings(dropout=0.1))
     assert set(dropped.texts()) == set(plain.texts()) >= {""}
     assert dropped.sources[0].dropout_caption == ""
-    own = CaptionOptions(dropout=0.1, dropout_caption="[trigger]")
-    with_own = read(tmp_path, trigger="ohwx", class_word="dog", caption=own)
+    own = CaptionSettings(dropout=0.1, dropout_caption="[trigger]")
+    with_own = read(tmp_path, trigger="ohwx", class_word="dog", caption_options=own)
     assert set(with_own.texts()) == {*plain.texts(), "ohwx", "dog"}
 
 
-@pytest.mark.parametrize("settings, words", [({"dropout": 1.5}, "caption_dropout is 1.5"),
+@pytest.mark.parametrize("settings, words", [({"dropout": 1.5}, "dropout is 1.5; it must be at least 0 and at most 1"),
                                              ({"shuffle": 2, "separator": ""}, "separator is empty")])  # fmt: skip
 def test_bad_options_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        CaptionOptions(**settings)
+        CaptionSettings(**settings)

@@ -15,11 +15,9 @@ from safetensors import safe_open
 from support import brief_flux2, tiny_caches, tiny_flux2
 
 from flux2_train.adapters import read
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host import machine
 from flux2_train.host.rates import ASSUMED
-from flux2_train.options import CheckpointConfig, OptimizerConfig, SaveConfig
 from flux2_train.run import checkpoints, events, packing, retry
 from flux2_train.run.building import lora_of
 from flux2_train.run.checkpoints import About, Damaged, Snapshot
@@ -28,10 +26,13 @@ from flux2_train.run.guards import Plateau, SlowSteps
 from flux2_train.run.keeper import Keeper
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
-from flux2_train.validation import HeldOutConfig
+from flux2_train.settings.optimizer import OptimizerSettings
+from flux2_train.settings.previews import ValidationLossSettings
+from flux2_train.settings.saving import CheckpointSettings, SaveSettings
+from flux2_train.settings.training import TrainingSettings
 
-NEVER = CheckpointConfig(every_minutes=0)
-CONFIG = TrainConfig(name="run", steps=4, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
+NEVER = CheckpointSettings(every_minutes=0)
+CONFIG = TrainingSettings(name="run", steps=4, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 tensors = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.int64, torch.bool]).flatmap(
@@ -244,7 +245,11 @@ def test_other_files_of_a_run_do_not_end_it_either(parts, tmp_path):
     told = []
     listen = full_in_between(told, 100)
     _, results = session(
-        parts, tmp_path, listen, logs=("tensorboard",), held_out=HeldOutConfig(per_image=True, per_image_every=1)
+        parts,
+        tmp_path,
+        listen,
+        logs="csv and TensorBoard",
+        validation_loss=ValidationLossSettings(per_image=True, per_image_every=1),
     )
     warned = [e.text for e in told if isinstance(e, events.Warned)]
     for what in ("The losses of single images", "The log for tensorboard"):
@@ -304,8 +309,8 @@ def test_out_of_patience_the_run_ends_and_gives_the_best(parts_that_overfit, tmp
     told = []
     trainer, results = session(
         parts_that_overfit, tmp_path, told.append, steps=50, learning_rate=0.02,
-        held_out=HeldOutConfig(share=0.3, every=1), checkpoints=replace(NEVER, patience=3),
-        optimizer=OptimizerConfig(optimizer), save=SaveConfig(precision="fp32"),
+        validation_loss=ValidationLossSettings(share=0.3, every=1), checkpoints=replace(NEVER, patience=3),
+        optimizer=OptimizerSettings(optimizer), save=SaveSettings(precision="fp32"),
     )  # fmt: skip
     losses = {e.step: e.loss for e in told if isinstance(e, events.Validated) and e.step}
     best = min(losses, key=losses.get)
@@ -322,7 +327,7 @@ def test_out_of_patience_the_run_ends_and_gives_the_best(parts_that_overfit, tmp
 def test_patience_and_the_best_are_counted_on_after_an_interruption(parts_that_overfit, tmp_path):
     """Cut two validations after the best one, of the three without gain that end the run."""
     asked = {
-        "steps": 50, "learning_rate": 8e-3, "held_out": HeldOutConfig(share=0.3, every=1),
+        "steps": 50, "learning_rate": 8e-3, "validation_loss": ValidationLossSettings(share=0.3, every=1),
         "checkpoints": replace(NEVER, patience=3, keep=1),
     }  # fmt: skip
     whole, expected = session(parts_that_overfit, tmp_path / "whole", **asked)
@@ -344,7 +349,7 @@ def test_patience_and_the_best_are_counted_on_after_an_interruption(parts_that_o
 
 def test_patience_needs_a_best_one_to_give():
     with pytest.raises(UserError, match="set keep to 1 or more and keep_best on"):
-        CheckpointConfig(patience=3, keep=0)
+        CheckpointSettings(patience=3, keep=0)
 
 
 def test_steps_that_become_slow_are_told_once():

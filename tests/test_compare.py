@@ -12,20 +12,23 @@ from support import adapters_for, tiny_caches, tiny_flux2
 
 from flux2_train.adapters import files, read
 from flux2_train.adapters.header import references_of
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host import lora, sampling
 from flux2_train.host.sampling import Settings
-from flux2_train.options import AdapterConfig, CheckpointConfig, EmaConfig, GuidanceConfig, OptimizerConfig, SaveConfig
 from flux2_train.run import checkpoints, sheets
 from flux2_train.run.building import lora_of
 from flux2_train.run.compare import MOST, compared, labelled, matching, require_few
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.objective import GuidanceSettings
+from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
+from flux2_train.settings.saving import CheckpointSettings, SaveSettings
+from flux2_train.settings.training import TrainingSettings
 
 PROMPT, STRENGTHS = "zbot", (0.5, 1.0)
-FREE = OptimizerConfig("schedulefree")
+FREE = OptimizerSettings("schedulefree")
 SETTINGS = Settings(steps=1, guidance=2.0, width=32, height=48, seed=3)
 
 
@@ -135,17 +138,18 @@ def test_a_run_that_is_not_in_its_folder_is_named(pack, comfy_folders, run):
 
 @pytest.mark.long
 @pytest.mark.parametrize("change", [
-    {}, {"ema": EmaConfig(0.5)}, {"ema": EmaConfig(0.5, export=False)}, {"adapter": AdapterConfig("lokr")},
-    {"adapter": AdapterConfig("loha")}, {"adapter": AdapterConfig(dora=True)}, {"adapter": AdapterConfig(rslora=True)},
-    {"guide": GuidanceConfig(references="index_timestep_zero")}, {"optimizer": FREE},
-    {"optimizer": FREE, "ema": EmaConfig(0.5)}, {"optimizer": FREE, "ema": EmaConfig(0.5, export=False)},
-    {"optimizer": FREE, "adapter": AdapterConfig(dora=True, lora_plus=4.0)},
+    {}, {"ema": EmaSettings(0.5)}, {"ema": EmaSettings(0.5, ema_export=False)}, {"adapter": AdapterSettings("lokr")},
+    {"adapter": AdapterSettings("loha")}, {"adapter": AdapterSettings(dora=True)},
+    {"adapter": AdapterSettings(rslora=True)},
+    {"guidance": GuidanceSettings(references="index_timestep_zero")}, {"optimizer": FREE},
+    {"optimizer": FREE, "ema": EmaSettings(0.5)}, {"optimizer": FREE, "ema": EmaSettings(0.5, ema_export=False)},
+    {"optimizer": FREE, "adapter": AdapterSettings(dora=True, lora_plus=4.0)},
 ], ids=["lora", "mean", "not the mean", "lokr", "loha", "dora", "rslora", "references", "schedule-free",
         "schedule-free, mean", "schedule-free, not the mean", "schedule-free, dora"])  # fmt: skip
 def test_a_checkpoint_is_the_lora_that_would_have_been_saved(nano, change, tmp_path):
-    config = TrainConfig(
+    config = TrainingSettings(
         name="kept", steps=2, rank=2, learning_rate=1e-2, validation_items=0,
-        checkpoints=CheckpointConfig(every_steps=2), save=SaveConfig(precision="fp32", certificate=False), **change,
+        checkpoints=CheckpointSettings(every_steps=2), save=SaveSettings(precision="fp32", certificate=False), **change,
     )  # fmt: skip
     model = tiny_flux2()
     with torch.inference_mode():

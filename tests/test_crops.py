@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 from pictures import gradient, picture, read
 
 from flux2_train.data import crops
-from flux2_train.data.crops import Crop, CropOptions, parse_numbers, shape_near
+from flux2_train.data.crops import Crop, shape_near
 from flux2_train.data.render import cut
 from flux2_train.errors import UserError
 from flux2_train.geometry import bucket, cover
+from flux2_train.settings.base import choices
+from flux2_train.settings.dataset import CropSettings
+from flux2_train.settings.text import ratios
 
 
 def made(width, height, resolution=512, **options):
-    return crops.crops(width, height, "digest", resolution, CropOptions(**options))
+    return crops.crops(width, height, "digest", resolution, CropSettings(**options))
 
 
 def one(width, height, resolution=512, **options) -> Crop:
@@ -44,16 +47,17 @@ def test_resolutions_each_or_the_nearest():
     ("pixel_area", 512, (1500, 1000), (624, 416)),
 ])  # fmt: skip
 def test_resolution_types(kind, resolution, image, size):
-    assert one(*image, resolutions=(resolution,), resolution_type=kind, aspect="preserve").size == size
+    assert one(*image, resolutions=(resolution,), resolution_type=kind, crop_aspect="preserve").size == size
 
 
 def test_aspects():
-    assert one(900, 600, aspect="square").size == (512, 512)
-    assert one(900, 600, aspect="preserve").size == (624, 416)
+    assert one(900, 600, crop_aspect="square").size == (512, 512)
+    assert one(900, 600, crop_aspect="preserve").size == (624, 416)
     assert one(800, 600, aspects=(1.0, 2.0)).size == shape_near(1.0, 512)
     assert one(900, 600, aspects=(1.0, 2.0)).size == shape_near(2.0, 512)  # 1.5 is nearer to 2 than to 1 as a ratio
     drawn = {
-        crops.crops(900, 600, str(n), 512, CropOptions(aspect="random", aspects=(1.0, 2.0)))[0].size for n in range(20)
+        crops.crops(900, 600, str(n), 512, CropSettings(crop_aspect="random", aspects=(1.0, 2.0)))[0].size
+        for n in range(20)
     }
     assert drawn == {shape_near(1.0, 512), shape_near(2.0, 512)}
 
@@ -65,25 +69,28 @@ def test_crop_off_uses_the_whole_image():
 
 
 def test_styles():
-    assert one(900, 600, aspect="square").box == (150, 0, 750, 600)
-    assert one(900, 600, aspect="square", style="corner").box == (0, 0, 600, 600)
-    boxes = {crops.crops(900, 600, str(n), 512, CropOptions(aspect="square", style="random"))[0].box for n in range(9)}
+    assert one(900, 600, crop_aspect="square").box == (150, 0, 750, 600)
+    assert one(900, 600, crop_aspect="square", crop_style="corner").box == (0, 0, 600, 600)
+    boxes = {
+        crops.crops(900, 600, str(n), 512, CropSettings(crop_aspect="square", crop_style="random"))[0].box
+        for n in range(9)
+    }
     assert len(boxes) == 9
-    options = CropOptions(aspect="square", style="random")
+    options = CropSettings(crop_aspect="square", crop_style="random")
     assert crops.crops(900, 600, "x", 512, options) == crops.crops(900, 600, "x", 512, options)
     assert crops.crops(900, 600, "x", 512, options) != crops.crops(900, 600, "x", 512, replace(options, seed=1))
 
 
 @pytest.mark.parametrize("face, left", [((450, 0), 150), ((100, 300), 0), ((899, 10), 300), (None, 150)])
 def test_faces_are_centred_as_far_as_the_image_goes(face, left):
-    (crop,) = crops.crops(900, 600, "x", 512, CropOptions(aspect="square", style="face"), face)
+    (crop,) = crops.crops(900, 600, "x", 512, CropSettings(crop_aspect="square", crop_style="face"), face)
     assert crop.box == (left, 0, left + 600, 600)
 
 
 def test_small_images_keep_their_size_if_wanted():
     assert one(300, 200).size == bucket(300, 200, 512)
-    assert one(300, 200, upscale=False, aspect="preserve").size == (288, 192)
-    assert one(300, 200, upscale=False, aspect="square").size == (192, 192)
+    assert one(300, 200, upscale=False, crop_aspect="preserve").size == (288, 192)
+    assert one(300, 200, upscale=False, crop_aspect="square").size == (192, 192)
     assert one(300, 200, upscale=False, crop=False).size == (304, 192)
     assert one(900, 600, upscale=False) == one(900, 600)
 
@@ -101,26 +108,29 @@ def test_small_images_keep_their_size_if_wanted():
     ({"crop": False}, (900, 100), "skip"), ({}, (900, 100), "accept"),
 ])  # fmt: skip
 def test_size_rules(settings, size, action):
-    assert crops.problem(*size, CropOptions(**settings))[0] == action
+    assert crops.problem(*size, CropSettings(**settings))[0] == action
 
 
 def test_size_rules_name_the_image(tmp_path):
     picture(tmp_path / "small.png", (32, 32), "blue")
     picture(tmp_path / "large.png", (128, 128))
-    kept = read(tmp_path, crop=CropOptions(minimum=64, too_small="skip"))
+    kept = read(tmp_path, crop_options=CropSettings(minimum=64, too_small="skip"))
     assert [i.path.name for i in kept.items] == ["large.png"]
     assert kept.skipped == ("small.png: 32x32 is below the minimum of 64 pixels squared",)
     with pytest.raises(UserError, match="small.png: 32x32 is below the minimum"):
-        read(tmp_path, crop=CropOptions(minimum=64, too_small="refuse"))
+        read(tmp_path, crop_options=CropSettings(minimum=64, too_small="refuse"))
     with pytest.raises(UserError, match="large.png: 128x128 is above the maximum of 64 pixels"):
-        read(tmp_path, crop=CropOptions(maximum=64, too_large="refuse"))
+        read(tmp_path, crop_options=CropSettings(maximum=64, too_large="refuse"))
 
 
 def test_flips_and_several_crops_multiply():
     flipped = made(900, 600, flip_x=True, flip_y=True)
     assert [(c.flip_x, c.flip_y) for c in flipped] == [(False, False), (True, False), (False, True), (True, True)]
-    assert len({c.box for c in made(900, 600, aspect="square", style="random", crops=3)}) == 3
-    assert len(made(900, 600, aspect="square", style="random", crops=3, flip_x=True, resolutions=(512, 768))) == 12
+    assert len({c.box for c in made(900, 600, crop_aspect="square", crop_style="random", crops=3)}) == 3
+    assert (
+        len(made(900, 600, crop_aspect="square", crop_style="random", crops=3, flip_x=True, resolutions=(512, 768)))
+        == 12
+    )
 
 
 def test_what_is_cut_is_what_the_box_says():
@@ -137,40 +147,40 @@ def test_what_is_cut_is_what_the_box_says():
     "text, values", [("512, 768 1024", (512, 768, 1024)), ("1:1;3:2 0.75", (1, 1.5, 0.75)), ("", ())]
 )
 def test_numbers(text, values):
-    assert parse_numbers(text, "x") == values
+    assert ratios(text, "x") == values
 
 
 @pytest.mark.parametrize("text", ["big", "1:0", "1:a"])
 def test_what_is_no_number_is_named(text):
     with pytest.raises(UserError, match=f"aspects has '{text}', which is no number"):
-        parse_numbers(text, "aspects")
+        ratios(text, "aspects")
 
 
 @pytest.mark.parametrize("settings, words", [
     ({"resolutions": (-1,)}, "resolutions are"), ({"aspects": (20.0,)}, "between 1:8 and 8:1"),
-    ({"aspect": "random"}, "aspects is empty"),
+    ({"crop_aspect": "random"}, "aspects is empty"),
     ({"crops": 2}, "takes crop on and crop_style 'random'"),
     ({"minimum": 9, "maximum": 5}, "maximum 5 is below minimum 9"),
 ])  # fmt: skip
 def test_options_that_cannot_work_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        CropOptions(**settings)
+        CropSettings(**settings)
 
 
 options = st.builds(
-    CropOptions,
+    CropSettings,
     resolutions=st.sampled_from([(), (256,), (128, 512, 1000.5)]),
     use=st.sampled_from(["each", "nearest"]),
     resolution_type=st.sampled_from(["pixel", "pixel_area"]),
     upscale=st.booleans(),
     crop=st.just(True),
-    aspect=st.sampled_from(crops.ASPECTS),
+    crop_aspect=st.sampled_from(choices(CropSettings, "crop_aspect")),
     aspects=st.sampled_from([(1.0, 1.5, 0.3), (8.0, 1 / 8)]),
-    style=st.sampled_from(["center", "random", "corner"]),
+    crop_style=st.sampled_from(["center", "random", "corner"]),
     flip_x=st.booleans(),
     flip_y=st.booleans(),
     seed=st.integers(0, 99),
-) | st.builds(CropOptions, crop=st.just(False), upscale=st.booleans(), resolution_type=st.sampled_from(["pixel",
+) | st.builds(CropSettings, crop=st.just(False), upscale=st.booleans(), resolution_type=st.sampled_from(["pixel",
 "pixel_area"]))  # fmt: skip
 
 

@@ -10,14 +10,13 @@ from pictures import captions_of, picture, read
 from PIL import Image, ImageFile
 
 from flux2_train.data import cache
-from flux2_train.data.crops import CropOptions
 from flux2_train.data.folder import read_folder
 from flux2_train.data.index import Index
 from flux2_train.data.order import batches, epoch_batches, step_count
 from flux2_train.data.report import contact_sheet, summary
-from flux2_train.data.request import Request
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
+from flux2_train.settings.dataset import CaptionSettings, CropSettings, DatasetSettings
 
 
 @pytest.fixture
@@ -198,9 +197,7 @@ def test_max_samples_keeps_a_fixed_choice(tmp_path):
 def test_what_the_user_should_know_is_said(tmp_path):
     for name in "abc":
         picture(tmp_path / f"{name}.png", (32, 32), caption="the same")
-    dataset = read(
-        tmp_path, resolution=64, trigger="zbot", caption=replace(Request(tmp_path, 64).caption, prepend_trigger=False)
-    )
+    dataset = read(tmp_path, resolution=64, trigger="zbot", caption_options=CaptionSettings(prepend_trigger=False))
     said = summary(dataset)
     assert "warning: 3 images are smaller than they are trained at and scaled up: a.png, b.png, c.png" in said
     assert "warning: the trigger 'zbot' is in no caption" in said
@@ -223,7 +220,8 @@ def test_images_that_lose_much_to_the_crop_are_named(tmp_path):
     said = "1 images lose more than a third of their area to the crop: panorama.png"
     assert said in read(tmp_path).warnings
     assert not any(
-        "lose" in w for w in read(tmp_path, crop=CropOptions(aspect="preserve", resolutions=(160,))).warnings
+        "lose" in w
+        for w in read(tmp_path, crop_options=CropSettings(crop_aspect="preserve", resolutions=(160,))).warnings
     )
 
 
@@ -246,7 +244,7 @@ def test_files_are_read_again_only_if_they_changed(images, tmp_path_factory, mon
 
     def looked_at():
         opened.clear()
-        dataset = read_folder(Request(images, 64), Index(folder))
+        dataset = read_folder(DatasetSettings(images, resolution=64), Index(folder))
         return sorted(set(opened)), dataset.fingerprint
 
     assert looked_at()[0] == ["a.png", "b.png", "c.png"]
@@ -268,12 +266,12 @@ def test_files_are_read_again_only_if_they_changed(images, tmp_path_factory, mon
 def test_a_file_that_is_still_warm_is_not_trusted(images, tmp_path):
     """Two writes within one tick of the clock leave the same size and dates."""
     index = Index(tmp_path / "index")
-    read_folder(Request(images, 64), index)
+    read_folder(DatasetSettings(images, resolution=64), index)
     assert index.rows("SELECT COUNT(*) FROM files") == [(0,)]
     old = 1_000_000_000
     for name in "abc":
         os.utime(images / f"{name}.png", (old, old))  # ctime stays now
-    read_folder(Request(images, 64), index)
+    read_folder(DatasetSettings(images, resolution=64), index)
     assert index.rows("SELECT COUNT(*) FROM files") == [(0,)]
 
 

@@ -9,15 +9,15 @@ from support import adapters_for, tiny_caches, tiny_flux2
 
 from flux2_train.adapters import dora, files, read
 from flux2_train.adapters.parts import LowRank
-from flux2_train.config import TrainConfig
 from flux2_train.host import lora
 from flux2_train.host.borrow import linears, training_mode
 from flux2_train.host.memory import unload
-from flux2_train.options import AdapterConfig
 from flux2_train.run.building import build_adapters
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.training import TrainingSettings
 
-CONFIG = TrainConfig(rank=2, steps=2, adapter=AdapterConfig(dora=True))
+CONFIG = TrainingSettings(rank=2, steps=2, adapter=AdapterSettings(dora=True))
 
 
 @pytest.fixture

@@ -7,25 +7,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from flux2_train.config import TrainConfig
 from flux2_train.host import encode
 from flux2_train.run import events
 from flux2_train.run.previews import Validation
 from flux2_train.run.resume import AUTO
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
-from flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
+from flux2_train.settings.objective import GuidanceSettings
+from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
+from flux2_train.settings.training import TrainingSettings
 
 pytestmark = pytest.mark.long  # a run on nano with previews, in the module's fixture
 ROOT = Path(__file__).resolve().parents[1]
 DECLARED = typing.get_args(events.Event)
 PROMPT = "zbot on red"
 STEPS, CUT = 3, 2
-CONFIG = TrainConfig(
-    name="told", steps=STEPS, rank=2, learning_rate=2e-3, validation_items=1, checkpointing=False, guidance=2.0,
-    held_out=HeldOutConfig(per_image=True),
+CONFIG = TrainingSettings(
+    name="told", steps=STEPS, rank=2, learning_rate=2e-3, validation_items=1,
+    checkpointing=False, guidance=GuidanceSettings(2.0),
+    validation_loss=ValidationLossSettings(per_image=True),
 )  # fmt: skip
-PREVIEWS = ValidationConfig((Prompt(PROMPT),), width=32, height=32, steps=1, every=0, at_start=False)
+PREVIEWS = PreviewSettings((Prompt(PROMPT),), width=32, height=32, steps=1, every=0, at_start=False)
 
 
 class Told(list):

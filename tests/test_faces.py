@@ -11,13 +11,12 @@ from pictures import picture, read
 from PIL import Image, ImageDraw, ImageFilter
 
 from flux2_train.data import faces
-from flux2_train.data.crops import CropOptions
 from flux2_train.data.folder import read_folder
 from flux2_train.data.index import Index
-from flux2_train.data.request import Request
+from flux2_train.settings.dataset import CropSettings, DatasetSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-FACE = CropOptions(aspect="square", style="face")
+FACE = CropSettings(crop_aspect="square", crop_style="face")
 HEAD = 600, 60, 800, 330  # of ``portrait``: left, top, right, bottom
 
 
@@ -44,24 +43,24 @@ def folder(tmp_path):
 
 
 def box(folder, **crop):
-    (item,) = read(folder, crop=CropOptions(aspect="square", **crop)).items
+    (item,) = read(folder, crop_options=CropSettings(crop_aspect="square", **crop)).items
     return item.view.crop.box
 
 
 def test_the_crop_holds_the_whole_face_which_the_centre_does_not(folder):
-    left, top, right, bottom = box(folder, style="face")
+    left, top, right, bottom = box(folder, crop_style="face")
     assert left <= HEAD[0] and right >= HEAD[2] and (top, bottom) == (0, 400)
     assert right - left == pytest.approx(400) and right <= 900
-    assert box(folder, style="center") == (250, 0, 650, 400)
+    assert box(folder, crop_style="center") == (250, 0, 650, 400)
     Image.open(folder / "a.jpg").resize((3600, 1600)).save(folder / "a.jpg")  # found on a smaller copy
-    assert box(folder, style="face") == pytest.approx([4 * side for side in (left, top, right, bottom)], abs=4 * 8)
+    assert box(folder, crop_style="face") == pytest.approx([4 * side for side in (left, top, right, bottom)], abs=4 * 8)
 
 
 def test_the_largest_of_several_faces_counts(folder):
     both = portrait()
     both.paste(both.crop((560, 40, 840, 380)).resize((140, 170)), (40, 100))
     both.save(folder / "a.jpg", quality=95)
-    assert box(folder, style="face")[0] > 300
+    assert box(folder, crop_style="face")[0] > 300
 
 
 def test_faces_are_looked_for_once_and_pictures_without_one_are_named(folder, tmp_path_factory, monkeypatch):
@@ -71,7 +70,9 @@ def test_faces_are_looked_for_once_and_pictures_without_one_are_named(folder, tm
 
     def again():
         told = []
-        dataset = read_folder(Request(folder, 64, crop=FACE), Index(index), lambda *said: told.append(said))
+        dataset = read_folder(
+            DatasetSettings(folder, resolution=64, crop_options=FACE), Index(index), lambda *said: told.append(said)
+        )
         return dataset, told
 
     dataset, told = again()
@@ -89,11 +90,10 @@ def test_where_faces_cannot_be_found_that_is_said_by_name(folder, cv2, words):
     """In a process of its own that cannot import OpenCV, or that has version 5, which has no cascades."""
     code = (
         f"import sys, types; sys.modules['cv2'] = {cv2}\n"
-        "from flux2_train.data.crops import CropOptions\n"
         "from flux2_train.data.folder import read_folder\n"
-        "from flux2_train.data.request import Request\n"
+        "from flux2_train.settings.dataset import CropSettings, DatasetSettings\n"
         "from pathlib import Path\n"
-        "read_folder(Request(Path(sys.argv[1]), 64, crop=CropOptions(style='face')))\n"
+        "read_folder(DatasetSettings(Path(sys.argv[1]), resolution=64, crop_options=CropSettings(crop_style='face')))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True

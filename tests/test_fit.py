@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 
 from flux2_train import nano as shipped
 from flux2_train.errors import UserError
-from flux2_train.flavours import AS_IN_FILE, FLAVOURS, PLANNED, Flux2Files
+from flux2_train.flavours import FLAVOURS
 from flux2_train.host import files, load, quantise
 from flux2_train.memory import weights
 from flux2_train.memory.estimate import Machine
 from flux2_train.run import fit
+from flux2_train.settings.model import AS_IN_FILE, PLANNED, ModelSettings
 
 GB = 10**9
 CPU = torch.device("cpu")
@@ -47,13 +48,13 @@ def paths(tmp_path_factory):
 
 
 def answered(paths, flavour="klein-9b", precision=PLANNED, vram=24, ram=64):
-    chosen = Flux2Files(flavour, precision)
+    chosen = ModelSettings(flavour, precision)
     return fit.answered(chosen, paths[flavour], fit.Place(Machine(vram * GB, ram * GB)))
 
 
 def test_parts_and_layouts_are_told(paths):
     chosen, text = answered(paths, precision=AS_IN_FILE, vram=12)
-    assert chosen == Flux2Files("klein-9b", AS_IN_FILE)
+    assert chosen == ModelSettings("klein-9b", AS_IN_FILE)
     lines = text.splitlines()
     assert lines[0] == "klein-9b, as in file"
     assert lines[1:4] == [
@@ -102,7 +103,7 @@ def test_what_is_quantised_already_is_left_as_it_is(tmp_path, paths):
 
 def kept(quantise, source, precision, path, paths):
     path.write_bytes(quantise.kept([source], precision, "cpu", path.parent / "kept").read_bytes())
-    chosen = Flux2Files("nano", PLANNED)
+    chosen = ModelSettings("nano", PLANNED)
     return fit.answered(chosen, (path, *paths["dev"][1:]), fit.Place(Machine(GB, GB)))
 
 
@@ -119,25 +120,25 @@ def test_what_no_setting_makes_fit_is_refused_with_what_would(paths):
 
 
 def test_on_a_cpu_nothing_is_refused(paths):
-    chosen = Flux2Files("klein-9b", AS_IN_FILE)
+    chosen = ModelSettings("klein-9b", AS_IN_FILE)
     _, text = fit.answered(chosen, paths["klein-9b"], fit.Place(Machine(4 * GB, 4 * GB), limited=False))
     assert "free: 4.0 GB in host memory" in text and "512 px, rank 16: does not fit" in text
 
 
 def test_a_file_of_another_flavour_is_left_to_the_loader(paths):
     for wrong in (paths["klein-9b"], (paths["dev"][1], *paths["dev"][1:])):
-        chosen, text = fit.answered(Flux2Files("dev", PLANNED), wrong, fit.Place(Machine(GB, GB)))
+        chosen, text = fit.answered(ModelSettings("dev", PLANNED), wrong, fit.Place(Machine(GB, GB)))
         assert chosen.precision == AS_IN_FILE and text.splitlines()[0] == wrong[0].name
 
 
 def test_a_job_may_say_auto_and_the_text_encoder_may_not():
-    assert Flux2Files(precision="auto").precision == PLANNED
+    assert ModelSettings(precision="auto").precision == PLANNED
     with pytest.raises(UserError, match="text_encoder_precision is 'auto'"):
-        Flux2Files(text_encoder_precision="auto")
+        ModelSettings(text_encoder_precision="auto")
 
 
 def test_on_this_machine(comfy_folders):
-    chosen = Flux2Files("nano", PLANNED)
+    chosen = ModelSettings("nano", PLANNED)
     resolved, text = fit.answered(chosen, load.locate_parts(chosen))
     assert resolved == replace(chosen, precision=AS_IN_FILE) and "1024 px, rank 16: " in text
     assert files.find(FLAVOURS["nano"].transformer_files("auto")[0]).name in text

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from support import adapters_for, problem, tiny_caches, tiny_flux2
 from test_neighbour import gradients
 
-from flux2_train.config import TrainConfig
 from flux2_train.host import lora
 from flux2_train.host.borrow import linears
 from flux2_train.host.velocity import velocity
-from flux2_train.options import AdapterConfig
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.training import TrainingSettings
 
 CELLS = list(itertools.product(gguf_files.BLOCKS, gguf_files.OUTER))
 QUICK = [("Q8_0", "F16"), ("Q4_K", "F32"), ("Q2_K", "BF16"), ("BF16", "F16"), ("F16", "F32"), ("Q4_0", "F16")]
@@ -95,8 +95,8 @@ def test_files_of_other_converters(load, layout):
 def test_a_lora_is_trained_saved_and_applied(load, tmp_path, blocks, outer):
     model, plain = load(blocks, outer)
     before = predict(model)
-    config = TrainConfig(name="x", steps=2, rank=2, learning_rate=0.01, validation_items=0,
-                         adapter=AdapterConfig(dora=blocks == "F16"))  # fmt: skip
+    config = TrainingSettings(name="x", steps=2, rank=2, learning_rate=0.01, validation_items=0,
+                         adapter=AdapterSettings(dora=blocks == "F16"))  # fmt: skip
     with torch.inference_mode():
         trainers = [Trainer(each, *tiny_caches(items=2), config) for each in (model, plain)]
         for trainer in trainers:

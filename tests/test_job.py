@@ -8,21 +8,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_train import job, typed
-from flux2_train.config import TrainConfig
-from flux2_train.data.crops import CropOptions
-from flux2_train.data.request import Request
 from flux2_train.errors import UserError
-from flux2_train.flavours import Flux2Files
 from flux2_train.host import describe, files, identify, load
+from flux2_train.settings import base, job
+from flux2_train.settings.dataset import CropSettings, DatasetSettings
+from flux2_train.settings.model import ModelSettings
+from flux2_train.settings.training import TrainingSettings
 
 FULL = job.Job(
     (
-        Request(Path("robot"), 64, trigger="zbot", class_word="toy", crop=CropOptions(crop=False)),
-        Request(Path("/else/where"), 128, references=(Path("before"),)),
+        DatasetSettings(
+            Path("robot"), resolution=64, trigger="zbot", class_word="toy", crop_options=CropSettings(crop=False)
+        ),
+        DatasetSettings(Path("/else/where"), resolution=128, references=(Path("before"),)),
     ),
-    model=Flux2Files("nano", "bf16", "base"),
-    training=TrainConfig(rank=3, learning_rate=0.5),
+    model=ModelSettings("nano", "bf16", "base"),
+    training=TrainingSettings(rank=3, learning_rate=0.5),
     output=job.Output("loras", "runs"),
 )
 MINIMAL = {"dataset": {"folder": "robot", "resolution": 64}}
@@ -40,15 +41,17 @@ def test_a_job_is_the_same_after_its_file(tmp_path):
 
 def test_what_is_left_out_has_the_nodes_defaults(tmp_path):
     read = job.load(write(tmp_path, MINIMAL))
-    assert read == job.Job((Request(Path("robot"), 64),))
-    assert (read.model, read.training) == (Flux2Files(), TrainConfig())
+    assert read == job.Job((DatasetSettings(Path("robot"), resolution=64),))
+    assert (read.model, read.training) == (ModelSettings(), TrainingSettings())
 
 
 def test_toml_is_read_where_python_can(tmp_path):
     pytest.importorskip("tomllib")
     text = '[dataset]\nfolder = "robot"\nresolution = 64\n[training]\nrank = 3\nlearning_rate = 1\n'
     read = job.load(write(tmp_path, text, "job.toml"))
-    assert read == job.Job((Request(Path("robot"), 64),), training=TrainConfig(rank=3, learning_rate=1.0))
+    assert read == job.Job(
+        (DatasetSettings(Path("robot"), resolution=64),), training=TrainingSettings(rank=3, learning_rate=1.0)
+    )
 
 
 @pytest.mark.parametrize("setting, changed", [
@@ -57,7 +60,9 @@ def test_toml_is_read_where_python_can(tmp_path):
     ("training.checkpointing=false", lambda j: j.training.checkpointing is False),
     ("model.flavour=nano", lambda j: j.model.flavour == "nano"),
     ("dataset.trigger=vorn", lambda j: j.dataset[0].trigger == "vorn"),
-    ("dataset.0.crop.crop=false", lambda j: j.dataset[0].crop.crop is False),
+    ("dataset.0.crop_options.crop=false", lambda j: j.dataset[0].crop_options.crop is False),
+    ("dataset.0.crop.crop=false", lambda j: j.dataset[0].crop_options.crop is False),  # as earlier versions name it
+    ("guidance=3", lambda j: j.training.guidance.guidance == 3),
     ("output.loras=/tmp/x", lambda j: j.output.loras == "/tmp/x"),
     ("dataset.references=[\"a\"]", lambda j: j.dataset[0].references == (Path("a"),)),
 ])  # fmt: skip
@@ -77,11 +82,11 @@ def test_settings_replace_those_of_the_file(tmp_path, setting, changed):
     ({**MINIMAL, "model": {"flavour": "klein-5b"}}, [], "flavour is 'klein-5b'; choose one of klein-9b"),
     ({**MINIMAL, "model": {"precision": "int3"}}, [], "precision is 'int3'"),
     ({**MINIMAL, "version": 2}, [], "version is 2; this pack reads version 1"),
-    ({"dataset": {"folder": "robot"}}, [], "dataset.0.resolution is missing"),
+    ({"dataset": {"resolution": 16}}, [], "dataset.0.resolution is 16; it must be at least 64 and at most 4096"),
     ({"dataset": []}, [], "dataset is empty"), ({}, [], "dataset is missing"),
     ("[1]", [], "a job is an object with"), ("{", [], "cannot be read"),
     (MINIMAL, ["rank"], "'rank' is not NAME=VALUE"), (MINIMAL, ["rank.x=1"], "rank is no setting"),
-    (MINIMAL, ["dataset.7.trigger=x"], "dataset.0.7 is no setting"),
+    (MINIMAL, ["dataset.7.trigger=x"], "there is no such place in the job"),
     (MINIMAL, ["version.x=1"], "version is {'x': 1}; it must be a whole number"),
     ({**MINIMAL, "version": 1}, ["version.x=1"], "there is no such place in the job"),
 ])  # fmt: skip
@@ -96,10 +101,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         job.load(tmp_path / "nothing.json")
 
 
-@given(rank=st.integers(1, 4096), rate=st.floats(1e-9, 1.0), name=st.from_regex(r"[a-z]{1,9}", fullmatch=True))
+@given(rank=st.integers(1, 1024), rate=st.floats(1e-7, 1.0), name=st.from_regex(r"[a-z]{1,9}", fullmatch=True))
 def test_every_number_survives_the_file(rank, rate, name):
-    config = TrainConfig(rank=rank, learning_rate=rate, name=name)
-    assert typed.read(TrainConfig, json.loads(json.dumps(typed.plain(config))), "training") == config
+    config = TrainingSettings(rank=rank, learning_rate=rate, name=name)
+    assert base.read(TrainingSettings, json.loads(json.dumps(base.plain(config))), "training") == config
 
 
 def test_unknown_parts_of_a_graph_stop_the_job_until_they_are_waived(tmp_path):
@@ -129,7 +134,7 @@ def test_an_encoder_with_patches_is_not_described_by_its_file(nano):
 def test_precision_is_known_again(nano, precision):
     path = identify.path_of(nano.model)
     with torch.inference_mode():
-        model = load.load_model(path, Flux2Files("nano", precision))
+        model = load.load_model(path, ModelSettings("nano", precision))
     assert describe.describe(model, "a", "b")[0].precision == precision
 
 
@@ -152,6 +157,6 @@ def test_files_outside_of_comfyuis_folders_have_their_whole_path(nano, tmp_path)
     outside = tmp_path / inside.name
     outside.write_bytes(inside.read_bytes())
     assert files.name_of("diffusion_models", outside) == str(outside)
-    assert load.locate_parts(Flux2Files("nano", transformer=str(outside)))[0] == outside
+    assert load.locate_parts(ModelSettings("nano", transformer=str(outside)))[0] == outside
     with pytest.raises(UserError, match="is no safetensors file that is there"):
-        load.locate_parts(Flux2Files("nano", transformer=str(tmp_path / "model.ckpt")))
+        load.locate_parts(ModelSettings("nano", transformer=str(tmp_path / "model.ckpt")))

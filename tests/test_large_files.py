@@ -13,12 +13,12 @@ from safetensors.torch import save
 from support import problem
 
 from flux2_train import nano
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host import load, mapping, memory
 from flux2_train.host.velocity import velocity
-from flux2_train.memory.options import MemoryConfig
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.memory import MemorySettings
+from flux2_train.settings.training import TrainingSettings
 
 GB = 10**9
 
@@ -84,8 +84,8 @@ def test_its_weights_are_those_of_the_file(small, huge, precision):
 
 
 def trained(path, robot):
-    layout = MemoryConfig(blocks_to_swap=6)
-    config = TrainConfig(name="x", steps=2, rank=2, learning_rate=0.01, validation_items=0, memory=layout)
+    layout = MemorySettings(blocks_to_swap=6)
+    config = TrainingSettings(name="x", steps=2, rank=2, learning_rate=0.01, validation_items=0, memory=layout)
     with torch.inference_mode():
         model = load.load_transformer(path)
         trainer = Trainer(model, robot.embeds, robot.latents, config)

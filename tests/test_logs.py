@@ -12,7 +12,6 @@ from PIL import Image
 from support import brief_flux2, tiny_caches
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.run import events, logs, sheets
 from flux2_train.run.events import Picture, Previewed
@@ -22,10 +21,11 @@ from flux2_train.run.plot import loss_plot
 from flux2_train.run.preview_files import MOST_COLUMNS, PreviewFiles
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
-from flux2_train.validation import HeldOutConfig
+from flux2_train.settings.previews import ValidationLossSettings
+from flux2_train.settings.training import TrainingSettings
 
-CONFIG = TrainConfig(name="logged", steps=3, rank=2, validation_items=2, preservation=0.5, checkpointing=False,
-                     logs=("tensorboard",), held_out=HeldOutConfig(per_image=True))  # fmt: skip
+CONFIG = TrainingSettings(name="logged", steps=3, rank=2, validation_items=2, preservation=0.5, checkpointing=False,
+                     logs="csv and TensorBoard", validation_loss=ValidationLossSettings(per_image=True))  # fmt: skip
 
 
 def picture(label="zbot at sea", level=0.5):
@@ -108,7 +108,7 @@ def offline_run(folder):
 
 @pytest.mark.long
 def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
-    told, trainer = [], Trainer(brief_flux2(), *tiny_caches(3), replace(CONFIG, logs=("wandb",)))
+    told, trainer = [], Trainer(brief_flux2(), *tiny_caches(3), replace(CONFIG, logs="csv and Weights & Biases"))
     with torch.inference_mode():
         results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
     records = list(wandb_records(offline_run(results.folder)))
@@ -129,7 +129,7 @@ def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
 
 def test_weights_and_biases_gets_the_pictures(tmp_path, offline):
     folder = RunFolder(tmp_path)
-    (log,) = logs.opened(replace(CONFIG, logs=("wandb",)), folder)
+    (log,) = logs.opened(replace(CONFIG, logs="csv and Weights & Biases"), folder)
     log(Previewed(7, (picture(level=0.25),)))
     log.close()
     written = offline_run(folder.path)
@@ -144,7 +144,7 @@ def test_weights_and_biases_without_a_key_is_told_before_the_first_step(tmp_path
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # where keys lie
-    trainer = Trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
+    trainer = Trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs="csv and Weights & Biases"))
     with (
         torch.inference_mode(),
         pytest.raises(UserError, match=r"cannot begin \(.*wandb login.*=offline"),
@@ -154,7 +154,7 @@ def test_weights_and_biases_without_a_key_is_told_before_the_first_step(tmp_path
 
 
 def test_a_log_whose_package_is_missing_is_refused_by_name_before_anything_is_done(tmp_path, monkeypatch):
-    trainer = Trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs=("wandb",)))
+    trainer = Trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs="csv and Weights & Biases"))
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if "site-packages" not in place])
     with pytest.raises(UserError, match="needs the package wandb.*pip install wandb"):
@@ -163,8 +163,8 @@ def test_a_log_whose_package_is_missing_is_refused_by_name_before_anything_is_do
 
 
 def test_an_unknown_log_is_refused():
-    with pytest.raises(UserError, match="logs holds 'mlflow'; there are tensorboard, wandb"):
-        replace(CONFIG, logs=("mlflow",))
+    with pytest.raises(UserError, match="logs is 'csv and MLflow'; choose one of csv, csv and TensorBoard"):
+        replace(CONFIG, logs="csv and MLflow")
 
 
 def test_previews_lie_in_the_run_folder_with_what_was_asked_for(tmp_path):

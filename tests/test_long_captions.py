@@ -11,9 +11,9 @@ from pictures import picture, read
 
 from flux2_train.data import long_captions
 from flux2_train.data.cache import cache_embeds
-from flux2_train.data.captions import ONE_PROMPT, CaptionOptions
 from flux2_train.data.store import Store
 from flux2_train.host import encode
+from flux2_train.settings.dataset import ONE_PROMPT, CaptionSettings
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
@@ -58,8 +58,8 @@ def test_all_of_a_long_caption_is_encoded_as_comfyui_does(tmp_path, tokens, enco
 
 def test_prompts_class_captions_and_dropout_captions_are_looked_at(tmp_path, tokens, encoder):
     picture(tmp_path / "a.png", caption="[trigger] " + words(tokens, 505))
-    dropout = CaptionOptions(dropout=0.5, dropout_caption=words(tokens, 530))
-    dataset = read(tmp_path, trigger="zbot", class_word="a toy of wood and tin and cloth", caption=dropout)
+    dropout = CaptionSettings(dropout=0.5, dropout_caption=words(tokens, 530))
+    dataset = read(tmp_path, trigger="zbot", class_word="a toy of wood and tin and cloth", caption_options=dropout)
     found = long_captions.warnings(dataset, encoder.length, ["a cat", words(tokens, 540)])
     longest = max(map(tokens, (*dataset.items[0].captions, *dataset.items[0].class_captions)))
     assert longest > max(map(tokens, dataset.items[0].captions))  # of the class caption

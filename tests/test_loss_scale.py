@@ -8,7 +8,6 @@ import pytest
 import torch
 from support import adapters_for, problem, tiny_caches, tiny_flux2
 
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.host.compute import training_dtype
@@ -16,8 +15,9 @@ from flux2_train.host.velocity import Condition, velocity
 from flux2_train.run import events
 from flux2_train.run.loss_scale import GROW_AFTER, PATIENCE, LossScale
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.training import TrainingSettings
 
-CONFIG = TrainConfig(steps=3, rank=2, learning_rate=1e-3, validation_items=0, checkpointing=False)
+CONFIG = TrainingSettings(steps=3, rank=2, learning_rate=1e-3, validation_items=0, checkpointing=False)
 
 
 def in_fp16(model):

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from support import problem
 
 from flux2_train import nano
-from flux2_train.flavours import FLAVOURS, Flux2Files
+from flux2_train.flavours import FLAVOURS
 from flux2_train.host import describe, files, identify, load
 from flux2_train.host.velocity import velocity
+from flux2_train.settings.model import ModelSettings
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def old(tmp_path):
 
 def predict(path):
     with torch.inference_mode():
-        model = load.load_model(path, Flux2Files("nano"))
+        model = load.load_model(path, ModelSettings("nano"))
         comfy.model_management.load_models_gpu([model])
         return velocity(model, *problem(1, context=nano.CONTEXT, dtype=torch.float32)[:3]).clone(), model
 

@@ -34,12 +34,14 @@ def nodes(pack):
 @pytest.fixture(scope="module")
 def loaded(nodes):
     with torch.inference_mode():
-        return nodes["Flux2Load"].execute("nano", "as in file").args
+        return nodes["Flux2Load"].execute(flavour="nano", precision="as in file").args
 
 
 @pytest.fixture(scope="module")
 def dataset(nodes):
-    return nodes["Flux2DatasetFolder"].execute("robot", "text file", "", 64, 1, " zbot ", "toy").args[0]
+    return (
+        nodes["Flux2DatasetFolder"].execute(folder="robot", resolution=64, trigger=" zbot ", class_word="toy").args[0]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,11 @@ def few(nodes, comfy_folders):
     folder.mkdir()
     for path in sorted((ROOT / "datasets" / "robot").iterdir())[:6]:
         shutil.copy(path, folder)
-    return nodes["Flux2DatasetFolder"].execute(folder.name, "text file", "", 64, 1, " zbot ", "toy").args[0]
+    return (
+        nodes["Flux2DatasetFolder"]
+        .execute(folder=folder.name, resolution=64, trigger=" zbot ", class_word="toy")
+        .args[0]
+    )
 
 
 def test_ids_and_category_are_stable(pack):
@@ -87,13 +93,13 @@ def test_load_gives_comfyuis_own_types(loaded):
                                               ("fp8 (e4m3)", torch.float8_e4m3fn)])  # fmt: skip
 def test_precision_is_how_the_weights_are_stored(nodes, precision, dtype):
     with torch.inference_mode():
-        model = nodes["Flux2Load"].execute("nano", precision).args[0]
+        model = nodes["Flux2Load"].execute(flavour="nano", precision=precision).args[0]
     assert model.model.diffusion_model.double_blocks[0].img_attn.qkv.weight.dtype == dtype
 
 
 def load_error(nodes, flavour, **inputs) -> str:
     with pytest.raises(ValueError) as error:
-        nodes["Flux2Load"].execute(flavour, "as in file", **inputs)
+        nodes["Flux2Load"].execute(flavour=flavour, precision="as in file", **inputs)
     return str(error.value)
 
 
@@ -128,7 +134,9 @@ def test_a_file_of_another_flavour_is_refused(nodes, loaded, comfy_folders):
     save_file(nano.transformer(), comfy_folders / "diffusion_models" / "flux-2-klein-base-4b.safetensors")
     try:
         with pytest.raises(ValueError, match="flux-2-klein-base-4b.safetensors is nano, not klein-4b"):
-            nodes["Flux2Load"].execute("klein-4b", "as in file", text_encoder=nano.TEXT_ENCODER, vae=nano.VAE)
+            nodes["Flux2Load"].execute(
+                flavour="klein-4b", precision="as in file", text_encoder=nano.TEXT_ENCODER, vae=nano.VAE
+            )
     finally:
         (comfy_folders / "diffusion_models" / "flux-2-klein-base-4b.safetensors").unlink()
 
@@ -137,12 +145,12 @@ def test_dataset_folder_finds_the_example_and_stays_where_it_is_told(nodes, data
     assert len(dataset.items) >= 12 and dataset.trigger == "zbot"
     assert len({item.size for item in dataset.items}) >= 3
     with pytest.raises(ValueError, match=r"'\.\./secrets' is no folder name"):
-        nodes["Flux2DatasetFolder"].execute("../secrets", "text file", "", 64, 1, "", "")
+        nodes["Flux2DatasetFolder"].execute(folder="../secrets", resolution=64, trigger="", class_word="")
     own = comfy_folders / "input" / "robot"
     own.mkdir()
     try:
         with pytest.raises(ValueError, match="holds no usable image"):  # the user's folder of that name comes first
-            nodes["Flux2DatasetFolder"].execute("robot", "text file", "", 64, 1, "", "")
+            nodes["Flux2DatasetFolder"].execute(folder="robot", resolution=64, trigger="", class_word="")
     finally:
         own.rmdir()
 
@@ -199,7 +207,7 @@ def test_save_options_reach_the_file_and_the_merged_model_acts_like_the_lora(nod
             assert "28/28 keys, effect 1.00" in file.metadata()["flux2_train.certificate"]
         base = TRANSFORMER
         merged = nodes["Flux2SaveMergedModel"].execute(base, name, 1.0, "merged", "fp32").args[0]
-        other = nodes["Flux2Load"].execute("nano", "as in file", transformer=merged).args[0]
+        other = nodes["Flux2Load"].execute(flavour="nano", precision="as in file", transformer=merged).args[0]
         common = {
             "prompt": "zbot",
             "steps": 1,

@@ -9,10 +9,10 @@ from comfy_api.latest import io
 from support import brief_flux2, tiny_caches
 from test_watch import ORDINARY, changed
 
-from flux2_train.config import TrainConfig
 from flux2_train.run import sheets
 from flux2_train.run.plot import loss_plot
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.training import TrainingSettings
 
 
 class Shown:
@@ -37,7 +37,7 @@ def node(pack):
 
 @pytest.fixture
 def listener(node):
-    trainer = Trainer(brief_flux2(), *tiny_caches(2), TrainConfig(steps=9, rank=1))
+    trainer = Trainer(brief_flux2(), *tiny_caches(2), TrainingSettings(steps=9, rank=1))
     return node[0].TrainerListener(trainer, Shown())
 
 
@@ -84,8 +84,8 @@ WIRES = {  # by the trainer's input: the node to wire, what is set on it, and th
     "objective": ("TrainingObjective", {"bad_losses": 2}, "guard.bad_losses"),
     "timesteps": ("Timesteps", {"strata": 3}, "timesteps.strata"),
     "optimizer": ("Optimizer", {"weight_decay": 0.25}, "optimizer.weight_decay"),
-    "preserve": ("Preservation", {"every": 3}, "preserve.every"),
-    "validation_loss": ("ValidationLoss", {"every": 7}, "held_out.every"),
+    "preserve": ("Preservation", {"every": 3}, "preservation_options.every"),
+    "validation_loss": ("ValidationLoss", {"every": 7}, "validation_loss.every"),
     "save": ("SaveOptions", {"precision": "fp32"}, "save.precision"),
     "checkpoints": ("Checkpoints", {"keep": 1}, "checkpoints.keep"),
     "memory": ("Memory", {"micro_batch": 1}, "memory.micro_batch"),
@@ -108,7 +108,7 @@ def test_every_wire_of_the_trainer_reaches_the_run(pack, comfy_folders):
     job = json.loads((comfy_folders / "output" / "flux2_train" / "wired" / "job.json").read_text())
     for _, widgets, setting in WIRES.values():
         section, field = setting.split(".")
-        default = getattr(getattr(TrainConfig(), section), field)
+        default = getattr(getattr(TrainingSettings(), section), field)
         assert [job["training"][section][field]] == list(widgets.values()) != [default], setting
     optional = {entry.id for entry in trainer.GET_SCHEMA().inputs if entry.optional and "FLUX2" in entry.get_io_type()}
     assert optional - WIRES.keys() == {"validation"}  # what is wired there is painted in test_server

@@ -28,7 +28,7 @@ def fingerprint(pack):
 @pytest.mark.parametrize("widget, value, field, expected", [
     ("negative", "blurry", "negative", "blurry"), ("width", 96, "width", 96), ("height", 80, "height", 80),
     ("steps", 7, "steps", 7), ("guidance", 3.5, "guidance", 3.5), ("sampler", "heun", "sampler", "heun"),
-    ("seed", 8, "seed", 8), ("seeds", "walking", "walk_seed", True), ("strength", 0.5, "strength", 0.5),
+    ("seed", 8, "seed", 8), ("seeds", "walking", "seeds", "walking"), ("strength", 0.5, "strength", 0.5),
     ("every", 3, "every", 3), ("at_start", True, "at_start", True),
     ("resize_references", False, "resize_references", False),
 ])  # fmt: skip

@@ -13,12 +13,14 @@ import torch.utils.checkpoint
 from support import tiny_caches, tiny_flux2
 from test_losses import haar
 
-from flux2_train.config import TrainConfig
 from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.options import AdapterConfig, GuidanceConfig, LossConfig, PreservationConfig, TimestepConfig
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.objective import GuidanceSettings, LossSettings, PreservationSettings
+from flux2_train.settings.timesteps import TimestepSettings
+from flux2_train.settings.training import TrainingSettings
 
-BASE = TrainConfig(steps=4, rank=2, batch=2, targets="tiny", validation_items=0)
+BASE = TrainingSettings(steps=4, rank=2, batch=2, targets="tiny", validation_items=0)
 CACHES = tiny_caches()
 
 
@@ -74,11 +76,11 @@ def huber_of(d, t):
 
 
 LOSSES = {
-    "mae": (LossConfig("mae"), lambda d, t: np.abs(d).mean((1, 2, 3))),
-    "huber": (LossConfig("huber", 0.3, "snr"), huber_of),
-    "smooth_l1": (LossConfig("smooth_l1", 0.2), lambda d, t: (2 * (np.sqrt(d**2 + 0.04) - 0.2)).mean((1, 2, 3))),
-    "wavelet": (LossConfig("wavelet", detail=3.0), lambda d, t: wavelet_of(d)),
-    "clamped": (LossConfig(least=0.2, most=0.7), lambda d, t: mse(d).clip(0.2, 0.7)),
+    "mae": (LossSettings("mae"), lambda d, t: np.abs(d).mean((1, 2, 3))),
+    "huber": (LossSettings("huber", 0.3, "snr"), huber_of),
+    "smooth_l1": (LossSettings("smooth_l1", 0.2), lambda d, t: (2 * (np.sqrt(d**2 + 0.04) - 0.2)).mean((1, 2, 3))),
+    "wavelet": (LossSettings("wavelet", wavelet_detail=3.0), lambda d, t: wavelet_of(d)),
+    "clamped": (LossSettings(loss_min=0.2, loss_max=0.7), lambda d, t: mse(d).clip(0.2, 0.7)),
 }
 
 
@@ -99,17 +101,17 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_belong_to_their_sample(name):
-    part, p, target, t, _ = learned(timesteps=TimestepConfig(weighting=name, weights=(1.0, 3.0, 5.0)))
+    part, p, target, t, _ = learned(timesteps=TimestepSettings(weighting=name, weights=(1.0, 3.0, 5.0)))
     assert t[0] != t[1]
     assert part.loss.detach().numpy() == pytest.approx(mse(p - target) * WEIGHTS[name](t), rel=1e-5)
 
 
 def test_weighted_draws_uniformly_and_brings_its_curve():
-    part, p, target, t, _ = learned(timesteps=TimestepConfig(distribution="weighted"))
+    part, p, target, t, _ = learned(timesteps=TimestepSettings(distribution="weighted"))
     from flux2_train.flow.time_weights import measured
 
     assert part.loss.detach().numpy() == pytest.approx(mse(p - target) * measured(torch.tensor(t)).numpy(), rel=1e-4)
-    with step(timesteps=TimestepConfig(distribution="uniform", shift="none")) as (_, _, case):
+    with step(timesteps=TimestepSettings(distribution="uniform", shift="none")) as (_, _, case):
         assert case.t.double().numpy() == pytest.approx(t)
 
 
@@ -120,21 +122,23 @@ def test_differential_guidance_acts_on_its_own_and_multiplies():
 
 @pytest.mark.parametrize("schedule, scale", [("constant", lambda t: 3 + 0 * t), ("sigma", lambda t: 1 + 2 * t)])
 def test_contrastive_guidance_moves_the_target_from_the_blank_prediction(schedule, scale):
-    part, p, target, t, blank = learned(guide=GuidanceConfig(contrastive=3.0, contrastive_schedule=schedule))
+    part, p, target, t, blank = learned(
+        guidance=GuidanceSettings(contrastive_guidance=3.0, contrastive_schedule=schedule)
+    )
     moved = blank + scale(t).reshape(-1, 1, 1, 1) * (target - blank)
     assert part.loss.detach().numpy() == pytest.approx(mse(p - moved), rel=1e-4)
     assert part.velocity_error.numpy() == pytest.approx(mse(p - target), rel=1e-5)
 
 
 def test_contrastive_projection_fits_the_blank_prediction_first():
-    part, p, target, _, blank = learned(guide=GuidanceConfig(contrastive=3.0, contrastive_project=True))
+    part, p, target, _, blank = learned(guidance=GuidanceSettings(contrastive_guidance=3.0, contrastive_project=True))
     along = (target * blank).sum((1, 2, 3)) / (blank**2).sum((1, 2, 3))
     base = along.reshape(-1, 1, 1, 1) * blank
     assert part.loss.detach().numpy() == pytest.approx(mse(p - base - 3 * (target - base)), rel=1e-4)
 
 
 def test_true_cfg_compares_the_mixture():
-    part, p, target, _, blank = learned(guide=GuidanceConfig(cfg=4.0))
+    part, p, target, _, blank = learned(guidance=GuidanceSettings(true_cfg=4.0))
     assert part.loss.detach().numpy() == pytest.approx(mse(blank + 4 * (p - blank) - target), rel=1e-4)
 
 
@@ -155,7 +159,9 @@ def untouched(case, samples):
         return bare.predict(borrowed, case.x_t, case.t, samples).double().numpy()
 
 
-@pytest.mark.parametrize("changes", [{}, {"preserve": PreservationConfig(kind="blank")}], ids=["class", "blank"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"preservation_options": PreservationSettings(kind="blank")}], ids=["class", "blank"]
+)
 def test_preservation_compares_with_the_untouched_model(changes):
     part, adapted, base = kept(**changes)
     assert np.abs(adapted - base).max() > 1e-3
@@ -184,16 +190,18 @@ def gradients(**changes):
 @pytest.mark.long
 def test_both_passes_together_give_the_gradients_of_one_after_the_other():
     """In float64: preservation learns from the small difference of two predictions, which fp32 rounds."""
-    apart, together = gradients(), gradients(preserve=PreservationConfig(together=True))
+    apart, together = gradients(), gradients(preservation_options=PreservationSettings(together=True))
     for a, b in zip(apart, together, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-9 * a.abs().max())
 
 
 COMPOSED = {
-    "class": {}, "together": {"preserve": PreservationConfig(together=True)},
-    "blank": {"preserve": PreservationConfig(kind="blank")}, "cfg": {"guide": GuidanceConfig(cfg=3.0)},
-    "contrastive": {"guide": GuidanceConfig(contrastive=3.0)}, "dropout": {"adapter": AdapterConfig(dropout=0.5)},
-    "dora": {"adapter": AdapterConfig(dora=True)},
+    "class": {}, "together": {"preservation_options": PreservationSettings(together=True)},
+    "blank": {"preservation_options": PreservationSettings(kind="blank")},
+    "cfg": {"guidance": GuidanceSettings(true_cfg=3.0)},
+    "contrastive": {"guidance": GuidanceSettings(contrastive_guidance=3.0)},
+    "dropout": {"adapter": AdapterSettings(dropout=0.5)},
+    "dora": {"adapter": AdapterSettings(dora=True)},
 }  # fmt: skip
 
 
@@ -256,18 +264,22 @@ def peak(**changes):
 
 @pytest.mark.long
 def test_graphs_of_both_passes_live_at_once_only_if_asked_for():
-    plain = peak(preserve=PreservationConfig(every=2)), peak()
+    plain = peak(preservation_options=PreservationSettings(every=2)), peak()
     assert plain[1] == pytest.approx(plain[0], rel=0.01)
-    assert peak(preserve=PreservationConfig(together=True)) > 1.8 * plain[0]
+    assert peak(preservation_options=PreservationSettings(together=True)) > 1.8 * plain[0]
 
 
 def test_every_nth_step_preserves():
-    with step(preservation=0.5, preserve=PreservationConfig(every=3)) as (_, objective, _):
+    with step(preservation=0.5, preservation_options=PreservationSettings(every=3)) as (_, objective, _):
         assert [len(objective.parts(n)) for n in range(1, 8)] == [2, 1, 1, 2, 1, 1, 2]
 
 
 def test_what_carries_no_gradient_is_computed_once_per_memo():
-    with step(guide=GuidanceConfig(contrastive=3.0), differential_guidance=2.0) as (trainer, objective, case):
+    with step(guidance=GuidanceSettings(contrastive_guidance=3.0), differential_guidance=2.0) as (
+        trainer,
+        objective,
+        case,
+    ):
         memo = {}
         first = objective.learn(case, memo).loss.detach()
         assert set(memo) == {"unconditional", "prediction"} and not any(v.requires_grad for v in memo.values())
@@ -283,5 +295,5 @@ def test_the_embedded_guidance_reaches_the_model():
         one = objective.predict(case)
         other = objective.predict(replace(case, guidance=[1.0, 4.0]))
         assert torch.allclose(one[0], other[0], atol=1e-6) and not torch.allclose(one[1], other[1], atol=1e-4)
-    with step(guidance=1.0, guide=GuidanceConfig(most=5.0)) as (_, _, case):
+    with step(guidance=GuidanceSettings(1.0, guidance_max=5.0)) as (_, _, case):
         assert len(set(case.guidance)) == 2 and all(1 <= g <= 5 for g in case.guidance)

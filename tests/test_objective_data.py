@@ -10,8 +10,8 @@ from test_objective import BASE, mse, step
 
 from flux2_train.data.dataset import Mask
 from flux2_train.errors import UserError
-from flux2_train.options import PreservationConfig
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.objective import PreservationSettings
 
 
 def with_samples(case, *changes):
@@ -92,7 +92,7 @@ def masked_caches():
 
 
 def test_outside_a_mask_the_base_models_prediction_is_kept():
-    with step(masked_caches(), preserve=PreservationConfig(outside_mask=100.0)) as (_, objective, case):
+    with step(masked_caches(), preservation_options=PreservationSettings(outside_mask=100.0)) as (_, objective, case):
         case = with_samples(case, {}, {"mask": None})
         with torch.no_grad():
             base, predicted = objective._base(case).double().numpy(), objective.predict(case).double().numpy()
@@ -110,5 +110,7 @@ def test_keeping_what_is_outside_masks_acts_and_off_changes_no_bit():
     embeds, latents = masked_caches()
     plain = trained(latents.dataset, embeds, latents)
     for weight, equal in ((0.0, True), (0.5, False)):
-        found = trained(latents.dataset, embeds, latents, preserve=PreservationConfig(outside_mask=weight))
+        found = trained(
+            latents.dataset, embeds, latents, preservation_options=PreservationSettings(outside_mask=weight)
+        )
         assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True)) == equal

@@ -10,8 +10,8 @@ import torch
 from transformers import get_scheduler
 
 from flux2_train.errors import UserError
-from flux2_train.options import OptimizerConfig
 from flux2_train.run import optimizers, schedules
+from flux2_train.settings.optimizer import OptimizerSettings
 
 LR, WD = 0.01, 0.1
 
@@ -45,14 +45,14 @@ def factored(g):
 
 @pytest.mark.parametrize("name, update", [("adamw", np.sign), ("lion", np.sign), ("adafactor", factored)])
 def test_first_steps_equal_their_closed_form(name, update):
-    before, after, g, _ = step(OptimizerConfig(name=name, weight_decay=WD))
+    before, after, g, _ = step(OptimizerSettings(optimizer=name, weight_decay=WD))
     assert np.allclose(after, before * (1 - LR * WD) - LR * update(g), atol=2e-6)
     assert np.abs(after - before).max() > LR / 2
 
 
 def test_schedule_free_averages_its_steps():
     # x_1 = z_1; x_2 = (z_1 + z_2) / 2, the second gradient being twice the first
-    config = OptimizerConfig(name="schedulefree", weight_decay=0.0)
+    config = OptimizerSettings(optimizer="schedulefree", weight_decay=0.0)
     before, once, g, _ = step(config)
     assert np.allclose(once, before - LR * np.sign(g), atol=1e-5)
     _, twice, _, _ = step(config, steps=2)
@@ -61,7 +61,7 @@ def test_schedule_free_averages_its_steps():
 
 
 def test_prodigy_finds_its_rate():
-    config = OptimizerConfig(name="prodigy", weight_decay=0.0)
+    config = OptimizerSettings(optimizer="prodigy", weight_decay=0.0)
     before, after, g, optimizer = step(config, learning_rate=1.0)
     rate = optimizer.param_groups[0]["d"]
     assert np.allclose(after, before - rate * np.sign(g), atol=2e-6)
@@ -72,7 +72,7 @@ def test_prodigy_finds_its_rate():
 @pytest.mark.parametrize("change", [{"betas": (0.5, 0.6)}, {"eps": 0.1}, {"weight_decay": 0.0}], ids=str)
 @pytest.mark.parametrize("name", ["adamw", "prodigy", "schedulefree"])
 def test_moments_and_decay_act(name, change):
-    config, rate = OptimizerConfig(name=name, weight_decay=WD), 1.0 if name == "prodigy" else LR
+    config, rate = OptimizerSettings(optimizer=name, weight_decay=WD), 1.0 if name == "prodigy" else LR
     before, plain, _, _ = step(config, rate, steps=40)
     _, changed, _, _ = step(replace(config, **change), rate, steps=40)
     assert np.linalg.norm(changed - plain) > 1e-4 * np.linalg.norm(plain - before)
@@ -81,7 +81,7 @@ def test_moments_and_decay_act(name, change):
 def test_betas_act_in_lion():
     p, moved = parameter(), []
     for betas in ((0.0, 0.0), (0.9, 0.9)):
-        optimizer = optimizers.build(OptimizerConfig(name="lion", weight_decay=0.0, betas=betas),
+        optimizer = optimizers.build(OptimizerSettings(optimizer="lion", weight_decay=0.0, betas=betas),
                                      [{"params": [p], "lr": LR}])  # fmt: skip
         for gradient in (1.0, -0.5):
             before = p.detach().clone()
@@ -93,7 +93,7 @@ def test_betas_act_in_lion():
 
 def test_8_bit_is_refused_without_its_device_or_library():
     with pytest.raises(UserError, match="adamw8bit needs (bitsandbytes, which|a CUDA device, but this run is on cpu)"):
-        step(OptimizerConfig(name="adamw8bit"))
+        step(OptimizerSettings(optimizer="adamw8bit"))
 
 
 @pytest.mark.parametrize("name, module, package", [
@@ -103,15 +103,15 @@ def test_8_bit_is_refused_without_its_device_or_library():
 def test_a_missing_library_is_named_with_how_to_install_it(monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)  # what Python itself does where an import is not to be had
     with pytest.raises(UserError, match=f"The optimizer {name} needs {package}.*pip install {package}"):
-        step(OptimizerConfig(name=name), learning_rate=1.0)
+        step(OptimizerSettings(optimizer=name), learning_rate=1.0)
 
 
 def test_prodigy_refuses_a_small_rate_and_several():
     with pytest.raises(UserError, match=r"multiplies it by yours, which is 0\.0001; set it to 1"):
-        step(OptimizerConfig(name="prodigy"), learning_rate=1e-4)
+        step(OptimizerSettings(optimizer="prodigy"), learning_rate=1e-4)
     groups = [{"params": [parameter()], "lr": lr} for lr in (1.0, 2.0)]
     with pytest.raises(UserError, match="one learning rate for all layers, but there are 2"):
-        optimizers.build(OptimizerConfig(name="prodigy"), groups)
+        optimizers.build(OptimizerSettings(optimizer="prodigy"), groups)
 
 
 def test_block_rates_split_groups_by_layer():
@@ -127,7 +127,7 @@ def test_block_rates_split_groups_by_layer():
 
 
 def rates(total=40, **options):
-    config = OptimizerConfig(**options)
+    config = OptimizerSettings(**options)
     optimizer = torch.optim.SGD([parameter()], lr=2.0)
     scheduler = schedules.scheduler(optimizer, total, config)
     found = []

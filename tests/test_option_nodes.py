@@ -6,76 +6,77 @@ from pathlib import Path
 
 import pytest
 
-from flux2_train.config import TrainConfig
-from flux2_train.recipes import RECIPES
+from flux2_train.settings.recipes import RECIPES
+from flux2_train.settings.training import TrainingSettings
 
-# node, widget, what it is set to, setting; as a table, since there is nothing else to say about them
+# node, widget, what it is set to, section; as a table, since there is nothing else to say about them
 TABLE = """
-TrainingObjective loss huber loss.kind
-TrainingObjective huber_width 0.5 loss.width
-TrainingObjective huber_schedule snr loss.width_schedule
-TrainingObjective wavelet_detail 4.0 loss.detail
-TrainingObjective loss_min 0.5 loss.least
-TrainingObjective loss_max 0.5 loss.most
-TrainingObjective guidance_max 5.0 guide.most
-TrainingObjective contrastive_guidance 3.0 guide.contrastive
-TrainingObjective contrastive_schedule sigma guide.contrastive_schedule
-TrainingObjective contrastive_project True guide.contrastive_project
-TrainingObjective true_cfg 4.0 guide.cfg
-TrainingObjective references index_timestep_zero guide.references
-TrainingObjective bad_losses 2 guard.bad_losses
-TrainingObjective divergence 9.0 guard.divergence
-TrainingObjective stop_on_divergence True guard.stop_on_divergence
-Timesteps distribution beta timesteps.distribution
-Timesteps beta_alpha 3.0 timesteps.alpha
-Timesteps beta_beta 3.0 timesteps.beta
-Timesteps mode_scale 0.5 timesteps.mode_scale
-Timesteps shift constant timesteps.shift
-Timesteps shift_factor 2.0 timesteps.shift_factor
-Timesteps shift_steps 4 timesteps.shift_steps
-Timesteps bias low-noise timesteps.bias
-Timesteps min 0.2 timesteps.least
-Timesteps max 0.8 timesteps.most
-Timesteps strata 8 timesteps.strata
-Timesteps weighting bell timesteps.weighting
-Timesteps sigmoid_scale 2.0 timesteps.scale
-Timesteps sigmoid_mean 0.5 timesteps.mean
-Timesteps sigmoid_std 2.0 timesteps.std
-Optimizer optimizer lion optimizer.name
-Optimizer schedule rex optimizer.schedule
-Optimizer warmup 0.1 optimizer.warmup
-Optimizer weight_decay 0.2 optimizer.weight_decay
-Optimizer max_grad_norm 2.0 optimizer.max_grad_norm
-Optimizer end 0.1 optimizer.end
-Optimizer cycles 3 optimizer.cycles
-Optimizer power 1.0 optimizer.power
-Optimizer eps 0.001 optimizer.eps
-Optimizer ema_decay 0.9 ema.decay
-Optimizer ema_warmup 3 ema.warmup
-Optimizer ema_export False ema.export
-Optimizer ema_preview False ema.preview
-Preservation kind blank preserve.kind
-Preservation every 2 preserve.every
-Preservation together True preserve.together
-Preservation outside_mask 0.5 preserve.outside_mask
+TrainingObjective loss huber loss
+TrainingObjective huber_width 0.5 loss
+TrainingObjective huber_schedule snr loss
+TrainingObjective wavelet_detail 4.0 loss
+TrainingObjective loss_min 0.5 loss
+TrainingObjective loss_max 0.5 loss
+TrainingObjective guidance 4.0 guidance
+TrainingObjective guidance_max 5.0 guidance
+TrainingObjective contrastive_guidance 3.0 guidance
+TrainingObjective contrastive_schedule sigma guidance
+TrainingObjective contrastive_project True guidance
+TrainingObjective true_cfg 4.0 guidance
+TrainingObjective references index_timestep_zero guidance
+TrainingObjective bad_losses 2 guard
+TrainingObjective divergence 9.0 guard
+TrainingObjective stop_on_divergence True guard
+Timesteps distribution beta timesteps
+Timesteps beta_alpha 3.0 timesteps
+Timesteps beta_beta 3.0 timesteps
+Timesteps mode_scale 0.5 timesteps
+Timesteps shift constant timesteps
+Timesteps shift_factor 2.0 timesteps
+Timesteps shift_steps 4 timesteps
+Timesteps bias low-noise timesteps
+Timesteps min 0.2 timesteps
+Timesteps max 0.8 timesteps
+Timesteps strata 8 timesteps
+Timesteps weighting bell timesteps
+Timesteps sigmoid_scale 2.0 timesteps
+Timesteps sigmoid_mean 0.5 timesteps
+Timesteps sigmoid_std 2.0 timesteps
+Optimizer optimizer lion optimizer
+Optimizer schedule rex optimizer
+Optimizer warmup 0.1 optimizer
+Optimizer weight_decay 0.2 optimizer
+Optimizer max_grad_norm 2.0 optimizer
+Optimizer end 0.1 optimizer
+Optimizer cycles 3 optimizer
+Optimizer power 1.0 optimizer
+Optimizer eps 0.001 optimizer
+Optimizer ema_decay 0.9 ema
+Optimizer ema_warmup 3 ema
+Optimizer ema_export False ema
+Optimizer ema_preview False ema
+Preservation kind blank preservation_options
+Preservation every 2 preservation_options
+Preservation together True preservation_options
+Preservation outside_mask 0.5 preservation_options
 """
 LISTS = [
-    ("Timesteps", "values", "1, 0.5", "timesteps.values", (1.0, 0.5)),
-    ("Timesteps", "weights", "1, 2", "timesteps.weights", (1.0, 2.0)),
-    ("Optimizer", "betas", "0.9, 0.95", "optimizer.betas", (0.9, 0.95)),
-    ("Optimizer", "block_rates", "img=0.5", "optimizer.block_rates", (("img", 0.5),)),
+    ("Timesteps", "values", "1, 0.5", "timesteps", (1.0, 0.5)),
+    ("Timesteps", "weights", "1, 2", "timesteps", (1.0, 2.0)),
+    ("Optimizer", "betas", "0.9, 0.95", "optimizer", (0.9, 0.95)),
+    ("Optimizer", "block_rates", "img=0.5", "optimizer", (("img", 0.5),)),
 ]
 
 
 def rows():
     for line in TABLE.split("\n"):
         if line:
-            node, widget, text, setting = line.split()
+            node, widget, text, section = line.split()
             try:
                 value = json.loads(text.lower())
             except ValueError:
                 value = text.replace("-", " ")
-            yield node, widget, value, setting, value
+            yield node, widget, value, section, value
     yield from LISTS
 
 
@@ -93,22 +94,20 @@ def settings(node, **changes) -> dict:
 @pytest.mark.parametrize("name", ["TrainingObjective", "Timesteps", "Optimizer", "Preservation"])
 def test_untouched_they_change_nothing(nodes, name):
     for section, value in settings(nodes[name]).items():
-        assert repr(value) == repr(getattr(TrainConfig(), section))  # two imports of the engine: compared as text
+        assert repr(value) == repr(getattr(TrainingSettings(), section))  # two imports of the engine: compared as text
 
 
-@pytest.mark.parametrize("name, widget, sent, setting, value", list(rows()))
-def test_every_widget_reaches_its_setting(nodes, name, widget, sent, setting, value):
-    section, field = setting.split(".")
-    default = getattr(getattr(TrainConfig(), section), field)
-    assert getattr(settings(nodes[name], **{widget: sent})[section], field) == value != default
+@pytest.mark.parametrize("name, widget, sent, section, value", list(rows()))
+def test_every_widget_reaches_its_setting(nodes, name, widget, sent, section, value):
+    default = getattr(getattr(TrainingSettings(), section), widget)
+    assert getattr(settings(nodes[name], **{widget: sent})[section], widget) == value != default
 
 
 def test_no_widget_is_left_out_of_this_test(nodes):
     tested = {(name, widget) for name, widget, *_ in rows()}
     all_widgets = {(n, e.id) for n in ("TrainingObjective", "Timesteps", "Optimizer", "Preservation")
                    for e in nodes[n].GET_SCHEMA().inputs}  # fmt: skip
-    assert all_widgets - tested == {("TrainingObjective", "guidance"), ("Timesteps", "preview_resolution")}
-    assert settings(nodes["TrainingObjective"], guidance=4.0)["guidance"] == 4.0
+    assert all_widgets - tested == {("Timesteps", "preview_resolution")}
 
 
 def test_the_plot_follows_the_size_it_is_drawn_for(nodes):
@@ -128,7 +127,7 @@ def test_recipes_reach_the_browser(nodes):
     for name, recipe in RECIPES.items():
         for node, section in (("Timesteps", "timesteps"), ("Optimizer", "optimizer")):
             widgets = json.loads(json.dumps(sent[name]["wired"].get(section, {})))
-            expected = recipe.sections.get(section, getattr(TrainConfig(), section))
+            expected = recipe.sections.get(section, getattr(TrainingSettings(), section))
             assert repr(settings(nodes[node], **widgets)[section]) == repr(expected)
 
 
@@ -138,9 +137,8 @@ def test_recipes_reach_the_browser(nodes):
 ])  # fmt: skip
 def test_widgets_show_a_section_as_it_was_set(pack, nodes, node, changes):
     fields = sys.modules[f"{pack.__name__}.nodes.fields"]
-    module = sys.modules[f"{pack.__name__}.nodes.{node.lower()}"]
     section = settings(nodes[node], **changes)[node.lower()]
-    shown = fields.to_widgets(section, module.NAMES)
+    shown = fields.as_widgets(section)
     assert {name: shown[name] for name in changes} == changes
     assert repr(settings(nodes[node], **shown)[node.lower()]) == repr(section)
 

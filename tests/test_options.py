@@ -11,24 +11,19 @@ from scipy import stats
 from support import brief_flux2, tiny_caches
 
 from flux2_train.adapters import files
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
-from flux2_train.options import (
-    EmaConfig,
-    GuardConfig,
-    GuidanceConfig,
-    LossConfig,
-    OptimizerConfig,
-    PreservationConfig,
-    TimestepConfig,
-)
-from flux2_train.recipes import NONE, RECIPES, settings
 from flux2_train.run import events, times
 from flux2_train.run.plot import times_plot
 from flux2_train.run.trainer import Trainer
-from flux2_train.section import Section, numbers, rates
+from flux2_train.settings import earlier
+from flux2_train.settings.objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
+from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
+from flux2_train.settings.recipes import RECIPES, combined
+from flux2_train.settings.text import numbers, rates
+from flux2_train.settings.timesteps import TimestepSettings
+from flux2_train.settings.training import NO_RECIPE, TrainingSettings
 
-BASE = TrainConfig(steps=4, rank=2, targets="tiny", learning_rate=2e-3, validation_items=0)
+BASE = TrainingSettings(steps=4, rank=2, targets="tiny", learning_rate=2e-3, validation_items=0)
 CACHES = tiny_caches()
 CURVE = (0.0, 1.0, 3.0)
 
@@ -59,31 +54,37 @@ def section(name, of, /, **values):
 
 
 def timesteps(**values):
-    return section("timesteps", TimestepConfig, **values)
+    return section("timesteps", TimestepSettings, **values)
 
 
 ON = [
-    timesteps(scale=2.0), timesteps(mean=0.5), timesteps(std=0.5), timesteps(distribution="uniform"),
+    timesteps(sigmoid_scale=2.0), timesteps(sigmoid_mean=0.5), timesteps(sigmoid_std=0.5),
+    timesteps(distribution="uniform"),
     timesteps(distribution="weighted"), timesteps(distribution="beta"), timesteps(distribution="mode"),
     timesteps(distribution="curve", values=CURVE), timesteps(distribution="list", values=(1.0, 0.5)),
     timesteps(distribution="round robin", values=(750, 250)), timesteps(shift="none"), timesteps(shift="constant"),
-    timesteps(shift="empirical"), timesteps(bias="high noise"), timesteps(bias="low noise"), timesteps(least=0.6),
-    timesteps(most=0.4), timesteps(strata=4), timesteps(weighting="sigma_sqrt"), timesteps(weighting="cosmap"),
+    timesteps(shift="empirical"), timesteps(bias="high noise"), timesteps(bias="low noise"), timesteps(min=0.6),
+    timesteps(max=0.4), timesteps(strata=4), timesteps(weighting="sigma_sqrt"), timesteps(weighting="cosmap"),
     timesteps(weighting="bell"), timesteps(weighting="measured"), timesteps(weighting="table", weights=CURVE),
-    section("loss", LossConfig, kind="mae"), section("loss", LossConfig, kind="huber"),
-    section("loss", LossConfig, kind="smooth_l1"), section("loss", LossConfig, kind="wavelet"),
-    section("loss", LossConfig, most=1.0),
-    section("guide", GuidanceConfig, most=5.0), section("guide", GuidanceConfig, contrastive=3.0),
-    section("guide", GuidanceConfig, cfg=4.0), {"guidance": 4.0},
+    section("loss", LossSettings, loss="mae"), section("loss", LossSettings, loss="huber"),
+    section("loss", LossSettings, loss="smooth_l1"), section("loss", LossSettings, loss="wavelet"),
+    section("loss", LossSettings, loss_max=1.0),
+    section("guidance", GuidanceSettings, guidance_max=5.0), section("guidance",
+    GuidanceSettings, contrastive_guidance=3.0),
+    section("guidance", GuidanceSettings, true_cfg=4.0), section("guidance", GuidanceSettings, guidance=4.0),
     {"differential_guidance": 3.0}, {"preservation": 1.0},
-    section("optimizer", OptimizerConfig, name="adafactor"), section("optimizer", OptimizerConfig, name="lion"),
-    section("optimizer", OptimizerConfig, name="schedulefree"), section("optimizer", OptimizerConfig, betas=(0.5, 0.6)),
-    section("optimizer", OptimizerConfig, eps=0.1), section("optimizer", OptimizerConfig, weight_decay=0.5),
-    section("optimizer", OptimizerConfig, max_grad_norm=1e-9), section("optimizer", OptimizerConfig, schedule="linear"),
-    section("optimizer", OptimizerConfig, schedule="cosine"), section("optimizer", OptimizerConfig, schedule="rex"),
-    section("optimizer", OptimizerConfig, schedule="polynomial"), section("optimizer", OptimizerConfig, warmup=3),
-    section("optimizer", OptimizerConfig, schedule="cosine with restarts", cycles=2),
-    section("optimizer", OptimizerConfig, block_rates=(("double_blocks", 0.5),)), section("ema", EmaConfig, decay=0.5),
+    section("optimizer", OptimizerSettings, optimizer="adafactor"), section("optimizer",
+    OptimizerSettings, optimizer="lion"),
+    section("optimizer", OptimizerSettings, optimizer="schedulefree"), section("optimizer",
+    OptimizerSettings, betas=(0.5, 0.6)),
+    section("optimizer", OptimizerSettings, eps=0.1), section("optimizer", OptimizerSettings, weight_decay=0.5),
+    section("optimizer", OptimizerSettings, max_grad_norm=1e-9), section("optimizer",
+    OptimizerSettings, schedule="linear"),
+    section("optimizer", OptimizerSettings, schedule="cosine"), section("optimizer", OptimizerSettings, schedule="rex"),
+    section("optimizer", OptimizerSettings, schedule="polynomial"), section("optimizer", OptimizerSettings, warmup=3),
+    section("optimizer", OptimizerSettings, schedule="cosine with restarts", cycles=2),
+    section("optimizer", OptimizerSettings, block_rates=(("double_blocks", 0.5),)), section("ema",
+    EmaSettings, ema_decay=0.5),
 ]  # fmt: skip
 
 
@@ -92,17 +93,19 @@ def test_on_it_changes_the_result(plain, change):
     assert not same(plain, weights(**change))
 
 
-# What a wired option node gives where nobody touched it, and settings that belong to something that is off.
+# What a wired option node gives where nobody touched it, and combined that belong to something that is off.
 OFF = [
-    timesteps(), section("loss", LossConfig), section("guide", GuidanceConfig), section("preserve", PreservationConfig),
-    section("optimizer", OptimizerConfig), section("ema", EmaConfig), section("guard", GuardConfig),
-    timesteps(shift_factor=9.0, shift_steps=4, alpha=5.0, beta=7.0, mode_scale=0.5, weights=CURVE),
-    section("loss", LossConfig, width=3.0, width_schedule="snr", detail=9.0),
-    section("guide", GuidanceConfig, contrastive_schedule="sigma", contrastive_project=True),
-    section("guide", GuidanceConfig, references="index_timestep_zero"),  # no references here
-    section("preserve", PreservationConfig, kind="blank", every=3, together=True),
-    section("optimizer", OptimizerConfig, betas=(0.9, 0.999), eps=1e-8, end=0.5, cycles=3, power=4.0),
-    section("ema", EmaConfig, decay=0.9, export=False, preview=False), section("guard", GuardConfig, bad_losses=1),
+    timesteps(), section("loss", LossSettings), section("guidance", GuidanceSettings), section("preservation_options",
+    PreservationSettings),
+    section("optimizer", OptimizerSettings), section("ema", EmaSettings), section("guard", GuardSettings),
+    timesteps(shift_factor=9.0, shift_steps=4, beta_alpha=5.0, beta_beta=7.0, mode_scale=0.5, weights=CURVE),
+    section("loss", LossSettings, huber_width=3.0, huber_schedule="snr", wavelet_detail=9.0),
+    section("guidance", GuidanceSettings, contrastive_schedule="sigma", contrastive_project=True),
+    section("guidance", GuidanceSettings, references="index_timestep_zero"),  # no references here
+    section("preservation_options", PreservationSettings, kind="blank", every=3, together=True),
+    section("optimizer", OptimizerSettings, betas=(0.9, 0.999), eps=1e-8, end=0.5, cycles=3, power=4.0),
+    section("ema", EmaSettings, ema_decay=0.9, ema_export=False, ema_preview=False), section("guard",
+    GuardSettings, bad_losses=1),
     {"recipe": "style"},
 ]  # fmt: skip
 
@@ -113,27 +116,28 @@ def test_off_it_changes_no_bit(plain, change):
 
 
 PAIRS_OF_SETTINGS = [
-    ({"timesteps": TimestepConfig(shift="constant")},
-     {"timesteps": TimestepConfig(shift="constant", shift_factor=8.0)}),
-    ({"timesteps": TimestepConfig(shift="empirical")},
-     {"timesteps": TimestepConfig(shift="empirical", shift_steps=50)}),
-    ({"timesteps": TimestepConfig("beta")}, {"timesteps": TimestepConfig("beta", alpha=1.0)}),
-    ({"timesteps": TimestepConfig("beta")}, {"timesteps": TimestepConfig("beta", beta=1.0)}),
-    ({"timesteps": TimestepConfig("mode")}, {"timesteps": TimestepConfig("mode", mode_scale=0.1)}),
-    ({"loss": LossConfig("huber")}, {"loss": LossConfig("huber", width=1.0)}),
-    ({"loss": LossConfig("huber")}, {"loss": LossConfig("huber", width_schedule="exponential")}),
-    ({"loss": LossConfig("huber")}, {"loss": LossConfig("huber", width_schedule="snr")}),
-    ({"loss": LossConfig("wavelet")}, {"loss": LossConfig("wavelet", detail=4.0)}),
-    ({"loss": LossConfig(most=100.0)}, {"loss": LossConfig(most=100.0, least=50.0)}),
-    ({"guide": GuidanceConfig(contrastive=3.0)}, {"guide": GuidanceConfig(contrastive=3.0, contrastive_project=True)}),
-    ({"guide": GuidanceConfig(contrastive=3.0)},
-     {"guide": GuidanceConfig(contrastive=3.0, contrastive_schedule="sigma")}),
-    ({"preservation": 1.0}, {"preservation": 1.0, "preserve": PreservationConfig(kind="blank")}),
-    ({"preservation": 1.0}, {"preservation": 1.0, "preserve": PreservationConfig(every=2)}),
-    ({"optimizer": OptimizerConfig(schedule="linear")}, {"optimizer": OptimizerConfig(schedule="linear", end=0.5)}),
-    ({"optimizer": OptimizerConfig(schedule="polynomial")},
-     {"optimizer": OptimizerConfig(schedule="polynomial", power=3.0)}),
-    ({"ema": EmaConfig(0.5)}, {"ema": EmaConfig(0.5, warmup=3)}),
+    ({"timesteps": TimestepSettings(shift="constant")},
+     {"timesteps": TimestepSettings(shift="constant", shift_factor=8.0)}),
+    ({"timesteps": TimestepSettings(shift="empirical")},
+     {"timesteps": TimestepSettings(shift="empirical", shift_steps=50)}),
+    ({"timesteps": TimestepSettings("beta")}, {"timesteps": TimestepSettings("beta", beta_alpha=1.0)}),
+    ({"timesteps": TimestepSettings("beta")}, {"timesteps": TimestepSettings("beta", beta_beta=1.0)}),
+    ({"timesteps": TimestepSettings("mode")}, {"timesteps": TimestepSettings("mode", mode_scale=0.1)}),
+    ({"loss": LossSettings("huber")}, {"loss": LossSettings("huber", huber_width=1.0)}),
+    ({"loss": LossSettings("huber")}, {"loss": LossSettings("huber", huber_schedule="exponential")}),
+    ({"loss": LossSettings("huber")}, {"loss": LossSettings("huber", huber_schedule="snr")}),
+    ({"loss": LossSettings("wavelet")}, {"loss": LossSettings("wavelet", wavelet_detail=4.0)}),
+    ({"loss": LossSettings(loss_max=100.0)}, {"loss": LossSettings(loss_max=100.0, loss_min=50.0)}),
+    ({"guidance": GuidanceSettings(contrastive_guidance=3.0)}, {"guidance": GuidanceSettings(contrastive_guidance=3.0,
+    contrastive_project=True)}),
+    ({"guidance": GuidanceSettings(contrastive_guidance=3.0)},
+     {"guidance": GuidanceSettings(contrastive_guidance=3.0, contrastive_schedule="sigma")}),
+    ({"preservation": 1.0}, {"preservation": 1.0, "preservation_options": PreservationSettings(kind="blank")}),
+    ({"preservation": 1.0}, {"preservation": 1.0, "preservation_options": PreservationSettings(every=2)}),
+    ({"optimizer": OptimizerSettings(schedule="linear")}, {"optimizer": OptimizerSettings(schedule="linear", end=0.5)}),
+    ({"optimizer": OptimizerSettings(schedule="polynomial")},
+     {"optimizer": OptimizerSettings(schedule="polynomial", power=3.0)}),
+    ({"ema": EmaSettings(0.5)}, {"ema": EmaSettings(0.5, ema_warmup=3)}),
 ]  # fmt: skip
 
 
@@ -144,8 +148,9 @@ def test_the_settings_of_an_option_act(less, more):
 
 # What acts in other tests, because it needs masks, references, a broken image, or changes the cost alone.
 ELSEWHERE = {
-    ("guide", "references"), ("preserve", "outside_mask"), ("preserve", "together"), ("ema", "export"),
-    ("ema", "preview"), ("guard", "bad_losses"), ("guard", "divergence"), ("guard", "stop_on_divergence"),
+    ("guidance", "references"), ("preservation_options", "outside_mask"), ("preservation_options", "together"),
+    ("ema", "ema_export"), ("ema", "ema_preview"), ("guard", "bad_losses"), ("guard", "divergence"), ("guard",
+    "stop_on_divergence"),
 }  # fmt: skip
 
 
@@ -153,8 +158,8 @@ def test_no_setting_is_left_out_here():
     acting = [change.values[0] if hasattr(change, "values") and not isinstance(change, dict) else change
               for change in ON] + [more for _, more in PAIRS_OF_SETTINGS]  # fmt: skip
     found, every = set(), set()
-    for name in ("timesteps", "loss", "guide", "preserve", "optimizer", "ema", "guard"):
-        default = getattr(TrainConfig(), name)
+    for name in ("timesteps", "loss", "guidance", "preservation_options", "optimizer", "ema", "guard"):
+        default = getattr(TrainingSettings(), name)
         every |= {(name, f.name) for f in dataclasses.fields(default)}
         found |= {(name, f.name) for change in acting for f in dataclasses.fields(default)
                   if getattr(change.get(name, default), f.name) != getattr(default, f.name)}  # fmt: skip
@@ -169,7 +174,7 @@ def test_a_model_without_guidance_says_so_and_ignores_it():
         return told, files.state_dict(trainer.adapters, torch.float32)
 
     quiet, plain = trained()
-    told, ignored = trained(guidance=3.0, guide=GuidanceConfig(most=5.0))
+    told, ignored = trained(guidance=GuidanceSettings(3.0, guidance_max=5.0))
     assert same(plain, ignored)
     assert (
         [text for text in told if text not in quiet]
@@ -179,13 +184,13 @@ def test_a_model_without_guidance_says_so_and_ignores_it():
 
 
 def test_prodigy_runs_at_its_own_rate(plain):
-    found = weights(learning_rate=1.0, optimizer=OptimizerConfig("prodigy"))
+    found = weights(learning_rate=1.0, optimizer=OptimizerSettings("prodigy"))
     assert not same(plain, found) and all(torch.isfinite(v).all() for v in found.values())
 
 
 def test_a_mean_of_the_weights_is_exported_and_the_weights_go_on(plain):
     """EMA changes what is saved, never the training itself."""
-    trainer, _ = run(ema=EmaConfig(0.5))
+    trainer, _ = run(ema=EmaSettings(0.5))
     assert same(plain, files.state_dict(trainer.adapters, torch.float32))
     first = [p.detach().clone() for p in Trainer(brief_flux2(guidance=True), *CACHES, BASE).adapters.trainable()]
     shadow = first
@@ -199,19 +204,19 @@ def test_a_mean_of_the_weights_is_exported_and_the_weights_go_on(plain):
 
 def test_validation_looks_at_the_mean_only_if_asked_to():
     def last(**ema):
-        trainer, _ = run(ema=EmaConfig(**ema), validation_items=2, steps=3)
+        trainer, _ = run(ema=EmaSettings(**ema), validation_items=2, steps=3)
         return trainer.history.validation[3]
 
-    assert last(decay=0.9) != last() == last(decay=0.9, preview=False)
+    assert last(ema_decay=0.9) != last() == last(ema_decay=0.9, ema_preview=False)
 
 
 def test_the_learning_rate_follows_its_schedule_in_a_run():
-    trainer, _ = run(optimizer=OptimizerConfig(schedule="linear", warmup=2), steps=6)
+    trainer, _ = run(optimizer=OptimizerSettings(schedule="linear", warmup=2), steps=6)
     assert trainer.history.rates == pytest.approx([1e-3, 2e-3, 2e-3, 1.5e-3, 1e-3, 5e-4])
 
 
 def test_a_block_at_rate_zero_stays_as_it_was():
-    trainer, _ = run(optimizer=OptimizerConfig(block_rates=(("double_blocks", 0.0),)))
+    trainer, _ = run(optimizer=OptimizerSettings(block_rates=(("double_blocks", 0.0),)))
     for name in trainer.adapters.names:
         up = trainer.adapters.layer(name).lora_B["default"].weight
         assert bool(up.any()) != name.startswith("double_blocks"), name
@@ -220,24 +225,24 @@ def test_a_block_at_rate_zero_stays_as_it_was():
 def test_times_are_drawn_as_the_options_say():
     def drawn(tokens=1024, **values):
         generator = torch.Generator().manual_seed(0)
-        return times.draw(TimestepConfig(**values), [0.0] * 8000, tokens, 0, 0, generator).double().numpy()
+        return times.draw(TimestepSettings(**values), [0.0] * 8000, tokens, 0, 0, generator).double().numpy()
 
     logit = drawn(distribution="sigmoid")
     assert stats.kstest(np.log(logit / (1 - logit)) - 0.63, "norm").pvalue > 0.01  # linear mu of 1024 tokens
     logit = drawn(shift="empirical", shift_steps=28, tokens=4096)
     assert np.median(np.log(logit / (1 - logit))) == pytest.approx(2.151, abs=0.04)
-    assert drawn(least=0.3, most=0.4).min() >= 0.3 and drawn(least=0.3, most=0.4).max() <= 0.4001
+    assert drawn(min=0.3, max=0.4).min() >= 0.3 and drawn(min=0.3, max=0.4).max() <= 0.4001
     assert drawn(distribution="weighted", bias="high noise").mean() == pytest.approx(0.75, abs=0.01)
-    assert set(drawn(distribution="list", values=(1000, 500), least=0.6)) == {1.0}
-    robin = times.draw(TimestepConfig("round robin", values=(0.9, 0.1, 0.5)), [0] * 4, 64, 5, 0, torch.Generator())
+    assert set(drawn(distribution="list", values=(1000, 500), min=0.6)) == {1.0}
+    robin = times.draw(TimestepSettings("round robin", values=(0.9, 0.1, 0.5)), [0] * 4, 64, 5, 0, torch.Generator())
     assert robin.tolist() == pytest.approx([0.5, 0.9, 0.1, 0.5])
-    assert drawn(scale=50.0).min() > 0 and drawn(scale=50.0).max() < 1
+    assert drawn(sigmoid_scale=50.0).min() > 0 and drawn(sigmoid_scale=50.0).max() < 1
 
 
 def test_an_offset_moves_only_its_sample():
     generator = torch.Generator().manual_seed(0)
-    base = times.draw(TimestepConfig(), [0.0, 0.0, 0.0], 64, 0, 0, generator)
-    moved = times.draw(TimestepConfig(), [0.0, 0.7, 0.0], 64, 0, 0, torch.Generator().manual_seed(0))
+    base = times.draw(TimestepSettings(), [0.0, 0.0, 0.0], 64, 0, 0, generator)
+    moved = times.draw(TimestepSettings(), [0.0, 0.7, 0.0], 64, 0, 0, torch.Generator().manual_seed(0))
     logits = torch.logit(moved.double()) - torch.logit(base.double())
     assert logits.tolist() == pytest.approx([0, 0.7, 0], abs=1e-4)
 
@@ -254,11 +259,11 @@ def test_a_data_sets_offset_moves_its_times():
 
 def test_keeping_what_is_outside_masks_needs_masks():
     with pytest.raises(UserError, match="no image has a mask"):
-        run(preserve=PreservationConfig(outside_mask=0.5))
+        run(preservation_options=PreservationSettings(outside_mask=0.5))
 
 
 def test_losses_are_told_by_noise_band():
-    trainer, told = run(timesteps=TimestepConfig("round robin", values=(0.05, 0.95)), steps=6)
+    trainer, told = run(timesteps=TimestepSettings("round robin", values=(0.05, 0.95)), steps=6)
     bands = trainer.history.by_band()
     assert list(bands) == ["0-0.1", "0.9-1"]
     steps = [e.loss for e in told if isinstance(e, events.Stepped)]
@@ -270,7 +275,7 @@ def test_losses_are_told_by_noise_band():
 @pytest.mark.long
 def test_a_diverging_run_is_told_of_and_stopped_if_wanted():
     def warnings(**guard):  # below 1 every mean is "divergence": when it should be told is tested with the guard
-        told = run(steps=21, rank=1, guard=GuardConfig(**guard))[1]
+        told = run(steps=21, rank=1, guard=GuardSettings(**guard))[1]
         return [e.text for e in told if isinstance(e, events.Warned) and "training diverges" in e.text]
 
     assert len(warnings(divergence=0.5)) == 1 and not warnings()
@@ -288,41 +293,35 @@ def test_an_adapter_that_is_cut_off_stops_the_run(monkeypatch):
         list(trainer.run())
 
 
-def test_python_3_10_knows_the_type_of_every_setting():
-    """It takes no bare ClassVar for a type, and files could then not be read into any section."""
-    sections = Section.__subclasses__()
-    assert len(sections) > 10 and not [s for s in sections if "ClassVar" in s.__annotations__.values()]
-
-
 def test_configuration_goes_through_json():
     config = replace(
-        BASE, timesteps=TimestepConfig("curve", values=CURVE), ema=EmaConfig(0.9),
-        optimizer=OptimizerConfig(betas=(0.9, 0.95), block_rates=(("img", 0.5),)),
+        BASE, timesteps=TimestepSettings("curve", values=CURVE), ema=EmaSettings(0.9),
+        optimizer=OptimizerSettings(betas=(0.9, 0.95), block_rates=(("img", 0.5),)),
     )  # fmt: skip
-    assert TrainConfig.from_json(config.to_json()) == config
-    with pytest.raises(UserError, match="loss.wdith is no setting; did you mean .width."):
-        TrainConfig.from_json('{"loss": {"wdith": 1}}')
+    assert earlier.settings_of(config.to_json()) == config
+    with pytest.raises(UserError, match="loss.huber_wdith is no setting; did you mean .huber_width."):
+        earlier.settings_of('{"loss": {"huber_wdith": 1}}')
 
 
 @pytest.mark.parametrize("kind, values, words", [
-    (TimestepConfig, {"distribution": "normal"}, "distribution is 'normal'; choose one of sigmoid"),
-    (TimestepConfig, {"least": 0.7, "most": 0.3}, "limited to 0.7..0.3; the least must be below"),
-    (TimestepConfig, {"distribution": "list"}, "has no time within its limits"),
-    (TimestepConfig, {"distribution": "list", "values": (0.5, 0.0)}, "every time must be above 0"),
-    (TimestepConfig, {"distribution": "curve", "values": (0.0, 0.0)}, "needs two heights or more"),
-    (TimestepConfig, {"distribution": "weighted", "weighting": "bell"}, "set weighting to 'none'"),
-    (TimestepConfig, {"weighting": "table", "weights": (1.0, -1.0)}, "needs two weights or more"),
-    (TimestepConfig, {"std": 0.0}, "std is 0; it must be at least 0.01"),
-    (LossConfig, {"least": 2.0, "most": 1.0}, "clamped to 2..1; the least must be below"),
-    (LossConfig, {"width": 0.0}, "width is 0; it must be at least 0.0001"),
-    (GuidanceConfig, {"contrastive": 3.0, "cfg": 3.0}, "choose one of them"),
-    (PreservationConfig, {"every": 0}, "every is 0; it must be at least 1"),
-    (OptimizerConfig, {"betas": (0.9,)}, "two are needed"),
-    (OptimizerConfig, {"name": "schedulefree", "schedule": "cosine"}, "schedule-free AdamW has none"),
-    (OptimizerConfig, {"name": "adafactor", "betas": (0.9, 0.99)}, "betas does nothing for adafactor"),
-    (OptimizerConfig, {"name": "lion", "eps": 0.1}, "eps does nothing for lion"),
-    (EmaConfig, {"decay": 1.0}, "decay is 1; it must be at least 0 and at most"),
-    (TrainConfig, {"guidance": 3.0, "guide": GuidanceConfig(most=2.0)}, "drawn from 3 to 2"),
+    (TimestepSettings, {"distribution": "normal"}, "distribution is 'normal'; choose one of sigmoid"),
+    (TimestepSettings, {"min": 0.7, "max": 0.3}, "limited to 0.7..0.3; min must be below max"),
+    (TimestepSettings, {"distribution": "list"}, "has no time within its limits"),
+    (TimestepSettings, {"distribution": "list", "values": (0.5, 0.0)}, "every time must be above 0"),
+    (TimestepSettings, {"distribution": "curve", "values": (0.0, 0.0)}, "needs two heights or more"),
+    (TimestepSettings, {"distribution": "weighted", "weighting": "bell"}, "set weighting to 'none'"),
+    (TimestepSettings, {"weighting": "table", "weights": (1.0, -1.0)}, "needs two weights or more"),
+    (TimestepSettings, {"sigmoid_std": 0.0}, "sigmoid_std is 0; it must be at least 0.01"),
+    (LossSettings, {"loss_min": 2.0, "loss_max": 1.0}, "clamped to 2..1; loss_min must be below"),
+    (LossSettings, {"huber_width": 0.0}, "huber_width is 0; it must be at least 0.0001"),
+    (GuidanceSettings, {"contrastive_guidance": 3.0, "true_cfg": 3.0}, "choose one of them"),
+    (PreservationSettings, {"every": 0}, "every is 0; it must be at least 1"),
+    (OptimizerSettings, {"betas": (0.9,)}, "two are needed"),
+    (OptimizerSettings, {"optimizer": "schedulefree", "schedule": "cosine"}, "schedule-free AdamW has none"),
+    (OptimizerSettings, {"optimizer": "adafactor", "betas": (0.9, 0.99)}, "betas does nothing for adafactor"),
+    (OptimizerSettings, {"optimizer": "lion", "eps": 0.1}, "eps does nothing for lion"),
+    (EmaSettings, {"ema_decay": 1.0}, "ema_decay is 1; it must be at least 0 and at most"),
+    (GuidanceSettings, {"guidance": 3.0, "guidance_max": 2.0}, "drawn from 3 to 2"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_is_refused_with_its_value(kind, values, words):
     with pytest.raises(UserError, match=words):
@@ -341,34 +340,34 @@ def test_texts_of_numbers_and_rates():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_configurations_and_every_value_can_be_overridden(name):
-    config = TrainConfig(**settings(name, {}, {}))
+    config = TrainingSettings(**combined(name, {}, {}))
     assert config.recipe == name
     for field, value in RECIPES[name].values.items():
         assert getattr(config, field) == value
-    other = {"rank": 7, "steps": 11, "timesteps": TimestepConfig("beta")}
-    config = TrainConfig(**settings(name, {"rank": 7, "steps": 11}, {"timesteps": other["timesteps"]}))
+    other = {"rank": 7, "steps": 11, "timesteps": TimestepSettings("beta")}
+    config = TrainingSettings(**combined(name, {"rank": 7, "steps": 11}, {"timesteps": other["timesteps"]}))
     assert all(getattr(config, field) == value for field, value in other.items())
 
 
 def test_the_recipe_of_nothing_is_the_default():
-    assert TrainConfig(**settings(NONE, {}, {})) == TrainConfig()
+    assert TrainingSettings(**combined(NO_RECIPE, {}, {})) == TrainingSettings()
 
 
 def test_recipes_have_the_documented_values():
-    ai = TrainConfig(**settings("ai-toolkit", {}, {}))
+    ai = TrainingSettings(**combined("ai-toolkit", {}, {}))
     assert (ai.rank, ai.scale_alpha, ai.steps, ai.learning_rate) == (32, 32, 3000, 1e-4)
-    assert (ai.optimizer.name, ai.optimizer.weight_decay, ai.optimizer.eps) == ("adamw8bit", 1e-4, 1e-6)
+    assert (ai.optimizer.optimizer, ai.optimizer.weight_decay, ai.optimizer.eps) == ("adamw8bit", 1e-4, 1e-6)
     assert ai.timesteps.distribution == "weighted" and ai.optimizer.max_grad_norm == 1.0
-    musubi = TrainConfig(**settings("musubi", {}, {}))
+    musubi = TrainingSettings(**combined("musubi", {}, {}))
     assert (musubi.rank, musubi.scale_alpha, musubi.epochs, musubi.seed) == (32, 1, 16, 42)
     assert times.mu_of(musubi.timesteps, 1024) == pytest.approx(0.63)
-    simple = TrainConfig(**settings("simpletuner", {}, {}))
-    assert (simple.rank, simple.steps, simple.guidance, simple.adapter.dropout) == (16, 10_000, 1.0, 0.1)
+    simple = TrainingSettings(**combined("simpletuner", {}, {}))
+    assert (simple.rank, simple.steps, simple.guidance.guidance, simple.adapter.dropout) == (16, 10_000, 1.0, 0.1)
     assert np.exp(times.mu_of(simple.timesteps, 4096)) == pytest.approx(3.0)
 
 
 def test_the_plot_shows_what_is_drawn():
-    pictures = [times_plot(TimestepConfig(**v), 1024) for v in ({}, {"bias": "high noise"}, {"weighting": "bell"})]
+    pictures = [times_plot(TimestepSettings(**v), 1024) for v in ({}, {"bias": "high noise"}, {"weighting": "bell"})]
     arrays = [np.asarray(p) for p in pictures]
     assert all(p.size == (800, 400) for p in pictures)
     assert (arrays[0] != arrays[1]).mean() > 0.01 and (arrays[0] != arrays[2]).any()

@@ -15,8 +15,17 @@ NODES = ["tests/test_nodes.py", "tests/test_cache_nodes.py"]
 ENGINE = ["placing", "streaming"]
 # Of NODES, what depends on where ComfyUI keeps weights; the rest runs once, or with --all.
 PLACED = "caches_train_apply_and_sample or memory_is_free_before_the_transformer_loads"
-MORE = ["compare", "deferred", "job", "nodes_trainer", "optimizers", "resume", "saving", "streamed_text",
-        "trainer"]  # with --all
+MORE = [
+    "compare",
+    "deferred",
+    "job",
+    "nodes_trainer",
+    "optimizers",
+    "resume",
+    "saving",
+    "streamed_text",
+    "trainer",
+]  # with --all
 NOT_THERE = {
     "latents_in_batches": "the device's storages cannot be copied by copy.deepcopy",
     "whose_numbers_the_device_lacks": "compares the device's rounding with the CPU's",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flux2_train.adapters.live import Adapters, Site, shadow
-from flux2_train.options import AdapterConfig
+from flux2_train.settings.adapter import AdapterSettings
 
 SITES = {"double_blocks.0.img_attn.qkv": Site(16, 48, 2, 2.0), "single_blocks.0.linear1": Site(16, 144, 3, 3.0)}
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +20,7 @@ KINDS = [{}, {"dora": True}, {"rslora": True}, {"kind": "loha"}, {"kind": "lokr"
 
 
 def values(**kind):
-    adapters = Adapters(SITES, AdapterConfig(**kind), 0, row_norms=lambda name: torch.ones(SITES[name].out_features))
+    adapters = Adapters(SITES, AdapterSettings(**kind), 0, row_norms=lambda name: torch.ones(SITES[name].out_features))
     return {name: value.detach().clone() for name, value in adapters.masters().items()}
 
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from support import with_few_words
 
-from flux2_train.config import TrainConfig
 from flux2_train.data.dataset import Mask, Source
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import files, load
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.training import TrainingSettings
 
-BASE = TrainConfig(steps=3, rank=2, targets="tiny", learning_rate=1e-3, validation_items=0, batch=2)
+BASE = TrainingSettings(steps=3, rank=2, targets="tiny", learning_rate=1e-3, validation_items=0, batch=2)
 OPTIONS = {
     "uniform": {"timesteps.distribution": "uniform"}, "weighted": {"timesteps.distribution": "weighted"},
     "beta": {"timesteps.distribution": "beta"}, "mode": {"timesteps.distribution": "mode"},
@@ -32,24 +32,27 @@ OPTIONS = {
     "list": {"timesteps.distribution": "list", "timesteps.values": (0.9, 0.5, 0.3)},
     "round robin": {"timesteps.distribution": "round robin", "timesteps.values": (0.9, 0.5, 0.3)},
     "empirical shift": {"timesteps.shift": "empirical"}, "constant shift": {"timesteps.shift": "constant"},
-    "high noise": {"timesteps.bias": "high noise"}, "limits": {"timesteps.least": 0.2, "timesteps.most": 0.9},
+    "high noise": {"timesteps.bias": "high noise"}, "limits": {"timesteps.min": 0.2, "timesteps.max": 0.9},
     "strata": {"timesteps.strata": 4}, "sigma_sqrt": {"timesteps.weighting": "sigma_sqrt"},
     "cosmap": {"timesteps.weighting": "cosmap"}, "bell": {"timesteps.weighting": "bell"},
     "table": {"timesteps.weighting": "table", "timesteps.weights": (1.0, 2.0)},
-    "mae": {"loss.kind": "mae"}, "huber": {"loss.kind": "huber", "loss.width_schedule": "snr"},
-    "smooth_l1": {"loss.kind": "smooth_l1", "loss.width_schedule": "exponential"},
-    "wavelet": {"loss.kind": "wavelet"}, "clamp": {"loss.most": 100.0}, "cfg": {"guide.cfg": 3.0},
-    "contrastive": {"guide.contrastive": 3.0, "guide.contrastive_schedule": "sigma", "guide.contrastive_project": True},
-    "clean references": {"guide.references": "index_timestep_zero"},
+    "mae": {"loss.loss": "mae"}, "huber": {"loss.loss": "huber", "loss.huber_schedule": "snr"},
+    "smooth_l1": {"loss.loss": "smooth_l1", "loss.huber_schedule": "exponential"},
+    "wavelet": {"loss.loss": "wavelet"}, "clamp": {"loss.loss_max": 100.0}, "cfg": {"guidance.true_cfg": 3.0},
+    "contrastive": {"guidance.contrastive_guidance": 3.0, "guidance.contrastive_schedule": "sigma",
+    "guidance.contrastive_project": True},
+    "clean references": {"guidance.references": "index_timestep_zero"},
     "differential": {"differential_guidance": 3.0}, "preservation": {"preservation": 1.0},
-    "blank": {"preservation": 1.0, "preserve.kind": "blank"},
-    "together": {"preservation": 1.0, "preserve.together": True}, "every": {"preservation": 1.0, "preserve.every": 2},
-    "outside mask": {"preserve.outside_mask": 0.5},
-    "lion": {"optimizer.name": "lion"}, "adafactor": {"optimizer.name": "adafactor"},
-    "schedulefree": {"optimizer.name": "schedulefree"}, "prodigy": {"optimizer.name": "prodigy", "learning_rate": 1.0},
+    "blank": {"preservation": 1.0, "preservation_options.kind": "blank"},
+    "together": {"preservation": 1.0, "preservation_options.together": True}, "every": {"preservation": 1.0,
+    "preservation_options.every": 2},
+    "outside mask": {"preservation_options.outside_mask": 0.5},
+    "lion": {"optimizer.optimizer": "lion"}, "adafactor": {"optimizer.optimizer": "adafactor"},
+    "schedulefree": {"optimizer.optimizer": "schedulefree"}, "prodigy": {"optimizer.optimizer": "prodigy",
+    "learning_rate": 1.0},
     "cosine": {"optimizer.schedule": "cosine"}, "rex": {"optimizer.schedule": "rex"},
     "warmup": {"optimizer.warmup": 0.5}, "block rates": {"optimizer.block_rates": (("double_blocks", 0.1),)},
-    "ema": {"ema.decay": 0.9}, "accumulate": {"accumulate": 2}, "no clipping": {"optimizer.max_grad_norm": 0.0},
+    "ema": {"ema.ema_decay": 0.9}, "accumulate": {"accumulate": 2}, "no clipping": {"optimizer.max_grad_norm": 0.0},
     "rslora": {"adapter.rslora": True}, "dora": {"adapter.dora": True}, "loha": {"adapter.kind": "loha"},
     "lokr": {"adapter.kind": "lokr"}, "lora_plus": {"adapter.lora_plus": 4.0}, "dropout": {"adapter.dropout": 0.2},
     "fp32 adapters": {"adapter.compute": "fp32"},
@@ -64,7 +67,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-def config_of(*names) -> TrainConfig:
+def config_of(*names) -> TrainingSettings:
     """The settings of these options together; the later wins where both set the same. Raises UserError as users see."""
     flat, sections = {}, {}
     for name in names:
@@ -181,7 +184,7 @@ def drawn_pairs() -> list[tuple[str, str]]:
     return list(zip(order[::2], order[1::2], strict=True))
 
 
-def objective_of(config) -> TrainConfig:
+def objective_of(config) -> TrainingSettings:
     """The settings that a gradient depends on: without those that say what is done with it."""
     of_steps = ("learning_rate", "accumulate", "optimizer", "ema")
     adapter = replace(config.adapter, lora_plus=1.0)

@@ -8,17 +8,19 @@ from counted import META, adapters_on, as_on_cuda, on_meta, step
 from support import tiny_flux2
 
 from flux2_train.adapters import targets
-from flux2_train.config import TrainConfig
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host.borrow import training_mode
 from flux2_train.layout import Layout
 from flux2_train.memory import planner, weights
 from flux2_train.memory.estimate import Machine, Work, blocks_of, estimate, optimizer_bytes, tokens_of
-from flux2_train.options import AdapterConfig, OptimizerConfig
 from flux2_train.run import plans
 from flux2_train.run.building import build_adapters, build_optimizer
 from flux2_train.run.previews import Validation
-from flux2_train.validation import Prompt, ValidationConfig
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.base import choices
+from flux2_train.settings.optimizer import OptimizerSettings
+from flux2_train.settings.previews import PreviewSettings, Prompt
+from flux2_train.settings.training import TrainingSettings
 
 CLOSE = 0.05  # what the planner promises
 GB = 10**9
@@ -59,13 +61,13 @@ def test_other_adapters_take_what_is_counted(monkeypatch, kind, mode):
 
 
 @pytest.mark.parametrize("kind", [{}, {"dora": True}, {"kind": "loha"}, {"kind": "lokr"}], ids=str)
-@pytest.mark.parametrize("optimizer", OptimizerConfig.NAMES)
+@pytest.mark.parametrize("optimizer", choices(OptimizerSettings, "optimizer"))
 def test_optimizers_keep_what_is_planned(optimizer, kind):
     if optimizer == "adamw8bit" and not torch.cuda.is_available():
         pytest.skip("adamw8bit works on CUDA only")
     rate = 1.0 if optimizer == "prodigy" else 1e-3
-    chosen = {"adapter": AdapterConfig(**kind), "optimizer": OptimizerConfig(optimizer)}
-    config = TrainConfig(rank=8, learning_rate=rate, **chosen)
+    chosen = {"adapter": AdapterSettings(**kind), "optimizer": OptimizerSettings(optimizer)}
+    config = TrainingSettings(rank=8, learning_rate=rate, **chosen)
     model = tiny_flux2()
     with training_mode():
         adapters = build_adapters(model, config)
@@ -86,11 +88,11 @@ def test_previews_are_planned(nano):
     assert parts["previews"] == 31 * (4 * work.image + 512) * 3072 * 2 - parts["activations"] - parts["workspace"]
     parts = estimate(replace(work, decoding=20 * GB), Layout(), Machine(GB)).parts
     assert parts["previews"] == 20 * GB - parts["activations"] - parts["workspace"] - parts["weights"]
-    validation = Validation(ValidationConfig((Prompt("a"),), width=512, height=256), nano.vae,
+    validation = Validation(PreviewSettings((Prompt("a"),), width=512, height=256), nano.vae,
                             references=((torch.zeros(2, 64, 32, 3),),))  # fmt: skip
     with training_mode():
-        adapters = build_adapters(nano.model, TrainConfig(rank=1))
-    found = plans.work_of(TrainConfig(rank=1), nano.model, adapters, 16, validation)
+        adapters = build_adapters(nano.model, TrainingSettings(rank=1))
+    found = plans.work_of(TrainingSettings(rank=1), nano.model, adapters, 16, validation)
     assert found.preview == (512 * 256 + 2 * 64 * 32) // 256
     sizes = sum(p.nbytes for p in nano.vae.first_stage_model.parameters())
     assert found.decoding > sizes + 512 * 256 * 3 * 4  # with the image that comes out in fp32

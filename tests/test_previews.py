@@ -11,24 +11,28 @@ from safetensors.torch import load_file, save_file
 from support import tiny_flux2, with_few_words
 
 from flux2_train.adapters import files, read
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.flavours import BASE, DISTILLED, FLAVOURS
 from flux2_train.host import encode, identify, load, lora, sampling
 from flux2_train.host import files as host_files
 from flux2_train.host.borrow import borrow
-from flux2_train.options import AdapterConfig, EmaConfig, GuidanceConfig, SaveConfig
 from flux2_train.run import events
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.previews import Previews, Validation
 from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
-from flux2_train.validation import Prompt, ValidationConfig
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.base import choices
+from flux2_train.settings.objective import GuidanceSettings
+from flux2_train.settings.optimizer import EmaSettings
+from flux2_train.settings.previews import PreviewSettings, Prompt
+from flux2_train.settings.saving import SaveSettings
+from flux2_train.settings.training import TrainingSettings
 
 PROMPTS = ("zbot on red", "a blue circle")
-SHORT = TrainConfig(name="previews", steps=2, rank=4, learning_rate=2e-2, validation_items=0, checkpointing=False,
-                    save=SaveConfig(precision="fp32", certificate=False))  # fmt: skip
-CONFIG = ValidationConfig(tuple(map(Prompt, PROMPTS)), width=64, height=48, steps=2, seed=11, every=1)
+SHORT = TrainingSettings(name="previews", steps=2, rank=4, learning_rate=2e-2, validation_items=0, checkpointing=False,
+                    save=SaveSettings(precision="fp32", certificate=False))  # fmt: skip
+CONFIG = PreviewSettings(tuple(map(Prompt, PROMPTS)), width=64, height=48, steps=2, seed=11, every=1)
 END = replace(CONFIG, every=0, at_start=False)  # painted once, after the last step
 ONE = replace(END, prompts=END.prompts[:1])
 
@@ -150,7 +154,7 @@ def test_the_trained_model_may_be_its_own_second_one(nano, data, plain):
 def test_the_mean_of_the_weights_is_painted_where_it_is_chosen(nano, data, plain, tmp_path):
     shown = {}
     for preview in (True, False):
-        config = replace(SHORT, ema=EmaConfig(decay=0.9, export=True, preview=preview))
+        config = replace(SHORT, ema=EmaSettings(ema_decay=0.9, ema_export=True, ema_preview=preview))
         trainer, told = start(nano, data, config, Validation(ONE, nano.vae))
         shown[preview] = previews_of(told)[-1].pictures[0].painted
     assert torch.equal(shown[True], sampled(nano, with_lora(nano.model, trainer, tmp_path), PROMPTS[0]))
@@ -160,7 +164,7 @@ def test_the_mean_of_the_weights_is_painted_where_it_is_chosen(nano, data, plain
 
 SETTINGS = [
     {"width": 80}, {"height": 64}, {"steps": 2}, {"steps": 2, "sampler": "heun"}, {"guidance": 1.5}, {"seed": 13},
-    {"strength": 0.5}, {"walk_seed": True}, {"prompts": (Prompt(PROMPTS[0]), Prompt(PROMPTS[1], strength=0.3))},
+    {"strength": 0.5}, {"seeds": "walking"}, {"prompts": (Prompt(PROMPTS[0]), Prompt(PROMPTS[1], strength=0.3))},
 ]  # fmt: skip
 
 
@@ -188,12 +192,12 @@ def test_every_setting_acts(nano, data, plain):
 @pytest.mark.long
 def test_walking_seeds_are_those_of_the_sampler(nano, plain, data, tmp_path):
     """The second prompt has the next seed; the seed after the largest one is 0."""
-    config = replace(ONE, prompts=END.prompts, walk_seed=True, seed=2**64 - 1)
+    config = replace(ONE, prompts=END.prompts, seeds="walking", seed=2**64 - 1)
     trainer, told = start(nano, data, validation=Validation(config, nano.vae))
     model = with_lora(nano.model, trainer, tmp_path)
     seeds = [config.seed, 0]
     for prompt, picture, seed in zip(PROMPTS, previews_of(told)[-1].pictures, seeds, strict=True):
-        assert torch.equal(picture.painted, sampled(nano, model, prompt, replace(config, walk_seed=False, seed=seed)))
+        assert torch.equal(picture.painted, sampled(nano, model, prompt, replace(config, seeds="fixed", seed=seed)))
         assert picture.asked["seed"] == seed
 
 
@@ -230,11 +234,11 @@ def test_strength_and_negative_are_those_of_lora_apply_and_the_sampler(nano, dat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", GuidanceConfig.REFERENCES)
+@pytest.mark.parametrize("method", choices(GuidanceSettings, "references"))
 def test_references_reach_their_own_prompt(nano, data, plain, tmp_path, method):
     image = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0))
     shown = Validation(END, nano.vae, references=((), (image,)))
-    trainer, told = start(nano, data, replace(SHORT, guide=GuidanceConfig(references=method)), shown)
+    trainer, told = start(nano, data, replace(SHORT, guidance=GuidanceSettings(references=method)), shown)
     first, second = previews_of(told)[-1].pictures
     model = with_lora(nano.model, trainer, tmp_path)
     assert torch.equal(second.painted, sampled(nano, model, PROMPTS[1], references=[image]))
@@ -249,7 +253,7 @@ def test_other_adapters_are_painted_as_lora_apply_paints_them(nano, data, tmp_pa
     Each of a Linear's outputs then differs by a few roundings of fp32, 2**-24 of its size; two steps of 28 layers, each
     growing what came before by less than ten, stay below 1e-4 of a picture in 0..1.
     """
-    config = replace(SHORT, adapter=AdapterConfig(**kind), learning_rate=2e-3)
+    config = replace(SHORT, adapter=AdapterSettings(**kind), learning_rate=2e-3)
     trainer, told = start(nano, data, config, Validation(ONE, nano.vae))
     expected = sampled(nano, with_lora(nano.model, trainer, tmp_path), PROMPTS[0])
     assert (previews_of(told)[-1].pictures[0].painted - expected).abs().max() < 1e-4

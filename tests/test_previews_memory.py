@@ -9,24 +9,24 @@ from delayed import Late
 from support import tiny_caches, tiny_flux2
 
 from flux2_train.adapters import files
-from flux2_train.config import TrainConfig
 from flux2_train.host import streamed
-from flux2_train.memory.options import MemoryConfig
 from flux2_train.memory.streaming import Ring
 from flux2_train.run import events
 from flux2_train.run.previews import Validation
 from flux2_train.run.trainer import Trainer
-from flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
+from flux2_train.settings.memory import MemorySettings
+from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
+from flux2_train.settings.training import TrainingSettings
 
 LAYOUTS = {
     "all blocks": {"offload": "all"},
-    "leaves": {"memory": MemoryConfig(group_offload="leaf"), "checkpointing": True},
-    "two at a time, none ahead": {"memory": MemoryConfig(group_offload="block", blocks_per_group=2, stream=False)},
-    "activations too": {"offload": "all", "checkpointing": True, "memory": MemoryConfig(offload_activations="on")},
+    "leaves": {"memory": MemorySettings(group_offload="leaf"), "checkpointing": True},
+    "two at a time, none ahead": {"memory": MemorySettings(group_offload="block", blocks_per_group=2, stream=False)},
+    "activations too": {"offload": "all", "checkpointing": True, "memory": MemorySettings(offload_activations="on")},
 }
-CONFIG = TrainConfig(steps=2, rank=2, learning_rate=1e-2, validation_items=2, checkpointing=False,
-                     held_out=HeldOutConfig(per_image=True))  # fmt: skip
-PAINTING = ValidationConfig((Prompt("zbot"), Prompt("a toy", strength=0.5)), "bad", 48, 32, steps=1, every=1)
+CONFIG = TrainingSettings(steps=2, rank=2, learning_rate=1e-2, validation_items=2, checkpointing=False,
+                     validation_loss=ValidationLossSettings(per_image=True))  # fmt: skip
+PAINTING = PreviewSettings((Prompt("zbot"), Prompt("a toy", strength=0.5)), "bad", 48, 32, steps=1, every=1)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_streamed_weights_paint_measure_and_learn_the_same(nano, caches, residen
 
 
 def test_looking_changes_nothing_of_a_streamed_run(nano, caches, resident):
-    unwatched = replace(CONFIG, offload="all", held_out=HeldOutConfig(), validation_items=0)
+    unwatched = replace(CONFIG, offload="all", validation_loss=ValidationLossSettings(), validation_items=0)
     trainer, told = run(nano, caches, unwatched, painting=None)
     assert looked_at(told) == ([], []) and same_lora(trainer, resident[0])
 

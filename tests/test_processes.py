@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import brief_flux2, tiny_caches
 
-from flux2_train.config import TrainConfig
 from flux2_train.data.order import epoch_batches
 from flux2_train.data.samples import samples
 from flux2_train.run import processes
 from flux2_train.run.events import Stepped, Validated
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("train_tiny.py")
-CONFIG = TrainConfig(
+CONFIG = TrainingSettings(
     steps=0, epochs=1, rank=2, learning_rate=2e-3, batch=4, preservation=0.5, validation_items=3, seed=5
 )
 ADAPTERS_AGREE = 1e-4  # relative, by norm

@@ -12,21 +12,23 @@ from children import run_in_two_processes
 from safetensors.torch import load_file
 from support import brief_flux2, tiny_caches
 
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
-from flux2_train.options import AdapterConfig, CheckpointConfig, EmaConfig, SaveConfig
 from flux2_train.run.events import Resumed
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.resume import AUTO, NEW
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.optimizer import EmaSettings
+from flux2_train.settings.saving import CheckpointSettings, SaveSettings
+from flux2_train.settings.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 # Whatever draws or remembers: noise, dropout, class captions, moving average, validation.
-CONFIG = TrainConfig(
+CONFIG = TrainingSettings(
     name="cut", steps=8, rank=2, learning_rate=2e-3, batch=2, preservation=0.5, validation_items=3, seed=5,
-    adapter=AdapterConfig(dropout=0.2), ema=EmaConfig(decay=0.9), save=SaveConfig(precision="fp32"),
-    checkpoints=CheckpointConfig(every_steps=2, every_minutes=0),
+    adapter=AdapterSettings(dropout=0.2), ema=EmaSettings(ema_decay=0.9), save=SaveSettings(precision="fp32"),
+    checkpoints=CheckpointSettings(every_steps=2, every_minutes=0),
 )  # fmt: skip
 
 
@@ -61,7 +63,8 @@ def runs(tmp_path_factory, caches):
     place = tmp_path_factory.mktemp("two")
     failed, said = launch(
         place, caches, (replace(CONFIG, name="straight"), NEW, 0, 0),
-        (replace(CONFIG, name="short", steps=4, adapter=AdapterConfig()), NEW, 0, 0), (CONFIG, NEW, 5, signal.SIGKILL),
+        (replace(CONFIG, name="short", steps=4, adapter=AdapterSettings()), NEW, 0, 0), (CONFIG, NEW, 5,
+        signal.SIGKILL),
     )  # fmt: skip
     assert failed and "Signal 9" in said, said
     assert RunFolder(place / "runs" / "cut").about()["status"] == "running"
@@ -90,7 +93,7 @@ def test_killed_and_taken_up_by_two_processes_it_is_the_run_that_was_not(runs, c
 @pytest.mark.long
 def test_another_number_of_processes_is_named_or_makes_the_same_step(runs, caches):
     """Equal as in test_processes: 1e-4 by norm. Without dropout, whose numbers depend on what runs together."""
-    short = {"name": "short", "steps": 8, "adapter": AdapterConfig()}
+    short = {"name": "short", "steps": 8, "adapter": AdapterSettings()}
     words = r"a step had 4 images \(batch 2 x accumulate 1 x 2 processes\) and has 2 images \(batch 2 x accumulate 1 x "
     with pytest.raises(UserError, match=rf"{words}1 process\)"):
         alone(runs, caches, RunFolder(runs / "runs" / "short"), **short)

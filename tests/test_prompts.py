@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from flux2_train import job, typed
 from flux2_train.errors import UserError
-from flux2_train.flavours import Flux2Files
 from flux2_train.host import files
-from flux2_train.job import Job
-from flux2_train.prompts import MOST_BYTES, from_file, from_lines
-from flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
+from flux2_train.settings import base, job
+from flux2_train.settings.job import Job
+from flux2_train.settings.model import ModelSettings
+from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings, from_lines
+from flux2_train.settings.prompts import MOST_BYTES, from_file
 
 
 def written(tmp_path, text, name="prompts.json"):
@@ -63,18 +63,19 @@ def test_files_are_bounded_and_found_where_they_may_lie(tmp_path, comfy_folders)
 
 def test_a_job_holds_all_of_it(tmp_path):
     prompts = (Prompt("a"), Prompt("b", "beta", 0.5, (tmp_path / "b.png",)))
-    asked = ValidationConfig(prompts, "bad", 512, 768, 8, 3.0, "heun", 7, True, 0.8, 50, False, False,
-                             Flux2Files("klein-4b", variant="distilled"))  # fmt: skip
-    whole = Job((), validation=asked, unknown=("no data",))
+    asked = PreviewSettings(prompts, "bad", 512, 768, 50, False, 7, "walking", 8, 3.0, "heun", 0.8, False,
+                            ModelSettings("klein-4b", variant="distilled"))  # fmt: skip
+    whole = Job((), previews=asked, unknown=("no data",))
     path = tmp_path / "job.json"
     path.write_text(whole.to_json())
     assert job.load(path) == whole
-    assert job.load(path, ["validation.every=9"]).validation.every == 9
-    config = HeldOutConfig(0.2, 3, 10, True, 20)
-    assert typed.read(HeldOutConfig, typed.plain(config), "") == config
+    assert job.load(path, ["previews.every=9"]).previews.every == 9
+    assert job.load(path, ["validation.every=9"]).previews.every == 9  # as earlier versions name it
+    config = ValidationLossSettings(0.2, 3, 10, True, 20)
+    assert base.read(ValidationLossSettings, base.plain(config)) == config
 
 
 @pytest.mark.parametrize("change", [{"share": 1.0}, {"every": -1}, {"per_image_every": -1}], ids=str)
 def test_held_out_settings_are_checked(change):
-    with pytest.raises(UserError, match=next(iter(change)).replace("_", " ")):
-        HeldOutConfig(**change)
+    with pytest.raises(UserError, match=next(iter(change))):
+        ValidationLossSettings(**change)

@@ -10,9 +10,8 @@ from published import DEV, KLEIN, LAYOUTS, drawn, tensors, write, write_diffuser
 from safetensors.torch import load_file, save_file
 from support import adapters_for, loss_of, problem, require_precision, tiny_caches
 
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
-from flux2_train.flavours import AS_IN_FILE, PRECISIONS, QUANTISED
+from flux2_train.flavours import PRECISIONS, QUANTISED
 from flux2_train.host import load, lora
 from flux2_train.host.base import BaseFile
 from flux2_train.host.borrow import borrow, linears, training_mode
@@ -20,6 +19,8 @@ from flux2_train.host.velocity import velocity
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.model import AS_IN_FILE
+from flux2_train.settings.training import TrainingSettings
 
 STORED = [name for name, layout in LAYOUTS.items() if layout.format]
 OFTEN = {"bf16", "fp8", "fp8mixed"}  # what runs always of the longer tests
@@ -127,7 +128,7 @@ def test_velocity_and_gradients_are_those_of_the_dequantised_weights(layout, wri
 
 def trained(model, tmp_path):
     """A LoRA of two steps, saved: its certificate is that the stock loader's LoRA acts as the trained one does."""
-    config = TrainConfig(name="x", steps=2, rank=3, learning_rate=0.01, validation_items=0)
+    config = TrainingSettings(name="x", steps=2, rank=3, learning_rate=0.01, validation_items=0)
     with torch.inference_mode():
         trainer = Trainer(model, *tiny_caches(items=1), config)
         for _ in trainer.run():

@@ -13,7 +13,7 @@ from test_published import error, gradients, ours, plain, predict, trained
 
 from flux2_train.adapters import diffusers
 from flux2_train.errors import UserError
-from flux2_train.flavours import Flux2Files, flavour
+from flux2_train.flavours import flavour
 from flux2_train.host import identify, lora, merge, reading
 from flux2_train.host.awaited import is_awaited
 from flux2_train.host.borrow import linears
@@ -21,6 +21,7 @@ from flux2_train.host.velocity import velocity
 from flux2_train.memory import weights as planned
 from flux2_train.memory.estimate import Machine
 from flux2_train.run import fit
+from flux2_train.settings.model import ModelSettings
 
 
 @pytest.fixture(scope="module", params=[KLEIN, DEV], ids=["klein", "dev"])
@@ -129,7 +130,7 @@ def test_planner_and_fit_count_its_bytes(tmp_path):
     assert (found.linears, found.stored, found.plain) == (expected.linears, expected.stored, expected.plain)
     row = type("Row", (), {"sizes": (256, 2, 2, 96)})()
     assert fit._weights(row, path).total == expected.total
-    _, text = fit.answered(Flux2Files("klein-4b"), (path, path, path), fit.Place(Machine(8e9)))
+    _, text = fit.answered(ModelSettings("klein-4b"), (path, path, path), fit.Place(Machine(8e9)))
     assert path.name in text  # of another flavour: left to the loader, which names it
     with pytest.raises(UserError, match=r"is FLUX.2 256/2/2/96, not klein-4b"):
         identify.require_flavour(ours(path), flavour("klein-4b"), path.name)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from support import tiny_caches, tiny_flux2
 
-from flux2_train.config import TrainConfig
 from flux2_train.host import machine, rates
 from flux2_train.memory.estimate import Machine, operations
 from flux2_train.run import fit
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.training import TrainingSettings
 
 DEVICE = comfy.model_management.get_torch_device()
 FOUND = rates.Rates(11e9, 4e9, 70e12, {"bf16": 70e12, "int8": 130e12}, 400e9, 2e9, True)
@@ -132,7 +132,7 @@ def test_plans_use_it_and_say_so(measured, monkeypatch):
     found = machine.machine(DEVICE)
     assert (found.bus, found.bus_unpinned, found.flops) == (FOUND.bus, FOUND.bus_unpinned, FOUND.flops)
     assert fit.here().rates == said
-    trainer = Trainer(tiny_flux2(), *tiny_caches(), TrainConfig(steps=1, rank=2, validation_items=0))
+    trainer = Trainer(tiny_flux2(), *tiny_caches(), TrainingSettings(steps=1, rank=2, validation_items=0))
     assert f"{'rates':12} {said}" in trainer.memory.describe().splitlines()
     plan = trainer.memory.plan
     assert plan.estimate.compute == pytest.approx(operations(trainer.memory.work, plan.layout) / FOUND.flops)

@@ -9,14 +9,14 @@ from support import adapters_for, loss_of, problem, tiny_caches, tiny_flux2
 
 from flux2_train.adapters import files, read
 from flux2_train.adapters.header import REFERENCES, references_of
-from flux2_train.config import TrainConfig
 from flux2_train.host import lora
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.host.references import with_references
 from flux2_train.host.velocity import velocity
-from flux2_train.options import GuidanceConfig
 from flux2_train.run.results import metadata
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.objective import GuidanceSettings
+from flux2_train.settings.training import TrainingSettings
 
 CLEAN = "index_timestep_zero"
 
@@ -58,7 +58,7 @@ def edits():
 
 
 def trained(references):
-    config = TrainConfig(steps=2, rank=2, validation_items=0, guide=GuidanceConfig(references=references))
+    config = TrainingSettings(steps=2, rank=2, validation_items=0, guidance=GuidanceSettings(references=references))
     trainer = Trainer(tiny_flux2(), *edits(), config)
     with torch.inference_mode(), closing(trainer.run()) as run:
         list(run)

@@ -10,43 +10,42 @@ import torch
 from safetensors.torch import load_file
 from support import brief_flux2, tiny_caches
 
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
-from flux2_train.options import (
-    AdapterConfig,
-    CheckpointConfig,
-    EmaConfig,
-    GuardConfig,
-    GuidanceConfig,
-    OptimizerConfig,
-    SaveConfig,
-    TimestepConfig,
-)
 from flux2_train.run import checkpoints, events, packing, resume
 from flux2_train.run.folder import FAILED, FINISHED, STOPPED, RunFolder
 from flux2_train.run.guards import WINDOW
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.base import choices
+from flux2_train.settings.objective import GuardSettings, GuidanceSettings
+from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
+from flux2_train.settings.saving import CheckpointSettings, SaveSettings
+from flux2_train.settings.timesteps import TimestepSettings
+from flux2_train.settings.training import TrainingSettings
 
 STEPS, CUT = 5, 2
-CONFIG = TrainConfig(name="run", steps=STEPS, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
+CONFIG = TrainingSettings(name="run", steps=STEPS, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
 EVERY = {
     "adamw": {},
-    "prodigy": {"optimizer": OptimizerConfig("prodigy"), "learning_rate": 1.0},
-    "lion": {"optimizer": OptimizerConfig("lion")},
-    "adafactor": {"optimizer": OptimizerConfig("adafactor")},
-    "schedulefree": {"optimizer": OptimizerConfig("schedulefree", warmup=2)},
-    **{name: {"optimizer": OptimizerConfig(schedule=name, warmup=2)} for name in OptimizerConfig.SCHEDULES},
-    "ema": {"ema": EmaConfig(decay=0.9, warmup=2)},
-    "schedulefree with ema": {"optimizer": OptimizerConfig("schedulefree"), "ema": EmaConfig(decay=0.9)},
-    "dora": {"adapter": AdapterConfig(dora=True)},
-    "lokr": {"adapter": AdapterConfig(kind="lokr", lokr_decompose_both=True)},
-    "loha": {"adapter": AdapterConfig(kind="loha")},
-    "dropout": {"adapter": AdapterConfig(dropout=0.3)},
-    "lora plus": {"adapter": AdapterConfig(lora_plus=4)},
-    "strata": {"timesteps": TimestepConfig(strata=4)},
-    "round robin": {"timesteps": TimestepConfig(distribution="round robin", values=(0.2, 0.5, 0.9))},
-    "drawn guidance": {"guide": GuidanceConfig(most=4.0)},
+    "prodigy": {"optimizer": OptimizerSettings("prodigy"), "learning_rate": 1.0},
+    "lion": {"optimizer": OptimizerSettings("lion")},
+    "adafactor": {"optimizer": OptimizerSettings("adafactor")},
+    "schedulefree": {"optimizer": OptimizerSettings("schedulefree", warmup=2)},
+    **{
+        name: {"optimizer": OptimizerSettings(schedule=name, warmup=2)}
+        for name in choices(OptimizerSettings, "schedule")
+    },
+    "ema": {"ema": EmaSettings(ema_decay=0.9, ema_warmup=2)},
+    "schedulefree with ema": {"optimizer": OptimizerSettings("schedulefree"), "ema": EmaSettings(ema_decay=0.9)},
+    "dora": {"adapter": AdapterSettings(dora=True)},
+    "lokr": {"adapter": AdapterSettings(kind="lokr", lokr_decompose_both=True)},
+    "loha": {"adapter": AdapterSettings(kind="loha")},
+    "dropout": {"adapter": AdapterSettings(dropout=0.3)},
+    "lora plus": {"adapter": AdapterSettings(lora_plus=4)},
+    "strata": {"timesteps": TimestepSettings(strata=4)},
+    "round robin": {"timesteps": TimestepSettings(distribution="round robin", values=(0.2, 0.5, 0.9))},
+    "drawn guidance": {"guidance": GuidanceSettings(guidance_max=4.0)},
     "preservation": {"preservation": 1.0},
     "batch and accumulate": {"batch": 2, "accumulate": 2},
 }
@@ -110,7 +109,7 @@ def test_taken_up_in_the_middle_it_ends_as_the_whole_run(trainer, changes, tmp_p
 
 def test_a_step_draws_from_nobody_elses_random_numbers(trainer):
     before = torch.random.get_rng_state()
-    steps(trainer(adapter=AdapterConfig(dropout=0.3)))
+    steps(trainer(adapter=AdapterSettings(dropout=0.3)))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -203,9 +202,9 @@ def test_a_finished_run_whose_lora_is_gone_is(trainer, tmp_path):
 
 @pytest.mark.long
 def test_a_lora_that_could_not_be_saved_is_saved_without_training_again(trainer, tmp_path):
-    lokr, whole = {"adapter": AdapterConfig(kind="lokr")}, Listener()
+    lokr, whole = {"adapter": AdapterSettings(kind="lokr")}, Listener()
     with pytest.raises(UserError, match="'diffusers' cannot carry the LoKr"):
-        session(trainer(**lokr, save=SaveConfig("diffusers")), tmp_path, whole)
+        session(trainer(**lokr, save=SaveSettings("diffusers")), tmp_path, whole)
     assert len(whole.of(events.Stepped)) == STEPS
     assert RunFolder(tmp_path / "runs" / "run").about()["status"] == FAILED
     listener = Listener()
@@ -226,7 +225,7 @@ def test_a_finished_run_can_be_made_longer(trainer, tmp_path):
 @pytest.mark.long
 def test_what_may_change_does(trainer, tmp_path):
     folder = interrupted(trainer, tmp_path)
-    rest = trainer(steps=4, learning_rate=1e-3, optimizer=OptimizerConfig(max_grad_norm=0.5), checkpointing=True)
+    rest = trainer(steps=4, learning_rate=1e-3, optimizer=OptimizerSettings(max_grad_norm=0.5), checkpointing=True)
     session(rest, tmp_path)
     assert rest.history.rates == [2e-3] * 2 + [1e-3] * 2
     assert folder.about()["resumed"][0]["changed"] == {
@@ -258,8 +257,8 @@ def test_a_run_goes_on_with_its_own_seed(trainer, tmp_path):
 @pytest.mark.parametrize("changes, words", [
     ({"rank": 3}, "rank was 2 and is 3"), ({"targets": "tiny"}, "targets was 'all' and is 'tiny'"),
     ({"batch": 2}, r"a step had 1 image \(batch 1 x accumulate 1 x 1 process\) and has 2 images \(batch 2 x "),
-    ({"optimizer": OptimizerConfig("lion")}, "optimizer.name was 'adamw' and is 'lion'"),
-    ({"adapter": AdapterConfig(kind="loha")}, "adapter.kind was 'lora' and is 'loha'"),
+    ({"optimizer": OptimizerSettings("lion")}, "optimizer.optimizer was 'adamw' and is 'lion'"),
+    ({"adapter": AdapterSettings(kind="loha")}, "adapter.kind was 'lora' and is 'loha'"),
 ])  # fmt: skip
 def test_what_may_not_change_is_named(trainer, tmp_path, changes, words):
     interrupted(trainer, tmp_path)
@@ -285,7 +284,7 @@ def test_a_run_in_progress_is_not_gone_on_with(trainer, tmp_path):
 @pytest.mark.long
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(trainer, tmp_path):
     whole = steps(trainer())
-    folder = interrupted(trainer, tmp_path, 4, checkpoints=CheckpointConfig(every_steps=2))
+    folder = interrupted(trainer, tmp_path, 4, checkpoints=CheckpointSettings(every_steps=2))
     before, newest = checkpoints.paths(folder.checkpoints)
     data = bytearray(newest.read_bytes())
     data[-100] ^= 1
@@ -303,15 +302,15 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(trainer, tmp_path):
 @pytest.mark.long
 def test_a_damaged_checkpoint_is_not_kept_in_place_of_new_ones(trainer, tmp_path):
     """Of the last ones that stay it would be the last."""
-    folder = interrupted(trainer, tmp_path, 4, checkpoints=CheckpointConfig(every_steps=2))
+    folder = interrupted(trainer, tmp_path, 4, checkpoints=CheckpointSettings(every_steps=2))
     newest = checkpoints.paths(folder.checkpoints)[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
-    interrupted(trainer, tmp_path, 3, checkpoints=CheckpointConfig(every_steps=1, keep=1))
+    interrupted(trainer, tmp_path, 3, checkpoints=CheckpointSettings(every_steps=1, keep=1))
     assert resume.newest(folder).checkpoint.about.step == 3
 
 
 def test_a_half_written_checkpoint_does_too(trainer, tmp_path):
-    folder = interrupted(trainer, tmp_path, 4, checkpoints=CheckpointConfig(every_steps=2))
+    folder = interrupted(trainer, tmp_path, 4, checkpoints=CheckpointSettings(every_steps=2))
     newest = checkpoints.paths(folder.checkpoints)[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     assert resume.newest(folder).checkpoint.about.step == 2
@@ -340,7 +339,7 @@ def test_a_step_cut_in_the_middle_leaves_no_trace(trainer, tmp_path, monkeypatch
 def test_an_update_cut_in_the_middle_is_not_saved(trainer, tmp_path, monkeypatch):
     """The weights are of no step then: the run goes on from the checkpoint before."""
     whole, listener = steps(trainer()), Listener()
-    cut = trainer(checkpoints=CheckpointConfig(every_steps=2))
+    cut = trainer(checkpoints=CheckpointSettings(every_steps=2))
     step = cut.optimizer.step
 
     def fail():
@@ -359,7 +358,7 @@ def test_an_update_cut_in_the_middle_is_not_saved(trainer, tmp_path, monkeypatch
 
 
 def test_losses_that_are_no_numbers_save_before_they_stop(trainer, tmp_path):
-    spoiled = trainer(guard=GuardConfig(bad_losses=2))
+    spoiled = trainer(guard=GuardSettings(bad_losses=2))
 
     def spoil(event):
         if isinstance(event, events.Completed) and event.step == CUT:
@@ -376,7 +375,7 @@ def test_losses_that_are_no_numbers_save_before_they_stop(trainer, tmp_path):
 
 @pytest.mark.long
 def test_a_loss_that_runs_away_saves_before_it_stops_and_may_go_on_more_slowly(trainer, tmp_path):
-    guard = {"guard": GuardConfig(divergence=1.5, stop_on_divergence=True), "steps": 200}
+    guard = {"guard": GuardSettings(divergence=1.5, stop_on_divergence=True), "steps": 200}
     wild, listener = trainer(**guard), Listener()
 
     def grow(event):
@@ -431,7 +430,11 @@ def without_optimizer(trainer):
 @pytest.mark.parametrize("every, again_from", [(2, 5), (3, 4), (0, 1)])
 def test_memory_that_ends_in_an_update_costs_time_only(trainer, tmp_path, optimizer, every, again_from):
     """The fifth update is cut in half: one parameter is changed, the next finds no memory."""
-    changes = {**EVERY[optimizer], "checkpoints": CheckpointConfig(every_steps=every), "ema": EmaConfig(decay=0.9)}
+    changes = {
+        **EVERY[optimizer],
+        "checkpoints": CheckpointSettings(every_steps=every),
+        "ema": EmaSettings(ema_decay=0.9),
+    }
     whole, listener = trainer(**changes), Listener()
     session(whole, tmp_path / "whole")
     cut, failed = trainer(**changes), []

@@ -12,19 +12,19 @@ from children import run_probe
 from support import tiny_caches, tiny_flux2
 
 from flux2_train.adapters import files
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.host import borrow, machine
 from flux2_train.host.frozen import FrozenLinear
 from flux2_train.host.memory import is_out_of_memory
 from flux2_train.host.streamed import within
-from flux2_train.memory.options import MemoryConfig
-from flux2_train.options import AdapterConfig
 from flux2_train.run import events
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.memory import MemorySettings
+from flux2_train.settings.training import TrainingSettings
 
 CPU = torch.device("cpu")
-SHORT = TrainConfig(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0)
+SHORT = TrainingSettings(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0)
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +70,12 @@ def failing(where, at):
 
 
 @pytest.mark.parametrize("changes", [
-    {"memory": MemoryConfig(blocks_to_swap=2)}, {"memory": MemoryConfig(offload_percent=40)},
-    {"memory": MemoryConfig(group_offload="leaf")}, {"memory": MemoryConfig(group_offload="block", blocks_per_group=2)},
-    {"memory": MemoryConfig(blocks_to_swap=3, stream=False)}, {"offload": "all"}, {"offload": "off"},
-    {"memory": MemoryConfig(recompute="selective")}, {"memory": MemoryConfig(recompute_every=2)},
-    {"memory": MemoryConfig(offload_activations="on")}, {"checkpointing": False},
+    {"memory": MemorySettings(blocks_to_swap=2)}, {"memory": MemorySettings(offload_percent=40)},
+    {"memory": MemorySettings(group_offload="leaf")}, {"memory": MemorySettings(group_offload="block",
+    blocks_per_group=2)},
+    {"memory": MemorySettings(blocks_to_swap=3, stream=False)}, {"offload": "all"}, {"offload": "off"},
+    {"memory": MemorySettings(recompute="selective")}, {"memory": MemorySettings(recompute_every=2)},
+    {"memory": MemorySettings(offload_activations="on")}, {"checkpointing": False},
 ], ids=str)  # fmt: skip
 def test_every_layout_gives_the_same_lora(parts, plain, changes):
     trainer, told = train(parts, **changes)
@@ -87,7 +88,7 @@ def test_every_layout_gives_the_same_lora(parts, plain, changes):
 
 
 def first_amount(changes):
-    memory = changes.get("memory", MemoryConfig())
+    memory = changes.get("memory", MemorySettings())
     return memory.blocks_to_swap or memory.offload_percent
 
 
@@ -100,7 +101,7 @@ def train_layout(parts):
 @pytest.mark.parametrize("where, at", [("forward", 1), ("forward", 16), ("forward", 40), ("backward", 5)])
 def test_a_step_that_ran_out_of_memory_is_repeated_bit_by_bit(parts, where, at, dropout):
     """In the first step's forward, at its end, in the second step, and in backward."""
-    config = replace(SHORT, checkpointing=False, adapter=AdapterConfig(dropout=dropout))
+    config = replace(SHORT, checkpointing=False, adapter=AdapterSettings(dropout=dropout))
     expected, _ = train(parts, config)
     with failing(where, at) as calls:
         trainer, told = train(parts, config)
@@ -133,7 +134,7 @@ def test_laying_out_the_lower_level_may_find_no_memory_either(parts, plain, monk
 
 def test_slow_transfers_are_told_once(parts, monkeypatch):
     monkeypatch.setattr(borrow.Borrowed, "unpinned", lambda self: 3_200_000_000 if self.layout.streamed else 0)
-    for memory, said in ((MemoryConfig(), "half of"), (MemoryConfig(pinned_memory=2), "pinned_memory is 2 GB")):
+    for memory, said in ((MemorySettings(), "half of"), (MemorySettings(pinned_memory=2), "pinned_memory is 2 GB")):
         _, told = train(parts, offload="all", memory=memory)
         (warned,) = [event.text for event in told if isinstance(event, events.Warned)]
         assert warned.startswith("3.2 GB of streamed weights are not in pinned memory") and said in warned
@@ -151,7 +152,7 @@ def test_a_batch_is_split_with_the_same_loss_and_gradients(parts, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", keep)
     config = replace(SHORT, batch=2, steps=1)
     whole, _ = train(parts, config)
-    asked, _ = train(parts, config, memory=MemoryConfig(micro_batch=1))
+    asked, _ = train(parts, config, memory=MemorySettings(micro_batch=1))
     with failing("forward", 20):
         forced, told = train(parts, config)
     assert forced.memory.plan.layout.micro_batch == asked.memory.plan.layout.micro_batch == 1
@@ -188,11 +189,11 @@ def test_other_errors_are_not_repeated(parts, monkeypatch):
 
 
 def test_a_limit_is_planned_for_or_refused_before_anything_is_loaded(parts):
-    free = train_peak(parts, MemoryConfig(memory_limit=60))
-    tight = train_peak(parts, MemoryConfig(memory_limit=(free[1] * 1.05 + 0.3e9) / 1e9 - 0.001))
+    free = train_peak(parts, MemorySettings(memory_limit=60))
+    tight = train_peak(parts, MemorySettings(memory_limit=(free[1] * 1.05 + 0.3e9) / 1e9 - 0.001))
     assert free[0].checkpointing == "off" and tight[0].checkpointing != "off" and tight[1] < free[1]
     with pytest.raises(UserError, match="needs 0.3 GB of device memory at least, 0.1 GB are free"):
-        Trainer(*parts, replace(SHORT, memory=MemoryConfig(memory_limit=0.1)))
+        Trainer(*parts, replace(SHORT, memory=MemorySettings(memory_limit=0.1)))
 
 
 def test_a_limit_and_pinned_memory_reach_comfyui_and_the_ring(parts, monkeypatch):
@@ -205,7 +206,7 @@ def test_a_limit_and_pinned_memory_reach_comfyui_and_the_ring(parts, monkeypatch
         lambda models, memory_required: asked.append(memory_required) or load(models, memory_required=memory_required),
     )  # fmt: skip
     for limit in (0.0, 2.0):
-        memory = MemoryConfig(memory_limit=limit, recompute="blocks", recompute_every=1, pinned_memory=3.0)
+        memory = MemorySettings(memory_limit=limit, recompute="blocks", recompute_every=1, pinned_memory=3.0)
         trainer, _ = train(parts, memory=memory)
         parts_of = trainer.memory.plan.estimate.parts
         needed = sum(parts_of.values()) - parts_of["weights"]
@@ -225,35 +226,35 @@ def train_peak(parts, memory):
 
 @pytest.mark.parametrize("changes, words", [
     ({"offload": "some"}, "offload is 'some'; choose one of auto, off, all"),
-    ({"offload": "off", "memory": MemoryConfig(blocks_to_swap=1)}, "offload is 'off', but Memory says"),
+    ({"offload": "off", "memory": MemorySettings(blocks_to_swap=1)}, "offload is 'off', but Memory says"),
 ])  # fmt: skip
 def test_what_contradicts_itself_is_refused(changes, words):
     with pytest.raises(UserError, match=words):
-        TrainConfig(**changes)
+        TrainingSettings(**changes)
 
 
 @pytest.mark.parametrize("values, words", [
     ({"blocks_to_swap": 1, "offload_percent": 5}, "say the same twice"),
     ({"blocks_per_group": 2}, "needs group_offload 'block'"),
     ({"offload_activations": "on", "recompute": "selective"}, "set recompute to 'blocks'"),
-    ({"offload_percent": 101}, "offload percent is 101"),
+    ({"offload_percent": 101}, "offload_percent is 101"),
     ({"recompute": "some"}, "recompute is 'some'"),
 ])  # fmt: skip
 def test_memory_options_are_checked(values, words):
     with pytest.raises(UserError, match=words):
-        MemoryConfig(**values)
+        MemorySettings(**values)
 
 
 def test_more_blocks_than_the_flavour_has_are_named(parts):
     with pytest.raises(UserError, match=r"blocks_to_swap is 4, but FLUX.2 128/1/2/96 has 3 blocks"):
-        Trainer(*parts, replace(SHORT, memory=MemoryConfig(blocks_to_swap=4)))
+        Trainer(*parts, replace(SHORT, memory=MemorySettings(blocks_to_swap=4)))
 
 
 def test_the_node_gives_every_setting(pack):
     node = next(node for node in pack.NODES if node.GET_SCHEMA().node_id == "Flux2Memory")
     defaults = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs}
-    assert repr(node.execute(**defaults).args[0]) == repr(MemoryConfig())
-    assert set(defaults) == {field.name for field in fields(MemoryConfig)}
+    assert repr(node.execute(**defaults).args[0]) == repr(MemorySettings())
+    assert set(defaults) == {field.name for field in fields(MemorySettings)}
 
 
 @pytest.mark.long

@@ -6,15 +6,15 @@ import pytest
 import torch
 from support import brief_flux2, tiny_caches
 
-from flux2_train import job
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
 from flux2_train.run.events import Started
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings import job
+from flux2_train.settings.training import TrainingSettings
 
-CONFIG = TrainConfig(name="run", steps=2, rank=2, validation_items=0)
+CONFIG = TrainingSettings(name="run", steps=2, rank=2, validation_items=0)
 
 
 class Stop(Exception):
@@ -22,7 +22,7 @@ class Stop(Exception):
 
 
 def trainer(**changes):
-    return Trainer(brief_flux2(), *tiny_caches(2), TrainConfig(**{**vars(CONFIG), **changes}))
+    return Trainer(brief_flux2(), *tiny_caches(2), TrainingSettings(**{**vars(CONFIG), **changes}))
 
 
 def test_the_folder_and_its_job_are_there_before_the_first_step(tmp_path):

@@ -9,12 +9,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flux2_train.adapters import files
-from flux2_train.config import TrainConfig
 from flux2_train.errors import UserError
-from flux2_train.options import AdapterConfig, SaveConfig
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings import earlier
+from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.base import choices
+from flux2_train.settings.saving import SaveSettings
+from flux2_train.settings.training import TrainingSettings
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def nano(brief_nano):
 
 
 def trained(nano, robot, **changes):
-    config = TrainConfig(
+    config = TrainingSettings(
         **{"name": "x", "steps": 2, "rank": 3, "learning_rate": 0.01, "validation_items": 0, **changes}
     )
     with torch.inference_mode():
@@ -55,7 +58,7 @@ def results(trainer, robot, tmp_path, **more):
 
 
 def test_file_report_and_header_carry_the_certificate(lora, robot, tmp_path):
-    trainer = saved_as(lora, SaveConfig())
+    trainer = saved_as(lora, SaveSettings())
     found = results(trainer, robot, tmp_path)
     count = len(trainer.adapters.names)
     assert found.certificate == f"{count}/{count} keys, effect 1.00 (stock loader, bypass)"
@@ -66,14 +69,14 @@ def test_file_report_and_header_carry_the_certificate(lora, robot, tmp_path):
 
 
 def test_certificate_off_and_stopped_runs_say_so(lora, robot, tmp_path):
-    off = results(saved_as(lora, SaveConfig(certificate=False)), robot, tmp_path)
+    off = results(saved_as(lora, SaveSettings(certificate=False)), robot, tmp_path)
     assert off.certificate == header(off.lora_path)["flux2_train.certificate"] == "not certified"
-    stopped = results(saved_as(lora, SaveConfig()), robot, tmp_path, stopped=True)
+    stopped = results(saved_as(lora, SaveSettings()), robot, tmp_path, stopped=True)
     assert stopped.certificate == "not certified" and stopped.lora_path.name == "x_2_step2.safetensors"
 
 
 def test_a_file_that_acts_otherwise_is_an_error_and_is_kept(lora, robot, tmp_path, monkeypatch):
-    trainer, save = saved_as(lora, SaveConfig()), files.save
+    trainer, save = saved_as(lora, SaveSettings()), files.save
     monkeypatch.setattr(files, "save", lambda tensors, *rest: save({k: v * 1.5 for k, v in tensors.items()}, *rest))
     with pytest.raises(UserError, match=r"x.safetensors does not act like the adapter .* effect [12].* other numbers"):
         results(trainer, robot, tmp_path)
@@ -81,10 +84,10 @@ def test_a_file_that_acts_otherwise_is_an_error_and_is_kept(lora, robot, tmp_pat
     assert "effect" in header(tmp_path / "loras" / "x.safetensors")["flux2_train.certificate"]
 
 
-@pytest.mark.parametrize("format", SaveConfig.FORMATS)
-@pytest.mark.parametrize("precision", SaveConfig.PRECISIONS)
+@pytest.mark.parametrize("format", choices(SaveSettings, "format"))
+@pytest.mark.parametrize("precision", choices(SaveSettings, "precision"))
 def test_format_and_precision(lora, robot, tmp_path, format, precision):
-    found = results(saved_as(lora, SaveConfig(format, precision)), robot, tmp_path)
+    found = results(saved_as(lora, SaveSettings(format, precision)), robot, tmp_path)
     tensors = load_file(found.lora_path)
     first = {"comfyui": "diffusion_model.", "diffusers": "diffusion_model.", "kohya": "lora_unet_"}
     assert all(k.startswith(first.get(format, "base_model.model.")) for k in tensors)
@@ -98,10 +101,10 @@ def test_format_and_precision(lora, robot, tmp_path, format, precision):
 
 @pytest.mark.long
 def test_other_adapters_as_plain_lora_state_their_error(nano, robot, tmp_path):
-    lokr = trained(nano, robot, adapter=AdapterConfig(kind="lokr"))
+    lokr = trained(nano, robot, adapter=AdapterSettings(kind="lokr"))
     with pytest.raises(UserError, match="'diffusers' cannot carry the LoKr at .*as plain LoRA"):
-        results(saved_as(lokr, SaveConfig("diffusers")), robot, tmp_path)
-    found = results(saved_as(lokr, SaveConfig("diffusers", plain_rank=24)), robot, tmp_path)
+        results(saved_as(lokr, SaveSettings("diffusers")), robot, tmp_path)
+    found = results(saved_as(lokr, SaveSettings("diffusers", plain_rank=24)), robot, tmp_path)
     error = float(header(found.lora_path)["flux2_train.plain_lora_error"])
     assert 0 < error < 1 and f"{error:.2%}" in json.loads((found.folder / "report.json").read_text())["note"]
     assert all(".lora_" in k for k in load_file(found.lora_path))
@@ -109,13 +112,13 @@ def test_other_adapters_as_plain_lora_state_their_error(nano, robot, tmp_path):
 
 @pytest.mark.long
 def test_dora_on_nano_is_certified_through_the_stock_loader(nano, robot, tmp_path):
-    found = results(trained(nano, robot, adapter=AdapterConfig(dora=True)), robot, tmp_path)
+    found = results(trained(nano, robot, adapter=AdapterSettings(dora=True)), robot, tmp_path)
     assert found.certificate.endswith("effect 1.00 (stock loader, merged)")
 
 
 def test_options_that_cannot_be_are_refused():
     for changes in ({"format": "x"}, {"precision": "int8"}, {"plain_rank": -1}):
         with pytest.raises(UserError, match="is"):
-            SaveConfig(**changes)
-    config = TrainConfig(save=SaveConfig("kohya", "fp32", 8, False))
-    assert TrainConfig.from_json(config.to_json()) == config
+            SaveSettings(**changes)
+    config = TrainingSettings(save=SaveSettings("kohya", "fp32", 8, False))
+    assert earlier.settings_of(config.to_json()) == config

@@ -10,12 +10,13 @@ from support import given_back, require_precision
 from test_encode import dev, klein
 
 from flux2_train import nano as shipped
-from flux2_train.data.cache import EmbedSettings, cache_embeds
+from flux2_train.data.cache import cache_embeds
 from flux2_train.data.store import Store
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import encode, load, streamed_text
 from flux2_train.host.streamed import SOURCE
+from flux2_train.settings.caches import EmbedSettings
 
 TEXTS = ["a red circle", "a blue square on a green ground"]
 
@@ -122,7 +123,7 @@ def test_auto_streams_what_does_not_fit_the_card(own_nano, monkeypatch):
 
 
 def test_a_clip_without_layers_and_a_wrong_word_are_refused(nano, monkeypatch):
-    with pytest.raises(UserError, match="offload of the embeds is 'some'; choose one of auto, off, all"):
+    with pytest.raises(UserError, match="offload is 'some'; choose one of auto, off, all"):
         EmbedSettings(offload="some")
     monkeypatch.setattr(streamed_text, "can_stream", lambda layer: False)
     said = "no layers that can be streamed; set offload of Cache Embeds to 'off'"

@@ -92,12 +92,12 @@ def test_a_graphs_job_gives_the_same_lora_in_a_terminal(trained, base, tmp_path)
     first = json.loads((folder / "job.json").read_text())
     for job in (again, first):  # each run keeps copies of its references and says where its files shall go
         job.pop("output")
-        (prompt,) = job["validation"]["prompts"]
+        (prompt,) = job["previews"]["prompts"]
         prompt["references"] = [Path(path).name for path in prompt["references"]]
     assert again == first
     assert "training: 100%" in done.stderr
     assert first["unknown"] == [] and Path(first["held_out"][0]["folder"]).name == "one robot"
-    assert first["validation"]["model"]["flavour"] == "nano" and first["validation"]["prompts"][0]["references"]
+    assert first["previews"]["model"]["flavour"] == "nano" and first["previews"]["prompts"][0]["references"]
     for name in ("base_1.png", "step_000002_1.png"):  # second model, reference, negative, strength and all
         with Image.open(folder / "previews" / name) as a, Image.open(tmp_path / folder.name / "previews" / name) as b:
             assert numpy.array_equal(numpy.asarray(a), numpy.asarray(b))

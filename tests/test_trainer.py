@@ -10,16 +10,16 @@ from safetensors import safe_open
 from support import tiny_flux1
 
 from flux2_train.adapters import files
-from flux2_train.config import TrainConfig
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
-from flux2_train.options import OptimizerConfig
 from flux2_train.run import events
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.optimizer import OptimizerSettings
+from flux2_train.settings.training import TrainingSettings
 
-SHORT = TrainConfig(name="short", steps=3, epochs=1, rank=4, learning_rate=2e-3, validation_items=0)
+SHORT = TrainingSettings(name="short", steps=3, epochs=1, rank=4, learning_rate=2e-3, validation_items=0)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_lora(nano, robot, plain):
 @pytest.mark.parametrize("change", [
     {"alpha": 8.0}, {"batch": 2}, {"accumulate": 2}, {"learning_rate": 1e-3}, {"preservation": 1.0},
     {"differential_guidance": 3.0}, {"targets": "tiny"}, {"rank": 2}, {"steps": 2},
-    {"optimizer": OptimizerConfig(weight_decay=0.5)}, {"optimizer": OptimizerConfig(max_grad_norm=1e-9)},
+    {"optimizer": OptimizerSettings(weight_decay=0.5)}, {"optimizer": OptimizerSettings(max_grad_norm=1e-9)},
 ], ids=lambda c: next(iter(c)))  # fmt: skip
 def test_every_option_acts(nano, robot, plain, change):
     assert not same(plain, lora_of(nano, robot, **change))
@@ -186,8 +186,9 @@ def test_preservation_names_what_is_missing(nano, robot):
 @pytest.mark.parametrize("change, words", [
     ({"name": "a/b"}, "cannot be a file name"), ({"name": "  "}, "cannot be a file name"), ({"rank": 0}, "rank is 0"),
     ({"accumulate": 0}, "accumulate is 0"),
-    ({"steps": 0, "epochs": 0}, "steps and epochs are both 0"), ({"learning_rate": 0.0}, "learning rate is 0.0"),
-    ({"targets": "most"}, "targets is 'most'"), ({"preservation": -1.0}, "must not be negative"),
+    ({"steps": 0, "epochs": 0}, "steps and epochs are both 0"), ({"learning_rate": 0.0},
+    "learning_rate is 0; it must be at least 1e-07"),
+    ({"targets": "most"}, "targets is 'most'"), ({"preservation": -1.0}, "preservation is -1; it must be at least 0"),
 ])  # fmt: skip
 def test_bad_settings_are_refused_with_their_value(change, words):
     with pytest.raises(UserError, match=words):

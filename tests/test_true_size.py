@@ -27,11 +27,12 @@ from published_encoders import headers_of as text_headers
 from test_published import _only_what_this_comfyui_has as _only_what_this_comfyui_has
 
 from flux2_train.errors import UserError
-from flux2_train.flavours import AS_IN_FILE, FLAVOURS, Flux2Files
+from flux2_train.flavours import FLAVOURS
 from flux2_train.host import identify, load, shards
 from flux2_train.memory import weights
 from flux2_train.memory.estimate import Machine
 from flux2_train.run import fit
+from flux2_train.settings.model import AS_IN_FILE, ModelSettings
 from flux2_train.terminal.main import main
 
 SECONDS, BYTES = 5, 400 << 20  # what may pass, and what may be taken of memory, until a file is taken or refused
@@ -131,18 +132,18 @@ def test_a_transformer_is_recognised_planned_and_taken(flavour, layout, hollow, 
     assert out.startswith(f"{path.name}: {flavour}, {found.total / 1e9:.2f} GB of weights, ") and "peak" in out
     with Bounded():
         place = fit.Place(Machine(24e9, 64e9))
-        chosen, text = fit.answered(Flux2Files(flavour, "auto"), (path, path, path), place)
+        chosen, text = fit.answered(ModelSettings(flavour, "auto"), (path, path, path), place)
     assert text.startswith(f"{flavour}, {chosen.precision} (auto: ")
     assert (chosen.precision == AS_IN_FILE) == ("quantised already" in text) or not quantised
     with Bounded(), torch.inference_mode():
-        model = load.load_model(path, Flux2Files(flavour, AS_IN_FILE, transformer=str(path)))
+        model = load.load_model(path, ModelSettings(flavour, AS_IN_FILE, transformer=str(path)))
     assert identify.flavour_name(model) == flavour
     named = list(model.model.diffusion_model.named_parameters())
     loaded = sum(w.nbytes for name, w in named if name.endswith(".weight"))
     assert loaded >= 0.9 * found.total or quantised
     other = "klein-9b" if flavour != "klein-9b" else "klein-4b"
     with Bounded(), pytest.raises(UserError, match=f"is {flavour}, not {other}: set flavour"), torch.inference_mode():
-        load.load_model(path, Flux2Files(other))
+        load.load_model(path, ModelSettings(other))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8 (scaled)", "nvfp4"])

@@ -13,7 +13,6 @@ from PIL import Image
 from support import brief_flux2, tiny_caches
 
 from flux2_train.adapters import files
-from flux2_train.config import TrainConfig
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
 from flux2_train.host.borrow import borrow, training_mode
@@ -26,9 +25,10 @@ from flux2_train.run.resume import AUTO
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
 from flux2_train.run.validation import NOISY, OTHERS, TIMES, kept_out, lenders
-from flux2_train.validation import HeldOutConfig
+from flux2_train.settings.previews import ValidationLossSettings
+from flux2_train.settings.training import TrainingSettings
 
-SHORT = TrainConfig(name="watched", steps=4, rank=2, learning_rate=1e-2, validation_items=2, checkpointing=False)
+SHORT = TrainingSettings(name="watched", steps=4, rank=2, learning_rate=1e-2, validation_items=2, checkpointing=False)
 
 
 def trained(config=SHORT, items=5, wired=None):
@@ -75,7 +75,9 @@ def errors_by_hand(trainer, sample, seed):
 
 @pytest.mark.long
 def test_measuring_is_done_as_often_as_asked_and_changes_no_bit(plain):
-    often, told = trained(replace(SHORT, held_out=HeldOutConfig(every=2, per_image=True, per_image_every=3)))
+    often, told = trained(
+        replace(SHORT, validation_loss=ValidationLossSettings(every=2, per_image=True, per_image_every=3))
+    )
     assert list(validated(told)) == [0, 2, 4] and list(validated(plain[1])) == [0, 4]
     assert [e.step for e in told if isinstance(e, events.ImagesMeasured)] == [0, 3, 4]
     assert {step: validated(told)[step] for step in (0, 4)} == validated(plain[1])
@@ -85,7 +87,7 @@ def test_measuring_is_done_as_often_as_asked_and_changes_no_bit(plain):
 @pytest.mark.long
 def test_every_image_alone_is_measured_with_its_caption_and_with_others():
     """Five images in two captions, of the robot waving and of the others: who has one borrows the other."""
-    trainer, told = trained(replace(SHORT, held_out=HeldOutConfig(per_image=True)))
+    trainer, told = trained(replace(SHORT, validation_loss=ValidationLossSettings(per_image=True)))
     last = next(e for e in reversed(told) if isinstance(e, events.ImagesMeasured))
     items = trainer.samples.items
     assert [i.path for i in last.images] == [item.path for item in items]
@@ -114,7 +116,7 @@ def test_captions_are_borrowed_evenly_and_never_ones_own():
 
 @pytest.mark.long
 def test_a_share_is_never_trained_on_and_its_loss_is_told():
-    config = replace(SHORT, steps=12, held_out=HeldOutConfig(share=0.4, every=6))
+    config = replace(SHORT, steps=12, validation_loss=ValidationLossSettings(share=0.4, every=6))
     trainer, told = trained(config)
     out = {item.view.digest for item in trainer.held_out.items}
     assert len(out) == len(trainer.held_out) == 2 and len(trainer.samples) == 3
@@ -130,14 +132,17 @@ def test_a_share_is_never_trained_on_and_its_loss_is_told():
 
 def test_the_seed_draws_the_share_and_an_image_goes_with_all_its_sizes():
     whole = samples(*tiny_caches(5))
-    drawn = [{i.view.digest for i in kept_out(whole, HeldOutConfig(0.4, seed))[1].items} for seed in range(8)]
+    drawn = [{i.view.digest for i in kept_out(whole, ValidationLossSettings(0.4, seed))[1].items} for seed in range(8)]
     assert len({frozenset(d) for d in drawn}) > 1
-    assert kept_out(whole, HeldOutConfig(0.4, 3))[1].items == kept_out(whole, HeldOutConfig(0.4, 3))[1].items
+    assert (
+        kept_out(whole, ValidationLossSettings(0.4, 3))[1].items
+        == kept_out(whole, ValidationLossSettings(0.4, 3))[1].items
+    )
     twice = whole.only([0, 1, 2, 3, 4, 0, 1, 2, 3, 4])
-    trained_on, out = kept_out(twice, HeldOutConfig(0.4, 0))
+    trained_on, out = kept_out(twice, ValidationLossSettings(0.4, 0))
     assert len(out) == 4 and not {i.view for i in out.items} & {i.view for i in trained_on.items}
     with pytest.raises(UserError, match="keeps 1 of 1 images out"):
-        kept_out(whole.only([0]), HeldOutConfig(0.5))
+        kept_out(whole.only([0]), ValidationLossSettings(0.5))
 
 
 def test_regularisation_images_are_never_held_out():
@@ -148,7 +153,7 @@ def test_regularisation_images_are_never_held_out():
     mixed = replace(dataset, items=items, sources=(*dataset.sources, replace(dataset.sources[0], is_reg=True)))
     whole = samples(replace(embeds, dataset=mixed), replace(latents, dataset=mixed))
     for seed in range(8):
-        trained_on, out = kept_out(whole, HeldOutConfig(0.5, seed))
+        trained_on, out = kept_out(whole, ValidationLossSettings(0.5, seed))
         assert [item.source for item in out.items] == [0] and len(trained_on) == 4
 
 
@@ -164,7 +169,7 @@ def test_held_out_images_of_their_own_are_measured_and_told_if_they_are_trained_
     assert [e for e in told if isinstance(e, events.Warned) and f"1 held-out images are trained on as well ({name}" in
             e.text]  # fmt: skip
     with pytest.raises(UserError, match="a share of the data set is held out too"):
-        trained(replace(SHORT, held_out=HeldOutConfig(share=0.2)), wired=held_out)
+        trained(replace(SHORT, validation_loss=ValidationLossSettings(share=0.2)), wired=held_out)
 
 
 def losses(name, start, now, advantage=0.5, held_out=False):

@@ -10,18 +10,18 @@ import torch
 from children import run_in_two_processes
 from support import brief_flux2, tiny_caches
 
-from flux2_train.config import TrainConfig
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import files
 from flux2_train.run.events import ImagesMeasured, Previewed
 from flux2_train.run.trainer import Trainer
-from flux2_train.validation import HeldOutConfig, Prompt, ValidationConfig
+from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
+from flux2_train.settings.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("watch_tiny.py")
-CONFIG = TrainConfig(steps=4, rank=2, learning_rate=2e-3, batch=2, seed=5, checkpointing=False,
-                     held_out=HeldOutConfig(share=0.2, per_image=True, per_image_every=2))  # fmt: skip
-PAINTING = ValidationConfig((Prompt("zbot"), Prompt("a toy")), width=32, height=48, steps=1, guidance=1.0, every=2)
+CONFIG = TrainingSettings(steps=4, rank=2, learning_rate=2e-3, batch=2, seed=5, checkpointing=False,
+                     validation_loss=ValidationLossSettings(share=0.2, per_image=True, per_image_every=2))  # fmt: skip
+PAINTING = PreviewSettings((Prompt("zbot"), Prompt("a toy")), width=32, height=48, steps=1, guidance=1.0, every=2)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def test_the_main_process_paints_and_the_run_is_the_same(caches, watched, tmp_pa
     previews = [event for event in told if isinstance(event, Previewed)]
     assert [p.step for p in previews] == [0, 2, 4] and [e.step for e in measured(told)] == [0, 2, 4]
     assert not torch.equal(previews[-1].pictures[0].painted, previews[-1].pictures[0].base)
-    (plain, bare, _), _ = launch(tmp_path / "bare", caches, replace(CONFIG, held_out=HeldOutConfig(0.2)), None, vae)
+    (plain, bare, _), _ = launch(
+        tmp_path / "bare", caches, replace(CONFIG, validation_loss=ValidationLossSettings(0.2)), None, vae
+    )
     assert not [e for e in bare if isinstance(e, (Previewed, ImagesMeasured))]
     for name, pair in plain.items():
         for expected, ours, theirs in zip(pair, main[name], other[name], strict=True):

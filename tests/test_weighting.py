@@ -13,16 +13,14 @@ from pictures import gradient, picture, read
 from PIL import Image
 
 from flux2_train.data.cache import EmbedCache, LatentCache
-from flux2_train.data.captions import CaptionOptions
-from flux2_train.data.crops import ASPECTS, CropOptions
-from flux2_train.data.dataset import Source
-from flux2_train.data.masks import MaskOptions, mask_grid
+from flux2_train.data.masks import mask_grid
 from flux2_train.data.order import batches, drawn, epoch_batches, step_count
-from flux2_train.data.pairs import ReferenceOptions
 from flux2_train.data.render import render
 from flux2_train.data.samples import Samples, samples
 from flux2_train.errors import UserError
 from flux2_train.flow.weighting import place_weights, replaced, weighted
+from flux2_train.settings.base import choices
+from flux2_train.settings.dataset import CaptionSettings, CropSettings, DatasetSettings, MaskSettings, ReferenceSettings
 
 
 @pytest.fixture
@@ -47,8 +45,8 @@ def seen(data, epoch, batch=1, seed=0):
 
 
 def test_repeats_and_probability(folder):
-    assert set(seen(cached(read(folder, source=Source(folder, 3))), 0).values()) == {3}
-    data = cached(read(folder, source=Source(folder, probability=0.25)))
+    assert set(seen(cached(read(folder, repeats=3)), 0).values()) == {3}
+    data = cached(read(folder, probability=0.25))
     epochs = [seen(data, epoch) for epoch in range(4)]
     assert [sum(counts.values()) for counts in epochs] == [2] * 4
     assert set(sum(epochs, Counter()).values()) == {1}  # four epochs see everything once
@@ -58,8 +56,8 @@ def test_repeats_and_probability(folder):
 
 def test_folders_are_chained(folder, tmp_path):
     picture(tmp_path / "more" / "x.png", (96, 64), "blue", "a [trigger] thing")
-    first = read(folder, trigger="zbot", class_word="robot", source=Source(folder, 2))
-    both = first.chained(read(tmp_path / "more", trigger="ohwx", source=Source(folder, weight=0.5)))
+    first = read(folder, trigger="zbot", class_word="robot", repeats=2)
+    both = first.chained(read(tmp_path / "more", trigger="ohwx", loss_weight=0.5))
     data = cached(both)
     assert len(both.items) == 9 and both.items[8].caption == "a ohwx thing"
     assert (both.trigger, both.class_word) == ("zbot, ohwx", "robot")
@@ -72,8 +70,8 @@ def test_folders_are_chained(folder, tmp_path):
 def test_regularisation_images_have_no_trigger_and_batches_of_their_own(folder, tmp_path):
     for number in range(4):
         picture(tmp_path / "reg" / f"{number}.png", colour=(0, number, 0), caption=f"a [trigger], {number}")
-    settings = Source(folder, is_reg=True, base_target=True, weight=0.1)
-    reg = read(tmp_path / "reg", trigger="zbot", class_word="robot", source=settings)
+    settings = {"is_reg": True, "base_target": True, "loss_weight": 0.1}
+    reg = read(tmp_path / "reg", trigger="zbot", class_word="robot", **settings)
     assert [i.caption for i in reg.items] == [f"a robot, {n}" for n in range(4)]
     assert all(i.caption == i.class_caption for i in reg.items)
     data = cached(read(folder, trigger="zbot").chained(reg))
@@ -83,20 +81,21 @@ def test_regularisation_images_have_no_trigger_and_batches_of_their_own(folder, 
 
 
 @pytest.mark.parametrize("settings, words", [
-    ({"repeats": 0}, "repeats is 0"), ({"probability": 0.0}, "both must be above 0"),
+    ({"repeats": 0}, "repeats is 0"), ({"probability": 0.0}, "probability is 0; it must be at least 0.001"),
     ({"probability": 1.5}, "probability is 1.5"),
-    ({"timestep_offset": 9.0}, "timestep_offset is 9.0; it must lie between -8 and 8"),
-    ({"weight": -1.0}, "must not be negative"), ({"base_target": True}, "base_target is on but is_reg is off"),
+    ({"timestep_offset": 9.0}, "timestep_offset is 9; it must be at least -8 and at most 8"),
+    ({"loss_weight": -1.0}, "loss_weight is -1; it must be at least 0"), ({"base_target": True},
+    "base_target is on but is_reg is off"),
 ])  # fmt: skip
 def test_weights_that_cannot_be_are_refused(folder, settings, words):
     with pytest.raises(UserError, match=words):
-        Source(folder, **settings)
+        DatasetSettings(folder, **settings)
 
 
 def test_a_step_draws_one_of_several_captions_with_its_class_caption(folder):
     (folder / "0.txt").write_text("[trigger] one\n[trigger] two\n[trigger] three")
-    options = CaptionOptions(several="choose")
-    data = cached(read(folder, trigger="zbot", class_word="robot", caption=options))
+    options = CaptionSettings(several="choose")
+    data = cached(read(folder, trigger="zbot", class_word="robot", caption_options=options))
     found = [data.draw(0, random.Random(n)) for n in range(40)]
     pairs = {
         text: class_text for text, class_text in zip(data.items[0].captions, data.items[0].class_captions, strict=True)
@@ -107,8 +106,8 @@ def test_a_step_draws_one_of_several_captions_with_its_class_caption(folder):
 
 
 def test_captions_are_dropped_as_often_as_asked_with_an_embedding_of_their_own(folder):
-    options = CaptionOptions(dropout=0.25, dropout_caption="[trigger]")
-    data = cached(read(folder, trigger="zbot", class_word="robot", caption=options))
+    options = CaptionSettings(dropout=0.25, dropout_caption="[trigger]")
+    data = cached(read(folder, trigger="zbot", class_word="robot", caption_options=options))
     found = [data.draw(0, random.Random(n)) for n in range(1000)]
     said = Counter((id(s.embeds), id(s.class_embeds)) for s in found)
     own, dropped = ((id(data.embeds[a]), id(data.embeds[b])) for a, b in (("zbot 0", "robot 0"), ("zbot", "robot")))
@@ -129,7 +128,7 @@ def edits(folder, tmp_path):
 def test_references_are_combined_or_one_is_drawn(folder, edits):
     both = cached(read(folder, references=edits))
     assert [len(both.draw(i, random.Random(0)).references) for i in range(8)] == [2] * 8
-    one = cached(read(folder, references=edits, reference=ReferenceOptions(sampling="random")))
+    one = cached(read(folder, references=edits, reference_options=ReferenceSettings(sampling="random")))
     drawn_shapes = Counter(tuple(one.draw(3, random.Random(n)).references[0].shape) for n in range(100))
     assert (
         set(drawn_shapes.values()) == {min(drawn_shapes.values()), max(drawn_shapes.values())}
@@ -146,7 +145,7 @@ def test_up_to_ten_reference_folders_are_given_in_order(folder, edits):
 
 
 def test_loose_references_are_flipped_with_their_image(folder, edits):
-    items = read(folder, references=edits[1:], crop=CropOptions(flip_x=True, flip_y=True)).items[:4]
+    items = read(folder, references=edits[1:], crop_options=CropSettings(flip_x=True, flip_y=True)).items[:4]
     assert [(i.references[0].crop.flip_x, i.references[0].crop.flip_y) for i in items] == [
         (i.view.crop.flip_x, i.view.crop.flip_y) for i in items
     ]
@@ -154,7 +153,7 @@ def test_loose_references_are_flipped_with_their_image(folder, edits):
 
 
 def test_references_are_dropped_as_often_as_asked(folder, edits):
-    data = cached(read(folder, references=edits, reference=ReferenceOptions(dropout=0.5)))
+    data = cached(read(folder, references=edits, reference_options=ReferenceSettings(dropout=0.5)))
     counts = Counter(len(data.draw(0, random.Random(n)).references) for n in range(200))
     assert set(counts) == {0, 2} and 70 < counts[0] < 130
 
@@ -199,7 +198,7 @@ def test_partners_that_are_missing_or_surplus_are_named(folder, edits):
     picture(edits[1] / "0.png", caption=None)
     with pytest.raises(UserError, match="far has 0.jpg and 0.png; only one file"):
         read(folder, references=edits[1:])
-    with pytest.raises(UserError, match="11 reference folders are named; at most 10"):
+    with pytest.raises(UserError, match="references names 11 folders; at most 10"):
         read(folder, references=(edits[0],) * 11)
 
 
@@ -207,8 +206,8 @@ def test_broken_partners_are_named(folder, edits):
     (edits[0] / "2.png").write_bytes(b"broken")
     dataset = read(folder, references=edits[:1])
     assert len(dataset.items) == 7 and any("2.png (partner of 2.png) cannot be read" in s for s in dataset.skipped)
-    strict = ReferenceOptions(kind="strict")
-    dataset = read(folder, references=edits[1:], reference=strict)
+    strict = ReferenceSettings(kind="strict")
+    dataset = read(folder, references=edits[1:], reference_options=strict)
     assert [i.path.stem for i in dataset.items] == ["0"]
     assert any("1.jpg is 96x64 and 1.png 64x64: they must have the same shape" in s for s in dataset.skipped)
 
@@ -216,15 +215,18 @@ def test_broken_partners_are_named(folder, edits):
 def test_loose_references_have_their_own_shape_and_resolution(folder, edits):
     views = {i.path.stem: i.references[0] for i in read(folder, references=edits[1:]).items}
     assert views["0"].crop.size == (64, 64) and views["2"].crop.size[0] > views["2"].crop.size[1]
-    larger = read(folder, references=edits[1:], reference=ReferenceOptions(resolution=128)).items[0].references[0]
+    larger = (
+        read(folder, references=edits[1:], reference_options=ReferenceSettings(resolution=128)).items[0].references[0]
+    )
     assert larger.crop.size == (128, 128)
 
 
 crop_options = st.builds(
-    CropOptions, aspect=st.sampled_from(ASPECTS), aspects=st.just((0.5, 1.0, 2.0)), seed=st.integers(0, 9),
-    style=st.sampled_from(["center", "random",
+    CropSettings, crop_aspect=st.sampled_from(choices(CropSettings, "crop_aspect")), aspects=st.just((0.5, 1.0, 2.0)),
+    seed=st.integers(0, 9),
+    crop_style=st.sampled_from(["center", "random",
     "corner"]), flip_x=st.booleans(), flip_y=st.booleans(), upscale=st.booleans(),
-) | st.builds(CropOptions, crop=st.just(False), flip_x=st.booleans())  # fmt: skip
+) | st.builds(CropSettings, crop=st.just(False), flip_x=st.booleans())  # fmt: skip
 
 
 @pytest.mark.long
@@ -240,8 +242,9 @@ def test_image_mask_and_strict_reference_show_the_same_place(tmp_path_factory, w
         saved = image.resize((width * size, height * size), Image.Resampling.BICUBIC)
         (saved if name != "masks" else saved.getchannel("R")).save(base / name / "x.png")
     dataset = read(
-        base / "data", prompt="x", crop=options, references=(base / "before",), mask=MaskOptions(base / "masks"),
-        reference=ReferenceOptions(kind="strict"),
+        base / "data", prompt="x", crop=options, references=(base / "before",),
+        mask_options=MaskSettings(base / "masks"),
+        reference_options=ReferenceSettings(kind="strict"),
     )  # fmt: skip
     for item in dataset.items:
         (reference,) = item.references
@@ -259,23 +262,23 @@ def test_masks_from_a_folder_or_from_alpha(folder, tmp_path):
     half = Image.new("L", (64, 64), 0)
     half.paste(255, (0, 0, 32, 64))
     half.save(tmp_path / "masks" / "0.png")
-    dataset = read(folder, mask=MaskOptions(tmp_path / "masks"))
+    dataset = read(folder, mask_options=MaskSettings(tmp_path / "masks"))
     assert [item.mask is not None for item in dataset.items] == [True] + [False] * 7
     assert "7 images have no mask and count fully: 1, 2, 3, 4, 5 and 2 more" in dataset.warnings
     expected = torch.tensor([2.0, 2.0, 0.0, 0.0]).expand(1, 1, 4, 4)
     assert torch.equal(mask_grid(dataset.items[0].mask), expected)
-    invert = read(folder, mask=MaskOptions(tmp_path / "masks", invert=True)).items[0].mask
+    invert = read(folder, mask_options=MaskSettings(tmp_path / "masks", invert=True)).items[0].mask
     assert torch.equal(mask_grid(invert), expected.flip(-1))
-    soft = read(folder, mask=MaskOptions(tmp_path / "masks", minimum=0.5)).items[0].mask
+    soft = read(folder, mask_options=MaskSettings(tmp_path / "masks", minimum=0.5)).items[0].mask
     assert torch.allclose(mask_grid(soft), torch.tensor([4 / 3, 4 / 3, 2 / 3, 2 / 3]).expand(1, 1, 4, 4))
     (tmp_path / "grey").mkdir()
     half.point(lambda value: max(value, 102)).save(tmp_path / "grey" / "0.png")  # 1 and 0.4 become 1 and 0.7
-    soft = read(folder, mask=MaskOptions(tmp_path / "grey", minimum=0.5)).items[0].mask
+    soft = read(folder, mask_options=MaskSettings(tmp_path / "grey", minimum=0.5)).items[0].mask
     assert torch.allclose(mask_grid(soft), torch.tensor([1.0, 1.0, 0.7, 0.7]).expand(1, 1, 4, 4) / 0.85)
     rgba = Image.new("RGB", (64, 64), "red")
     rgba.putalpha(half)
     rgba.save(folder / "1.png")
-    alpha = read(folder, mask=MaskOptions(alpha=True))
+    alpha = read(folder, mask_options=MaskSettings(alpha=True))
     assert [item.mask is not None for item in alpha.items] == [False, True] + [False] * 6
     assert torch.equal(mask_grid(alpha.items[1].mask), expected)
     assert alpha.items[1].view.background == "white"
@@ -283,13 +286,13 @@ def test_masks_from_a_folder_or_from_alpha(folder, tmp_path):
 
 def test_a_mask_that_hides_everything_is_refused_by_name(folder, tmp_path):
     picture(tmp_path / "masks" / "0.png", colour="black", caption=None)
-    mask = read(folder, mask=MaskOptions(tmp_path / "masks")).items[0].mask
+    mask = read(folder, mask_options=MaskSettings(tmp_path / "masks")).items[0].mask
     with pytest.raises(UserError, match="The mask of 0.png is black all over"):
         mask_grid(mask)
     with pytest.raises(UserError, match="not from both"):
-        MaskOptions(tmp_path, alpha=True)
-    with pytest.raises(UserError, match="mask_minimum is 2"):
-        MaskOptions(minimum=2.0)
+        MaskSettings(tmp_path, alpha=True)
+    with pytest.raises(UserError, match="minimum is 2"):
+        MaskSettings(minimum=2.0)
 
 
 def test_masks_and_weights_in_the_loss():
@@ -310,7 +313,7 @@ def test_base_targets_replace_only_their_samples():
 
 
 def test_batches_are_read_ahead_and_drawn_by_step_alone(folder):
-    data = cached(read(folder, caption=CaptionOptions(dropout=0.5)))
+    data = cached(read(folder, caption_options=CaptionSettings(dropout=0.5)))
     order = list(batches(data, 2, 0, 9, 0))
     whole = list(drawn(data, order, seed=5))
     assert [[s.item for s in batch] for batch in whole] == [[data.items[i] for i in indices] for indices in order]

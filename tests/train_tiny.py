@@ -1,6 +1,6 @@
 """One process of several that ``accelerate launch`` started: trains the tiny FLUX.2.
 
-Arguments: the pickled caches, the file to write (with the process's number behind it), TrainConfig as JSON.
+Arguments: the pickled caches, the file to write (with the process's number behind it), settings as JSON.
 """
 
 import pickle
@@ -9,9 +9,9 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from flux2_train.config import TrainConfig
 from flux2_train.host.bootstrap import import_comfyui
 from flux2_train.run import processes
+from flux2_train.settings.earlier import settings_of
 
 caches, target, config = sys.argv[1:]
 
@@ -26,9 +26,7 @@ with processes.launched() as accelerator:
         time.sleep(0.5 * accelerator.is_main_process)  # or it might be first by chance
         with Path(f"{target}.order").open("a") as order:
             order.write(str(accelerator.process_index))
-    trainer = Trainer(
-        brief_flux2(), *pickle.loads(Path(caches).read_bytes()), TrainConfig.from_json(config), accelerator
-    )
+    trainer = Trainer(brief_flux2(), *pickle.loads(Path(caches).read_bytes()), settings_of(config), accelerator)
     with torch.inference_mode(), closing(trainer.run()) as run:
         told = list(run)
     matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}

@@ -19,8 +19,8 @@ from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
 from flux2_train.host.compute import NAMES, training_dtype
 from flux2_train.host.velocity import Condition, velocity
 from flux2_train.layout import BLOCKS, Layout
-from flux2_train.options import AdapterConfig
 from flux2_train.run.loss_scale import FIRST, LossScale
+from flux2_train.settings.adapter import AdapterSettings
 
 SIZES = 256, 1, 2, 96  # hidden, double and single blocks, context
 SIDE, SIDE_CPU, TEXT = 48, 12, 16  # tokens: of an image of 768 px, of one for a dry run, and of its caption
@@ -105,7 +105,7 @@ def gradients(model, layout: Layout, scale: float = 1.0) -> dict[str, Tensor]:
     text = torch.randn(1, TEXT, SIZES[3], generator=generator)
     sites = {n: Site(layers[n].in_features, layers[n].out_features, 4, 4.0) for n in targets.select(layers)}
     with training_mode():
-        adapters = Adapters(sites, AdapterConfig(), 0, device)
+        adapters = Adapters(sites, AdapterSettings(), 0, device)
         with torch.no_grad():
             for parameter in adapters.trainable():  # what begins at zero would take the other matrix's gradient away
                 parameter.copy_(torch.empty(parameter.shape).normal_(std=0.05, generator=generator))

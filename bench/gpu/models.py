@@ -18,9 +18,9 @@ from torch import Tensor
 from bench.shapes import flux2_shapes
 from flux2_train.data.cache import EmbedCache, LatentCache
 from flux2_train.data.folder import read_folder
-from flux2_train.data.request import Request
 from flux2_train.flavours import FLAVOURS, PRECISIONS
 from flux2_train.host import quantise
+from flux2_train.settings.dataset import DatasetSettings
 
 TEXT = 512  # tokens, as klein's embeds have them
 TILE = 1 << 22  # random numbers, of which weights are made
@@ -97,7 +97,7 @@ def caches(pixels: int, context: int, texts: tuple[str, ...] = ()) -> tuple[Embe
         for number in range(2):
             Image.new("RGB", (pixels, pixels), (50 * number, 90, 120)).save(Path(folder) / f"{number}.png")
             (Path(folder) / f"{number}.txt").write_text(f"a picture with the number {number}")
-        dataset = read_folder(Request(Path(folder), pixels))
+        dataset = read_folder(DatasetSettings(Path(folder), resolution=pixels))
     dataset = replace(dataset, warnings=())
     every = dict.fromkeys([*dataset.texts(), *texts])
     embeds = {text: torch.randn(1, TEXT, context, generator=generator).to(torch.bfloat16) for text in every}

@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.gpu import models
-from flux2_train.config import TrainConfig
-from flux2_train.flavours import FLAVOURS, Flux2Files
+from flux2_train.flavours import FLAVOURS
 from flux2_train.host import load
 from flux2_train.run import checkpoints, events
 from flux2_train.run.checkpoints import About, Snapshot
 from flux2_train.run.previews import Validation
 from flux2_train.run.trainer import Trainer
-from flux2_train.validation import Prompt, ValidationConfig
+from flux2_train.settings.model import ModelSettings
+from flux2_train.settings.previews import PreviewSettings, Prompt
+from flux2_train.settings.training import TrainingSettings
 
 STEPS, MIDDLE, PIXELS = 4, 2, 64
 PROMPT = "a red square"
@@ -33,8 +34,8 @@ def run(offload: str) -> dict:
     Right if they agree, both pictures were painted, all losses are numbers, and the MODEL has its file's weights
     afterwards, bit by bit.
     """
-    paths = load.locate_parts(Flux2Files("nano"))
-    model, vae = load.load_model(paths[0], Flux2Files("nano")), load.load_vae(paths[2], FLAVOURS["nano"])
+    paths = load.locate_parts(ModelSettings("nano"))
+    model, vae = load.load_model(paths[0], ModelSettings("nano")), load.load_vae(paths[2], FLAVOURS["nano"])
     parts = model, models.caches(PIXELS, FLAVOURS["nano"].context, (PROMPT, "")), vae, offload
     whole, told = _trained(*parts)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,8 +61,8 @@ def run(offload: str) -> dict:
 
 def _trained(model, data, vae, offload: str, until: int = 0, state: dict | None = None) -> tuple[Trainer, list]:
     """The trainer and the events of a run, ended after ``until`` steps if that is not 0, begun with ``state``."""
-    config = TrainConfig(steps=STEPS, rank=4, learning_rate=1e-3, validation_items=0, offload=offload)
-    asked = ValidationConfig((Prompt(PROMPT),), width=PIXELS, height=PIXELS, steps=1, every=MIDDLE, at_start=False)
+    config = TrainingSettings(steps=STEPS, rank=4, learning_rate=1e-3, validation_items=0, offload=offload)
+    asked = PreviewSettings((Prompt(PROMPT),), width=PIXELS, height=PIXELS, steps=1, every=MIDDLE, at_start=False)
     with torch.inference_mode():
         trainer, told = Trainer(model, *data, config, validation=Validation(asked, vae)), []
         if state is not None:

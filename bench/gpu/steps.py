@@ -11,14 +11,14 @@ import comfy.model_management
 import torch
 
 from bench.gpu import models
-from flux2_train.config import TrainConfig
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host.rates import rates
 from flux2_train.memory.estimate import operations
-from flux2_train.memory.options import MemoryConfig
 from flux2_train.memory.planner import GB
 from flux2_train.run import events
 from flux2_train.run.trainer import Trainer
+from flux2_train.settings.memory import MemorySettings
+from flux2_train.settings.training import TrainingSettings
 
 RANK, STEPS, WARMUP = 16, 3, 2
 EVERY = 0.005  # seconds between two looks at the card's free memory
@@ -31,8 +31,8 @@ def step(flavour: str, pixels: int, precision: str, card: int = 0, offload: str 
     """
     model = models.flavour_model(flavour, precision)
     device = model.load_device
-    config = TrainConfig(rank=RANK, steps=WARMUP + STEPS, validation_items=0, offload=offload,
-                         memory=MemoryConfig(memory_limit=card * 2**30 / GB))  # fmt: skip
+    config = TrainingSettings(rank=RANK, steps=WARMUP + STEPS, validation_items=0, offload=offload,
+                         memory=MemorySettings(memory_limit=card * 2**30 / GB))  # fmt: skip
     trainer = Trainer(model, *models.caches(pixels, FLAVOURS[flavour].context), config)
     seconds, traffic, warned = [], [], []
     with _watched(device) as memory, torch.inference_mode(), closing(trainer.run()) as run:

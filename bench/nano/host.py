@@ -50,10 +50,11 @@ def use_comfyui() -> None:
 def load_flux2() -> tuple:
     """nano's MODEL, CLIP and VAE, as the node Load FLUX.2 gives them."""
     use_comfyui()
-    from flux2_train.flavours import Flux2Files, flavour
+    from flux2_train.flavours import flavour
     from flux2_train.host import load
+    from flux2_train.settings.model import ModelSettings
 
-    chosen = Flux2Files("nano")
+    chosen = ModelSettings("nano")
     transformer, text_encoder, vae = load.locate_parts(chosen)
     with torch.inference_mode():  # as nodes run
         model, clip = load.load_model(transformer, chosen), load.load_clip(text_encoder, chosen)

@@ -36,27 +36,27 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     """A LoRA on the concept's data set, fp32, with the demo's settings."""
     use_comfyui()
     from flux2_train.adapters import files
-    from flux2_train.config import TrainConfig
     from flux2_train.data import cache
     from flux2_train.data.folder import read_folder
-    from flux2_train.data.request import Request
     from flux2_train.flavours import FLAVOURS
     from flux2_train.host import encode
     from flux2_train.run.trainer import Trainer
+    from flux2_train.settings.dataset import DatasetSettings
+    from flux2_train.settings.training import TrainingSettings
 
     concept, row = concepts.CONCEPTS[name], FLAVOURS["nano"]
     pictures, before = folder / name, folder / f"{name}-reference"
     concepts.write_dataset(name, pictures)
     dataset = read_folder(
-        Request(
+        DatasetSettings(
             pictures,
-            row.resolution,
+            resolution=row.resolution,
             trigger=concept.trigger,
             class_word=CLASS_WORDS.get(name, concept.class_word),
             references=(before,) if before.is_dir() else (),
         )
     )
-    config = TrainConfig(**{**demo_settings(), "seed": seed, "validation_items": 0, **changes})
+    config = TrainingSettings(**{**demo_settings(), "seed": seed, "validation_items": 0, **changes})
     model, clip, vae = load_flux2()
     with torch.inference_mode():
         embeds = {text: encode.encode_text(clip, text) for text in dataset.texts()}

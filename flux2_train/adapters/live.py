@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..options import AdapterConfig
+from ..settings.adapter import AdapterSettings
 from .library import peft
 from .parts import Base, Delta, Hadamard, Kronecker, LowRank, Part, mapped
 
@@ -57,7 +57,7 @@ def shadow(sites: dict[str, Site]) -> nn.Module:
     return root
 
 
-def peft_config(sites: dict[str, Site], config: AdapterConfig) -> peft.PeftConfig:
+def peft_config(sites: dict[str, Site], config: AdapterSettings) -> peft.PeftConfig:
     """peft's configuration: every site by its full name, with its own rank and alpha."""
     ranks = {re.escape(name): site.rank for name, site in sites.items()}
     alphas = {re.escape(name): site.alpha for name, site in sites.items()}
@@ -89,7 +89,7 @@ class Adapters(nn.Module):
     def __init__(
         self,
         sites: dict[str, Site],
-        config: AdapterConfig,
+        config: AdapterSettings,
         seed: int,
         device: torch.device | str = "cpu",
         row_norms: Callable[[str], Tensor] | None = None,

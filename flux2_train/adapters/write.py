@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..options import SaveConfig
+from ..settings.base import choices
+from ..settings.saving import SaveSettings
 from .dora import is_dora
 from .names import in_diffusers
 from .parts import Decomposed, Full, Hadamard, Kronecker, LowRank, Part, Rotation, Split, rows, size_of
 
-FORMATS = SaveConfig.FORMATS
+FORMATS = choices(SaveSettings, "format")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PREFIX, PEFT, VECTOR = "diffusion_model.", "base_model.model.", ".lora_magnitude_vector"
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..settings.dataset import ONE_PROMPT, DatasetSettings
 from . import captions as texts
-from .captions import ONE_PROMPT
 from .dataset import Item
 from .items import Picture
 from .pairs import some
-from .request import Request
 
 LEAST_KEPT = 2 / 3  # of an image's area, before its crop is worth a word
 
 
-def advice(request: Request, pictures: list[Picture], items: tuple[Item, ...]) -> Iterator[str]:
+def advice(request: DatasetSettings, pictures: list[Picture], items: tuple[Item, ...]) -> Iterator[str]:
     """Sentences about sizes, captions, trigger and duplicates."""
     small = list(dict.fromkeys(i.path.name for i in items if _scaled_up(i)))
     if small:
@@ -37,8 +36,8 @@ def _scaled_up(item: Item) -> bool:
     return item.size[0] > (right - left) + 8 or item.size[1] > (bottom - top) + 8  # half a step of 16 is rounding
 
 
-def _on_captions(request: Request, pictures: list[Picture], captions: set[str]) -> Iterator[str]:
-    trigger = "" if request.source.is_reg else request.trigger
+def _on_captions(request: DatasetSettings, pictures: list[Picture], captions: set[str]) -> Iterator[str]:
+    trigger = "" if request.is_reg else request.trigger
     if trigger and not any(texts.has_word(c, trigger) for c in captions):
         yield f"the trigger {trigger!r} is in no caption"
     if not request.trigger and any(texts.PLACEHOLDER in c for p in pictures for c in p.captions):

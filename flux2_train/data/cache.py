@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..canonical import canonical_hash
-from ..errors import UserError
-from ..memory.options import AUTO, OFFLOADS
+from ..settings.caches import EmbedSettings, LatentSettings
 from .dataset import Dataset, Mask, View
 from .masks import mask_grid
 from .render import pixels
@@ -25,41 +24,6 @@ GIGABYTE = 10**9
 
 T = TypeVar("T", bound=Hashable)
 Report = Callable[[int, int], None]  # (encoded so far, to encode)
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """How captions are encoded: ``batch`` of equal length at a time; 0 of ``limit_gb`` is no limit.
-
-    ``prompts`` are more texts, one per line; ``store`` is the place of the cache on disk. ``offload`` streams the text
-    encoder's layers from host memory, which changes no bit: ``all``, ``off``, or ``auto`` where it does not fit.
-    """
-
-    batch: int = 1
-    prompts: str = ""
-    store: str = "user folder"
-    limit_gb: float = 0.0
-    offload: str = AUTO
-
-    def __post_init__(self):
-        if self.offload not in OFFLOADS:
-            raise UserError(f"offload of the embeds is {self.offload!r}; choose one of {', '.join(OFFLOADS)}.")
-
-    @property
-    def texts(self) -> list[str]:
-        """The lines of ``prompts`` that hold something."""
-        return [line.strip() for line in self.prompts.splitlines() if line.strip()]
-
-
-@dataclass(frozen=True)
-class LatentSettings:
-    """How images are encoded: ``batch`` of one size at a time, in ``tile`` pixels where that is not 0."""
-
-    batch: int = 1
-    vae_precision: str = "as loaded"
-    tile: int = 0
-    store: str = "user folder"
-    limit_gb: float = 0.0
 
 
 @dataclass(frozen=True)

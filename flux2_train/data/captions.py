@@ -10,40 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..settings.dataset import JOIN, MOST_REFERENCES, CaptionSettings
 
-TEXT_FILE, FILE_NAME, ONE_PROMPT, JSONL = "text file", "file name", "one prompt", "jsonl"
-SOURCES = (TEXT_FILE, FILE_NAME, ONE_PROMPT, JSONL)
-JOIN, CHOOSE = "join", "choose"
-SEVERAL = (JOIN, CHOOSE)
 PLACEHOLDER = "[trigger]"
 SUFFIXES = (".txt", ".caption", ".json")
-MOST_REFERENCES = 10
 MAX_BYTES = 64 * 1024
 MAX_LINES_BYTES = 1 << 28  # of a JSONL file
-
-
-@dataclass(frozen=True)
-class CaptionOptions:
-    """``several`` captions of one image (lines of a text file, a list in JSON) are joined to one or chosen per step.
-
-    ``shuffle`` is the number of orders the parts between ``separator`` are put in, after the first ``keep_tokens``.
-    With probability ``dropout`` a step sees ``dropout_caption`` instead.
-    """
-
-    several: str = JOIN
-    shuffle: int = 0
-    keep_tokens: int = 0
-    separator: str = ","
-    prepend_trigger: bool = True
-    dropout: float = 0.0
-    dropout_caption: str = ""
-    seed: int = 0
-
-    def __post_init__(self):
-        if not 0 <= self.dropout <= 1:
-            raise UserError(f"caption_dropout is {self.dropout}; it is a probability between 0 and 1.")
-        if self.shuffle and not self.separator:
-            raise UserError("shuffle is on but separator is empty; captions are usually split at ','.")
 
 
 def beside(image: Path) -> tuple[Path, ...]:
@@ -174,7 +146,7 @@ def with_trigger(caption: str, trigger: str, instead: str | None = None, prepend
     return _clean(text).strip(" ,")
 
 
-def variants(captions: list[str], options: CaptionOptions, key: str) -> tuple[str, ...]:
+def variants(captions: list[str], options: CaptionSettings, key: str) -> tuple[str, ...]:
     """What a step may draw for one image, before triggers; ``key`` makes the shuffles of an image its own."""
     if options.several == JOIN:
         captions = [_clean(" ".join(captions))]
@@ -185,7 +157,7 @@ def variants(captions: list[str], options: CaptionOptions, key: str) -> tuple[st
     return tuple(dict.fromkeys(_shuffled(text, options, rng) for text in captions for _ in range(options.shuffle)))
 
 
-def _shuffled(text: str, options: CaptionOptions, rng: random.Random) -> str:
+def _shuffled(text: str, options: CaptionSettings, rng: random.Random) -> str:
     parts = [part.strip() for part in text.split(options.separator) if part.strip()]
     kept, free = parts[: options.keep_tokens], parts[options.keep_tokens :]
     rng.shuffle(free)

@@ -11,20 +11,26 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..errors import UserError
 from ..geometry import MULTIPLE, bucket
+from ..settings.dataset import (
+    AREA,
+    CORNER,
+    DOWNSCALE,
+    EACH,
+    FACE,
+    LONGEST,
+    PIXEL,
+    PIXEL_AREA,
+    PRESERVE,
+    RANDOM,
+    SKIP,
+    SQUARE,
+    UPSCALE,
+    CropSettings,
+)
 
-PIXEL_AREA, AREA, PIXEL = "pixel_area", "area", "pixel"
-RESOLUTION_TYPES = (PIXEL_AREA, AREA, PIXEL)
-CLOSEST, PRESERVE, SQUARE, RANDOM = "closest", "preserve", "square", "random"
-ASPECTS = (CLOSEST, PRESERVE, SQUARE, RANDOM)
-CENTER, CORNER, FACE = "center", "corner", "face"
-STYLES = (CENTER, RANDOM, CORNER, FACE)
-ACCEPT, SKIP, REFUSE = "accept", "skip", "refuse"
-UPSCALE, DOWNSCALE = "upscale", "downscale"
-EACH, NEAREST = "each", "nearest"
+ACCEPT = "accept"
 MEGAPIXEL = 1024**2
-LONGEST = 8.0  # longer shapes than 8:1 are cropped to it, or reported where nothing may be cropped
 
 Size = tuple[int, int]  # (width, height)
 Point = tuple[float, float]  # (x, y) in pixels of the upright source
@@ -58,64 +64,6 @@ class Crop:
         return replace(self, box=tuple(side / times for side in self.box))
 
 
-@dataclass(frozen=True)
-class CropOptions:
-    """``resolutions`` (none: the data set's) are used ``each`` or the ``nearest`` one per image, in the unit of
-    ``resolution_type``: ``pixel_area`` is the side of a square of that many pixels, ``area`` megapixels of 1024²,
-    ``pixel`` the shorter side. ``minimum`` and ``maximum`` have the same unit, 0 is none.
-    """
-
-    resolutions: tuple[float, ...] = ()
-    use: str = EACH
-    resolution_type: str = PIXEL_AREA
-    minimum: float = 0.0
-    maximum: float = 0.0
-    too_small: str = UPSCALE
-    too_large: str = DOWNSCALE
-    upscale: bool = True
-    crop: bool = True
-    aspect: str = CLOSEST
-    aspects: tuple[float, ...] = ()
-    style: str = CENTER
-    crops: int = 1
-    flip_x: bool = False
-    flip_y: bool = False
-    seed: int = 0
-
-    def __post_init__(self):
-        for problem in self._problems():
-            raise UserError(problem)
-
-    @property
-    def wants_faces(self) -> bool:
-        """Whether faces have to be found before an image can be cut."""
-        return self.crop and self.style == FACE
-
-    def _problems(self):
-        if any(not 0 < r < 1e5 for r in self.resolutions):
-            yield f"resolutions are {list(self.resolutions)}; each must be above 0, such as 512, 768, 1024."
-        if any(not 1 / LONGEST <= a <= LONGEST for a in self.aspects):
-            yield f"aspects are {list(self.aspects)}; each must lie between 1:8 and 8:1, such as 1:1, 3:2, 0.75."
-        if self.crop and self.aspect == RANDOM and not self.aspects:
-            yield "crop_aspect is 'random' but aspects is empty; list the shapes to draw from, such as 1:1, 3:2, 2:3."
-        if self.crops > 1 and not (self.crop and self.style == RANDOM):
-            yield f"crops is {self.crops}, which takes crop on and crop_style 'random'; else all are the same."
-        if 0 < self.maximum < self.minimum:
-            yield f"maximum {self.maximum:g} is below minimum {self.minimum:g}; no image could be used."
-
-
-def parse_numbers(text: str, name: str) -> tuple[float, ...]:
-    """Numbers and ratios ("3:2") between commas or spaces. Raises UserError naming the widget ``name``."""
-    values = []
-    for part in text.replace(",", " ").replace(";", " ").split():
-        try:
-            top, _, below = part.replace("/", ":").partition(":")
-            values.append(float(top) / float(below or 1))
-        except (ValueError, ZeroDivisionError) as error:
-            raise UserError(f"{name} has {part!r}, which is no number; write them as 512, 768 or 1:1, 3:2.") from error
-    return tuple(values)
-
-
 def edge(resolution: float, kind: str) -> float:
     """A resolution in pixels: the side of the square of that area, or the shorter side for ``pixel``."""
     return math.sqrt(resolution * MEGAPIXEL) if kind == AREA else resolution
@@ -146,7 +94,7 @@ def _aligned(side: float, rounding: Callable[[float], int]) -> int:
     return max(MULTIPLE, rounding(round(side / MULTIPLE, 9)) * MULTIPLE)
 
 
-def problem(width: int, height: int, options: CropOptions) -> tuple[str, str]:
+def problem(width: int, height: int, options: CropSettings) -> tuple[str, str]:
     """(what to do, what is wrong) for an image's own size: ``accept``, ``skip`` or ``refuse`` and the reason."""
     kind = options.resolution_type
     least, most = (edge(value, kind) for value in (options.minimum, options.maximum))
@@ -165,7 +113,7 @@ def crops(
     height: int,
     digest: str,
     resolution: float,
-    options: CropOptions,
+    options: CropSettings,
     face: Point | None = None,
 ) -> tuple[Crop, ...]:
     """Every crop of an image of that size and content: one per resolution, number and flip.
@@ -185,7 +133,7 @@ def _either(on: bool) -> tuple[bool, ...]:
     return (False, True) if on else (False,)
 
 
-def _sides(width: int, height: int, resolution: float, options: CropOptions) -> list[float]:
+def _sides(width: int, height: int, resolution: float, options: CropSettings) -> list[float]:
     kind = options.resolution_type
     listed = [edge(r, kind) for r in options.resolutions] or [float(resolution)]
     if options.use == EACH:
@@ -194,14 +142,14 @@ def _sides(width: int, height: int, resolution: float, options: CropOptions) -> 
     return [min(listed, key=lambda side: (abs(math.log(side / own)), side))]
 
 
-def _crop(width: int, height: int, side: float, options: CropOptions, rng: random.Random, face: Point | None) -> Crop:
+def _crop(width: int, height: int, side: float, options: CropSettings, rng: random.Random, face: Point | None) -> Crop:
     if not options.crop:
         own = side if options.upscale else min(side, measure(width, height, options.resolution_type))
         return Crop((0.0, 0.0, float(width), float(height)), _whole(width, height, own, options.resolution_type))
     size = _size(width, height, side, options, rng)
     if not options.upscale:
         size = _no_larger(width, height, size)
-    return Crop(_box(width, height, size, options.style, rng, face), size)
+    return Crop(_box(width, height, size, options.crop_style, rng, face), size)
 
 
 def _whole(width: int, height: int, side: float, kind: str) -> Size:
@@ -215,13 +163,13 @@ def _whole(width: int, height: int, side: float, kind: str) -> Size:
     return tuple(_aligned(value, round) for value in wanted)
 
 
-def _size(width: int, height: int, side: float, options: CropOptions, rng: random.Random) -> Size:
+def _size(width: int, height: int, side: float, options: CropSettings, rng: random.Random) -> Size:
     own, kind = width / height, options.resolution_type
-    if options.aspect == SQUARE:
+    if options.crop_aspect == SQUARE:
         return shape_near(1.0, side, kind)
-    if options.aspect == PRESERVE:
+    if options.crop_aspect == PRESERVE:
         return shape_near(own, side, kind)
-    if options.aspect == RANDOM:
+    if options.crop_aspect == RANDOM:
         return shape_near(rng.choice(options.aspects), side, kind)
     if options.aspects:
         return shape_near(min(options.aspects, key=lambda a: abs(math.log(a / own))), side, kind)

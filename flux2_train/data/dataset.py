@@ -6,18 +6,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..canonical import canonical_hash
-from ..errors import UserError
+from ..settings.dataset import COMBINED, DatasetSettings
 from .crops import Crop, Size
 
-if TYPE_CHECKING:
-    from .request import Request
-
-COMBINED, RANDOM = "combined", "random"
-SAMPLINGS = (COMBINED, RANDOM)
-MOST_OFFSET = 8.0  # on the logit scale; beyond it all times are 0 or 1
 FORMAT = 2  # of cached entries: what the same key means
 
 
@@ -116,24 +109,6 @@ class Source:
     reference_sampling: str = COMBINED
     timestep_offset: float = 0.0
 
-    def __post_init__(self):
-        for name in ("probability", "caption_dropout", "reference_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
-        if self.repeats < 1 or self.probability == 0:
-            raise UserError(f"repeats is {self.repeats} and probability {self.probability}; both must be above 0.")
-        if self.weight < 0:
-            raise UserError(f"loss_weight is {self.weight}; it must not be negative.")
-        if not abs(self.timestep_offset) <= MOST_OFFSET:
-            raise UserError(
-                f"timestep_offset is {self.timestep_offset}; it must lie between -{MOST_OFFSET:g} and {MOST_OFFSET:g}."
-            )
-        if self.base_target and not self.is_reg:
-            raise UserError(
-                "base_target is on but is_reg is off: nothing would be learned from these images; turn is_reg on for "
-                "regularisation images, or base_target off."
-            )
-
     def canonical(self) -> dict:
         """All that matters for training."""
         return {name: value for name, value in asdict(self).items() if name != "folder"}
@@ -152,7 +127,7 @@ class Dataset:
     skipped: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     settings: str = field(default="", compare=False)
-    requests: tuple[Request, ...] = field(default=(), compare=False)
+    requests: tuple[DatasetSettings, ...] = field(default=(), compare=False)
 
     @property
     def folder(self) -> Path:

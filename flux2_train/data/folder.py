@@ -8,24 +8,24 @@ from pathlib import Path
 
 from ..canonical import canonical_hash
 from ..errors import UserError
+from ..settings.dataset import FILE_NAME, JSONL, ONE_PROMPT, REFUSE, STRICT, DatasetSettings
 from . import captions as texts
 from . import crops, faces
 from .advice import advice
-from .captions import FILE_NAME, JSONL, ONE_PROMPT, Row
-from .crops import ACCEPT, REFUSE
+from .captions import Row
+from .crops import ACCEPT
 from .dataset import Dataset
 from .images import SUFFIXES, Facts, open_upright, read_bytes
 from .index import Index
 from .items import Known, Picture, items_of, source_of
-from .pairs import STRICT, by_name, listing, name_of, shown, some
-from .request import Request
+from .pairs import by_name, listing, name_of, shown, some
 
 SHAPE_TOLERANCE = 0.01  # by how much a partner's aspect ratio may differ before it cannot be the same picture
 
 Report = Callable[[str, int, int], None]  # (what is being done, done, total)
 
 
-def read_folder(request: Request, index: Index | None = None, report: Report = lambda *_: None) -> Dataset:
+def read_folder(request: DatasetSettings, index: Index | None = None, report: Report = lambda *_: None) -> Dataset:
     """Find and check what can be trained on.
 
     ``index`` remembers what was found out about files, so that unchanged ones are not read again. Raises UserError
@@ -38,7 +38,7 @@ def read_folder(request: Request, index: Index | None = None, report: Report = l
 class _Reader:
     """The stages of reading one folder, with what they find wrong."""
 
-    def __init__(self, request: Request, index: Index, report: Report):
+    def __init__(self, request: DatasetSettings, index: Index, report: Report):
         self.request, self.index, self.report = request, index, report
         self.skipped: list[str] = []
         self.refused: list[str] = []
@@ -47,7 +47,7 @@ class _Reader:
 
     def read(self) -> Dataset:
         request = self.request
-        if request.crop.wants_faces:
+        if request.crop_options.wants_faces:
             faces.require()
         pictures = self._limited(self._captioned(self._paired(self._sound(self._rows()))))
         self._refuse_bad()
@@ -75,7 +75,7 @@ class _Reader:
                 raise UserError(f"{folder} holds {len(found)} .jsonl files, and captions 'jsonl' needs exactly one; "
                                 "name the file itself in 'folder'.")  # fmt: skip
             return self._jsonl_rows(found[0])
-        apart = (*self.request.references, *filter(None, [self.request.mask.folder]))
+        apart = (*self.request.references, *filter(None, [self.request.mask_options.folder]))
         images, others = listing(folder, self.request.subfolders, apart)
         self.skipped += [f"{p.name} is of a kind that is not read here; save it as PNG or JPEG" for p in others]
         return [Row(path, None, ()) for path in images]
@@ -106,7 +106,7 @@ class _Reader:
             if facts.problem:
                 self._bad(row.image.name, facts.problem)
                 continue
-            action, reason = crops.problem(facts.width, facts.height, self.request.crop)
+            action, reason = crops.problem(facts.width, facts.height, self.request.crop_options)
             if action == ACCEPT:
                 sound.append(Picture(row.image, digest, facts, row.captions, row.controls))
             else:
@@ -134,10 +134,10 @@ class _Reader:
             pictures = [
                 replace(p, references=(*p.references, partners[n])) for p, n in zip(pictures, names, strict=True)
             ]
-        if self.request.mask.folder:
-            partners = self._partners(self.request.mask.folder, names, "mask")
+        if self.request.mask_options.folder:
+            partners = self._partners(self.request.mask_options.folder, names, "mask")
             pictures = [replace(p, mask=partners.get(n)) for p, n in zip(pictures, names, strict=True)]
-        elif self.request.mask.alpha:
+        elif self.request.mask_options.alpha:
             pictures = [replace(p, mask=p.path if p.facts.alpha else None) for p in pictures]
         self.partners = self._facts([path for p in pictures for path in p.partners])
         return [p for p in pictures if self._fitting(p)]
@@ -149,7 +149,7 @@ class _Reader:
             if facts.problem:
                 self._bad(path.name, f"(partner of {picture.path.name}) {facts.problem}")
                 return False
-            aligned = path == picture.mask or self.request.reference.kind == STRICT
+            aligned = path == picture.mask or self.request.reference_options.kind == STRICT
             if aligned and not _same_shape(facts, picture.facts):
                 self._bad(path.name, f"is {facts.width}x{facts.height} and {picture.path.name} "
                           f"{picture.facts.width}x{picture.facts.height}: they must have the same shape")  # fmt: skip
@@ -174,7 +174,7 @@ class _Reader:
         most = self.request.max_samples
         if not most or len(pictures) <= most:
             return pictures
-        ranks = [canonical_hash([self.request.crop.seed, p.digest, p.path.name]) for p in pictures]
+        ranks = [canonical_hash([self.request.crop_options.seed, p.digest, p.path.name]) for p in pictures]
         limit = sorted(ranks)[most - 1]
         return [p for p, rank in zip(pictures, ranks, strict=True) if rank <= limit]
 
@@ -209,7 +209,7 @@ class _Reader:
 
     def _faces(self, pictures: list[Picture]) -> dict[str, crops.Point]:
         """Where the largest face is, by content; each content is looked at once."""
-        if not self.request.crop.wants_faces:
+        if not self.request.crop_options.wants_faces:
             return {}
         known = self.index.remembered("face", [p.digest for p in pictures])
         for done, picture in enumerate(pictures, 1):

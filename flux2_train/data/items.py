@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..settings.dataset import PRESERVE, STRICT, CropSettings, DatasetSettings
 from . import captions as texts
 from . import crops
-from .crops import Crop, CropOptions
+from .crops import Crop
 from .dataset import Item, Mask, Source, View
 from .images import Facts
-from .pairs import STRICT
-from .request import Request
 
 Known = tuple[str, Facts]  # content hash and what is known of the content
 
@@ -34,29 +33,35 @@ class Picture:
         return (*self.references, *([self.mask] if self.mask else []))
 
 
-def source_of(request: Request) -> Source:
+def source_of(request: DatasetSettings) -> Source:
     """A folder's part in the data set, as its request says."""
-    dropout = request.caption.dropout_caption
+    captions, references = request.caption_options, request.reference_options
+    dropout = captions.dropout_caption
     text, class_text = said(dropout, request) if dropout else ("", "")
-    return replace(
-        request.source,
+    return Source(
         folder=request.folder,
+        repeats=request.repeats,
+        probability=request.probability,
+        weight=request.loss_weight,
+        is_reg=request.is_reg,
+        base_target=request.base_target,
+        timestep_offset=request.timestep_offset,
         trigger=request.trigger,
         class_word=request.class_word,
-        caption_dropout=request.caption.dropout,
+        caption_dropout=captions.dropout,
         dropout_caption=text,
         dropout_class_caption=class_text,
-        reference_dropout=request.reference.dropout,
-        reference_sampling=request.reference.sampling,
+        reference_dropout=references.dropout,
+        reference_sampling=references.sampling,
     )
 
 
-def said(caption: str, request: Request) -> tuple[str, str]:
+def said(caption: str, request: DatasetSettings) -> tuple[str, str]:
     """(caption, class caption) with trigger and class word in their places; regularisation images have no trigger."""
-    if request.source.is_reg:
+    if request.is_reg:
         text = texts.with_trigger(caption, request.class_word, prepend=False)
         return text, text
-    prepend = request.caption.prepend_trigger
+    prepend = request.caption_options.prepend_trigger
     text = texts.with_trigger(caption, request.trigger, prepend=prepend)
     if not request.class_word:
         return text, text
@@ -64,10 +69,10 @@ def said(caption: str, request: Request) -> tuple[str, str]:
 
 
 def items_of(
-    picture: Picture, request: Request, partners: Mapping[Path, Known], face: crops.Point | None = None
+    picture: Picture, request: DatasetSettings, partners: Mapping[Path, Known], face: crops.Point | None = None
 ) -> list[Item]:
     """One item per crop, size and flip; ``face`` is the point to centre on where the crop style asks for one."""
-    pairs = [said(c, request) for c in texts.variants(picture.captions, request.caption, picture.digest)]
+    pairs = [said(c, request) for c in texts.variants(picture.captions, request.caption_options, picture.digest)]
     pairs = list(dict.fromkeys(pairs))
     return [
         Item(
@@ -77,26 +82,26 @@ def items_of(
             tuple(_reference(path, *partners[path], crop, picture.facts, request) for path in picture.references),
             _mask(picture, partners, crop, request),
         )
-        for crop in crops.crops(*picture.facts.size, picture.digest, request.resolution, request.crop, face)
+        for crop in crops.crops(*picture.facts.size, picture.digest, request.resolution, request.crop_options, face)
     ]
 
 
-def _view(path: Path, digest: str, facts: Facts, crop: Crop, request: Request) -> View:
+def _view(path: Path, digest: str, facts: Facts, crop: Crop, request: DatasetSettings) -> View:
     return View(path, digest, crop, request.background if facts.alpha else "")
 
 
-def _reference(path: Path, digest: str, facts: Facts, crop: Crop, image: Facts, request: Request) -> View:
-    if request.reference.kind == STRICT:
+def _reference(path: Path, digest: str, facts: Facts, crop: Crop, image: Facts, request: DatasetSettings) -> View:
+    if request.reference_options.kind == STRICT:
         return _view(path, digest, facts, crop.on(*image.size, facts.size), request)
-    side = request.reference.resolution or (crop.size[0] * crop.size[1]) ** 0.5
-    own = crops.crops(*facts.size, digest, side, CropOptions(aspect=crops.PRESERVE))[0]
+    side = request.reference_options.resolution or (crop.size[0] * crop.size[1]) ** 0.5
+    own = crops.crops(*facts.size, digest, side, CropSettings(crop_aspect=PRESERVE))[0]
     return _view(path, digest, facts, replace(own, flip_x=crop.flip_x, flip_y=crop.flip_y), request)
 
 
-def _mask(picture: Picture, partners: Mapping[Path, Known], crop: Crop, request: Request) -> Mask | None:
+def _mask(picture: Picture, partners: Mapping[Path, Known], crop: Crop, request: DatasetSettings) -> Mask | None:
     if picture.mask is None:
         return None
     digest, facts = partners[picture.mask]
-    options = request.mask
+    options = request.mask_options
     view = View(picture.mask, digest, crop.on(*picture.facts.size, facts.size))
     return Mask(view, options.alpha, options.invert, options.minimum)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -15,27 +12,6 @@ from ..geometry import MULTIPLE
 from .dataset import Mask
 from .images import open_upright, to_alpha, to_grey
 from .render import checked_bytes, cut
-
-
-@dataclass(frozen=True)
-class MaskOptions:
-    """Masks from ``folder`` (white counts) or from the images' own ``alpha``; no masks where neither is given.
-
-    Values are moved into ``minimum`` .. 1 so that the rest still counts a little.
-    """
-
-    folder: Path | None = None
-    alpha: bool = False
-    invert: bool = False
-    minimum: float = 0.0
-
-    def __post_init__(self):
-        if not 0 <= self.minimum <= 1:
-            raise UserError(f"mask_minimum is {self.minimum}; it must lie between 0 and 1.")
-        if self.folder and self.alpha:
-            raise UserError(
-                "Masks come from a folder or from alpha, not from both: empty mask_folder or turn alpha off."
-            )
 
 
 def mask_grid(mask: Mask) -> Tensor:
@@ -55,6 +31,6 @@ def mask_grid(mask: Mask) -> Tensor:
     if not values.any():
         raise UserError(
             f"The mask of {mask.view.path.name} is black all over inside the crop, so nothing would be learned: "
-            "correct it, set mask_minimum above 0, or turn mask_invert on."
+            "correct it, set minimum of Mask Options above 0, or turn invert on."
         )
     return (values / values.mean())[None, None]

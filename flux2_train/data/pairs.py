@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .dataset import COMBINED, SAMPLINGS
 from .images import OTHER_SUFFIXES, SUFFIXES
 from .index import Signature, signature
 
-STRICT, LOOSE = "strict", "loose"
-KINDS = (LOOSE, STRICT)
 FOREIGN_CACHES = ("_latent_cache", "_t_e_cache")  # what other trainers leave in a folder of images
 NAMED = 5  # files a message names before it only counts
-
-
-@dataclass(frozen=True)
-class ReferenceOptions:
-    """``strict`` references share the image's crop and flips; ``loose`` ones keep their own shape, at about
-    ``resolution`` squared (0: the image's). ``random`` draws one folder's reference per step instead of all.
-    """
-
-    kind: str = LOOSE
-    resolution: int = 0
-    sampling: str = COMBINED
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        if self.kind not in KINDS or self.sampling not in SAMPLINGS:
-            raise UserError(
-                f"reference kind is {self.kind!r} and sampling {self.sampling!r}; choose from {KINDS}, {SAMPLINGS}."
-            )
-        if not 0 <= self.dropout <= 1:
-            raise UserError(f"reference_dropout is {self.dropout}; it is a probability between 0 and 1.")
 
 
 def walk(folder: Path, subfolders: bool = True, apart: tuple[Path, ...] = ()) -> Iterator[Path]:

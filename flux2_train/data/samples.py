@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..errors import UserError
+from ..settings.dataset import RANDOM
 from .cache import EmbedCache, LatentCache
-from .dataset import RANDOM, Item, View
+from .dataset import Item, View
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..flavours import PRECISIONS, QUANTISED, Flux2Files
+from ..flavours import PRECISIONS, QUANTISED
+from ..settings.model import ModelSettings
 from . import files, identify
 
 AUTO = "auto"
@@ -32,7 +33,7 @@ def _file(folder: str, patcher) -> str:
     return files.name_of(folder, path) if path and not patcher.patches else ""
 
 
-def describe(model, text_encoder: str, vae: str) -> tuple[Flux2Files, tuple[str, ...]]:
+def describe(model, text_encoder: str, vae: str) -> tuple[ModelSettings, tuple[str, ...]]:
     """Load FLUX.2's inputs for a graph, and a few words on everything they do not say."""
     row, path, precision = identify.flavour_of(model), identify.path_of(model), precision_of(model)
     unknown = [f"the MODEL has {what}" for what in changes(model)]
@@ -46,9 +47,10 @@ def describe(model, text_encoder: str, vae: str) -> tuple[Flux2Files, tuple[str,
         unknown.append("the embeds do not say which text encoder file made them")
     if not vae:
         unknown.append("the latents do not say which VAE file made them")
-    described = Flux2Files(
-        row.name if row else Flux2Files.flavour,
-        precision or Flux2Files.precision,
+    default = ModelSettings()
+    described = ModelSettings(
+        row.name if row else default.flavour,
+        precision or default.precision,
         identify.variant_of(model) or AUTO,
         files.name_of("diffusion_models", path) if path else AUTO,
         text_encoder or AUTO,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..canonical import canonical_hash
 from ..errors import UserError
-from ..memory.options import AUTO
 from ..memory.streaming import Direct
+from ..settings.memory import AUTO
 from . import deferred, streamed_text
 from .heap import freed_at_once
 

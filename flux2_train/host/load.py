@@ -16,7 +16,8 @@ import torch
 from .. import headers
 from ..adapters import diffusers
 from ..errors import UserError
-from ..flavours import AS_IN_FILE, PRECISIONS, Flux2Files, flavour
+from ..flavours import PRECISIONS, flavour
+from ..settings.model import AS_IN_FILE, ModelSettings
 from . import deferred, files, identify, quantise, shards, weights
 from .text_encoder import load_text_encoder
 from .vae import load_vae as load_vae
@@ -29,7 +30,7 @@ def precisions() -> list[str]:
     return [*PRECISIONS, *quantise.available()]
 
 
-def locate_parts(chosen: Flux2Files) -> tuple[Path, Path, Path]:
+def locate_parts(chosen: ModelSettings) -> tuple[Path, Path, Path]:
     """Transformer, text encoder and VAE, all of them before anything is loaded: a missing one is told at once."""
     row = flavour(chosen.flavour)
     return (
@@ -39,7 +40,7 @@ def locate_parts(chosen: Flux2Files) -> tuple[Path, Path, Path]:
     )
 
 
-def load_model(path: Path, chosen: Flux2Files):
+def load_model(path: Path, chosen: ModelSettings):
     """ComfyUI MODEL of the chosen flavour, precision and variant. Raises UserError if the file is another flavour's."""
     row = flavour(chosen.flavour)
     model = load_transformer(path, chosen.precision, chosen.quantize_via, chosen.keep_quantised)
@@ -50,7 +51,7 @@ def load_model(path: Path, chosen: Flux2Files):
     return model
 
 
-def load_clip(path: Path, chosen: Flux2Files):
+def load_clip(path: Path, chosen: ModelSettings):
     """ComfyUI CLIP of the chosen flavour and text encoder precision."""
     row, precision = flavour(chosen.flavour), chosen.text_encoder_precision
     return load_text_encoder(path, row, precision, chosen.quantize_via, chosen.keep_quantised)

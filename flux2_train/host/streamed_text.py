@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..layout import Layout
-from ..memory.options import ALL, AUTO
 from ..memory.streaming import Direct, Ring
+from ..settings.memory import ALL, AUTO
 from . import deferred
 from .borrow import Borrowed
 from .memory import unload

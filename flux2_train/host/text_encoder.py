@@ -15,7 +15,8 @@ import transformers
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..flavours import AS_IN_FILE, Flavour
+from ..flavours import Flavour
+from ..settings.model import AS_IN_FILE
 from . import deferred, identify, quantise, shards, weights
 
 HEAD = "model.lm_head."

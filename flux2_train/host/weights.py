@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .. import headers
 from ..errors import UserError
-from ..flavours import AS_IN_FILE, PRECISIONS
+from ..flavours import PRECISIONS
+from ..settings.model import AS_IN_FILE
 from . import deferred, files, quantise, reading
 from .awaited import is_awaited
 

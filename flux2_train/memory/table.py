@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..adapters.targets import select
 from ..errors import UserError
-from ..flavours import AS_IN_FILE, Flavour
+from ..flavours import Flavour
+from ..settings.model import AS_IN_FILE
 from .estimate import PINNED_SHARE, Machine, Work
 from .planner import GB, Plan, choose, lora_sites, needed
 from .weights import Weights, of_flavour

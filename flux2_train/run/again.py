@@ -6,15 +6,16 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .. import typed
 from ..adapters.header import Tensors
+from ..settings import earlier
+from ..settings.base import plain
 from . import resume
 from .folder import FINISHED, RunFolder
 from .jobs import job_of
 from .results import Results
 from .trainer import Trainer
 
-ASKED = ("training", "validation", "held_out")  # of a job: who wants other previews wants the run again
+ASKED = ("training", "previews", "held_out")  # of a job: who wants other previews wants the run again
 WIRED = ("comfyui", "diffusers")  # formats whose file is what goes through the graph
 
 
@@ -37,7 +38,7 @@ def finished(trainer: Trainer, loras: Path, runs: Path) -> Results | None:
 
 
 def _is_same(found: resume.Found, trainer: Trainer) -> bool:
-    about, now = found.checkpoint.about, typed.plain(job_of(trainer))
+    about, now = found.checkpoint.about, plain(job_of(trainer))
     same_settings = all(about.job.get(section) == now[section] for section in ASKED)
     same_data = about.dataset == trainer.dataset.fingerprint
     return same_settings and same_data and not list(resume.differences(about, trainer, own_seed=False))
@@ -48,8 +49,8 @@ def _lora(path: Path, trainer: Trainer) -> Tensors | None:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("flux2_train.config") != trainer.config.to_json():
+            if earlier.settings_of(header.get("flux2_train.config", "{}")) != trainer.config:
                 return None
             return Tensors({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError):
         return None

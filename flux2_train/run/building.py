@@ -8,21 +8,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import typed
 from ..adapters import files, read, targets
 from ..adapters.header import REFERENCES, Tensors
 from ..adapters.live import Adapters, Site
 from ..adapters.start import start_from
-from ..config import TrainConfig
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..host import identify, lora
 from ..host.borrow import linears, training_mode
+from ..settings.base import read as read_settings
+from ..settings.training import TrainingSettings
 from . import checkpoints, optimizers, packing
 from .checkpoints import Damaged
 
 
-def build_adapters(model, config: TrainConfig) -> Adapters:
+def build_adapters(model, config: TrainingSettings) -> Adapters:
     """New adapters on the layers that ``config`` chooses. Call where autograd is on."""
     layers, own, device = linears(model), config.adapter, model.load_device
     chosen = targets.select(layers, config.targets, own.include, own.exclude, own.double_blocks, own.single_blocks)
@@ -34,18 +34,18 @@ def build_adapters(model, config: TrainConfig) -> Adapters:
     return adapters
 
 
-def build_optimizer(adapters: Adapters, config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(adapters: Adapters, config: TrainingSettings) -> torch.optim.Optimizer:
     """The optimizer that ``config`` chooses, on the adapters. Call where autograd is on."""
     layer_of = {parameter: name for name in adapters.names for parameter in adapters.of_layer(name)}
     groups = adapters.groups(config.learning_rate)
     return optimizers.build(config.optimizer, optimizers.by_block(groups, layer_of, config.optimizer.block_rates))
 
 
-def require_preserved(dataset: Dataset, config: TrainConfig) -> None:
+def require_preserved(dataset: Dataset, config: TrainingSettings) -> None:
     """Raise UserError if the data set lacks what preservation keeps: masks, a class word, a trigger word."""
-    if config.preserve.outside_mask and not any(item.mask for item in dataset.items):
+    if config.preservation_options.outside_mask and not any(item.mask for item in dataset.items):
         raise UserError("outside_mask is on but no image has a mask: give the data set masks, or set it to 0.")
-    if not config.preservation or config.preserve.kind != "class":
+    if not config.preservation or config.preservation_options.kind != "class":
         return
     for field, name in (("class_word", "class word"), ("trigger", "trigger word")):
         folders = dataset.without(field)
@@ -65,11 +65,11 @@ def lora_of(model, path: Path) -> dict[str, Tensor]:
         state = checkpoint.load()
     except Damaged as error:
         raise UserError(f"The checkpoint {path.name} cannot be read ({error}); leave it out.") from error
-    config = typed.read(TrainConfig, checkpoint.about.job["training"], "training")
+    config = read_settings(TrainingSettings, checkpoint.about.job["training"], "training")
     return _exported(model, config, state, path.name)
 
 
-def _exported(model, config: TrainConfig, state: dict, name: str) -> dict[str, Tensor]:
+def _exported(model, config: TrainingSettings, state: dict, name: str) -> dict[str, Tensor]:
     start = replace(config, adapter=replace(config.adapter, start_from=""))  # the state holds what became of it
     with training_mode(), torch.no_grad():
         adapters = build_adapters(model, start)
@@ -81,15 +81,15 @@ def _exported(model, config: TrainConfig, state: dict, name: str) -> dict[str, T
             parameter.copy_(state["adapter"][key])
         _settle(adapters, config, state)
         exported = files.export(adapters.parts(), "comfyui", "fp32", weights=lora.weights(model))
-    return Tensors(exported.tensors, {REFERENCES: config.guide.references})
+    return Tensors(exported.tensors, {REFERENCES: config.guidance.references})
 
 
-def _settle(adapters: Adapters, config: TrainConfig, state: dict) -> None:
+def _settle(adapters: Adapters, config: TrainingSettings, state: dict) -> None:
     """From the weights that a checkpoint was trained at to those that ``weights_for("export")`` would have saved."""
-    if config.ema.decay and config.ema.export:
+    if config.ema.ema_decay and config.ema.ema_export:
         for parameter, mean in zip(adapters.trainable(), state["ema"]["shadow"], strict=True):
             parameter.copy_(mean)
-    elif config.optimizer.name in optimizers.SCHEDULE_FREE:
+    elif config.optimizer.optimizer in optimizers.SCHEDULE_FREE:
         optimizer = build_optimizer(adapters, config)
         optimizer.load_state_dict(packing.copied(state["optimizer"]))
         optimizer.eval()

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..settings import earlier
 from ..whole import whole
 from . import packing
 
@@ -106,7 +107,7 @@ def read(path: Path) -> Checkpoint:
             about = _said(file)["about"]
         if about["version"] != VERSION:
             raise Damaged(f"its version is {about['version']}, this pack reads {VERSION}")
-        return Checkpoint(path, About(**about))
+        return Checkpoint(path, About(**{**about, "job": earlier.renamed(about["job"])}))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(str(error)) from error
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ..adapters.targets import select
 from ..errors import UserError
-from ..flavours import AS_IN_FILE, FLAVOURS, PLANNED, Flavour, Flux2Files, flavour
+from ..flavours import FLAVOURS, Flavour, flavour
 from ..host import machine, quantise, shards, sizes
 from ..layout import LEAF
 from ..memory.estimate import Machine, Work
 from ..memory.planner import GB, Pins, Plan, choose, lora_sites, needed, smallest
 from ..memory.weights import Weights, of_files, of_flavour
+from ..settings.model import AS_IN_FILE, PLANNED, ModelSettings
 from .plans import available
 
 RANK, RESOLUTIONS = 16, (512, 1024)  # what the table answers for
@@ -45,7 +46,9 @@ def here() -> Place:
     return Place(available(device), device.type != "cpu", machine.rates_in_words(device))
 
 
-def answered(chosen: Flux2Files, paths: tuple[Path, Path, Path], place: Place | None = None) -> tuple[Flux2Files, str]:
+def answered(
+    chosen: ModelSettings, paths: tuple[Path, Path, Path], place: Place | None = None
+) -> tuple[ModelSettings, str]:
     """What will be loaded, with a precision in place of ``auto``, and a text that says what it takes and why.
 
     ``paths`` are transformer, text encoder and VAE. Raises UserError where no training fits, with what would. A file
@@ -63,7 +66,7 @@ def answered(chosen: Flux2Files, paths: tuple[Path, Path, Path], place: Place | 
     return _as(chosen, model.precision), "\n".join([*_head(model, why, paths), *_rows(model), *source])
 
 
-def _as(chosen: Flux2Files, precision: str) -> Flux2Files:
+def _as(chosen: ModelSettings, precision: str) -> ModelSettings:
     return replace(chosen, precision=precision)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from ..data.dataset import Dataset
 from ..data.folder import Report, read_folder
 from ..data.index import Index
-from ..data.request import Request
 from ..host import files
 from ..host.describe import describe
-from ..job import Job
-from ..validation import ValidationConfig
+from ..settings.dataset import DatasetSettings
+from ..settings.job import Job
+from ..settings.previews import PreviewSettings
 from .trainer import Trainer
 
 OF_VALIDATION = "Validation's"  # begins what is unknown of previews, which training does not depend on
@@ -25,7 +25,7 @@ def job_of(trainer: Trainer, references: tuple[tuple[Path, ...], ...] = ()) -> J
     ``references`` are the files of the reference images of each prompt of its validation.
     """
     chosen, unknown = describe(trainer.model, trainer.text_encoder, trainer.vae)
-    validation, more = _validation(trainer, references) if trainer.validation else (None, ())
+    previews, more = _previews(trainer, references) if trainer.validation else (None, ())
     unknown += more
     if not trainer.dataset.requests:
         unknown += ("the data set was not read from folders",)
@@ -36,13 +36,13 @@ def job_of(trainer: Trainer, references: tuple[tuple[Path, ...], ...] = ()) -> J
         embeds=embeds,
         latents=latents,
         training=trainer.config,
-        validation=validation,
+        previews=previews,
         held_out=trainer.held_out_requests,
         unknown=unknown,
     )
 
 
-def _validation(trainer: Trainer, references: tuple[tuple[Path, ...], ...]) -> tuple[ValidationConfig, tuple[str, ...]]:
+def _previews(trainer: Trainer, references: tuple[tuple[Path, ...], ...]) -> tuple[PreviewSettings, tuple[str, ...]]:
     asked, unknown = trainer.validation, ()
     config = asked.config
     if references:
@@ -57,16 +57,16 @@ def _validation(trainer: Trainer, references: tuple[tuple[Path, ...], ...]) -> t
     return config, unknown
 
 
-def read_dataset(requests: tuple[Request, ...], report: Report) -> Dataset:
+def read_dataset(requests: tuple[DatasetSettings, ...], report: Report) -> Dataset:
     """A job's folders, one after the other. Raises UserError if one of them cannot be trained on."""
     index = Index(files.cache_folder())
     return reduce(Dataset.chained, (read_folder(_resolved(request), index, report) for request in requests))
 
 
-def _resolved(request: Request) -> Request:
+def _resolved(request: DatasetSettings) -> DatasetSettings:
     """The request with its folders where Dataset Folder would look for them."""
-    mask = request.mask
+    mask = request.mask_options
     if mask.folder:
         mask = replace(mask, folder=files.resolve(str(mask.folder)))
     references = tuple(files.resolve(str(folder)) for folder in request.references)
-    return replace(request, folder=files.resolve(str(request.folder)), references=references, mask=mask)
+    return replace(request, folder=files.resolve(str(request.folder)), references=references, mask_options=mask)

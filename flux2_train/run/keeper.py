@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ..options import CheckpointConfig
+from ..settings.saving import CheckpointSettings
 from . import checkpoints
 from .checkpoints import Damaged, Snapshot
 from .events import Checkpointed, Event, Warned
@@ -23,7 +23,7 @@ class Keeper:
     number of steps in one.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, epoch: int, take: Callable[[], Snapshot]):
+    def __init__(self, folder: Path, config: CheckpointSettings, epoch: int, take: Callable[[], Snapshot]):
         self.folder, self.config, self.epoch, self.take = folder, config, max(1, epoch), take
         self.written = dict(_known(folder))  # the validation loss of each, infinite where it has none
         self.best, self.last = min(self.written.values(), default=math.inf), time.monotonic()

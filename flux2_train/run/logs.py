@@ -6,8 +6,8 @@ import importlib.util
 import json
 from dataclasses import asdict
 
-from ..config import TrainConfig
 from ..errors import UserError
+from ..settings.training import TrainingSettings
 from . import sheets
 from .events import Event, ImagesMeasured, Previewed, Stepped, Validated
 from .folder import RunFolder
@@ -23,10 +23,10 @@ def require_installed(names: tuple[str, ...]) -> None:
             )
 
 
-def opened(config: TrainConfig, folder: RunFolder, step: int = 0) -> list[Log]:
+def opened(config: TrainingSettings, folder: RunFolder, step: int = 0) -> list[Log]:
     """The logs that a run asks for, in its folder; one that goes on after ``step`` replaces what came then."""
     kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
-    return [kinds[name](config, folder, step) for name in config.logs]
+    return [kinds[name](config, folder, step) for name in config.log_writers]
 
 
 class Log:
@@ -61,7 +61,7 @@ class Log:
 class TensorBoard(Log):
     """Scalars, pictures and the configuration for TensorBoard, in the folder ``tensorboard`` of the run."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, step: int):
+    def __init__(self, config: TrainingSettings, folder: RunFolder, step: int):
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.writer = SummaryWriter(str(folder.tensorboard), purge_step=step + 1 if step else None)
@@ -85,7 +85,7 @@ class WeightsAndBiases(Log):
     UserError if it cannot begin, such as without a key.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, step: int):
+    def __init__(self, config: TrainingSettings, folder: RunFolder, step: int):
         import wandb
 
         self.wandb = wandb

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..data.samples import Sample
 from ..flow import guidance as guide
 from ..flow import loss as losses
 from ..flow.preservation import outside
 from ..flow.target import differential_target, mean_squared_error
 from ..flow.weighting import place_weights, replaced, weighted
+from ..settings.training import TrainingSettings
 from . import times
 
 
@@ -60,7 +60,7 @@ class Objective:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: TrainingSettings,
         predict: Predict,
         base_model: Callable[[], AbstractContextManager],
         blank: Tensor | None = None,
@@ -69,10 +69,10 @@ class Objective:
 
     def parts(self, step: int) -> list[Callable[[Case, Memo], Part]]:
         """The parts of optimizer step ``step`` (from 1), to be run one after the other."""
-        preserving = self.config.preservation and (step - 1) % self.config.preserve.every == 0
+        preserving = self.config.preservation and (step - 1) % self.config.preservation_options.every == 0
         if not preserving:
             return [self.learn]
-        return [self.learn_and_preserve] if self.config.preserve.together else [self.learn, self.preserve]
+        return [self.learn_and_preserve] if self.config.preservation_options.together else [self.learn, self.preserve]
 
     def learn(self, case: Case, memo: Memo) -> Part:
         """The prediction's error against the target."""
@@ -92,16 +92,16 @@ class Objective:
 
     def _learned(self, case: Case, memo: Memo, predicted: Tensor) -> Part:
         raw = mean_squared_error(predicted.detach(), case.target)
-        if self.config.guide.cfg != 1:
-            predicted = guide.guided(predicted, self.predict(self._unconditional(case)), self.config.guide.cfg)
+        if self.config.guidance.true_cfg != 1:
+            predicted = guide.guided(predicted, self.predict(self._unconditional(case)), self.config.guidance.true_cfg)
         loss = self._loss(case, predicted, self._target(case, memo, predicted))
         return Part(loss + self._outside(case, memo, predicted), velocity_error=raw)
 
     def _target(self, case: Case, memo: Memo, predicted: Tensor) -> Tensor:
-        target, options = self._aim(case, memo), self.config.guide
-        if options.contrastive != 1:
+        target, options = self._aim(case, memo), self.config.guidance
+        if options.contrastive_guidance != 1:
             unconditional = frozen(memo, "unconditional", lambda: self.predict(self._unconditional(case)))
-            scale = guide.scale_at(case.t, options.contrastive, options.contrastive_schedule)
+            scale = guide.scale_at(case.t, options.contrastive_guidance, options.contrastive_schedule)
             target = guide.contrastive_target(target, unconditional, scale, options.contrastive_project)
         if self.config.differential_guidance != 1:
             fixed = frozen(memo, "prediction", lambda: predicted)
@@ -118,27 +118,27 @@ class Objective:
     def _loss(self, case: Case, predicted: Tensor, target: Tensor) -> Tensor:
         """(B,) the chosen loss, weighted by place, sample and time, and clamped."""
         options = self.config.loss
-        width = lambda: losses.huber_width(case.t, options.width, options.width_schedule)  # noqa: E731
-        elements = losses.elementwise(options.kind, width, options.detail)(_difference(predicted, target))
+        width = lambda: losses.huber_width(case.t, options.huber_width, options.huber_schedule)  # noqa: E731
+        elements = losses.elementwise(options.loss, width, options.wavelet_detail)(_difference(predicted, target))
         factors = place_weights([s.mask for s in case.samples], [s.weight for s in case.samples], elements)
         loss = weighted(elements, factors).flatten(1).mean(1)
         weights = times.weights(self.config.timesteps, case.t)
-        return losses.clamped(loss if weights is None else loss * weights.to(loss), options.least, options.most)
+        return losses.clamped(loss if weights is None else loss * weights.to(loss), options.loss_min, options.loss_max)
 
     def _outside(self, case: Case, memo: Memo, predicted: Tensor) -> Tensor | float:
         """(B,) the distance from the base model's prediction where the masks are dark."""
-        if not self.config.preserve.outside_mask:
+        if not self.config.preservation_options.outside_mask:
             return 0.0
         masks = [s.mask for s in case.samples]
         if all(mask is None for mask in masks):
             return 0.0
         distance = losses.squared(_difference(predicted, frozen(memo, "base", lambda: self._base(case))))
-        return self.config.preserve.outside_mask * (distance * outside(masks, distance)).flatten(1).mean(1)
+        return self.config.preservation_options.outside_mask * (distance * outside(masks, distance)).flatten(1).mean(1)
 
     def _kept(self, preserved: Case, memo: Memo, predicted: Tensor) -> Part:
         prior = frozen(memo, "prior", lambda: self._base(preserved))
         error = mean_squared_error(predicted, prior)
-        if self.config.preserve.kind == "class" and any(s.is_reg for s in preserved.samples):
+        if self.config.preservation_options.kind == "class" and any(s.is_reg for s in preserved.samples):
             # their caption is its own class caption: keeping it would keep them from being learned
             error = error * torch.tensor([not s.is_reg for s in preserved.samples], device=error.device)
         return Part(self.config.preservation * error, preservation=error.detach())
@@ -148,7 +148,7 @@ class Objective:
             return self.predict(case)
 
     def _preserved(self, case: Case) -> Case:
-        if self.config.preserve.kind == "blank":
+        if self.config.preservation_options.kind == "blank":
             return self._unconditional(case)
         return replace(case, samples=[replace(s, embeds=s.class_embeds) for s in case.samples])
 

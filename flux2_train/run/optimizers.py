@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..options import OptimizerConfig
+from ..settings.optimizer import OptimizerSettings
 
 Groups = list[dict]
 SCHEDULE_FREE = ("schedulefree",)  # they train at other weights than those to use, which their ``eval`` puts in place
 
 
-def build(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+def build(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
     """The optimizer over parameter groups, each with ``params`` and ``lr``.
 
     Raises UserError if its library is not installed, or it cannot work on these parameters.
     """
-    return _BUILDERS[config.name](config, groups)
+    return _BUILDERS[config.optimizer](config, groups)
 
 
 def by_block(groups: Groups, names: dict[nn.Parameter, str], rates: tuple[tuple[str, float], ...]) -> Groups:
@@ -48,27 +48,27 @@ def by_block(groups: Groups, names: dict[nn.Parameter, str], rates: tuple[tuple[
     return split
 
 
-def _adamw(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+def _adamw(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, **_moments(config))
 
 
-def _adamw8bit(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
-    library = _library("bitsandbytes", "bitsandbytes", config.name)
+def _adamw8bit(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
+    library = _library("bitsandbytes", "bitsandbytes", config.optimizer)
     device = groups[0]["params"][0].device
     if device.type != "cuda":
         raise UserError(f"adamw8bit needs a CUDA device, but this run is on {device}; choose adamw.")
     return library.optim.AdamW8bit(groups, weight_decay=config.weight_decay, **_moments(config))
 
 
-def _adafactor(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
+def _adafactor(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
     # the user's own rate: transformers' default would ignore it and find one from the step's number
-    adafactor = _library("transformers.optimization", "transformers", config.name).Adafactor
+    adafactor = _library("transformers.optimization", "transformers", config.optimizer).Adafactor
     return adafactor(groups, relative_step=False, scale_parameter=False, warmup_init=False,
                      weight_decay=config.weight_decay)  # fmt: skip
 
 
-def _prodigy(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
-    prodigy = _library("prodigyopt", "prodigyopt", config.name).Prodigy
+def _prodigy(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
+    prodigy = _library("prodigyopt", "prodigyopt", config.optimizer).Prodigy
     rates = {group["lr"] for group in groups if group["lr"]}
     if len(rates) > 1:
         raise UserError(
@@ -82,25 +82,25 @@ def _prodigy(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
                    **_moments(config))  # fmt: skip
 
 
-def _lion(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
-    lion = _library("lion_pytorch", "lion-pytorch", config.name).Lion
+def _lion(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
+    lion = _library("lion_pytorch", "lion-pytorch", config.optimizer).Lion
     return lion(groups, weight_decay=config.weight_decay, **({"betas": config.betas} if config.betas else {}))
 
 
-def _schedulefree(config: OptimizerConfig, groups: Groups) -> torch.optim.Optimizer:
-    library = _library("schedulefree", "schedulefree", config.name)
+def _schedulefree(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
+    library = _library("schedulefree", "schedulefree", config.optimizer)
     optimizer = library.AdamWScheduleFree(groups, weight_decay=config.weight_decay, **_moments(config))
     optimizer.train()
     return optimizer
 
 
-_BUILDERS: dict[str, Callable[[OptimizerConfig, Groups], torch.optim.Optimizer]] = {
+_BUILDERS: dict[str, Callable[[OptimizerSettings, Groups], torch.optim.Optimizer]] = {
     "adamw": _adamw, "adamw8bit": _adamw8bit, "adafactor": _adafactor, "prodigy": _prodigy, "lion": _lion,
     "schedulefree": _schedulefree,
 }  # fmt: skip
 
 
-def _moments(config: OptimizerConfig) -> dict:
+def _moments(config: OptimizerSettings) -> dict:
     """The settings of both moments that the user has set."""
     return ({"betas": config.betas} if config.betas else {}) | ({"eps": config.eps} if config.eps else {})
 

@@ -7,29 +7,31 @@ from dataclasses import replace
 import torch
 
 from ..adapters.live import Adapters
-from ..config import TrainConfig
 from ..errors import UserError
 from ..host import identify, sizes
 from ..host.machine import machine
 from ..host.memory import pinnable, without_reserved
 from ..layout import BLOCKS, LEAF, OFF, WHOLE
 from ..memory.estimate import Machine, Passes, Work
-from ..memory.options import ALL, AUTO, ON
 from ..memory.planner import GB, Pins, Plan, choose, smallest
+from ..settings.memory import ALL, AUTO, ON
+from ..settings.training import TrainingSettings
 from .previews import Validation
 
 
-def passes_of(config: TrainConfig) -> Passes:
+def passes_of(config: TrainingSettings) -> Passes:
     """How often a step runs the model: every part of ``run.objective`` that is on, averaged over steps."""
-    guide, preserve = config.guide, config.preserve
-    keeping = 1 / preserve.every if config.preservation else 0.0
-    together = config.preservation and preserve.together
+    guidance, preservation = config.guidance, config.preservation_options
+    keeping = 1 / preservation.every if config.preservation else 0.0
+    together = config.preservation and preservation.together
     trained = 1.0 if together else 1.0 + keeping
-    plain = keeping + (guide.contrastive != 1) + bool(preserve.outside_mask)
-    return Passes(trained, plain, 1 + bool(together) + (guide.cfg != 1))
+    plain = keeping + (guidance.contrastive_guidance != 1) + bool(preservation.outside_mask)
+    return Passes(trained, plain, 1 + bool(together) + (guidance.true_cfg != 1))
 
 
-def work_of(config: TrainConfig, model, adapters: Adapters, tokens: int, validation: Validation | None = None) -> Work:
+def work_of(
+    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: Validation | None = None
+) -> Work:
     """The run as the planner sees it. ``tokens``: the most image tokens a sample has, with its references.
 
     ``validation`` says what is painted meanwhile. Its second MODEL is no part of it: ComfyUI moves one away for the
@@ -39,7 +41,7 @@ def work_of(config: TrainConfig, model, adapters: Adapters, tokens: int, validat
     trained = adapters.trainable()
     return Work(
         sizes.weights_of(model), sites, tokens, batch=config.batch, accumulate=config.accumulate,
-        passes=passes_of(config), optimizer=config.optimizer.name, ema=bool(config.ema.decay),
+        passes=passes_of(config), optimizer=config.optimizer.optimizer, ema=bool(config.ema.ema_decay),
         fp32_adapters=config.adapter.compute == "fp32", precision=sizes.precision_of(model),
         in_one_step=sizes.dequantises_in_one_step(sizes.precision_of(model)),
         size=sizes.number_size(model), kind="dora" if config.adapter.dora else config.adapter.kind,
@@ -57,7 +59,7 @@ def _painting(validation: Validation) -> dict[str, int]:
     return {"preview": tokens, "decoding": sizes.decoding(validation.vae, width, height)}
 
 
-def pins_of(config: TrainConfig, model) -> Pins:
+def pins_of(config: TrainingSettings, model) -> Pins:
     """What the user has decided. Where there is no GPU nothing is streamed unless it is asked for."""
     memory, gpu = config.memory, model.load_device.type == "cuda"
     checkpointing = OFF if not config.checkpointing else None if memory.recompute == AUTO else memory.recompute
@@ -78,7 +80,7 @@ def pins_of(config: TrainConfig, model) -> Pins:
     )
 
 
-def _streamed(config: TrainConfig, model) -> int | None:
+def _streamed(config: TrainingSettings, model) -> int | None:
     """The number of streamed blocks that is asked for, None for as many as it takes."""
     memory, (_, double, single, _) = config.memory, identify.sizes(model)
     blocks = double + single
@@ -108,7 +110,7 @@ def available(device: torch.device, limit: float = 0.0, pinned: float = 0.0) -> 
 
 
 def planned(
-    config: TrainConfig, model, adapters: Adapters, tokens: int, validation: Validation | None = None
+    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: Validation | None = None
 ) -> tuple[Work, Pins, Machine, Plan]:
     """Everything that stepping down needs later, and the plan to begin with."""
     device: torch.device = model.load_device

@@ -7,7 +7,7 @@ import io
 import torch
 from PIL import Image
 
-from ..options import TimestepConfig
+from ..settings.timesteps import TimestepSettings
 from . import times
 from .history import History
 
@@ -53,7 +53,7 @@ def _draw_preservation(axis, history: History) -> None:
     axis.plot(steps, history.preservation, color="#c9763b", linewidth=1, label="preservation")
 
 
-def times_plot(config: TimestepConfig, tokens: int, size: tuple[int, int] = (800, 400)) -> Image.Image:
+def times_plot(config: TimestepSettings, tokens: int, size: tuple[int, int] = (800, 400)) -> Image.Image:
     """How often each time is drawn for an image of ``tokens`` tokens, and what it counts. ``size`` in pixels."""
     t = times.draw(config, [0.0] * PREVIEW_DRAWS, tokens, 0, 0, torch.Generator().manual_seed(0))
     figure = _figure(size)

@@ -14,7 +14,7 @@ from ..host import identify, painter, sampling
 from ..host.borrow import borrow
 from ..host.memory import free, is_out_of_memory
 from ..host.references import INDEX
-from ..validation import ValidationConfig
+from ..settings.previews import PreviewSettings
 from .events import Event, Phase, Picture, Previewed, Warned
 
 Weights = Callable[[], AbstractContextManager]
@@ -29,7 +29,7 @@ class Validation:
     VAE's file as Load FLUX.2 names it, empty where that does not say all.
     """
 
-    config: ValidationConfig
+    config: PreviewSettings
     vae: object
     model: object | None = None
     references: tuple[tuple[Tensor, ...], ...] = field(default=())

@@ -123,5 +123,5 @@ def metadata(trainer: Trainer, dataset: Dataset) -> dict[str, str]:
         "flux2_train.version": __version__,
         "flux2_train.config": config.to_json(),
         "flux2_train.class_word": dataset.class_word,
-        REFERENCES: config.guide.references,
+        REFERENCES: config.guidance.references,
     }

@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import typed
 from ..errors import UserError
-from ..job import Job
+from ..settings.base import plain
+from ..settings.job import Job
 from . import checkpoints
 from .checkpoints import About, Checkpoint, Damaged
 from .contents import difference
@@ -23,9 +23,9 @@ AUTO, NEW = "auto", "new"
 MAY_CHANGE = (
     "name", "recipe", "steps", "epochs", "learning_rate", "checkpointing", "validation_items",
     "batch", "accumulate",  # as long as their product is the same
-    "save", "checkpoints", "guard", "validation", "logs", "memory", "offload", "held_out.every", "held_out.per_image",
-    "held_out.per_image_every", "optimizer.schedule", "optimizer.warmup", "optimizer.end", "optimizer.cycles",
-    "optimizer.power", "optimizer.max_grad_norm", "ema.export", "ema.preview",
+    "save", "checkpoints", "guard", "logs", "memory", "offload", "validation_loss.every", "validation_loss.per_image",
+    "validation_loss.per_image_every", "optimizer.schedule", "optimizer.warmup", "optimizer.end", "optimizer.cycles",
+    "optimizer.power", "optimizer.max_grad_norm", "ema.ema_export", "ema.ema_preview",
 )  # fmt: skip
 MODEL = ("flavour", "variant", "transformer", "text_encoder", "vae")  # the precision may change, to fit
 
@@ -109,7 +109,7 @@ def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bo
 
 def differences(about: About, trainer: Trainer, own_seed: bool) -> Iterator[str]:
     """A clause for each setting that keeps a trainer from going on from a checkpoint."""
-    now = typed.plain(job_of(trainer))
+    now = plain(job_of(trainer))
     free = (*MAY_CHANGE, "seed") if own_seed else MAY_CHANGE
     was, others = dict(flat(about.job["training"])), dict(flat(now["training"]))
     for name in others:
@@ -140,7 +140,7 @@ def _of_training(unknown: list[str]) -> list[str]:
 
 def changed(about: About, job: Job) -> dict[str, list]:
     """What may change and has, by its name: [before, now]."""
-    was, now = dict(flat(about.job["training"])), dict(flat(typed.plain(job.training)))
+    was, now = dict(flat(about.job["training"])), dict(flat(plain(job.training)))
     return {name: [was[name], now[name]] for name in now if name in was and was[name] != now[name]}
 
 

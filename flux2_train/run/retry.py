@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..host.borrow import Borrowed
 from ..host.compute import NAMES, training_dtype
 from ..host.machine import rates_in_words
 from ..host.memory import can_spill, free, is_out_of_memory, reset_watermarks
 from ..memory.planner import GB, Plan, lower
 from ..memory.table import parts
+from ..settings.training import TrainingSettings
 from . import plans
 
 
@@ -23,7 +23,7 @@ class Memory:
     ``how`` is what ``borrow`` takes. ``told`` are sentences that the user has not been told yet.
     """
 
-    def __init__(self, config: TrainConfig, model, adapters, tokens: int, validation=None):
+    def __init__(self, config: TrainingSettings, model, adapters, tokens: int, validation=None):
         self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens, validation)
         self.how = Borrowed(self.plan.layout, pinned=config.memory.pinned_memory * GB)
         self.device, self.computes_in = model.load_device, training_dtype(model)

@@ -77,5 +77,5 @@ def _case(trainer: Trainer) -> Case:
     sample: Sample = trainer.samples[0]
     latent = sample.latent[..., :LARGEST_LATENT, :LARGEST_LATENT].float()
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    condition = Condition(sample.embeds, guidance=trainer.config.guidance)
+    condition = Condition(sample.embeds, guidance=trainer.config.guidance.guidance)
     return Case(0.5 * latent + 0.5 * noise, torch.tensor([0.5]), condition)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..options import OptimizerConfig
+from ..settings.optimizer import OptimizerSettings
 
-SHAPES: dict[str, Callable[[float, OptimizerConfig], float]] = {
+SHAPES: dict[str, Callable[[float, OptimizerSettings], float]] = {
     "constant": lambda p, c: 1.0,
     "linear": lambda p, c: 1 - p,
     "cosine": lambda p, c: (1 + math.cos(math.pi * p)) / 2,
@@ -20,7 +20,7 @@ SHAPES: dict[str, Callable[[float, OptimizerConfig], float]] = {
 }
 
 
-def factor(step: int, total: int, config: OptimizerConfig) -> float:
+def factor(step: int, total: int, config: OptimizerSettings) -> float:
     """The factor of optimizer step ``step`` (from 0) of ``total``: warm-up, then the schedule's shape down to ``end``.
 
     Warm-up rises in equal parts from the first step, which already learns, to the full rate at its last.
@@ -34,12 +34,12 @@ def factor(step: int, total: int, config: OptimizerConfig) -> float:
     return config.end + (1 - config.end) * SHAPES[config.schedule](min(progress, 1.0), config)
 
 
-def warmup_steps(total: int, config: OptimizerConfig) -> int:
+def warmup_steps(total: int, config: OptimizerSettings) -> int:
     """The steps of warm-up: a part of all steps below 1, else a number."""
     return round(config.warmup * total if config.warmup < 1 else config.warmup)
 
 
-def scheduler(optimizer: Optimizer, total: int, config: OptimizerConfig) -> LambdaLR:
+def scheduler(optimizer: Optimizer, total: int, config: OptimizerSettings) -> LambdaLR:
     """torch's scheduler on ``factor``; step it after every optimizer step."""
     return LambdaLR(optimizer, lambda step: factor(step, total, config))
 

@@ -10,13 +10,13 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from .. import typed
 from ..adapters import files
 from ..data.order import epoch_batches
 from ..errors import UserError
 from ..host.files import lora_folder, run_folder
 from ..host.memory import free, is_out_of_memory
-from ..job import Output
+from ..settings.base import plain
+from ..settings.job import Output
 from ..whole import write_text
 from . import again, checkpoints, contents, logs, processes, resume
 from .checkpoints import About, Damaged, Snapshot
@@ -44,7 +44,7 @@ def train(
     that was asked for exactly so. The run's folder is there, with its job, before the first step. On any other way out,
     which may be any exception of ``listen``, a checkpoint and what was learned are saved first.
     """
-    logs.require_installed(trainer.config.logs)
+    logs.require_installed(trainer.config.log_writers)
     done = again.finished(trainer, loras, runs) if how == resume.AUTO and trainer.is_main else None
     if processes.any_of(trainer.accelerator, bool(done)):
         return done and _told_again(done, listen)
@@ -123,7 +123,7 @@ class Session:
         about = About(
             trainer.step,
             trainer.total,
-            typed.plain(self.job),
+            plain(self.job),
             trainer.dataset.fingerprint,
             trainer.step_size,
             trainer.history.validation.get(trainer.step),
@@ -171,7 +171,7 @@ class Session:
     def _logs(self) -> Iterator[None]:
         """The logs that are asked for, told every event in the block and closed behind it."""
         config = self.trainer.config
-        found = zip(config.logs, logs.opened(config, self.folder, self.trainer.step), strict=True)
+        found = zip(config.log_writers, logs.opened(config, self.folder, self.trainer.step), strict=True)
         opened = [Sparing(log, f"The log for {name}", self.listen) for name, log in found]
         others, self.listeners = self.listeners, [*opened, *self.listeners]
         try:

@@ -11,13 +11,13 @@ from torch import Tensor
 from ..flow import quantiles, time_weights, uniforms
 from ..flow.quantiles import Quantile
 from ..flow.timesteps import constant_mu, empirical_mu, linear_mu, offset, shift
-from ..options import TimestepConfig
+from ..settings.timesteps import TimestepSettings
 
 EDGE = 1e-5  # drawn times stay this far from 0 and 1
 
 
 def draw(
-    config: TimestepConfig,
+    config: TimestepSettings,
     offsets: Sequence[float],
     tokens: int,
     first: int,
@@ -41,30 +41,32 @@ def draw(
     return t.float()
 
 
-def _time(config: TimestepConfig, u: Tensor, by: float, tokens: int) -> Tensor:
+def _time(config: TimestepSettings, u: Tensor, by: float, tokens: int) -> Tensor:
     if config.listed:
         return quantiles.choice(uniforms.biased(u, config.bias), config.times)
     quantile = quantile_of(config, tokens, by)
-    return quantile(uniforms.within(u, quantile, config.least, config.most)).clamp(EDGE, 1 - EDGE)
+    return quantile(uniforms.within(u, quantile, config.min, config.max)).clamp(EDGE, 1 - EDGE)
 
 
-def quantile_of(config: TimestepConfig, tokens: int, by: float = 0.0) -> Quantile:
+def quantile_of(config: TimestepSettings, tokens: int, by: float = 0.0) -> Quantile:
     """From ``u`` to ``t``, without the limits: bias, distribution, offset, shift."""
     distribution, mu = _distribution(config), mu_of(config, tokens)
 
     def quantile(u: Tensor) -> Tensor:
         t = distribution(uniforms.biased(u, config.bias))
-        return shift(offset(t, config.scale * by) if by else t, mu)
+        return shift(offset(t, config.sigmoid_scale * by) if by else t, mu)
 
     return quantile
 
 
-def _distribution(config: TimestepConfig) -> Quantile:
+def _distribution(config: TimestepSettings) -> Quantile:
     match config.distribution:
         case "sigmoid":
-            return partial(quantiles.logit_normal, scale=config.scale, mean=config.mean, std=config.std)
+            return partial(
+                quantiles.logit_normal, scale=config.sigmoid_scale, mean=config.sigmoid_mean, std=config.sigmoid_std
+            )
         case "beta":
-            return partial(quantiles.beta, alpha=config.alpha, beta=config.beta)
+            return partial(quantiles.beta, alpha=config.beta_alpha, beta=config.beta_beta)
         case "mode":
             return partial(quantiles.mode, scale=config.mode_scale)
         case "curve":
@@ -72,7 +74,7 @@ def _distribution(config: TimestepConfig) -> Quantile:
     return quantiles.uniform
 
 
-def mu_of(config: TimestepConfig, tokens: int) -> float:
+def mu_of(config: TimestepSettings, tokens: int) -> float:
     """The shift towards noise as mu; 0 moves nothing."""
     if config.distribution == "weighted":  # the curve was measured on times that are not shifted
         return 0.0
@@ -84,7 +86,7 @@ def mu_of(config: TimestepConfig, tokens: int) -> float:
     }[config.shift]
 
 
-def weights(config: TimestepConfig, t: Tensor) -> Tensor | None:
+def weights(config: TimestepSettings, t: Tensor) -> Tensor | None:
     """(B,) what each sample's loss counts by its time; None where all count the same."""
     if config.weighting == "table":
         return time_weights.table(t, config.weights)

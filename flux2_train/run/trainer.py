@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..data.cache import EmbedCache, LatentCache
 from ..data.order import batches, drawn, step_count
 from ..data.samples import Sample, samples
@@ -24,6 +23,7 @@ from ..host import identify
 from ..host.borrow import borrow_as, training_mode
 from ..host.compute import training_dtype
 from ..host.velocity import Condition, check_embeds, velocity
+from ..settings.training import TrainingSettings
 from . import processes, schedules, times
 from .building import build_adapters, build_optimizer, require_preserved
 from .ema import Ema
@@ -47,7 +47,7 @@ class Trainer:
     Trainer of the same inputs needs to go on with the same bits.
 
     ``validation`` says what is painted meanwhile; ``held_out`` are the caches of images whose loss is
-    measured, where ``config.held_out`` keeps none of the data set's own out of training.
+    measured, where ``config.validation_loss`` keeps none of the data set's own out of training.
 
     With the ``accelerator`` of several processes they take each step together: all hold the same adapters, draw the
     same randomness, compute their share of the samples and add the gradients up. ``is_main`` is true in the one that
@@ -59,7 +59,7 @@ class Trainer:
         model,
         embeds: EmbedCache,
         latents: LatentCache,
-        config: TrainConfig,
+        config: TrainingSettings,
         accelerator: Accelerator | None = None,
         validation: Validation | None = None,
         held_out: tuple[EmbedCache, LatentCache] | None = None,
@@ -68,8 +68,8 @@ class Trainer:
         self.accelerator = accelerator or processes.alone()
         self.is_main = self.accelerator.process_index == 0
         self.model, self.config = model, config
-        self.samples, self.held_out = kept_out(samples(embeds, latents), config.held_out)
-        if held_out and config.held_out.share:
+        self.samples, self.held_out = kept_out(samples(embeds, latents), config.validation_loss)
+        if held_out and config.validation_loss.share:
             raise UserError("Held-out images are wired in and a share of the data set is held out too; set share to 0.")
         self.validation, self.held_out_requests = validation, ()
         if held_out:
@@ -100,7 +100,11 @@ class Trainer:
             self.optimizer = build_optimizer(self.adapters, config)
             self.scheduler = schedules.scheduler(self.optimizer, self.total, config.optimizer)
             self.memory = Memory(config, model, self.adapters, self.samples.tokens(), validation)
-            self.ema = Ema(self.adapters.trainable(), config.ema.decay, config.ema.warmup) if config.ema.decay else None
+            self.ema = (
+                Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
+                if config.ema.ema_decay
+                else None
+            )
         self.watch = Watch(self, embeds.embeds, validation)
 
     def run(self) -> Generator[Event, None, None]:
@@ -117,7 +121,8 @@ class Trainer:
         warning = identify.distilled_warning(self.model)
         if warning:
             yield Warned(warning)
-        if (self.config.guidance, self.config.guide.most) != (1, 0) and not identify.has_guidance(self.model):
+        asked = self.config.guidance
+        if (asked.guidance, asked.guidance_max) != (1, 0) and not identify.has_guidance(self.model):
             yield Warned(f"{identify.flavour_name(self.model)} has no guidance input; the guidance set is ignored.")
         yield Phase("loading")
         config = self.config
@@ -221,7 +226,7 @@ class Trainer:
             raise
 
     def _update(self, loss: float) -> None:
-        clamped = self.config.loss.least or self.config.loss.most  # gives no gradient on purpose
+        clamped = self.config.loss.loss_min or self.config.loss.loss_max  # gives no gradient on purpose
         if not clamped and self.optimizer.param_groups[0]["lr"]:
             self.dead_adapters.check(loss)
         self.torn = True
@@ -261,7 +266,7 @@ class Trainer:
         offsets = [self.dataset.sources[s.item.source].timestep_offset for s in batch]
         t = times.draw(self.config.timesteps, offsets, tokens, self.drawn, self.config.seed, self.generator)
         self.drawn += len(batch)
-        least, most = self.config.guidance, self.config.guide.most
+        least, most = self.config.guidance.guidance, self.config.guidance.guidance_max
         if not most or not identify.has_guidance(self.model):  # nothing is drawn for a model that is not told
             most = least
         return noise, t, embedded(len(batch), least, most, self.generator)
@@ -305,7 +310,7 @@ class Trainer:
     @contextmanager
     def weights_for(self, use: str) -> Iterator[None]:
         """The adapters' weights for ``preview`` or ``export``: the running mean where there is one and it is chosen."""
-        averaged = self.ema and getattr(self.config.ema, use)
+        averaged = self.ema and getattr(self.config.ema, f"ema_{use}")
         with self._settled(), self.ema.in_place() if averaged else nullcontext():
             yield
 
@@ -319,10 +324,10 @@ class Trainer:
 
     def predict(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = ()) -> Tensor:
         """The velocity (B, 128, h, w) of the model as borrowed, for ``x_t`` at times ``t`` (B,)."""
-        method = self.config.guide.references
+        method = self.config.guidance.references
         conditions = [
             Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), g, method)
-            for s, g in zip(batch, guidance or [self.config.guidance] * len(batch), strict=True)
+            for s, g in zip(batch, guidance or [self.config.guidance.guidance] * len(batch), strict=True)
         ]
         return velocity(borrowed, x_t, t, conditions)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.samples import Sample, Samples
 from ..errors import UserError
 from ..flow.target import interpolate, mean_squared_error, velocity_target
-from ..validation import HeldOutConfig
+from ..settings.previews import ValidationLossSettings
 
 TIMES = (0.2, 0.4, 0.6, 0.8)
 NOISY = TIMES[2:]  # where little of the picture is left, its caption tells most
@@ -50,7 +50,7 @@ def lenders(captions: Sequence[str], own: str, place: int) -> list[int]:
     return [others[(place + number * len(others) // count) % len(others)] for number in range(count)]
 
 
-def kept_out(samples: Samples, config: HeldOutConfig) -> tuple[Samples, Samples]:
+def kept_out(samples: Samples, config: ValidationLossSettings) -> tuple[Samples, Samples]:
     """The items to train on and those to keep out of training: ``share`` of the images, drawn from ``seed``.
 
     An image goes with all its sizes and crops, and regularisation images stay. Raises UserError if nothing is left.

@@ -26,7 +26,7 @@ class Watch:
     def __init__(self, trainer: Trainer, embeds: Mapping[str, Tensor], validation: Validation | None):
         self.trainer, self.previews = trainer, None
         if validation is not None:
-            method = trainer.config.guide.references
+            method = trainer.config.guidance.references
             self.previews = Previews(validation, trainer.model, embeds, trainer.adapters, method)
 
     def before(self) -> Iterator[Event]:
@@ -40,9 +40,9 @@ class Watch:
     def measure(self, borrowed, step: int) -> Iterator[Event]:
         """The losses that are due after ``step`` steps."""
         trainer = self.trainer
-        if trainer.config.held_out.is_due(step, trainer.total):
+        if trainer.config.validation_loss.is_due(step, trainer.total):
             yield from self._validate(borrowed, step)
-        if trainer.config.held_out.per_image_is_due(step, trainer.total):
+        if trainer.config.validation_loss.per_image_is_due(step, trainer.total):
             yield from self._measure_images(borrowed, step)
 
     def paint(self, borrowed, step: int) -> Iterator[Event]:

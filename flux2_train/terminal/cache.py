@@ -6,12 +6,12 @@ import argparse
 from dataclasses import replace
 from functools import partial
 
-from ..data.request import Request
-from ..job import Job
+from ..settings.dataset import DatasetSettings
+from ..settings.job import Job
 from .options import Bar, add_job, command, progress, read_job, start
 
 
-def read(requests: tuple[Request, ...], bar: Bar):
+def read(requests: tuple[DatasetSettings, ...], bar: Bar):
     """A job's data set or its held-out one, with the warnings told."""
     from ..run.jobs import read_dataset
 
@@ -30,7 +30,7 @@ def encode_texts(clip, dataset, job: Job, bar: Bar):
     from ..host.files import cache_folder
 
     asked, report = job.embeds, partial(bar, "encoding captions")
-    painted = job.validation.texts if job.validation else []
+    painted = job.previews.texts if job.previews else []
     more = [*asked.texts, *painted]
     store = Store(cache_folder(asked.store))
     with encode.TextEncoder(clip, asked.offload) as encoder:

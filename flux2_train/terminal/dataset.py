@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _of_job(arguments: argparse.Namespace, bar):
-    from ..job import load
+    from ..settings.job import load
 
     job = load(arguments.folder)
     start(arguments)
@@ -51,14 +51,14 @@ def _of_job(arguments: argparse.Namespace, bar):
 
 def _of_folder(arguments: argparse.Namespace, bar):
     from ..data.folder import read_folder
-    from ..data.request import Request
+    from ..settings.dataset import DatasetSettings
 
-    request = Request(
+    request = DatasetSettings(
         arguments.folder,
-        arguments.resolution,
-        arguments.captions,
-        arguments.prompt,
-        arguments.trigger,
+        resolution=arguments.resolution,
+        captions=arguments.captions,
+        prompt=arguments.prompt,
+        trigger=arguments.trigger,
         references=tuple(arguments.references),
     )
     return read_folder(request, report=bar)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import job
 from ..errors import UserError
-from ..flavours import AS_IN_FILE, DEFAULT, FLAVOURS, PLANNED, PRECISIONS, QUANTISED, VARIANTS, VIA, Flux2Files
+from ..flavours import DEFAULT, FLAVOURS, PRECISIONS, QUANTISED, VARIANTS, VIA
 from ..host.bootstrap import import_comfyui
 from ..host.starting import warnings
 from ..run.folder import RunFolder
+from ..settings import job
+from ..settings.model import AS_IN_FILE, PLANNED, ModelSettings
 
 
 class UsageError(UserError):
@@ -135,9 +136,9 @@ def find_file(folder: str, file: str) -> Path:
     raise UserError(f"There is no file {file}, neither in ComfyUI's {folder} folder nor at that path.")
 
 
-def files_of(arguments: argparse.Namespace) -> Flux2Files:
+def files_of(arguments: argparse.Namespace) -> ModelSettings:
     """What ``add_model`` read."""
-    return Flux2Files(**{name: getattr(arguments, name) for name in Flux2Files.__dataclass_fields__})
+    return ModelSettings(**{name: getattr(arguments, name) for name in ModelSettings.__dataclass_fields__})
 
 
 def read_job(arguments: argparse.Namespace, config: Path | None = None) -> job.Job:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ..adapters.targets import PRESETS
 from ..errors import UserError
-from ..flavours import AS_IN_FILE, FLAVOURS, QUANTISED, Flavour, by_sizes
-from ..options import OptimizerConfig
+from ..flavours import FLAVOURS, QUANTISED, Flavour, by_sizes
+from ..settings.base import choices
+from ..settings.model import AS_IN_FILE
+from ..settings.optimizer import OptimizerSettings
 from .options import command, start
 
 DESCRIPTION = """\
@@ -42,7 +44,7 @@ def add(commands) -> None:
     made.add_argument("--rank", type=int, default=16)
     made.add_argument("--batch", type=int, default=1)
     made.add_argument("--targets", choices=PRESETS, default="all")
-    made.add_argument("--optimizer", choices=OptimizerConfig.NAMES, default="adamw")
+    made.add_argument("--optimizer", choices=choices(OptimizerSettings, "optimizer"), default="adamw")
     made.add_argument("--ram", type=float, metavar="GB", help="free host memory (default: 64)")
     made.add_argument("--bus", type=float, metavar="GB/s", help="host to card (default: 20)")
     made.add_argument("--tflops", type=float, help="what the card computes in bf16 (default: 50)")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..job import Job
 from ..run import processes
+from ..settings.job import Job
 from .options import Bar, add_job, command, progress, read_job, start
 
 DESCRIPTION = """\
@@ -85,13 +85,13 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
 
 
 def validation_of(job: Job, vae):
-    """What a job's ``validation`` paints with, its second model loaded; ``None`` where it has none."""
+    """What a job's ``previews`` paint with, its second model loaded; ``None`` where it has none."""
     from ..data.images import load_rgb, to_tensor
     from ..host import describe, files, load
     from ..run import fit
     from ..run.previews import Validation
 
-    asked = job.validation
+    asked = job.previews
     if asked is None:
         return None
     references = tuple(tuple(to_tensor(load_rgb(files.resolve_file(str(path)))) for path in prompt.references)

@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .errors import UserError
-from .validation import Prompt
+from ..errors import UserError
+from .previews import Prompt, from_lines
 
 MOST_BYTES = 1 << 20
 LIBRARY_KEYS = {"prompt", "adapter_strength"}
-
-
-def from_lines(text: str) -> tuple[Prompt, ...]:
-    """A prompt from every line that is not blank."""
-    return tuple(Prompt(line.strip()) for line in text.splitlines() if line.strip())
 
 
 def from_file(path: Path) -> tuple[Prompt, ...]:

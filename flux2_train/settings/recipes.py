@@ -1,4 +1,4 @@
-"""Recipes: one name that stands for a whole set of training options. Anything a recipe sets can be set otherwise.
+"""Recipes: one name that stands for a whole set of training settings. Anything a recipe sets can be set otherwise.
 
 ``style`` to ``edit`` follow the rows of AI Toolkit's guide for FLUX.2; ``ai-toolkit``, ``simpletuner`` and ``musubi``
 are what those three document for FLUX.2, in our words. What they do and we do not is in docs/objectives.md.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .options import AdapterConfig, OptimizerConfig, TimestepConfig
+from .adapter import AdapterSettings
+from .optimizer import OptimizerSettings
+from .timesteps import TimestepSettings
+from .training import NO_RECIPE
 
 
 @dataclass(frozen=True)
@@ -21,21 +24,20 @@ class Recipe:
 
     @property
     def values(self) -> dict[str, object]:
-        """Everything the recipe sets, by TrainConfig's names."""
+        """Everything the recipe sets, by the names in TrainingSettings."""
         return {**self.face, **self.sections}
 
 
-NONE = "none"
-_WEIGHTED = TimestepConfig(distribution="weighted", shift="none")
+_WEIGHTED = TimestepSettings(distribution="weighted", shift="none")
 
 
 def _guide(text: str, rank: int, steps: int) -> Recipe:
     face = {"rank": rank, "alpha": 0.0, "steps": steps, "learning_rate": 1e-4, "batch": 1}
-    return Recipe(text, face, {"timesteps": _WEIGHTED, "optimizer": OptimizerConfig(weight_decay=1e-4)})
+    return Recipe(text, face, {"timesteps": _WEIGHTED, "optimizer": OptimizerSettings(weight_decay=1e-4)})
 
 
 RECIPES: dict[str, Recipe] = {
-    NONE: Recipe("the values as they stand"),
+    NO_RECIPE: Recipe("the values as they stand"),
     "style": _guide("15 to 30 images of one style; captions say what is shown, not how", 32, 1500),
     "character": _guide("20 to 60 images of one person; trigger and class word", 32, 2000),
     "object": _guide("15 to 40 images of one thing; high rank for exact shapes", 64, 1500),
@@ -43,25 +45,25 @@ RECIPES: dict[str, Recipe] = {
     "ai-toolkit": Recipe(
         "AI Toolkit's defaults for FLUX.2",
         {"rank": 32, "alpha": 0.0, "steps": 3000, "learning_rate": 1e-4, "batch": 1},
-        {"timesteps": _WEIGHTED, "optimizer": OptimizerConfig("adamw8bit", eps=1e-6, weight_decay=1e-4)},
+        {"timesteps": _WEIGHTED, "optimizer": OptimizerSettings("adamw8bit", eps=1e-6, weight_decay=1e-4)},
     ),
     "simpletuner": Recipe(
         "SimpleTuner's FLUX.2 quick start",
         {"rank": 16, "alpha": 0.0, "steps": 10_000, "learning_rate": 1e-4, "batch": 1},
         {
-            "timesteps": TimestepConfig(shift="constant", shift_factor=3.0),
-            "optimizer": OptimizerConfig(),
-            "adapter": AdapterConfig(dropout=0.1),
+            "timesteps": TimestepSettings(shift="constant", shift_factor=3.0),
+            "optimizer": OptimizerSettings(),
+            "adapter": AdapterSettings(dropout=0.1),
         },
     ),
     "musubi": Recipe(
         "musubi-tuner's FLUX.2 example: 16 epochs, alpha 1",
         {"rank": 32, "alpha": 1.0, "steps": 0, "epochs": 16, "learning_rate": 1e-4, "batch": 1, "seed": 42},
-        {"timesteps": TimestepConfig(shift="linear"), "optimizer": OptimizerConfig("adamw8bit")},
+        {"timesteps": TimestepSettings(shift="linear"), "optimizer": OptimizerSettings("adamw8bit")},
     ),
 }
 
 
-def settings(name: str, face: dict, sections: dict) -> dict:
-    """TrainConfig's values: the recipe's, over them LoRA Trainer's own, over them those of wired option nodes."""
+def combined(name: str, face: dict, sections: dict) -> dict:
+    """TrainingSettings' values: the recipe's, over them LoRA Trainer's own, over them those of wired option nodes."""
     return {**RECIPES[name].values, **face, **sections, "recipe": name}

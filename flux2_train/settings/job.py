@@ -6,55 +6,59 @@ JSON, or TOML where Python reads it. Every setting that is left out has its defa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import field
 from pathlib import Path
+from typing import Any
 
-from . import typed
-from .config import TrainConfig
-from .data.cache import EmbedSettings, LatentSettings
-from .data.request import Request
-from .errors import UserError
-from .flavours import Flux2Files
-from .validation import ValidationConfig
+from ..errors import UserError
+from . import base, earlier
+from .base import Settings, plain, settings
+from .caches import EmbedSettings, LatentSettings
+from .dataset import DatasetSettings
+from .model import ModelSettings
+from .previews import PreviewSettings
+from .training import TrainingSettings
 
 VERSION = 1
 MAX_BYTES = 1 << 24
-SECTIONS = ("version", "model", "dataset", "embeds", "latents", "training", "validation", "held_out", "output",
+LISTS = ("dataset", "held_out")
+SECTIONS = ("version", "model", "dataset", "embeds", "latents", "training", "previews", "held_out", "output",
             "unknown")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Output:
+@settings
+class Output(Settings):
     """Folders for the LoRA and for the run's plot, losses and report; empty for ComfyUI's own."""
 
     loras: str = ""
     runs: str = ""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training run. ``validation`` is what is painted meanwhile, ``held_out`` the data set whose loss is measured.
+@settings
+class Job(Settings):
+    """One training run. ``previews`` are painted meanwhile, ``held_out`` is the data set whose loss is measured.
 
     ``unknown`` says what a graph had that no file can hold; such a job is not run.
     """
 
-    dataset: tuple[Request, ...]
+    dataset: tuple[DatasetSettings, ...]
     version: int = VERSION
-    model: Flux2Files = field(default_factory=Flux2Files)
+    model: ModelSettings = field(default_factory=ModelSettings)
     embeds: EmbedSettings = field(default_factory=EmbedSettings)
     latents: LatentSettings = field(default_factory=LatentSettings)
-    training: TrainConfig = field(default_factory=TrainConfig)
-    validation: ValidationConfig | None = None
-    held_out: tuple[Request, ...] = ()
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    previews: PreviewSettings | None = None
+    held_out: tuple[DatasetSettings, ...] = ()
     output: Output = field(default_factory=Output)
     unknown: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def problems(self) -> Iterator[str]:
+        """See ``Settings``."""
         if self.version != VERSION:
-            raise UserError(f"version is {self.version}; this pack reads version {VERSION}.")
+            yield f"version is {self.version}; this pack reads version {VERSION}."
         if not self.dataset and not self.unknown:
-            raise UserError("dataset is empty; name at least one folder.")
+            yield "dataset is empty; name at least one folder."
 
     def require_known(self) -> None:
         """Raise UserError if the graph had something that is not in this file."""
@@ -66,7 +70,7 @@ class Job:
 
     def to_json(self) -> str:
         """The file's text, every setting in it."""
-        return json.dumps(typed.plain(self), indent=2) + "\n"
+        return json.dumps(plain(self), indent=2) + "\n"
 
 
 def load(path: Path, settings: Iterable[str] = ()) -> Job:
@@ -76,13 +80,20 @@ def load(path: Path, settings: Iterable[str] = ()) -> Job:
     """
     values = _parse(path)
     try:
-        if isinstance(values.get("dataset"), dict):  # one folder needs no list
-            values["dataset"] = [values["dataset"]]
+        for name in LISTS:
+            if isinstance(values.get(name), dict):  # one folder needs no list
+                values[name] = [values[name]]
+        values = earlier.renamed(values)
         for setting in settings:
             _set(values, setting)
-        return typed.read(Job, values, "")
+        return base.read(Job, values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def read(values: dict[str, Any]) -> Job:
+    """The job in plain values, with today's names or with those of earlier versions. Raises UserError."""
+    return base.read(Job, earlier.renamed(values))
 
 
 def _parse(path: Path) -> dict:
@@ -116,25 +127,30 @@ def _set(values: dict, setting: str) -> None:
         raise UserError(f"--set {setting!r} is not NAME=VALUE, such as training.steps=500.")
     if len(keys) == 1 and keys[0] not in SECTIONS:
         keys.insert(0, "training")
-    node = values
-    for key in keys[:-1]:
-        node = _inside(node, key, place)
-    if isinstance(node, list):
-        node = node[0] if len(node) == 1 else node
-    if not isinstance(node, dict):
+    if keys[0] in LISTS and len(keys) > 1:
+        folders = values.setdefault(keys[0], [{}])
+        number = int(keys.pop(1)) if keys[1].isdigit() else 0 if len(folders) == 1 else len(folders)
+        changed = earlier.renamed({keys[0]: [_nested(keys[1:], _value(text))]})[keys[0]][0]
+        if number >= len(folders):
+            raise UserError(f"--set {place}: there is no such place in the job.")
+        _merge(folders[number], changed, place)
+    else:
+        _merge(values, earlier.renamed(_nested(keys, _value(text))), place)
+
+
+def _nested(keys: list[str], value: Any) -> Any:
+    return {keys[0]: _nested(keys[1:], value)} if keys else value
+
+
+def _merge(into: Any, changes: dict, place: str) -> None:
+    """Put nested values in the place of those that are there."""
+    if not isinstance(into, dict):
         raise UserError(f"--set {place}: there is no such place in the job.")
-    node[keys[-1]] = _value(text)
-
-
-def _inside(node, key: str, place: str):
-    if isinstance(node, list):
-        if key.isdigit() and int(key) < len(node):
-            return node[int(key)]
-        if len(node) == 1:
-            return _inside(node[0], key, place)
-    if isinstance(node, dict):
-        return node.setdefault(key, {})
-    raise UserError(f"--set {place}: there is no such place in the job.")
+    for name, value in changes.items():
+        if isinstance(value, dict) and into.get(name) is not None:
+            _merge(into[name], value, place)
+        else:
+            into[name] = value
 
 
 def _value(text: str):

@@ -1,0 +1,139 @@
+"""What a setting is: a field that pydantic checks, with its limits, its help and the look of its widget."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Ge, Le
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+from pydantic.fields import FieldInfo
+
+from ..errors import UserError
+from .sentences import sentence
+
+Kind = TypeVar("Kind")
+EXACT = (bool, int, float, str)  # types of which nothing else is taken: no "5" for 5, no true for 1
+
+
+@dataclass(frozen=True)
+class Widget:
+    """How a node shows a setting. ``advanced`` ones are folded away; ``control`` adds "control after generate"."""
+
+    step: float | None = None
+    advanced: bool = False
+    optional: bool = False
+    multiline: bool = False
+    round: bool = True
+    control: bool | None = None
+
+
+def setting(default: Any, help: str, *, ge: float | None = None, le: float | None = None, **widget: Any) -> Any:
+    """A field with its default, its one help text, its limits (both included), and how its widget looks."""
+    return Field(default, ge=ge, le=le, description=help, json_schema_extra={"widget": Widget(**widget)})
+
+
+class Settings:
+    """What every class of settings shares."""
+
+    def problems(self) -> Iterator[str]:
+        """One sentence for each combination of settings that makes no sense."""
+        yield from ()
+
+    def __post_init__(self) -> None:
+        for problem in self.problems():
+            raise UserError(problem)
+
+
+def settings(kind: type[Kind]) -> type[Kind]:
+    """Make a class a frozen dataclass whose values are checked when it is made; UserError names the first wrong one."""
+    kind.__annotations__ = {name: _exact(hint) for name, hint in _own_hints(kind).items()}
+    made = checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
+    validating = made.__init__
+
+    @functools.wraps(validating)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        try:
+            validating(self, *values, **named)
+        except ValidationError as error:
+            raise UserError(sentence(error, made)) from None
+
+    made.__init__ = init
+    return made
+
+
+def _own_hints(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {name: hints[name] for name in inspect.get_annotations(kind)}
+
+
+def _exact(hint: Any) -> Any:
+    """The type with every plain type in it made exact."""
+    if hint in EXACT:
+        return Annotated[hint, Strict()]
+    if typing.get_origin(hint) is Annotated:
+        inner, *notes = typing.get_args(hint)
+        return Annotated[(_exact(inner), *notes)]
+    if typing.get_origin(hint) is tuple:
+        return tuple[tuple(each if each is ... else _exact(each) for each in typing.get_args(hint))]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return typing.Union[tuple(_exact(inner) for inner in typing.get_args(hint))]  # noqa: UP007
+    return hint
+
+
+def info(kind: type, name: str) -> FieldInfo:
+    """What pydantic knows about a field: annotation, limits, default, description."""
+    return kind.__pydantic_fields__[name]
+
+
+def names(kind: type) -> list[str]:
+    """The fields that are settings themselves, without the sections."""
+    return [name for name, field in kind.__pydantic_fields__.items() if field.description]
+
+
+def limits(kind: type, name: str) -> tuple[float | None, float | None]:
+    """(least, most) of a setting, None where there is no limit."""
+    bounds = info(kind, name).metadata
+    least = next((bound.ge for bound in bounds if isinstance(bound, Ge)), None)
+    return least, next((bound.le for bound in bounds if isinstance(bound, Le)), None)
+
+
+def choices(kind: type, name: str) -> tuple[str, ...]:
+    """The values that a setting can have, empty where it is free."""
+    hint = info(kind, name).annotation
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+
+
+def widget(kind: type, name: str) -> Widget:
+    """How a node shows a setting."""
+    return info(kind, name).json_schema_extra["widget"]
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def read(kind: type[Kind], values: Any, where: str = "") -> Kind:
+    """Plain values, as JSON and TOML have them, as settings. Raises UserError that names the place of what is wrong."""
+    try:
+        return _adapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise UserError(sentence(error, kind, where)) from None
+
+
+def plain(value: Any) -> Any:
+    """Inverse of ``read``: dicts, lists and scalars only."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

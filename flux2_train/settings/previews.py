@@ -1,0 +1,179 @@
+"""What is looked at while a run goes on: the nodes Validation and Validation Loss.
+
+A preview is a picture of a prompt; the validation loss is a number at fixed noise. Neither changes what is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Strict
+
+from ..geometry import MULTIPLE
+from .base import Settings, setting, settings
+from .model import ModelSettings
+
+MOST_PROMPTS = 64
+FIXED, WALKING = "fixed", "walking"
+PIXELS = "Pixels; nano paints at 128."
+SIDE = {"ge": MULTIPLE, "le": 8192, "step": MULTIPLE}
+RARE = {"advanced": True, "optional": True}
+
+
+@settings
+class Prompt(Settings):
+    """A text to paint. ``strength`` of the LoRA is that of all previews where it is ``None``.
+
+    ``name`` labels its pictures; ``references`` are image files to edit or to take things from.
+    """
+
+    text: str
+    name: str = ""
+    strength: Annotated[float, Strict()] | None = None
+    references: tuple[Path, ...] = ()
+
+    def problems(self) -> Iterator[str]:
+        """See ``Settings``."""
+        if not self.text.strip():
+            yield "A validation prompt is empty; write what to paint."
+        if self.strength is not None and not -10 <= self.strength <= 10:
+            yield f"The strength of the prompt {self.text[:40]!r} is {self.strength:g}; it must lie between -10 and 10."
+
+    @property
+    def label(self) -> str:
+        """What its pictures are called."""
+        return self.name or self.text
+
+
+def from_lines(text: str) -> tuple[Prompt, ...]:
+    """A prompt from every line that is not blank."""
+    return tuple(Prompt(line.strip()) for line in text.splitlines() if line.strip())
+
+
+def _prompts(value: Any) -> Any:
+    return from_lines(value) if isinstance(value, str) else value
+
+
+@settings
+class PreviewSettings(Settings):
+    """What is painted while training, how, and every how many steps. ``model`` paints instead of the trained one."""
+
+    prompts: Annotated[tuple[Prompt, ...], BeforeValidator(_prompts)] = setting(
+        (), "What to paint, one prompt per line; include your trigger word in some.", multiline=True
+    )
+    negative: str = setting(
+        "", "What to steer away from. Acts only where guidance mixes two predictions (klein base).",
+        multiline=True, **RARE,
+    )  # fmt: skip
+    width: int = setting(1024, PIXELS, **SIDE)
+    height: int = setting(1024, PIXELS, **SIDE)
+    every: int = setting(
+        250,
+        "Paint after every so many training steps, and always at the end. 0 paints at the end, and at the start if "
+        "that is on.",
+        ge=0, le=1_000_000,
+    )  # fmt: skip
+    at_start: bool = setting(
+        True, "Also paint before the first step, which shows at once whether prompts and size are right."
+    )
+    seed: int = setting(
+        42, "The starting noise of the first prompt, the same every time, so that pictures compare.",
+        ge=0, le=2**64 - 1, control=False,
+    )  # fmt: skip
+    seeds: Literal["fixed", "walking"] = setting(
+        FIXED, "fixed gives every prompt the same noise; walking gives each the next seed.", **RARE
+    )
+    steps: int = setting(
+        0, "Sampling steps. 0 takes what the model was made for: 20 for base and dev, 4 distilled.",
+        ge=0, le=200, **RARE,
+    )  # fmt: skip
+    guidance: float = setting(
+        0.0,
+        "How strictly the prompt is followed. 0 takes the flavour's own, 4. Distilled klein has none and ignores it.",
+        ge=0, le=30, step=0.1, **RARE,
+    )  # fmt: skip
+    sampler: str = setting("euler", "The solver. euler is what FLUX.2 was made with.", **RARE)
+    strength: float = setting(
+        1.0,
+        "How strongly the LoRA acts in the pictures, as in LoRA Apply; a prompt library may say otherwise for single "
+        "prompts.",
+        ge=-10, le=10, step=0.05, **RARE,
+    )  # fmt: skip
+    resize_references: bool = setting(
+        True,
+        "Scale reference images down to a megapixel (never up). Off keeps their size, which costs memory and time.",
+        **RARE,
+    )
+    model: ModelSettings | None = None
+
+    def problems(self) -> Iterator[str]:
+        """See ``Settings``."""
+        if not 1 <= len(self.prompts) <= MOST_PROMPTS:
+            yield (
+                f"Validation has {len(self.prompts)} prompts; it needs at least one and takes {MOST_PROMPTS}. Write "
+                "one per line, or name a prompt file."
+            )
+        if self.width % MULTIPLE or self.height % MULTIPLE:
+            yield f"The size of validation pictures is {self.width}x{self.height}; both must be multiples of 16."
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text to encode ahead."""
+        return list(dict.fromkeys([*(prompt.text for prompt in self.prompts), self.negative]))
+
+    def is_due(self, step: int, total: int) -> bool:
+        """Whether to paint after ``step`` of ``total`` steps."""
+        if step == 0:
+            return self.at_start
+        return step == total or bool(self.every and step % self.every == 0)
+
+    def seed_of(self, number: int) -> int:
+        """The seed of the prompt with that index."""
+        return (self.seed + number * (self.seeds == WALKING)) % 2**64
+
+    def strength_of(self, prompt: Prompt) -> float:
+        """How strongly the LoRA acts in that prompt's pictures."""
+        return self.strength if prompt.strength is None else prompt.strength
+
+
+@settings
+class ValidationLossSettings(Settings):
+    """On which images the loss at fixed noise is measured, and every how many steps."""
+
+    share: float = setting(
+        0.0,
+        "Without held-out images wired in: this share of the data set is kept out of training for it. 0.1 is usual; 0 "
+        "measures on training images, as many as validation_items says.",
+        ge=0, le=0.9, step=0.05,
+    )  # fmt: skip
+    seed: int = setting(
+        0, "Draws the images of the share: the same seed keeps the same images out.",
+        ge=0, le=2**63 - 1, advanced=True, control=False,
+    )  # fmt: skip
+    every: int = setting(
+        100, "Measure after every so many steps, at the start and at the end. 0 is start and end only.",
+        ge=0, le=1_000_000,
+    )  # fmt: skip
+    per_image: bool = setting(
+        False,
+        "Measure every image alone at the start and the end, ten predictions each, and name those that stand out in "
+        "images.csv and images.png of the run's folder.",
+    )
+    per_image_every: int = setting(
+        0, "Also measure every image alone after every so many steps. 0 is start and end only.",
+        ge=0, le=1_000_000, advanced=True,
+    )  # fmt: skip
+
+    def is_due(self, step: int, total: int) -> bool:
+        """Whether to measure the validation loss after ``step`` of ``total`` steps."""
+        return _is_due(self.every, step, total)
+
+    def per_image_is_due(self, step: int, total: int) -> bool:
+        """Whether to measure every image alone after ``step`` of ``total`` steps."""
+        return self.per_image and _is_due(self.per_image_every, step, total)
+
+
+def _is_due(every: int, step: int, total: int) -> bool:
+    return step in (0, total) or bool(every and step % every == 0)

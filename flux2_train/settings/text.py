@@ -1,0 +1,74 @@
+"""Lists as users write them in one line of text: ``1, 0.5``, ``1:1, 3:2``, ``double_blocks=0.5, single_blocks=0``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ValidationInfo
+
+from ..errors import UserError
+
+
+def numbers(text: str, name: str) -> tuple[float, ...]:
+    """The numbers in a text such as ``1, 0.5``. Raises UserError for anything else in it."""
+    try:
+        return tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise UserError(f"{name} is {text!r}; it takes numbers with commas between them, such as 1, 0.5.") from error
+
+
+def ratios(text: str, name: str) -> tuple[float, ...]:
+    """The numbers and ratios in a text such as ``1:1, 3:2, 0.75``. Raises UserError for anything else in it."""
+    return tuple(_ratio(word, name) for word in text.replace(",", " ").replace(";", " ").split())
+
+
+def _ratio(word: str, name: str) -> float:
+    try:
+        top, _, below = word.replace("/", ":").partition(":")
+        return float(top) / float(below or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{name} has {word!r}, which is no number; write them as 512, 768 or 1:1, 3:2.") from error
+
+
+def rates(text: str, name: str = "block_rates") -> tuple[tuple[str, float], ...]:
+    """The pairs in a text such as ``double_blocks=0.5, single_blocks=0``. Raises UserError for anything else in it."""
+    pairs = [word.rpartition("=") for word in text.split(",") if word.strip()]
+    try:
+        parsed = tuple((pattern.strip(), float(rate)) for pattern, _, rate in pairs)
+        for pattern, _ in parsed:
+            re.compile(pattern)
+    except (ValueError, re.error) as error:
+        raise UserError(f"{name} is {text!r}; it takes pairs such as double_blocks=0.5, img_mlp=0.") from error
+    if not all(pattern for pattern, _ in parsed):
+        raise UserError(f"{name} is {text!r}; every factor needs a layer name before its '='.")
+    return parsed
+
+
+def folders(text: str, name: str) -> tuple[Path, ...]:
+    """The folders in a text such as ``before; depth``."""
+    return tuple(Path(folder.strip()) for folder in text.split(";") if folder.strip())
+
+
+def written(values: tuple) -> str:
+    """A list as text, as the widget takes it; inverse of ``numbers``, ``rates`` and ``folders``."""
+    if values and isinstance(values[0], Path):
+        return "; ".join(map(str, values))
+    return ", ".join("=".join(map(str, v)) if isinstance(v, tuple) else f"{v:g}" for v in values)
+
+
+def parsed_by(parse: Callable[[str, str], tuple]) -> BeforeValidator:
+    """Takes a text beside the list itself; the error names the field."""
+
+    def read(value: Any, info: ValidationInfo) -> Any:
+        return parse(value, info.field_name or "") if isinstance(value, str) else value
+
+    return BeforeValidator(read)
+
+
+Numbers = Annotated[tuple[float, ...], parsed_by(numbers)]
+Ratios = Annotated[tuple[float, ...], parsed_by(ratios)]
+Rates = Annotated[tuple[tuple[str, float], ...], parsed_by(rates)]
+Folders = Annotated[tuple[Path, ...], parsed_by(folders)]

@@ -1,0 +1,162 @@
+"""One training run: the node LoRA Trainer, and as sections the nodes that are wired into it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Literal
+
+from .adapter import AdapterSettings
+from .base import Settings, plain, setting, settings
+from .memory import AUTO, OFF, MemorySettings, Offload
+from .objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
+from .optimizer import EmaSettings, OptimizerSettings
+from .previews import ValidationLossSettings
+from .saving import CheckpointSettings, SaveSettings
+from .timesteps import TimestepSettings
+
+TARGETS = ("all", "attention", "mlp", "tiny")
+RECIPES = ("none", "style", "character", "object", "edit", "ai-toolkit", "simpletuner", "musubi")
+NO_RECIPE = RECIPES[0]
+LOGS: dict[str, tuple[str, ...]] = {
+    "csv": (), "csv and TensorBoard": ("tensorboard",), "csv and Weights & Biases": ("wandb",),
+    "csv, TensorBoard and Weights & Biases": ("tensorboard", "wandb"),
+}  # fmt: skip
+CSV = next(iter(LOGS))
+OPTIONAL, RARE = {"optional": True}, {"advanced": True, "optional": True}
+
+
+@settings
+class TrainingSettings(Settings):
+    """One training run. ``recipe`` only says where values came from; ``epochs`` counts where ``steps`` is 0.
+
+    Without Validation Loss wired in, the loss at fixed noise is measured at the start and at the end.
+    """
+
+    name: str = setting(
+        "flux2_lora", "File name of the LoRA. A number is added if that name is taken; nothing is overwritten."
+    )
+    steps: int = setting(
+        1000, "How many optimizer steps. 500 to 2000 suit most subjects. 0 counts epochs instead.", ge=0, le=1_000_000
+    )
+    rank: int = setting(
+        16,
+        "Capacity of the LoRA: 8 to 16 for a style or a person, 32 and more for many things. File size and memory grow "
+        "with it.",
+        ge=1, le=1024,
+    )  # fmt: skip
+    learning_rate: float = setting(
+        1e-4, "How far each step goes. 1e-4 is good for most; halve it if pictures burn out. On nano use about 1e-3.",
+        ge=1e-7, le=1, step=1e-6, round=False,
+    )  # fmt: skip
+    targets: Literal[TARGETS] = setting(
+        "all",
+        "Which layers learn. 'all' is best; 'attention' and 'mlp' leave out layers of the double blocks, 'tiny' trains "
+        "qkv only and makes the smallest file.",
+    )
+    seed: int = setting(
+        0,
+        "Fixes the start, the order and the noise: the same seed gives the same LoRA, on CUDA up to rounding.",
+        ge=0, le=2**63 - 1, control=True,
+    )  # fmt: skip
+    recipe: Literal[RECIPES] = setting(
+        NO_RECIPE,
+        "Fills in the values for a purpose, or as another trainer documents them: this node's, and those of Timesteps "
+        "and Optimizer nodes wired in. Change any of them afterwards.",
+        **OPTIONAL,
+    )
+    preservation: float = setting(
+        0.0,
+        "Differential output preservation: keeps what the class word means while the trigger is learned. 0 is off, 1 "
+        "is strong. Needs trigger and class word on Dataset Folder; a step takes 2.3 times as long and no more memory "
+        "worth mentioning.",
+        ge=0, le=10, step=0.1, **OPTIONAL,
+    )  # fmt: skip
+    differential_guidance: float = setting(
+        1.0,
+        "Pushes past the target by this factor. 1 is off, 3 is usual. It multiplies mse's gradient: clipping sets in "
+        "earlier, and preservation weighs that much less; raise it alike.",
+        ge=0.1, le=10, step=0.1, **OPTIONAL,
+    )  # fmt: skip
+    alpha: float = setting(
+        0.0, "The LoRA's scale is alpha / rank. 0 means equal to rank, scale 1, and is a good value.",
+        ge=0, le=1024, step=1, **RARE,
+    )  # fmt: skip
+    epochs: int = setting(
+        10, "How often the whole data set is seen; counts only when steps is 0.", ge=0, le=100_000, **RARE
+    )
+    batch: int = setting(
+        1, "Images per step. More is steadier and needs more memory; 1 is right for small sets.", ge=1, le=256, **RARE
+    )
+    accumulate: int = setting(
+        1,
+        "Batches per step: the effect of a batch that many times as large in the memory of one, at that many times the "
+        "time per step.",
+        ge=1, le=1024, **RARE,
+    )  # fmt: skip
+    offload: Offload = setting(
+        AUTO,
+        "Keeps weights of the base in host memory and fetches them when they are used: 'auto' as many as it takes to "
+        "fit, 'all' for the least memory, 'off' none. Changes speed, never the result.",
+        **OPTIONAL,
+    )
+    checkpointing: bool = setting(
+        True,
+        "Recompute each block instead of keeping its activations: far less memory, about a third more time. Turn it "
+        "off only if the card has room to spare.",
+        **RARE,
+    )
+    validation_items: int = setting(
+        4,
+        "On how many images the loss is measured at fixed noise before and after training, which tells whether it "
+        "fell. 0 turns it off.",
+        ge=0, le=1000, **RARE,
+    )  # fmt: skip
+    logs: Literal[tuple(LOGS)] = setting(
+        CSV,
+        "Where losses and previews are logged beside loss.csv: TensorBoard (in the run's folder) and Weights & Biases, "
+        "whose packages must be installed.",
+        **RARE,
+    )
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    timesteps: TimestepSettings = field(default_factory=TimestepSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    preservation_options: PreservationSettings = field(default_factory=PreservationSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    ema: EmaSettings = field(default_factory=EmaSettings)
+    validation_loss: ValidationLossSettings = field(default_factory=lambda: ValidationLossSettings(every=0))
+    save: SaveSettings = field(default_factory=SaveSettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
+
+    @property
+    def log_writers(self) -> tuple[str, ...]:
+        """The programs beside whose own writers the run is logged with."""
+        return LOGS[self.logs]
+
+    @property
+    def scale_alpha(self) -> float:
+        """The alpha in force."""
+        return self.alpha or float(self.rank)
+
+    def problems(self) -> Iterator[str]:
+        """See ``Settings``."""
+        if not is_file_name(self.name):
+            yield f"The name {self.name!r} cannot be a file name; use letters, digits, spaces, '-', '_' or '.'."
+        if not self.steps and not self.epochs:
+            yield "steps and epochs are both 0; set one of them."
+        if self.offload == OFF and self.memory.streams:
+            yield "offload is 'off', but Memory says how much to stream; set offload to 'auto' or Memory's amount to 0."
+
+    def to_json(self) -> str:
+        """The settings as JSON, for the LoRA's metadata."""
+        return json.dumps(plain(self))
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name can be a file's on every system, in the folder where it is put."""
+    return bool(re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", name)) and name.strip(". ") != ""
