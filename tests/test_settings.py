@@ -5,10 +5,12 @@ Everything here is made from the fields, so that a new setting is tested by bein
 
 import importlib
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from flux2_train.errors import UserError
@@ -239,3 +241,15 @@ def test_settings_need_neither_torch_nor_comfyui():
     for name in ("timesteps", "training", "dataset", "job"):
         module = importlib.import_module(f"flux2_train.settings.{name}")
         assert not {"torch", "comfy"} & set(vars(module))
+
+
+def test_the_document_is_what_the_fields_say(typed):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "settings.md").read_text()
+    assert typed("settings").stdout == text, "python -m flux2_train settings > docs/settings.md"
+
+
+def test_an_editor_can_check_a_job_file_with_the_schema(typed):
+    check = jsonschema.Draft202012Validator(json.loads(typed("settings", "--schema").stdout))
+    assert check.is_valid(base.plain(EARLIER))
+    wrong = [nested(*row[:3]) for row in wrongs() if row[2] not in (math.inf, -math.inf) and row[2] == row[2]]
+    assert len(wrong) > 500 and not [values for values in wrong if check.is_valid(values)]
