@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import nano
@@ -14,16 +13,6 @@ from .errors import UserError
 
 BASE, DISTILLED = "base", "distilled"
 VARIANTS = ("auto", BASE, DISTILLED)
-PRECISIONS: dict[str, torch.dtype | None] = {
-    "as in file": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-    "fp8 (e4m3)": torch.float8_e4m3fn,
-}
-AS_IN_FILE = "as in file"
-PLANNED = "auto"  # a precision that run.fit chooses
-QUANTISED = ("fp8 (scaled)", "mxfp8", "int8", "nvfp4", "int4")  # host.quantise has their formats
 VIA = ("auto", "cpu", "gpu")  # where quantising is computed
 
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..flux2_train import flavours
+from ..flux2_train.formats import PLANNED
 from ..flux2_train.host import files, load
 from ..flux2_train.run import fit
-from ..flux2_train.settings.model import PLANNED, ModelSettings
+from ..flux2_train.settings.model import ModelSettings
 from . import fields
 from .progress import NodeProgress
 from .types import CATEGORY

@@ -6,9 +6,9 @@ from comfy_kitchen.backends.eager import quantization
 from counted import Live
 from support import QUANTISED, tiny_flux2
 
+from flux2_train.formats import dequantising
 from flux2_train.host import sizes
 from flux2_train.host.borrow import linears
-from flux2_train.memory.estimate import DEQUANTISING
 
 FORMATS = {
     "scaled_fp8_e4m3": "fp8 (scaled)", "mxfp8": "mxfp8", "int8": "int8", "nvfp4": "nvfp4", "convrot_w4a4": "int4"
@@ -39,7 +39,7 @@ def test_bytes_alive_without_a_kernel(format):
     with torch.inference_mode(), Live() as live:
         plain = by_plain_torch(format, weight)
     assert plain.dtype == torch.bfloat16 and plain.shape == weight.shape
-    planned, found = DEQUANTISING[FORMATS[format]] * 2, live.most / plain.numel()
+    planned, found = dequantising(FORMATS[format]) * 2, live.most / plain.numel()
     assert 0.9 * planned <= found <= 1.05 * planned, found
 
 

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 from flux2_train import __version__
-from flux2_train.flavours import PRECISIONS
+from flux2_train.formats import DTYPES
 from flux2_train.host import facts, rates
 from flux2_train.terminal import doctor
 
@@ -42,7 +42,7 @@ def test_it_names_what_runs_here(said):
     assert f"flux2_train  {__version__}" in said and f"torch {facts.version_of('torch')}" in said
     assert f"comfyui      {facts.comfyui_version()}" in said and f"python       {sys.version.split()[0]}" in said
     lines = {line.partition(" ")[0]: line for line in said.splitlines()}
-    assert all(name in lines["formats"] for name in PRECISIONS if name != "as in file")
+    assert all(name in lines["formats"] for name in DTYPES)
     assert "klein-9b" in lines and "rates" in lines
 
 

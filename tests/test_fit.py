@@ -11,17 +11,18 @@ from safetensors.torch import save_file
 from flux2_train import nano as shipped
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
+from flux2_train.formats import AS_IN_FILE, PLANNED, PRECISIONS
 from flux2_train.host import files, load, quantise
 from flux2_train.memory import weights
 from flux2_train.memory.estimate import Machine
 from flux2_train.run import fit
-from flux2_train.settings.model import AS_IN_FILE, PLANNED, ModelSettings
+from flux2_train.settings.model import ModelSettings
 
 GB = 10**9
 CPU = torch.device("cpu")
 
 
-def header_only(path, row, sizes=weights.STORED["bf16"]):
+def header_only(path, row, sizes=PRECISIONS["bf16"].stored_bytes):
     """A transformer's file of its true sizes, with a hole in place of the weights: only the header may be read."""
     linears = weights.of_flavour(row, "bf16").linears
     entries, end = {}, 0

@@ -12,7 +12,15 @@ from flux2_train.flavours import FLAVOURS
 from flux2_train.host.borrow import training_mode
 from flux2_train.layout import Layout
 from flux2_train.memory import planner, weights
-from flux2_train.memory.estimate import Machine, Work, blocks_of, estimate, optimizer_bytes, tokens_of
+from flux2_train.memory.estimate import (
+    OPTIMIZER_STATE,
+    Machine,
+    Work,
+    blocks_of,
+    estimate,
+    optimizer_bytes,
+    tokens_of,
+)
 from flux2_train.run import plans
 from flux2_train.run.building import build_adapters, build_optimizer
 from flux2_train.run.previews import Validation
@@ -58,6 +66,10 @@ def test_other_adapters_take_what_is_counted(monkeypatch, kind, mode):
     close(found.parts["activations"] + found.parts["workspace"] + found.parts["gradients"], alive)
     blocks = blocks_of(work, tokens_of(work, LAYOUTS[mode]))
     close(sum(b.inputs if mode == "blocks" else b.kept for b in blocks) + last_norm(work), saved)
+
+
+def test_the_planner_knows_every_optimizer():
+    assert set(OPTIMIZER_STATE) == set(choices(OptimizerSettings, "optimizer"))
 
 
 @pytest.mark.parametrize("kind", [{}, {"dora": True}, {"kind": "loha"}, {"kind": "lokr"}], ids=str)

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from support import adapters_for, loss_of, problem, require_precision, tiny_caches
 
 from flux2_train.errors import UserError
-from flux2_train.flavours import PRECISIONS, QUANTISED
+from flux2_train.formats import AS_IN_FILE, CHOICES, FORMATS
 from flux2_train.host import load, lora
 from flux2_train.host.base import BaseFile
 from flux2_train.host.borrow import borrow, linears, training_mode
 from flux2_train.host.velocity import velocity
+from flux2_train.host.weights import dtype_of
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.results import write_results
 from flux2_train.run.trainer import Trainer
-from flux2_train.settings.model import AS_IN_FILE
 from flux2_train.settings.training import TrainingSettings
 
 STORED = [name for name, layout in LAYOUTS.items() if layout.format]
@@ -154,7 +154,7 @@ def test_a_lora_is_trained_saved_and_applied(layout, written, tmp_path):
 
 
 @pytest.mark.parametrize("layout, precision", cases(
-    [(layout, precision) for layout in ("bf16", "checkpoint", "diffusers") for precision in (*PRECISIONS, *QUANTISED)],
+    [(layout, precision) for layout in ("bf16", "checkpoint", "diffusers") for precision in CHOICES],
     lambda case: case[0] == "bf16" or case == ("diffusers", "fp8 (scaled)"),
 ))  # fmt: skip
 def test_a_bf16_file_is_stored_in_every_precision(layout, precision, weights, tmp_path):
@@ -170,8 +170,8 @@ def test_a_bf16_file_is_stored_in_every_precision(layout, precision, weights, tm
         write(path, LAYOUTS[layout], KLEIN, weights[KLEIN])
     found = predict(ours(path, precision))
     assert torch.equal(found, predict(ours(reference, precision)))
-    if precision not in QUANTISED and precision != AS_IN_FILE:
-        assert error(found, predict(stock(reference, dtype=PRECISIONS[precision]))) <= 1e-6
+    if precision not in FORMATS and precision != AS_IN_FILE:
+        assert error(found, predict(stock(reference, dtype=dtype_of(precision)))) <= 1e-6
 
 
 @pytest.mark.parametrize("layout", STORED)

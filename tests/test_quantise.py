@@ -13,10 +13,10 @@ from support import problem, velocity
 
 from flux2_train import nano
 from flux2_train.errors import UserError
-from flux2_train.flavours import FLAVOURS, PRECISIONS, QUANTISED
+from flux2_train.flavours import FLAVOURS
+from flux2_train.formats import AS_IN_FILE, CHOICES, DTYPES, FORMATS
 from flux2_train.host import describe, encode, load, quantise
 from flux2_train.host.borrow import linears
-from flux2_train.host.quantise import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ HALF_A_STEP = {
 @pytest.fixture(autouse=True)
 def _only_what_this_comfyui_has(request):
     precision = request.node.callspec.params.get("precision") if hasattr(request.node, "callspec") else None
-    if precision in QUANTISED and precision not in quantise.available():
+    if precision in FORMATS and precision not in quantise.available():
         pytest.skip(f"this ComfyUI has no {precision}")
 
 
@@ -86,7 +86,7 @@ def predict(model):
     return velocity(model, *problem(1, context=nano.CONTEXT, dtype=torch.float32)[:3]).clone()
 
 
-@pytest.mark.parametrize("precision", quantise.FORMATS)
+@pytest.mark.parametrize("precision", FORMATS)
 def test_blocks_are_stored_quantised_and_the_rest_as_in_the_file(source, precision):
     original = load_file(source)
     with torch.inference_mode():
@@ -105,7 +105,7 @@ def test_blocks_are_stored_quantised_and_the_rest_as_in_the_file(source, precisi
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("precision", quantise.FORMATS)
+@pytest.mark.parametrize("precision", FORMATS)
 def test_a_kept_copy_is_the_same_model_for_stock_loaders(source, precision, comfy_folders):
     with torch.inference_mode():
         expected = predict(load.load_transformer(source, precision))
@@ -122,8 +122,8 @@ def test_a_kept_copy_is_the_same_model_for_stock_loaders(source, precision, comf
 
 
 def test_load_flux2_offers_them_and_the_job_file_knows_them_again(source):
-    assert tuple(quantise.FORMATS) == QUANTISED
-    assert set(load.precisions()) == {*PRECISIONS, *quantise.available()}
+    there = [name for name in CHOICES if name in (AS_IN_FILE, *DTYPES, *quantise.available())]
+    assert load.precisions() == there
     with torch.inference_mode():
         assert describe.precision_of(load.load_transformer(source, "nvfp4")) == "nvfp4"
 
@@ -155,7 +155,7 @@ def text_encoder(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("precision", ["fp8 (e4m3)", *quantise.FORMATS])
+@pytest.mark.parametrize("precision", ["fp8 (e4m3)", *FORMATS])
 def test_the_text_encoders_precision_acts(precision, text_encoder, comfy_folders):
     row, (path, exact) = FLAVOURS["nano"], text_encoder
     with torch.inference_mode():
@@ -195,7 +195,7 @@ def test_a_format_of_a_newer_comfyui_is_named(source, monkeypatch):
         dict(quantise.stored([source], "nvfp4", CPU))
 
 
-@pytest.mark.parametrize("precision", quantise.FORMATS)
+@pytest.mark.parametrize("precision", FORMATS)
 @pytest.mark.parametrize("shape", [(640, 192), (600, 256)], ids=["tiles", "a rest"])
 def test_slices_of_rows_are_not_noticed(precision, shape, monkeypatch):
     """The same bits as by the layout's own quantiser from the whole matrix."""

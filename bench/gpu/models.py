@@ -18,8 +18,10 @@ from torch import Tensor
 from bench.shapes import flux2_shapes
 from flux2_train.data.cache import EmbedCache, LatentCache
 from flux2_train.data.folder import read_folder
-from flux2_train.flavours import FLAVOURS, PRECISIONS
+from flux2_train.flavours import FLAVOURS
+from flux2_train.formats import DTYPES
 from flux2_train.host import quantise
+from flux2_train.host.weights import dtype_of
 from flux2_train.settings.dataset import DatasetSettings
 
 TEXT = 512  # tokens, as klein's embeds have them
@@ -36,15 +38,15 @@ def stored(weights: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
         elif precision in quantise.FORMATS:
             found |= quantise.quantised(name.removesuffix(".weight"), weight, precision)
         else:
-            found[name] = weight.to(PRECISIONS[precision])
+            found[name] = weight.to(dtype_of(precision))
     return found
 
 
 def loaded(tensors: dict[str, Tensor], precision: str, device: torch.device | None = None):
     """ComfyUI's MODEL of a state dict, as its own loader makes it; computes on ``device`` in place of ComfyUI's."""
     options = {} if device is None else {"load_device": device, "offload_device": device}
-    if precision in PRECISIONS:
-        options["dtype"] = PRECISIONS[precision]
+    if precision in DTYPES:
+        options["dtype"] = dtype_of(precision)
     with torch.inference_mode():
         return comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options)
 

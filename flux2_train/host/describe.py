@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..flavours import PRECISIONS, QUANTISED
+from ..formats import AS_IN_FILE, CHOICES, DTYPES
 from ..settings.model import ModelSettings
-from . import files, identify
+from . import files, identify, weights
 
 AUTO = "auto"
 # Where core and other packs keep what they change about a model, beside its weights.
@@ -69,10 +69,10 @@ def changes(model) -> list[str]:
 def precision_of(model) -> str | None:
     """Load FLUX.2's name for how a MODEL's weights were asked to be stored, ``None`` where it has none."""
     init = getattr(model, "cached_patcher_init", None)
-    if init and len(init[1]) > 1 and init[1][1] in (*PRECISIONS, *QUANTISED):
+    if init and len(init[1]) > 1 and init[1][1] in CHOICES:
         return init[1][1]
     options = dict(init[1][1]) if init and len(init[1]) > 1 and isinstance(init[1][1], dict) else {}
     dtype = options.pop("dtype", None)
     if options:
         return None
-    return next((name for name, stored in PRECISIONS.items() if stored == dtype), None)
+    return next((name for name in (AS_IN_FILE, *DTYPES) if weights.dtype_of(name) == dtype), None)

@@ -112,14 +112,15 @@ def formats() -> dict[str, str]:
     """Load FLUX.2's precisions, each with what is against it here; empty for those that work."""
     import torch
 
-    from ..flavours import PRECISIONS, QUANTISED
+    from ..formats import DTYPES, FORMATS, PRECISIONS
     from . import quantise
 
     there = quantise.available()
-    found = {name: "" for name in PRECISIONS if name != "as in file"}
-    for name in QUANTISED:
-        dtype = quantise.FORMATS[name].dtype
-        lacking = f"this torch has no {dtype}" if dtype and not hasattr(torch, dtype) else "this ComfyUI has none"
+    found = dict.fromkeys(DTYPES, "")
+    for name, format in FORMATS.items():
+        lacking = f"this ComfyUI has none, {PRECISIONS[name].comfyui or 'a newer one'} has"
+        if format.dtype and not hasattr(torch, format.dtype):
+            lacking = f"this torch has no {format.dtype}, {PRECISIONS[name].torch} has"
         found[name] = "" if name in there else lacking
     return found
 

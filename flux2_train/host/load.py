@@ -16,8 +16,9 @@ import torch
 from .. import headers
 from ..adapters import diffusers
 from ..errors import UserError
-from ..flavours import PRECISIONS, flavour
-from ..settings.model import AS_IN_FILE, ModelSettings
+from ..flavours import flavour
+from ..formats import AS_IN_FILE, DTYPES
+from ..settings.model import ModelSettings
 from . import deferred, files, identify, quantise, shards, weights
 from .text_encoder import load_text_encoder
 from .vae import load_vae as load_vae
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 
 def precisions() -> list[str]:
     """How weights can be stored here: as in the file, as plain numbers, or quantised."""
-    return [*PRECISIONS, *quantise.available()]
+    return [AS_IN_FILE, *DTYPES, *quantise.available()]
 
 
 def locate_parts(chosen: ModelSettings) -> tuple[Path, Path, Path]:
@@ -89,7 +90,7 @@ def _mapped_by_core(plan: weights.Stored, how: tuple):
 
     Files that it cannot read, of several parts or under diffusers' names, it gets as tensors.
     """
-    path, dtype = plan.parts[0], PRECISIONS[plan.precision]
+    path, dtype = plan.parts[0], weights.dtype_of(plan.precision)
     options = {} if dtype is None else {"dtype": dtype}
     try:
         if len(plan.parts) == 1 and not diffusers.is_diffusers(headers.read(path).tensors):
@@ -106,7 +107,7 @@ def _mapped_by_core(plan: weights.Stored, how: tuple):
 
 def _without_weights(path: Path, plan: weights.Stored):
     """ComfyUI's MODEL whose weights have no bytes yet."""
-    dtype = PRECISIONS.get(plan.precision)
+    dtype = weights.dtype_of(plan.precision)
     model = _built(path, plan, dtype)
     own = comfy.utils.weight_dtype(plan.outline()[0])
     # where nothing computes in 16 bits core would store twice the file; weights can as well be widened when used

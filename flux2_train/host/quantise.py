@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import comfy.model_management
@@ -23,6 +22,7 @@ from torch import Tensor
 from .. import headers
 from ..adapters import stream
 from ..errors import UserError
+from ..formats import FORMATS, Format
 from . import reading, shards
 from .heap import give_back
 
@@ -34,31 +34,6 @@ MATRICES = re.compile(
 ROTATIONS = (256, 64, 16)  # widths of Hadamard rotation that ComfyUI's kernels have
 TILE = 128  # rows that lie together in every layout: cuBLAS keeps scales of blocks in tiles of 128 rows
 SLICE = 4 << 20  # bytes of rows in fp32 that are quantised together; nvfp4 takes eight times that meanwhile
-
-
-@dataclass(frozen=True)
-class Format:
-    """One of ComfyUI's formats: its name in files, what its layout's quantiser is told, what divides its rows.
-
-    ``largest`` is the value that the largest of a matrix becomes, where the format has one scale for all of it;
-    ``dtype`` is what torch must have for it, where not every torch that ComfyUI runs on has that.
-    """
-
-    name: str
-    options: dict[str, object] = field(default_factory=dict)
-    rotated: bool = False
-    multiple: int = 1
-    largest: float = 0.0
-    dtype: str = ""
-
-
-FORMATS: dict[str, Format] = {
-    "fp8 (scaled)": Format("float8_e4m3fn", largest=448.0),
-    "mxfp8": Format("mxfp8", multiple=32, dtype="float8_e8m0fnu"),
-    "int8": Format("int8_tensorwise", {"is_weight": True, "per_channel": True}),
-    "nvfp4": Format("nvfp4", multiple=16, largest=448.0 * 6.0),
-    "int4": Format("convrot_w4a4", rotated=True, multiple=64),
-}
 
 
 def available() -> list[str]:
@@ -183,6 +158,7 @@ def kept(parts: Sequence[Path], precision: str, via: str, folder: Path) -> Path:
 
 
 def _key(parts: Sequence[Path], precision: str) -> str:
+    """Changes with the row's ``repr``: whoever renames a field of Format has every kept copy made again."""
     found = hashlib.sha256(f"{precision} {FORMATS[precision]}".encode())
     for path in parts:
         with path.open("rb") as file:

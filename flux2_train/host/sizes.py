@@ -9,14 +9,10 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import nn
 
+from ..formats import PRECISIONS, of_layout
 from ..memory.weights import Weights
 from . import describe, identify
 from .borrow import linears
-
-# What the names of ComfyUI's layouts have in them.
-LAYOUTS = {"MXFP8": "mxfp8", "FP8": "fp8 (scaled)", "NVFP4": "nvfp4", "INT8": "int8", "W4A4": "int4"}
-# What a kernel of comfy-kitchen is called. It has none for mxfp8.
-KERNELS = {"nvfp4": "dequantize_nvfp4", "int8": "dequantize_int8_simple_dtype"}
 
 
 def weights_of(model) -> Weights:
@@ -47,17 +43,16 @@ def precision_of(model) -> str:
     """
     kinds = Counter(getattr(layer.weight, "_layout_cls", "") for n, layer in linears(model).items() if "_blocks." in n)
     layout = max(kinds, key=kinds.get, default="")
-    return next((name for part, name in LAYOUTS.items() if part in layout), describe.precision_of(model) or "")
+    return of_layout(layout) or describe.precision_of(model) or ""
 
 
 def dequantises_in_one_step(precision: str) -> bool:
     """Whether comfy-kitchen has a kernel for it on this computer, which makes the numbers without steps in fp32."""
-    name = KERNELS.get(precision)
-    kitchen = sys.modules.get("comfy_kitchen")
-    if name is None or kitchen is None:
+    row, kitchen = PRECISIONS.get(precision), sys.modules.get("comfy_kitchen")
+    if row is None or not row.kernel or kitchen is None:
         return False
     known = kitchen.list_backends()
-    return any(known[each]["available"] and not known[each]["disabled"] and name in known[each]["capabilities"]
+    return any(known[each]["available"] and not known[each]["disabled"] and row.kernel in known[each]["capabilities"]
                for each in ("cuda", "hip", "triton") if each in known)  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..flavours import Flavour
-from ..settings.model import AS_IN_FILE
+from ..formats import AS_IN_FILE
 from . import deferred, identify, quantise, shards, weights
 
 HEAD = "model.lm_head."

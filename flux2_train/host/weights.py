@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from .. import headers
 from ..errors import UserError
-from ..flavours import PRECISIONS
-from ..settings.model import AS_IN_FILE
+from ..formats import AS_IN_FILE, DTYPES
 from . import deferred, files, quantise, reading
 from .awaited import is_awaited
 
@@ -140,7 +139,13 @@ def kept_folder(kind: str) -> Path:
     return files.model_folder(kind) / "flux2_train_quantised"
 
 
+def dtype_of(precision: str) -> torch.dtype | None:
+    """What a plain precision casts weights to, ``None`` for one that leaves their dtype to the file or quantises."""
+    name = DTYPES.get(precision)
+    return getattr(torch, name) if name else None
+
+
 def narrowed(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
     """Tensors in the dtype of a precision; bytes, which hold text, as they are."""
-    dtype = PRECISIONS.get(precision)
+    dtype = dtype_of(precision)
     return tensors if dtype is None else {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from ..formats import dequantising
 from ..layout import SELECTIVE, SLOTS, Layout, groups
 from .activations import ROPE, Block, Numbers, Tokens, double_block, single_block
 from .weights import Weights
 
-# Bytes of optimizer state per trained number, beside the number and its gradient (fp32 both). adamw8bit: two bytes and
-# two fp32 scales for 256 of them. prodigy also keeps where it began, of what did not begin at zero. adafactor keeps a
-# number for each row and each column.
-OPTIMIZER_STATE = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256, "prodigy": 12.0, "lion": 4.0, "schedulefree": 8.0}
-# Bytes alive while a matrix is dequantised, for each byte of the result: the result, and steps on the way to it, which
-# comfy-kitchen takes in fp32 and int32 where it has no kernel for the device (tests/test_dequantising.py counts them).
-DEQUANTISING = {"fp8 (scaled)": 2, "mxfp8": 5, "int8": 4, "nvfp4": 4, "int4": 8}
-IN_ONE_STEP = 2  # the same where it has one
+IN_ONE_STEP = 2  # formats.Precision.dequantising, where there is a kernel for it
 PINNED_SHARE = 0.5  # of the host's memory that is free or holds these weights already
 UNPINNED = 1 / 3  # of the rate of pinned memory, where other memory's is not measured
 OVERLAP = 1.15  # transfers beside arithmetic may cost so many times the longer of both: bench/gpu checks it
@@ -145,12 +140,22 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     return Estimate(parts, host, compute, transfer, round(traffic + away))
 
 
+# Bytes that every optimizer keeps, beside the trained numbers and their gradients (fp32 both). adamw8bit: two bytes for
+# each number, and two fp32 scales for 256 of them. adafactor keeps a number for each row and each column. prodigy also
+# keeps where it began, of what did not begin at zero.
+OPTIMIZER_STATE: dict[str, Callable[[Work], float]] = {
+    "adamw": lambda work: 8 * work.parameters,
+    "adamw8bit": lambda work: (2 + 8 / 256) * work.parameters,
+    "adafactor": lambda work: 4 * work.edges,
+    "prodigy": lambda work: 12 * work.parameters + 4 * work.begun,
+    "lion": lambda work: 4 * work.parameters,
+    "schedulefree": lambda work: 8 * work.parameters,
+}
+
+
 def optimizer_bytes(work: Work) -> int:
     """What the optimizer keeps between steps."""
-    if work.optimizer == "adafactor":
-        return 4 * work.edges
-    more = 4 * work.begun if work.optimizer == "prodigy" else 0
-    return round(OPTIMIZER_STATE[work.optimizer] * work.parameters) + more
+    return round(OPTIMIZER_STATE[work.optimizer](work))
 
 
 def _rounds(work: Work, layout: Layout) -> int:
@@ -190,7 +195,7 @@ def _dequantised(work: Work, linear: str) -> int:
     if linear in work.weights.plain and work.size == 2:
         return 0
     into, out = work.weights.linears[linear]
-    steps = DEQUANTISING.get(work.precision, 1)
+    steps = dequantising(work.precision)
     return (min(steps, IN_ONE_STEP) if work.in_one_step else steps) * work.size * out * into
 
 

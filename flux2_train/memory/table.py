@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..adapters.targets import select
 from ..errors import UserError
 from ..flavours import Flavour
-from ..settings.model import AS_IN_FILE
+from ..formats import AS_IN_FILE, PRECISIONS, ROWS, tiers
 from .estimate import PINNED_SHARE, Machine, Work
 from .planner import GB, Plan, choose, lora_sites, needed
 from .weights import Weights, of_flavour
@@ -16,8 +16,7 @@ from .weights import Weights, of_flavour
 CARDS = (8, 12, 16, 24, 32, 48)  # GiB
 RESOLUTIONS = (512, 1024)
 TAKEN = 1e9  # bytes of a card that the system and CUDA itself hold
-KERNELS = ("int8", "nvfp4")  # what comfy-kitchen dequantises in one step, with CUDA 13 as ComfyUI comes with it
-PRECISIONS = (("bf16", "fp8 (scaled)"), ("nvfp4",))  # the fastest of the first that fits; where none does, the second
+TRIED = tiers(tuple(row for row in ROWS if row.in_table))  # the fastest of the first that fits; or of the next
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def work_of(row: Flavour, precision: str, resolution: int, asked: Question) -> W
     edges = sum(into + out + 2 * asked.rank for into, out in sizes)
     return Work(weights, sites, (resolution // 16) ** 2, batch=asked.batch, optimizer=asked.optimizer,
                 precision=precision, edges=edges, begun=asked.rank * sum(into for into, _ in sizes),
-                in_one_step=precision in KERNELS)  # fmt: skip
+                in_one_step=bool(PRECISIONS[precision].kernel))  # fmt: skip
 
 
 def machine_of(card: float, asked: Question) -> Machine:
@@ -54,7 +53,7 @@ def machine_of(card: float, asked: Question) -> Machine:
 
 def best(row: Flavour, resolution: int, card: float, asked: Question) -> tuple[str, Plan] | None:
     """Precision and plan: the fastest, and of equally fast ones the most precise; None where nothing fits."""
-    tried = ((asked.precision,),) if asked.precision else ((AS_IN_FILE,),) if asked.file else PRECISIONS
+    tried = ((asked.precision,),) if asked.precision else ((AS_IN_FILE,),) if asked.file else TRIED
     for precisions in tried:
         found = []
         for precision in precisions:

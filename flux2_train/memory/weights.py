@@ -12,21 +12,10 @@ from ..adapters import diffusers
 from ..adapters.names import Sizes, bare_name, sizes_of
 from ..errors import UserError
 from ..flavours import Flavour
+from ..formats import PRECISIONS
 
 FOUR_BITS = 0.7  # bytes per number of a file, below which it is stored in 4 bits
 BLOCK = re.compile(r"((double|single)_blocks)\.(\d+)\.")
-# Bytes of a quantised (out, in) matrix with its scales, in the layouts of ComfyUI that host.quantise writes.
-STORED = {
-    "fp32": lambda out, into: 4 * out * into,
-    "bf16": lambda out, into: 2 * out * into,
-    "fp16": lambda out, into: 2 * out * into,
-    "fp8 (e4m3)": lambda out, into: out * into,
-    "fp8 (scaled)": lambda out, into: out * into + 4,
-    "mxfp8": lambda out, into: out * into + out * into // 32,
-    "int8": lambda out, into: out * into + 4 * out,
-    "nvfp4": lambda out, into: out * into // 2 + out * into // 16 + 4,
-    "int4": lambda out, into: out * into // 2 + 4 * out,
-}
 
 
 @dataclass(frozen=True)
@@ -86,15 +75,16 @@ def of_flavour(row: Flavour, precision: str) -> Weights:
 
     Raises UserError for a precision whose bytes are not known without the file.
     """
-    if precision not in STORED:
-        raise UserError(f"Without the file nobody knows what {precision!r} takes; choose one of {', '.join(STORED)}.")
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise UserError(f"Without the file nobody knows what {precision!r} takes; choose one of {known}.")
     sizes = sizes_of(*row.sizes)
     if not row.embedded_guidance:
         sizes = {name: size for name, size in sizes.items() if not name.startswith("guidance_in")}
-    quantised = precision not in ("fp32", "bf16", "fp16")
-    outside = "bf16" if quantised else precision
-    stored = {n: STORED[precision if BLOCK.match(n) else outside](out, into) for n, (into, out) in sizes.items()}
-    plain = frozenset(n for n in sizes if not (quantised and BLOCK.match(n)))
+    inside = PRECISIONS[precision]
+    outside = inside if inside.computes else PRECISIONS["bf16"]
+    stored = {n: (inside if BLOCK.match(n) else outside).stored_bytes(out, into) for n, (into, out) in sizes.items()}
+    plain = frozenset(n for n in sizes if inside.computes or not BLOCK.match(n))
     return Weights(row.hidden, row.double_blocks, row.single_blocks, sizes, stored, plain)
 
 

@@ -9,18 +9,17 @@ from pathlib import Path
 from ..adapters.targets import select
 from ..errors import UserError
 from ..flavours import FLAVOURS, Flavour, flavour
+from ..formats import AS_IN_FILE, PLANNED, PRECISIONS, tiers
 from ..host import machine, quantise, shards, sizes
 from ..layout import LEAF
 from ..memory.estimate import Machine, Work
 from ..memory.planner import GB, Pins, Plan, choose, lora_sites, needed, smallest
 from ..memory.weights import Weights, of_files, of_flavour
-from ..settings.model import AS_IN_FILE, PLANNED, ModelSettings
+from ..settings.model import ModelSettings
 from .plans import available
 
 RANK, RESOLUTIONS = 16, (512, 1024)  # what the table answers for
 LEAST = 256, 1  # pixels and rank: where these do not fit, no setting of a run makes it fit, nor is there room to sample
-# For ``auto``: the fastest of the first that fit, the most precise of equally fast ones; where none does, the next.
-PREFERRED = ((AS_IN_FILE, "bf16", "fp8 (scaled)"), ("mxfp8", "int8"), ("nvfp4",), ("int4",))
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,16 @@ def _chosen(model: _Model, file: str) -> tuple[_Model, str]:
     """The model in the precision that ``auto`` takes, and why."""
     if model.quantised:
         return replace(model, precision=AS_IN_FILE), f"auto: {file} is quantised already and is never quantised twice"
-    known = (AS_IN_FILE, "bf16", *quantise.available())
-    tiers = [[replace(model, precision=name) for name in tier if name in known] for tier in PREFERRED]
+    known, (first, *others) = (AS_IN_FILE, "bf16", *quantise.available()), tiers()
+    models = [[replace(model, precision=name) for name in tier if name in known]
+              for tier in ((AS_IN_FILE, *first), *others)]  # fmt: skip
     for pixels in sorted(RESOLUTIONS, reverse=True):
-        for tier in tiers:
+        for tier in models:
             plans = [(plan.estimate.seconds, each) for each in tier if (plan := each.plan(pixels))]
             if plans:
                 best = min(plans, key=lambda pair: pair[0])[1]
                 return best, f"auto: the fastest that fits {pixels} px at rank {RANK}"
-    return tiers[-1][-1] if tiers[-1] else replace(model, precision=AS_IN_FILE), "auto: the smallest there is"
+    return models[-1][-1] if models[-1] else replace(model, precision=AS_IN_FILE), "auto: the smallest there is"
 
 
 def _require_room(model: _Model) -> None:
@@ -152,7 +152,7 @@ def _require_room(model: _Model) -> None:
 
 def _other_precisions(model: _Model) -> Iterator[str]:
     if not model.quantised:
-        for name in ("fp8 (scaled)", "nvfp4", "int4"):
+        for name in (name for name, row in PRECISIONS.items() if row.suggested):
             if name in quantise.available() and replace(model, precision=name).plan(*LEAST):
                 yield f"precision '{name}'"
 

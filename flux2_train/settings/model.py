@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..flavours import FLAVOURS, PRECISIONS, QUANTISED
+from ..flavours import FLAVOURS
+from ..formats import AS_IN_FILE, CHOICES, PLANNED
 from .base import Settings, setting, settings
 
-AS_IN_FILE, PLANNED = "as in file", "auto"
-BASE, DISTILLED = "base", "distilled"
 AUTO = "auto"
-STORED = (*PRECISIONS, *QUANTISED)
 RARE = {"advanced": True, "optional": True}
 
 
@@ -32,7 +30,7 @@ class ModelSettings(Settings):
         "Which FLUX.2. klein-4b trains on the smallest cards, klein-9b is the good middle, dev is the largest. nano "
         "comes with the pack: use it to try a graph without any download.",
     )
-    precision: Literal[(*STORED, PLANNED)] = setting(
+    precision: Literal[(*CHOICES, PLANNED)] = setting(
         AS_IN_FILE,
         "How the transformer's weights are stored in memory. 'as in file' is right for official files, 'auto' takes "
         "what trains fastest in the memory that is free. Of a bf16 file, fp8, mxfp8 and int8 take half, nvfp4 and int4 "
@@ -48,7 +46,7 @@ class ModelSettings(Settings):
     transformer: str = _file("transformer")
     text_encoder: str = _file("text encoder")
     vae: str = _file("VAE")
-    text_encoder_precision: Literal[STORED] = setting(
+    text_encoder_precision: Literal[CHOICES] = setting(
         AS_IN_FILE, "How the text encoder's weights are stored, as for the transformer.", **RARE
     )
     quantize_via: Literal["auto", "cpu", "gpu"] = setting(

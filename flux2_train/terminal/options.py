@@ -12,12 +12,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..flavours import DEFAULT, FLAVOURS, PRECISIONS, QUANTISED, VARIANTS, VIA
+from ..flavours import DEFAULT, FLAVOURS, VARIANTS, VIA
+from ..formats import AS_IN_FILE, CHOICES, PLANNED
 from ..host.bootstrap import import_comfyui
 from ..host.starting import warnings
 from ..run.folder import RunFolder
 from ..settings import job
-from ..settings.model import AS_IN_FILE, PLANNED, ModelSettings
+from ..settings.model import ModelSettings
 
 
 class UsageError(UserError):
@@ -75,15 +76,14 @@ def run_of(arguments: argparse.Namespace) -> RunFolder:
 def add_model(made: argparse.ArgumentParser) -> None:
     """The inputs of Load FLUX.2."""
     made.add_argument("--flavour", choices=FLAVOURS, default=DEFAULT, help=f"which FLUX.2 (default: {DEFAULT})")
-    stored = (*PRECISIONS, *QUANTISED)
     made.add_argument(
         "--precision",
-        choices=(PLANNED, *stored),
+        choices=(PLANNED, *CHOICES),
         default=AS_IN_FILE,
         help="how the transformer's weights are stored; auto: the fastest that fits, by the planner",
     )
     made.add_argument(
-        "--text-encoder-precision", choices=stored, default=AS_IN_FILE, help="the text encoder's likewise"
+        "--text-encoder-precision", choices=CHOICES, default=AS_IN_FILE, help="the text encoder's likewise"
     )
     made.add_argument("--quantize-via", choices=VIA, default="auto", help="where quantising is computed")
     made.add_argument("--keep-quantised", action="store_true", help="keep the quantised model as a file for next time")

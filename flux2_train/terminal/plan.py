@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..adapters.targets import PRESETS
 from ..errors import UserError
-from ..flavours import FLAVOURS, QUANTISED, Flavour, by_sizes
+from ..flavours import FLAVOURS, Flavour, by_sizes
+from ..formats import AS_IN_FILE, FORMATS
 from ..settings.base import choices
-from ..settings.model import AS_IN_FILE
 from ..settings.optimizer import OptimizerSettings
 from .options import command, start
 
@@ -39,7 +39,7 @@ def add(commands) -> None:
     made.add_argument("--vram", type=float, metavar="GIB", help="the card's memory")
     made.add_argument("--resolution", type=int, default=1024, help="pixels of a square image (default: 1024)")
     made.add_argument(
-        "--precision", choices=("bf16", *QUANTISED), default="", help="of the transformer (default: what is fastest)"
+        "--precision", choices=("bf16", *FORMATS), default="", help="of the transformer (default: what is fastest)"
     )
     made.add_argument("--rank", type=int, default=16)
     made.add_argument("--batch", type=int, default=1)
@@ -97,11 +97,11 @@ def _asked(arguments: argparse.Namespace):
 def _print_one(row: Flavour, asked, arguments: argparse.Namespace) -> None:
     """One plan in detail. Raises UserError that says why, of the smallest form, where nothing fits."""
     from ..memory.planner import choose
-    from ..memory.table import best, machine_of, parts, work_of
+    from ..memory.table import TRIED, best, machine_of, parts, work_of
 
     found = best(row, arguments.resolution, arguments.vram, asked)
     if found is None:
-        last = asked.precision or (AS_IN_FILE if asked.file else "nvfp4")
+        last = asked.precision or (AS_IN_FILE if asked.file else TRIED[-1][-1])
         choose(work_of(row, last, arguments.resolution, asked), machine_of(arguments.vram, asked))
     precision, plan = found
     print(f"{row.name}, {precision}\n{parts(plan, row.double_blocks + row.single_blocks)}")
