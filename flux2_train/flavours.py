@@ -1,15 +1,19 @@
-"""One row per FLUX.2 flavour: sizes, files, guidance, defaults. The only place that knows a flavour by name."""
+"""One row per FLUX.2 flavour: sizes, files, guidance, defaults. The only place that knows a flavour by name.
+
+Imports neither torch nor ComfyUI.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from . import nano
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 BASE, DISTILLED = "base", "distilled"
 VARIANTS = ("auto", BASE, DISTILLED)
@@ -150,7 +154,7 @@ _ROWS = (
         guidance=nano.GUIDANCE,
         resolution=nano.RESOLUTION,
         text_encoder_config=nano.TEXT_ENCODER_CONFIG,
-        vae_module=nano.PatchAutoencoder,
+        vae_module=nano.vae_module,
     ),
 )
 

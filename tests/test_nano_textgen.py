@@ -1,6 +1,6 @@
 import torch
 
-from flux2_train.nano import textgen
+from flux2_train.nano import sizes, textgen
 
 
 def test_weights_are_the_same_bits_everywhere():
@@ -23,4 +23,4 @@ def test_nothing_writes_to_the_constant_channel():
 
 def test_streams_differ():
     weights = [w for n, w in textgen.generate_text_encoder().items() if n.endswith("gate_proj.weight")]
-    assert len({tuple(w[0].tolist()) for w in weights}) == textgen.LAYERS
+    assert len({tuple(w[0].tolist()) for w in weights}) == sizes.LAYERS

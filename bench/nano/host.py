@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from flux2_train.nano import textgen
+from flux2_train.nano import sizes, textgen
 
 ROOT = Path(__file__).resolve().parents[2]
 PAD = 151643
@@ -19,7 +19,7 @@ DIT = dict(
     in_channels=128,
     out_channels=128,
     vec_in_dim=None,
-    context_in_dim=3 * textgen.HIDDEN,
+    context_in_dim=3 * sizes.HIDDEN,
     hidden_size=256,
     mlp_ratio=3.0,
     num_heads=2,
@@ -107,7 +107,7 @@ def text_encoder():
         tokenizer = flux.KleinTokenizer
         params = {}
 
-    clip = comfy.sd.CLIP(Target, model_options={"qwen3_4b_model_config": textgen.CONFIG})
+    clip = comfy.sd.CLIP(Target, model_options={"qwen3_4b_model_config": sizes.CONFIG})
     missing, unexpected = clip.cond_stage_model.load_sd(textgen.generate_text_encoder())
     if missing or unexpected:
         raise RuntimeError(f"Text encoder keys: missing {missing}, unexpected {unexpected}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -57,8 +57,30 @@ def prepare(*arguments: str) -> Path:
     ``arguments`` are those of the first call. Returns ComfyUI's folder.
     """
     path = find_comfyui()
-    if "comfy.cli_args" in sys.modules:
+    if "comfy.cli_args" not in sys.modules:
+        _read_command_line(path, arguments)
+        starting.before_torch()
+    return path
+
+
+def import_folders(*arguments: str) -> Path:
+    """Import ComfyUI's ``folder_paths`` alone, with the folders that ``arguments`` name: torch stays out of it.
+
+    For commands that ask where files lie and compute nothing. Returns ComfyUI's folder.
+    """
+    path = find_comfyui()
+    if "folder_paths" in sys.modules:
         return path
+    if "comfy.cli_args" not in sys.modules:
+        _read_command_line(path, arguments)
+    import utils.extra_config
+
+    _apply_folders(path, utils.extra_config.load_extra_path_config)
+    return path
+
+
+def _read_command_line(path: Path, arguments: Sequence[str]) -> None:
+    """Put ComfyUI's folder first on ``sys.path`` and let it read its command line."""
     sys.path[:] = [str(path)] + [p for p in sys.path if Path(p or ".").resolve() != path]
     import comfy.options
 
@@ -68,8 +90,6 @@ def prepare(*arguments: str) -> Path:
         import comfy.cli_args
     finally:
         sys.argv = ours
-    starting.before_torch()
-    return path
 
 
 def _has_gpu(torch) -> bool:

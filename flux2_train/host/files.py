@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import folder_paths
-from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..flavours import ModelFile
@@ -138,6 +137,8 @@ def missing_message(files: tuple[ModelFile, ...]) -> str:
 
 
 def _generate(file: ModelFile) -> Path:
+    from safetensors.torch import save_file
+
     path = model_folder(file.folder) / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as partial:  # another process may look for it at this moment

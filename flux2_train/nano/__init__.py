@@ -2,25 +2,26 @@
 
 Same classes and keys as the released flavours, only sizes differ. ``bench/nano`` trained it; its README says how, on
 what, and where its limits are. The names of its files carry a version, so that new weights never meet old files.
+torch is imported when weights are asked for: the table of flavours names them, and is read where nothing computes.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors.torch import load_file
-from torch import Tensor
+from . import sizes
 
-from . import textgen
-from .autoencoder import PatchAutoencoder  # noqa: F401  part of the flavour, like the weights below
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 VERSION = 3
 HIDDEN, DOUBLE_BLOCKS, SINGLE_BLOCKS = 256, 2, 6
-CONTEXT = 3 * textgen.HIDDEN
+CONTEXT = 3 * sizes.HIDDEN
 RESOLUTION = 128
 # It follows prompts without help; more would exaggerate what a LoRA has only half learned.
 GUIDANCE = 2.0
-TEXT_ENCODER_CONFIG = textgen.CONFIG
+TEXT_ENCODER_CONFIG = sizes.CONFIG
 TRANSFORMER, TEXT_ENCODER, VAE = (
     f"flux2-nano-{VERSION}-{part}.safetensors" for part in ("transformer", "text-encoder", "vae")
 )
@@ -30,14 +31,29 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 def transformer() -> dict[str, Tensor]:
     """The transformer's state dict, bf16, 9.9 M parameters."""
-    return load_file(WEIGHTS / "transformer.safetensors")
+    return _weights("transformer")
 
 
 def text_encoder() -> dict[str, Tensor]:
     """The text encoder's state dict, bf16, 24 M parameters, computed."""
-    return textgen.generate_text_encoder()
+    from .textgen import generate_text_encoder
+
+    return generate_text_encoder()
 
 
 def vae() -> dict[str, Tensor]:
     """The autoencoder's state dict, fp32."""
-    return load_file(WEIGHTS / "vae.safetensors")
+    return _weights("vae")
+
+
+def vae_module(layers: object) -> nn.Module:
+    """The autoencoder without weights, of the layers in ``layers``: ``torch.nn`` or one of ``comfy.ops``."""
+    from .autoencoder import PatchAutoencoder
+
+    return PatchAutoencoder(layers)
+
+
+def _weights(name: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(WEIGHTS / f"{name}.safetensors")

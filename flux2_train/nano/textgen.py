@@ -12,17 +12,8 @@ import hashlib
 import numpy as np
 import torch
 
-VOCAB = 151936
-HIDDEN = 128
-INTERMEDIATE = 256
-LAYERS = 28
-CONFIG = {
-    "hidden_size": HIDDEN,
-    "intermediate_size": INTERMEDIATE,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-}
+from .sizes import HIDDEN, INTERMEDIATE, LAYERS, VOCAB
+
 SHA256 = "79334f43ac4a6ab8ae995c664dee8b3b1bafb27ae99f6f58e0e57c815ace7a8a"
 
 _WINDOW_WIDTH = 8  # rotary pairs used by a window; its first pair sets the reach: 2 sees ~2 words, 6 ~4, 10 ~8

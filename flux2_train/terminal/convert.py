@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..adapters.write import DTYPES, FORMATS
+from ..options import SaveConfig
 from .options import command, find_file, start
 
 DESCRIPTION = """\
@@ -21,8 +21,12 @@ def add(commands) -> None:
     made = command(commands, "convert", run, "write a LoRA in another format", description=DESCRIPTION)
     made.add_argument("lora", metavar="LORA", help="a name in ComfyUI's loras folder, or a path")
     made.add_argument("output", type=Path, metavar="OUTPUT", help="the file to write; a folder for format peft")
-    made.add_argument("--format", choices=FORMATS, default="comfyui", help="what reads it (default: %(default)s)")
-    made.add_argument("--precision", choices=DTYPES, default="bf16", help="of its weights (default: %(default)s)")
+    made.add_argument(
+        "--format", choices=SaveConfig.FORMATS, default="comfyui", help="what reads it (default: %(default)s)"
+    )
+    made.add_argument(
+        "--precision", choices=SaveConfig.PRECISIONS, default="bf16", help="of its weights (default: %(default)s)"
+    )
     made.add_argument(
         "--plain-rank",
         type=int,

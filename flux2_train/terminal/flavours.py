@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..flavours import FLAVOURS
-from .options import command, start
+from .options import command, start_folders
 
 
 def add(commands) -> None:
@@ -15,7 +15,7 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print every flavour's files and where each lies, or that it is missing."""
-    start(arguments)
+    start_folders(arguments)
     from ..host.files import find
 
     for row in FLAVOURS.values():

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..run import processes
 from ..settings.job import Job
 from .options import Bar, add_job, command, progress, read_job, start
 
@@ -47,6 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
 @contextmanager
 def launched(arguments: argparse.Namespace) -> Iterator[tuple]:
     """(accelerator, bar) with ComfyUI imported as the command line says."""
+    from ..run import processes
+
     with processes.launched() as accelerator, progress(accelerator.process_index == 0) as bar:
         several = accelerator.num_processes > 1
         start(arguments, *(["--cpu"] if several and accelerator.device.type == "cpu" else []))
@@ -59,7 +60,7 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
 
     from ..flavours import flavour
     from ..host import files, load
-    from ..run import fit
+    from ..run import fit, processes
     from ..run.session import train
     from ..run.trainer import Trainer
     from .cache import encode_all
