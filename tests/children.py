@@ -1,6 +1,7 @@
 """Scripts of this folder that tests run in processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,24 @@ def run_probe(script: str, *arguments, **environment: str) -> str:
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+KILLED_WRITER = """
+import os, pathlib, signal, sys
+from flux2_train.whole import whole
+with whole(pathlib.Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    print(partial, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed_while_writing(path: Path) -> Path:
+    """The file that a process left behind which was killed while it wrote ``path``."""
+    done = subprocess.run([sys.executable, "-c", KILLED_WRITER, path], cwd=ROOT, capture_output=True, text=True)
+    partial = Path(done.stdout.strip())
+    assert done.returncode == -signal.SIGKILL and partial.read_text() == "half" and not path.exists()
+    return partial
 
 
 def run_in_two_processes(script: str, *arguments) -> subprocess.CompletedProcess:

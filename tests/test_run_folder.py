@@ -1,9 +1,11 @@
 """A run's folder is there from the start, holds its job, and belongs to one run only."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from children import killed_while_writing
 from support import brief_flux2, tiny_caches
 
 from flux2_train.errors import UserError
@@ -47,6 +49,18 @@ def test_folder_and_lora_have_one_name(tmp_path):
     files = {p.name for p in results.folder.iterdir()} - {".lock"}
     assert files == {"job.json", "run.json", "dataset.json", "plan.txt", "loss.csv", "loss.png", "report.json",
                      "checkpoints"}  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_the_next_run_removes_what_a_killed_one_left_half_written(tmp_path):
+    run = RunFolder(tmp_path / "runs" / "old")
+    for folder in (tmp_path / "loras", run.path, run.checkpoints, run.previews, run.images, run.references):
+        folder.mkdir(parents=True)
+        killed_while_writing(folder / "a_file")
+    assert len(list(tmp_path.rglob("*.partial"))) == 6
+    with torch.inference_mode():
+        train(trainer(), tmp_path / "loras", tmp_path / "runs", lambda event: None)
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path):

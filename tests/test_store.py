@@ -1,6 +1,5 @@
 """The store on disk: whole entries or none, whatever is done to it."""
 
-import itertools
 import os
 import random
 import signal
@@ -13,16 +12,17 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from children import killed_while_writing
 from fill_store import Means, fill
 from pictures import picture, read
 from PIL import Image
 from safetensors.torch import load_file
 
-import flux2_train.data.store as module
 from flux2_train.data.cache import cache_latents
 from flux2_train.data.index import SETTLED_SECONDS
 from flux2_train.data.store import Store, narrow
 from flux2_train.errors import UserError
+from flux2_train.whole import whole
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "ab" + "0" * 30
@@ -115,10 +115,11 @@ def test_damage_that_shows_only_when_training_reads_is_said_and_mended(store):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_said_and_leaves_nothing_broken(store, monkeypatch):
-    monkeypatch.setattr(module, "_numbers", itertools.repeat(0))
+def test_a_full_disk_is_said_and_leaves_nothing_broken(store):
     store.path(KEY).parent.mkdir()
-    store._partial(KEY, 0).symlink_to("/dev/full")
+    with pytest.raises(ZeroDivisionError), whole(store.path(KEY)) as partial:
+        raise ZeroDivisionError  # only to learn what is written to, which is the same each time
+    partial.symlink_to("/dev/full")
     with pytest.raises(UserError, match="The disk is full: .* choose another place for it; what is done"):
         store.write(KEY, torch.randn(1, 128, 2, 2))
     assert not store.has(KEY) and not list(store.folder.rglob("*.partial"))
@@ -189,20 +190,19 @@ def test_two_processes_fill_one_store(folder, tmp_path):
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
 
 
-def test_half_written_files_go_when_their_process_is_gone(store):
+def test_half_written_entries_go_when_their_process_is_gone(store):
+    """Which files those are is test_whole.py's; here that a store removes them when it is opened."""
     store.path(KEY).parent.mkdir()
-    dead = next(pid for pid in range(40000, 99999) if not psutil.pid_exists(pid))
-    gone = store.path(KEY).with_name(f"{KEY}.{module._host()}-{dead}-0.partial")
-    alive = store.path(KEY).with_name(f"{KEY}.{module._host()}-{os.getpid()}-0.partial")
-    elsewhere = store.path(KEY).with_name(f"{KEY}.otherhost-{dead}-0.partial")
+    half = killed_while_writing(store.path(KEY))
+    older = store.path(KEY).with_name(f"{KEY}.somehost-12345-0.partial")  # as older versions wrote it
     foreign = store.path(KEY).with_name("something.partial")  # not ours, whatever it is
-    for path in (gone, alive, elsewhere, foreign):
+    for path in (older, foreign):
         path.write_bytes(b"x")
-    Store(store.folder)
-    assert not gone.exists() and alive.exists() and elsewhere.exists() and foreign.exists()
-    os.utime(elsewhere, (0, 0))
-    Store(store.folder)
-    assert not elsewhere.exists()
+        os.utime(path, (0, 0))
+    with whole(store.path(KEY)) as writing:
+        writing.touch()
+        Store(store.folder)
+        assert writing.exists() and foreign.exists() and not half.exists() and not older.exists()
 
 
 def test_pruning_takes_what_no_data_set_uses(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..whole import whole, write_text
+from ..whole import sweep, whole, write_text
 from . import dora, peft_config, plain, write
 from .live import Adapters
 from .parts import Part
@@ -68,6 +68,7 @@ def state_dict(adapters: Adapters, dtype: torch.dtype = torch.bfloat16) -> dict[
 def save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Path:
     """Write a LoRA file whole or not at all; every metadata value is a string."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     with whole(path, durable=True) as partial:
         save_file(weights, partial, metadata={"format": "pt", **metadata})
     return path

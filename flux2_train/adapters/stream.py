@@ -10,7 +10,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..whole import whole
+from ..whole import sweep, whole
 
 _NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
@@ -33,6 +33,7 @@ def write(path: Path, tensors: Iterable[tuple[str, Tensor]], names: Iterable[str
     room += -room % 8
     entries: dict[str, dict] = {}
     odd: list[tuple[str, Tensor]] = []
+    sweep(path.parent)
     with whole(path) as partial, partial.open("wb") as file:
         file.seek(8 + room)
         for name, tensor in tensors:

@@ -1,40 +1,36 @@
 """Tensors on disk by what they are: one safetensors file per entry, whole or not there at all.
 
-A key is the hash of everything that changes the result, so an entry never becomes stale, only unused. Files are
-written beside their place and renamed into it, which makes ``kill -9``, two processes at once and a full disk harmless.
+A key is the hash of everything that changes the result, so an entry never becomes stale, only unused. Entries are
+written by ``whole``, which makes ``kill -9``, two processes at once and a full disk harmless. They are not flushed to
+disk one by one: what a power cut takes is noticed by its checksum and made again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
-import os
 import shutil
-import socket
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import UserError
+from ..whole import sweep, whole
 from .index import BATCH, Index, Signature, signature
 
-PARTIAL = ".partial"
 ENTRY = ".safetensors"
 NAME = "entry:"  # before a key in the index, where sources have their path
 META = "flux2_train"  # one key, because safetensors writes several in any order: checksum, and dtype before narrowing
 MAX_HEADER = 1 << 20
 NARROW = {torch.float32: torch.bfloat16}
-_numbers = itertools.count()
 
 
 class Damaged(Exception):
@@ -58,7 +54,8 @@ class Store:
         self.folder = folder
         self.index = Index(folder)
         self.pending: list[tuple] = []
-        self._sweep()
+        for part in folder.glob("??"):
+            sweep(part)
 
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{ENTRY}"
@@ -127,19 +124,13 @@ class Store:
         stored = narrow(value.detach().cpu().contiguous())
         data = save({"value": stored}, {META: f"{_checksum(stored)} {_dtype_name(value.dtype)}"})
         path = self.path(key)
-        partial = self._partial(key, next(_numbers))
         try:
             path.parent.mkdir(exist_ok=True)
-            partial.write_bytes(data)
-            os.replace(partial, path)
+            with whole(path) as partial:
+                partial.write_bytes(data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
             raise UserError(self._write_problem(error, len(data))) from error
         self._trust(key)
-
-    def _partial(self, key: str, number: int) -> Path:
-        return self.path(key).with_name(f"{key}.{_host()}-{os.getpid()}-{number}{PARTIAL}")
 
     def _write_problem(self, error: OSError, size: int) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -255,22 +246,9 @@ class Store:
         self.index.changed()
         return removed
 
-    def _sweep(self) -> None:
-        """Remove what killed processes of this computer left half written; others' are left alone for a day."""
-        for path in self.folder.glob(f"??/*{PARTIAL}"):
-            host, _, pid = path.stem.rpartition(".")[-1].rpartition("-")[0].partition("-")
-            with contextlib.suppress(OSError):
-                dead = host == _host() and pid.isdigit() and not psutil.pid_exists(int(pid))
-                if dead or time.time() - path.stat().st_mtime > 86400:
-                    path.unlink()
-
 
 def _name(key: str) -> str:
     return NAME + key
-
-
-def _host() -> str:
-    return "".join(c for c in socket.gethostname() if c.isalnum()) or "host"
 
 
 def _checksum(value: Tensor) -> str:

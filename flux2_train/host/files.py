@@ -8,7 +8,7 @@ import folder_paths
 
 from ..errors import UserError
 from ..flavours import ModelFile
-from ..whole import whole
+from ..whole import sweep, whole
 
 AUTO = "auto"
 USER, OUTPUT = "user folder", "output folder"
@@ -141,6 +141,7 @@ def _generate(file: ModelFile) -> Path:
 
     path = model_folder(file.folder) / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     with whole(path) as partial:  # another process may look for it at this moment
         save_file(file.generate(), partial, metadata={"format": "pt"})
     return path

@@ -19,7 +19,7 @@ import folder_paths
 import torch
 
 from ..memory.estimate import Machine
-from ..whole import write_text
+from ..whole import sweep, write_text
 from .files import cache_folder
 
 FILE, LARGEST, ENTRIES = "rates.json", 1 << 16, 32  # its name, bytes that are read of it at most, cards in it at most
@@ -284,6 +284,7 @@ def _keep(key: str, found: Rates) -> None:
                       indent=1)  # fmt: skip
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
+        sweep(cache_folder())
         write_text(cache_folder() / FILE, text + "\n")
     except OSError as error:
         logging.warning("The rates of this card could not be kept: %s", error)

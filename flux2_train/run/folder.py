@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import UserError
-from ..whole import write_text
+from ..whole import sweep, write_text
 
 ABOUT, LOCK = "run.json", ".lock"
 PATIENCE = 1.0  # seconds: whoever only asks whether a run is held holds it for a moment
@@ -60,6 +60,13 @@ class RunFolder:
         mine = [path for path in found if cls(path).about().get("name") == name]
         newest = max(mine, key=lambda path: int(found[path][1] or 1), default=None)
         return cls(newest) if newest else None
+
+    @classmethod
+    def sweep_all(cls, runs: Path) -> None:
+        """Remove what killed processes left half written in the folders of all runs."""
+        for run in map(cls, runs.iterdir()):
+            for folder in (run.path, run.checkpoints, run.previews, run.images, run.references):
+                sweep(folder)
 
     @property
     def name(self) -> str:

@@ -57,6 +57,7 @@ def train(
             return None
         folder = found.folder if found else _new_folder(trainer, loras, runs)
         with folder.held():
+            RunFolder.sweep_all(folder.path.parent)
             return Session(trainer, folder, loras, listen, found).run()
     finally:
         trainer.release()
