@@ -10,7 +10,8 @@ import torch
 from transformers import get_scheduler
 
 from flux2_train.errors import UserError
-from flux2_train.run import optimizers, schedules
+from flux2_train.run import optimizers
+from flux2_train.run.schedules import Schedule, factor
 from flux2_train.settings.optimizer import OptimizerSettings
 
 LR, WD = 0.01, 0.1
@@ -129,12 +130,12 @@ def test_block_rates_split_groups_by_layer():
 def rates(total=40, **options):
     config = OptimizerSettings(**options)
     optimizer = torch.optim.SGD([parameter()], lr=2.0)
-    scheduler = schedules.scheduler(optimizer, total, config)
+    schedule = Schedule(optimizer, total, config)
     found = []
     for _ in range(total):
         found.append(optimizer.param_groups[0]["lr"] / 2)
         optimizer.step()
-        scheduler.step()
+        schedule.step()
     return found
 
 
@@ -172,3 +173,34 @@ def test_warm_up_in_steps_or_as_a_part():
     assert rates(warmup=4)[:5] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
     assert rates(warmup=0.1) == rates(warmup=4)
     assert rates(warmup=0)[0] == 1
+
+
+@pytest.mark.parametrize("options", [{"schedule": "cosine", "warmup": 5}, {"schedule": "rex", "end": 0.1}, {}], ids=str)
+def test_every_groups_rate_is_to_the_bit_that_of_torchs_scheduler(options):
+    config, groups = OptimizerConfig(**options), [{"params": [parameter()], "lr": rate} for rate in (1e-4, 0.3, 16.0)]
+    ours, theirs = (torch.optim.SGD([dict(group) for group in groups]) for _ in range(2))
+    schedule = Schedule(ours, 40, config)
+    reference = torch.optim.lr_scheduler.LambdaLR(theirs, lambda step: factor(step, 40, config))
+    for _ in range(40):
+        assert [group["lr"] for group in ours.param_groups] == [group["lr"] for group in theirs.param_groups]
+        theirs.step()
+        reference.step()
+        schedule.step()
+
+
+def test_a_schedule_goes_on_from_a_state_that_torchs_scheduler_left_in_the_optimizer():
+    """Checkpoints of older versions hold ``initial_lr`` in each group; the rates are the new run's."""
+    config = OptimizerConfig(schedule="linear", warmup=0)
+    old = torch.optim.SGD([parameter()], lr=7.0)
+    reference = torch.optim.lr_scheduler.LambdaLR(old, lambda step: factor(step, 40, config))
+    for _ in range(10):
+        old.step()
+        reference.step()
+    new = torch.optim.SGD([parameter()], lr=2.0)
+    schedule = Schedule(new, 80, config)
+    new.load_state_dict(old.state_dict())
+    assert "initial_lr" in new.param_groups[0]
+    schedule.go_to(10)
+    assert new.param_groups[0]["lr"] == 2.0 * (1 - 10 / 80)
+    schedule.step()
+    assert new.param_groups[0]["lr"] == 2.0 * (1 - 11 / 80) and schedule.done == 11

@@ -32,15 +32,26 @@ PATIENCE = timedelta(days=1)  # for the others, while one encodes a data set
 def alone() -> Accelerator:
     """An Accelerator of this process only, whatever the environment says, which leaves nothing behind.
 
-    accelerate keeps its state in class attributes, where another pack may have put its own: this one gets a state to
-    itself. ``cpu`` is for accelerate alone, so that it looks for no device: which one trains is ComfyUI's choice.
+    ``cpu`` is for accelerate alone, so that it looks for no device: which one trains is ComfyUI's choice.
     """
-    before = [vars(state)["_shared_state"] for state in STATES]
+    with _own_state(), patch_environment(LOCAL_RANK=-1, WORLD_SIZE=1):
+        return _accelerator(cpu=True)
+
+
+@contextmanager
+def _own_state() -> Iterator[None]:
+    """What accelerate makes in this block gets a state to itself, and the state of others is as it was after it.
+
+    accelerate keeps the state of all Accelerators in the class attribute ``_shared_state``, where another pack may have
+    put its own, which may not be touched. There is no public way around it (seen in 1.15): ``Accelerator`` takes no
+    state, and ``_reset_state``, which is as private, empties that of everybody. An Accelerator holds on to the
+    dictionary that it found when it was made, so that it may be exchanged back at once.
+    """
+    before = [vars(state)["_shared_state"] for state in STATES]  # a descriptor, which reading the attribute would hide
     try:
         for state in STATES:
             state._shared_state = {}
-        with patch_environment(LOCAL_RANK=-1, WORLD_SIZE=1):
-            return _accelerator(cpu=True)
+        yield
     finally:
         for state, shared in zip(STATES, before, strict=True):
             state._shared_state = shared

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from ..settings.optimizer import OptimizerSettings
 
@@ -39,19 +38,23 @@ def warmup_steps(total: int, config: OptimizerSettings) -> int:
     return round(config.warmup * total if config.warmup < 1 else config.warmup)
 
 
-def scheduler(optimizer: Optimizer, total: int, config: OptimizerSettings) -> LambdaLR:
-    """torch's scheduler on ``factor``; step it after every optimizer step."""
-    return LambdaLR(optimizer, lambda step: factor(step, total, config))
+class Schedule:
+    """Sets an optimizer's learning rates: those it was made with times ``factor`` of the steps done.
 
-
-def go_on(scheduler: LambdaLR, done: int) -> None:
-    """Continue after ``done`` optimizer steps with the learning rates and the length that ``scheduler`` was made for.
-
-    Call after the optimizer's state is loaded, which brings the rates of the run it was saved in.
+    Nothing but the number of steps done is needed to go on with it.
     """
-    scheduler.last_epoch, scheduler._step_count = done, done + 1
-    for group, base, shape in zip(
-        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-    ):
-        group["initial_lr"], group["lr"] = base, base * shape(done)
-    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+    def __init__(self, optimizer: Optimizer, total: int, config: OptimizerSettings):
+        self.optimizer, self.total, self.config = optimizer, total, config
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.go_to(0)
+
+    def go_to(self, done: int) -> None:
+        """Set the rates for ``done`` optimizer steps. A state that is loaded into the optimizer brings other ones."""
+        self.done = done
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor(done, self.total, self.config)
+
+    def step(self) -> None:
+        """Call after every optimizer step."""
+        self.go_to(self.done + 1)

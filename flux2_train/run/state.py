@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..host.borrow import training_mode
-from . import packing, schedules
+from . import packing
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -25,7 +25,7 @@ def state_of(trainer: Trainer) -> dict:
         "generator": trainer.generator.get_state(),
         "adapter": {name: p.detach() for name, p in trainer.adapters.masters().items()},
         "optimizer": trainer.optimizer.state_dict(),
-        "scheduled": trainer.scheduler.last_epoch,
+        "scheduled": trainer.schedule.done,
         "ema": trainer.ema.state_dict() if trainer.ema else None,
         "history": trainer.history.state_dict(),
         "guards": {name: getattr(trainer, name).state_dict() for name in GUARDS},
@@ -39,7 +39,7 @@ def restore(trainer: Trainer, state: dict) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.generator.set_state(state["generator"])
     restore_weights(trainer, state)
-    schedules.go_on(trainer.scheduler, state["scheduled"])
+    trainer.schedule.go_to(state["scheduled"])
     trainer.history.load_state_dict(state["history"])
     for name in state["guards"].keys() & set(GUARDS):  # checkpoints of older versions lack the newest ones
         getattr(trainer, name).load_state_dict(state["guards"][name])

@@ -24,7 +24,7 @@ from ..host.borrow import borrow_as, training_mode
 from ..host.compute import training_dtype
 from ..host.velocity import Condition, check_embeds, velocity
 from ..settings.training import TrainingSettings
-from . import processes, schedules, times
+from . import processes, times
 from .building import build_adapters, build_optimizer, require_preserved
 from .ema import Ema
 from .events import Completed, Event, Phase, Planned, Stepped, Warned
@@ -34,6 +34,7 @@ from .loss_scale import LossScale
 from .objective import Case, Memo, Objective, Part
 from .previews import Validation
 from .retry import Memory
+from .schedules import Schedule
 from .state import restore, state_of
 from .validation import kept_out
 from .watch import Watch
@@ -98,7 +99,7 @@ class Trainer:
             self.adapters = build_adapters(model, config)
             self.dead_adapters = DeadAdapters({name: self.adapters.of_layer(name) for name in self.adapters.names})
             self.optimizer = build_optimizer(self.adapters, config)
-            self.scheduler = schedules.scheduler(self.optimizer, self.total, config.optimizer)
+            self.schedule = Schedule(self.optimizer, self.total, config.optimizer)
             self.memory = Memory(config, model, self.adapters, self.samples.tokens(), validation)
             self.ema = (
                 Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
@@ -232,7 +233,7 @@ class Trainer:
         self.torn = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scheduler.step()
+        self.schedule.step()
         if self.ema:
             with self._settled():
                 self.ema.update()

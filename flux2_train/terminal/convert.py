@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..settings.base import choices
 from ..settings.saving import SaveSettings
 from .options import command, find_file, start
 
@@ -22,10 +23,10 @@ def add(commands) -> None:
     made.add_argument("lora", metavar="LORA", help="a name in ComfyUI's loras folder, or a path")
     made.add_argument("output", type=Path, metavar="OUTPUT", help="the file to write; a folder for format peft")
     made.add_argument(
-        "--format", choices=SaveSettings.FORMATS, default="comfyui", help="what reads it (default: %(default)s)"
+        "--format", choices=choices(SaveSettings, "format"), default="comfyui", help="what reads it (default: %(default)s)"
     )
     made.add_argument(
-        "--precision", choices=SaveSettings.PRECISIONS, default="bf16", help="of its weights (default: %(default)s)"
+        "--precision", choices=choices(SaveSettings, "precision"), default="bf16", help="of its weights (default: %(default)s)"
     )
     made.add_argument(
         "--plain-rank",
