@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from PIL import Image
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 FLUX2 = {
@@ -90,9 +90,10 @@ VAES = {"flux2": flux2_vae, "nano": nano_vae}
 
 def throughput(folder: Path, base: Path, name: str, resolution: int, repeats: int) -> dict:
     """Images per second through a VAE in a loop and through Cache Latents, in turn; medians."""
+    from bench.encoding import encode_image
     from flux2_train.data.cache import cache_latents
     from flux2_train.data.folder import read_folder
-    from flux2_train.data.images import fit, load_rgb
+    from flux2_train.data.images import load_rgb, to_tensor
     from flux2_train.data.index import Index
     from flux2_train.data.store import Store
     from flux2_train.host import encode
@@ -100,12 +101,16 @@ def throughput(folder: Path, base: Path, name: str, resolution: int, repeats: in
 
     vae, request = VAES[name](), DatasetSettings(folder, resolution=resolution)
     dataset, encoder = read_folder(request, Index(base / "index")), encode.ImageEncoder(vae)
-    pictures = [fit(load_rgb(item.path), item.size) for item in dataset.items[:2]]
-    encode.encode_image(vae, pictures[0])  # so that the first measured one is not the first of all
+
+    def fitted(item):
+        return to_tensor(ImageOps.fit(load_rgb(item.path), item.size, Image.Resampling.LANCZOS))
+
+    pictures = [fitted(item) for item in dataset.items[:2]]
+    encode_image(vae, pictures[0])  # so that the first measured one is not the first of all
 
     def loop():
         for item in dataset.items:
-            encode.encode_image(vae, fit(load_rgb(item.path), item.size))
+            encode_image(vae, fitted(item))
 
     def cached(place: Path):
         cache_latents(read_folder(request, Index(base / "index")), encoder, Store(place))
@@ -117,7 +122,7 @@ def throughput(folder: Path, base: Path, name: str, resolution: int, repeats: in
         times["cache"].append(seconds(lambda place=place: cached(place)))
         times["again"].append(seconds(lambda place=place: cached(place)))
     count, median = len(dataset.items), {part: statistics.median(taken) for part, taken in times.items()}
-    encoding = statistics.median(seconds(lambda: encode.encode_image(vae, pictures[1])) for _ in range(3))
+    encoding = statistics.median(seconds(lambda: encode_image(vae, pictures[1])) for _ in range(3))
     found = {
         "images": count,
         "size": list(dataset.items[0].size),

@@ -22,10 +22,10 @@ def trainer(steps: int, rank: int, resolution: int):
     """nano on the robots, encoded here."""
     import torch
 
-    from flux2_train.data import cache
+    from bench.encoding import encoded
     from flux2_train.data.folder import read_folder
     from flux2_train.flavours import FLAVOURS
-    from flux2_train.host import encode, files, load
+    from flux2_train.host import files, load
     from flux2_train.run.trainer import Trainer
     from flux2_train.settings.dataset import DatasetSettings
     from flux2_train.settings.training import TrainingSettings
@@ -34,12 +34,10 @@ def trainer(steps: int, rank: int, resolution: int):
     dataset = read_folder(DatasetSettings(ROOT / "datasets" / "robot", resolution=resolution))
     clip = load.load_text_encoder(files.locate(row.text_encoders), row)
     vae = load.load_vae(files.locate(row.vaes), row)
-    embeds = {text: encode.encode_text(clip, text) for text in dataset.texts()}
-    latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)))
     config = TrainingSettings(steps=steps, rank=rank, validation_items=0, checkpointing=False)
     model = load.load_transformer(files.locate(row.transformer_files("auto")))
     with torch.inference_mode():
-        return Trainer(model, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents), config)
+        return Trainer(model, *encoded(dataset, clip, vae), config)
 
 
 def blocks(trained, keeper, steps: int) -> Iterator[float]:

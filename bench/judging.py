@@ -109,9 +109,8 @@ def write(
 
 def judged(parts: tuple, folder: Path, seed: int, steps: int = STEPS) -> list[Verdict]:
     """Train on what ``write`` has written with nano's (MODEL, CLIP, VAE), and judge every picture."""
-    from flux2_train.data import cache
+    from bench.encoding import encoded
     from flux2_train.data.folder import read_folder
-    from flux2_train.host import encode
     from flux2_train.run.events import ImagesMeasured
     from flux2_train.run.judging import judge
     from flux2_train.run.trainer import Trainer
@@ -129,9 +128,7 @@ def judged(parts: tuple, folder: Path, seed: int, steps: int = STEPS) -> list[Ve
     config = TrainingSettings(steps=steps, learning_rate=2e-3, seed=seed, validation_items=0, checkpointing=False,
                          validation_loss=ValidationLossSettings(per_image=True))  # fmt: skip
     with torch.inference_mode():
-        embeds = {text: encode.encode_text(clip, text) for text in dataset.texts()}
-        latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)))
-        trainer = Trainer(model, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents), config)
+        trainer = Trainer(model, *encoded(dataset, clip, vae), config)
         with closing(trainer.run()) as run:
             first, last = (event.images for event in run if isinstance(event, ImagesMeasured))
     return [

@@ -21,14 +21,6 @@ def bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
     return min(shapes, key=lambda s: (round(abs(math.log(s[0] / s[1] / aspect)), 6), -s[0] * s[1], s))
 
 
-def cover(width: int, height: int, target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The centred crop box (left, top, right, bottom) in source pixels with the target's aspect ratio."""
-    scale = min(width / target[0], height / target[1])
-    w, h = target[0] * scale, target[1] * scale
-    left, top = (width - w) / 2, (height - h) / 2
-    return left, top, left + w, top + h
-
-
 def at_most(width: int, height: int, pixels: int) -> tuple[int, int]:
     """The size scaled down to ``pixels`` at most, never up, both sides multiples of 16."""
     scale = min(1.0, math.sqrt(pixels / (width * height)))

@@ -40,11 +40,12 @@ from comfy_server import ComfyServer  # noqa: E402
 from support import with_few_words  # noqa: E402
 from tiers import pytest_addoption, pytest_xdist_make_scheduler  # noqa: E402, F401  pytest finds them by name
 
+from bench.encoding import encoded  # noqa: E402
 from flux2_train.data import cache  # noqa: E402
 from flux2_train.data.dataset import Dataset  # noqa: E402
 from flux2_train.data.folder import read_folder  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
-from flux2_train.host import encode, files, load  # noqa: E402
+from flux2_train.host import files, load  # noqa: E402
 from flux2_train.settings.dataset import DatasetSettings  # noqa: E402
 from flux2_train.terminal.main import main  # noqa: E402
 
@@ -161,10 +162,7 @@ def robot(shipped_nano) -> Data:
     """Six images of the shipped example at a quarter of nano's size, encoded by ComfyUI's own encoder and VAE."""
     whole = read_folder(DatasetSettings(ROOT / "datasets" / "robot", resolution=64, trigger="zbot", class_word="toy"))
     dataset = replace(whole, items=whole.items[:6])
-    with torch.inference_mode():
-        embeds = {text: encode.encode_text(shipped_nano.clip, text) for text in dataset.texts()}
-        latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(shipped_nano.vae, image)))
-    return Data(dataset, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents))
+    return Data(dataset, *encoded(dataset, shipped_nano.clip, shipped_nano.vae))
 
 
 @pytest.fixture

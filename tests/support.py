@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from bench.shapes import flux2_shapes
-from flux2_train.adapters import targets
+from flux2_train.adapters import targets, write
 from flux2_train.adapters.live import Adapters, Site
 from flux2_train.data import cache
 from flux2_train.data.folder import read_folder
@@ -211,6 +211,11 @@ def weights_of(model):
     """Copies of the weights of a MODEL's Linears, by name."""
     with torch.inference_mode(False):
         return {name: layer.weight.detach().clone() for name, layer in linears(model).items()}
+
+
+def state_dict(adapters, dtype=torch.bfloat16):
+    """The adapters as ComfyUI's LORA_MODEL; DoRA needs ``files.export``."""
+    return write.tensors(adapters.parts(), "comfyui", dtype)
 
 
 def loss_of(model, case):

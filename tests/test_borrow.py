@@ -9,9 +9,8 @@ import comfy_extras.nodes_train
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
-from support import adapters_for, loss_of, problem, sdxl, tiny_flux1, tiny_flux2
+from support import adapters_for, loss_of, problem, sdxl, state_dict, tiny_flux1, tiny_flux2
 
-from flux2_train.adapters import files
 from flux2_train.errors import UserError
 from flux2_train.host import identify, lora
 from flux2_train.host.borrow import borrow, linears, training_mode
@@ -67,7 +66,7 @@ def test_survives_reloading_in_mid_training():
 
 def test_refuses_a_model_with_another_packs_bypass_lora_by_name():
     model = tiny_flux2()
-    weights = files.state_dict(adapters_for(model))
+    weights = state_dict(adapters_for(model))
     bypassed = comfy_extras.nodes_train.LoraModelLoader.execute(model, weights, 1.0, True)[0]
     comfy.model_management.load_models_gpu([bypassed])
     with pytest.raises(UserError, match="already runs .*_attn.* through another node's patch"), borrow(bypassed, {}):
@@ -78,7 +77,7 @@ def test_refuses_a_model_with_another_packs_bypass_lora_by_name():
 def test_loras_already_on_the_model_stay_in_effect_with_exact_gradients(mode):
     """As if their change stood in the weights themselves."""
     model = tiny_flux2()
-    weights, adapters = files.state_dict(adapters_for(model, rank=3), torch.float32), adapters_for(model)
+    weights, adapters = state_dict(adapters_for(model, rank=3), torch.float32), adapters_for(model)
 
     def trained_on(base):
         with torch.inference_mode():
@@ -107,7 +106,7 @@ def test_loras_already_on_the_model_stay_in_effect_with_exact_gradients(mode):
 def test_a_bypass_lora_that_has_painted_a_preview_is_trained_through():
     """What inference mode makes of it may not be saved for backward."""
     model, case = tiny_flux2(), problem(1, dtype=torch.float32)
-    weights, adapters = files.state_dict(adapters_for(model, rank=3), torch.float32), adapters_for(model)
+    weights, adapters = state_dict(adapters_for(model, rank=3), torch.float32), adapters_for(model)
 
     def gradients(paints):
         with torch.inference_mode():

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from pictures import picture
 
+from bench.encoding import encode_text
 from flux2_train.host.files import cache_folder
 
 
@@ -62,12 +63,11 @@ def test_memory_is_free_before_the_transformer_loads(caching, nano):
 
 @pytest.mark.long
 def test_prompts_and_negatives_of_previews_are_encoded_too(caching, nano):
-    from flux2_train.host import encode
 
     embeds = caching("Embeds", prompts="a preview\n\n  blurry, bad  \n")
     assert set(embeds.embeds) - set(embeds.dataset.texts()) == {"a preview", "blurry, bad"}
     with torch.inference_mode():
-        assert torch.equal(embeds.embeds["blurry, bad"], encode.encode_text(nano.clip, "blurry, bad"))
+        assert torch.equal(embeds.embeds["blurry, bad"], encode_text(nano.clip, "blurry, bad"))
 
 
 @pytest.mark.parametrize("what", ["Embeds", "Latents"])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from comfy_api.latest import io
 from safetensors.torch import save_file
-from support import adapters_for, tiny_caches, tiny_flux2
+from support import adapters_for, state_dict, tiny_caches, tiny_flux2
 
-from flux2_train.adapters import files, read
+from flux2_train.adapters import read
 from flux2_train.adapters.header import references_of
 from flux2_train.errors import UserError
 from flux2_train.host import lora, sampling
@@ -43,7 +43,7 @@ def loras(nano, comfy_folders):
     found = {}
     for name, rank in (("cmp_a.safetensors", 1), ("cmp_b.safetensors", 2)):
         path = comfy_folders / "loras" / name
-        save_file(files.state_dict(adapters_for(nano.model, rank=rank), torch.float32), path)
+        save_file(state_dict(adapters_for(nano.model, rank=rank), torch.float32), path)
         found[name] = read.load(path)
     return found
 

@@ -13,7 +13,7 @@ from flux2_train.data import crops
 from flux2_train.data.crops import Crop, shape_near
 from flux2_train.data.render import cut
 from flux2_train.errors import UserError
-from flux2_train.geometry import bucket, cover
+from flux2_train.geometry import bucket
 from flux2_train.settings.base import choices
 from flux2_train.settings.dataset import CropSettings
 from flux2_train.settings.text import ratios
@@ -28,10 +28,15 @@ def one(width, height, resolution=512, **options) -> Crop:
     return crop
 
 
-def test_the_default_is_the_bucket_and_its_centre():
-    crop = one(640, 480)
-    assert crop.size == bucket(640, 480, 512)
-    assert np.allclose(crop.box, cover(640, 480, crop.size))
+@given(st.integers(16, 8000), st.integers(16, 8000))
+def test_the_default_is_the_bucket_and_its_centre(width, height):
+    crop = one(width, height)
+    assert crop.size == bucket(width, height, 512)
+    left, top, right, bottom = crop.box
+    assert left + right == pytest.approx(width) and top + bottom == pytest.approx(height)  # the centre
+    assert (right - left) * crop.size[1] == pytest.approx((bottom - top) * crop.size[0])  # the bucket's shape
+    assert min(left, top) == pytest.approx(0, abs=1e-6)  # and no smaller than need be
+    assert min(left, top) > -1e-6
 
 
 def test_resolutions_each_or_the_nearest():

@@ -48,7 +48,8 @@ def test_references_belong_to_images_by_name(images, tmp_path_factory):
     Image.new("RGB", (32, 64)).save(before / "c.bmp")
     dataset = read(images, references=(before,))
     assert [[v.path.name for v in item.references] for item in dataset.items] == [["a.jpg"], ["b.jpg"], ["c.bmp"]]
-    shapes = {view.path.name: pixels.shape[1:3] for view, pixels in cache.encode_images(dataset, lambda pixels: pixels)}
+    pictures = cache.encode_views(list(dataset.views()), lambda pixels: pixels)
+    shapes = {view.path.name: pixels.shape[1:3] for view, pixels in pictures}
     assert shapes == dict.fromkeys(("a.png", "a.jpg", "b.jpg"), (48, 80)) | {
         "b.png": (64, 64),
         "c.png": (64, 64),
@@ -319,4 +320,4 @@ def test_a_file_that_changes_while_it_is_encoded_is_noticed(images):
     dataset = read(images)
     Image.new("RGB", (64, 64), "green").save(images / "b.png")
     with pytest.raises(UserError, match=r"b.png has changed since Dataset Folder read it; queue again"):
-        list(cache.encode_images(dataset, torch.clone))
+        list(cache.encode_views(list(dataset.views()), torch.clone))

@@ -11,6 +11,7 @@ from comfy.quant_ops import QuantizedTensor
 from safetensors.torch import load_file, save_file
 from support import problem, require_precision
 
+from bench.encoding import encode_text
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
@@ -205,14 +206,14 @@ def test_a_text_encoder_comes_and_goes_likewise(text, precision):
     assert awaited_in(inner) == expected
     encoder = encode.TextEncoder(clip)
     assert awaited_in(inner) == expected  # its key needed them for a moment only
-    embeds = encode.encode_text(clip, "a red circle")
+    embeds = encode_text(clip, "a red circle")
     assert not awaited_in(inner)
     assert encode.TextEncoder(clip).identity == encoder.identity
     held = dict(inner.named_parameters())
     memory.unload(clip.patcher)
     assert awaited_in(inner) == expected
     assert not any(weight is held[name] for name, weight in inner.named_parameters() if name in names)
-    assert torch.equal(encode.encode_text(clip.clone(), "a red circle"), embeds)
+    assert torch.equal(encode_text(clip.clone(), "a red circle"), embeds)
 
 
 def awaited_in(module):
@@ -225,28 +226,28 @@ def test_a_text_encoder_gives_the_bits_of_cores_loader(text):
     weights = load_file(text)
     options = {"qwen3_4b_model_config": FLAVOURS["nano"].text_encoder_config}
     core = comfy.sd.CLIP(target, state_dict=[weights], model_options=options)
-    assert torch.equal(encode.encode_text(clip, "a blue square"), encode.encode_text(core, "a blue square"))
+    assert torch.equal(encode_text(clip, "a blue square"), encode_text(core, "a blue square"))
 
 
 def test_a_text_encoder_whose_numbers_the_device_lacks_is_loaded_at_once(text, monkeypatch):
     """fp8 on Apple's GPU: ComfyUI then computes on the CPU, and moves the weights there when it builds the model."""
     nano = FLAVOURS["nano"]
     clip = load.load_text_encoder(text, nano, "fp8 (e4m3)")
-    expected = encode.encode_text(clip, "a red square")
+    expected = encode_text(clip, "a red square")
     lacking = {torch.float8_e4m3fn}
     monkeypatch.setattr(comfy.model_management, "supports_cast", lambda device, dtype: dtype not in lacking)
-    assert torch.equal(encode.encode_text(load.load_text_encoder(text, nano, "fp8 (e4m3)"), "a red square"), expected)
+    assert torch.equal(encode_text(load.load_text_encoder(text, nano, "fp8 (e4m3)"), "a red square"), expected)
 
 
 def test_what_does_not_compute_on_the_gpu_is_unloaded_too(text, monkeypatch):
     """With --lowvram ComfyUI's text encoders stay on the CPU; their weights may only go when it knows."""
     clip = load.load_text_encoder(text, FLAVOURS["nano"])
-    expected = encode.encode_text(clip, "a red square")
+    expected = encode_text(clip, "a red square")
     monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("cuda"))
     memory.unload(clip.patcher)
     assert not any(entry.model is clip.patcher for entry in comfy.model_management.current_loaded_models)
     monkeypatch.undo()
-    assert torch.equal(encode.encode_text(clip, "a red square"), expected)
+    assert torch.equal(encode_text(clip, "a red square"), expected)
 
 
 def test_an_incomplete_file_is_named_at_once(source):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from bench.encoding import encode_image, encode_text
 from flux2_train.data.store import Store
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
@@ -75,7 +76,7 @@ def test_the_store_gives_the_very_tensor_the_sampler_would_get(flavour, nano, tm
             for text, value in zip(group, encoder(group), strict=True):
                 store.write(encoder.key(text), value)
         for text in TEXTS:
-            expected = encode.encode_text(clip, text)
+            expected = encode_text(clip, text)
             read = store.read(encoder.key(text))
             assert read.dtype == expected.dtype and read.shape == expected.shape
             assert torch.equal(read, expected) or (read - expected).abs().max() <= 1e-6 * expected.abs().max(), text
@@ -122,7 +123,7 @@ def test_encoders_leave_memory(nano):
     import comfy.model_management
 
     with torch.inference_mode():
-        encode.encode_text(nano.clip, "x")
+        encode_text(nano.clip, "x")
         assert any(m.model is nano.clip.patcher for m in comfy.model_management.current_loaded_models)
         memory.unload(nano.clip.patcher)
     assert not any(m.model is nano.clip.patcher for m in comfy.model_management.current_loaded_models)
@@ -131,12 +132,12 @@ def test_encoders_leave_memory(nano):
 def test_another_precision_leaves_the_graphs_vae_alone(nano):
     image = torch.rand(1, 64, 64, 3)
     with torch.inference_mode():
-        before = encode.encode_image(nano.vae, image)
+        before = encode_image(nano.vae, image)
         low = encode.ImageEncoder(nano.vae, "bf16")
         assert low.vae.vae_dtype == torch.bfloat16 and nano.vae.vae_dtype == torch.float32
         difference = (low(image) - before).abs().max()
         assert 0 < difference < 0.2
-        assert torch.equal(encode.encode_image(nano.vae, image), before)
+        assert torch.equal(encode_image(nano.vae, image), before)
         assert torch.equal(encode.ImageEncoder(nano.vae, "fp32")(image), before)
 
 
@@ -175,7 +176,7 @@ def test_statistics_stay_fp32_in_a_bf16_vae():
         packed = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
         mean, var = (state[f"bn.running_{n}"].view(1, -1, 1, 1) for n in ("mean", "var"))
         assert torch.allclose(ours, (packed - mean) / torch.sqrt(var + 1e-4), atol=1e-6)
-        rounded = encode.encode_image(vae, image)
+        rounded = encode_image(vae, image)
         assert not torch.equal(ours, rounded) and (ours - rounded).abs().max() < 0.1
 
 
@@ -184,9 +185,7 @@ def test_latents_are_the_mean_of_the_posterior():
         vae, _ = tiny_autoencoder()
         image = torch.rand(1, 64, 48, 3)
         encoder = encode.ImageEncoder(vae)
-        assert torch.equal(encoder(image), encoder(image)) and torch.equal(
-            encoder(image), encode.encode_image(vae, image)
-        )
+        assert torch.equal(encoder(image), encoder(image)) and torch.equal(encoder(image), encode_image(vae, image))
 
 
 def test_tiles_that_cannot_overlap_are_refused(nano):

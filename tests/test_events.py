@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flux2_train.host import encode
+from bench.encoding import encode_text
 from flux2_train.run import events
 from flux2_train.run.previews import Validation
 from flux2_train.run.resume import AUTO
@@ -54,7 +54,7 @@ def told(nano, robot, tmp_path_factory):
     """A run on nano that is interrupted after its second step and queued again, event by event."""
     place, listen = tmp_path_factory.mktemp("told"), Told()
     with torch.inference_mode():
-        more = {PROMPT: encode.encode_text(nano.clip, PROMPT)}
+        more = {PROMPT: encode_text(nano.clip, PROMPT)}
         embeds = replace(robot.embeds, embeds={**robot.embeds.embeds, **more})
 
         def session():

@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import gradient
@@ -15,7 +14,6 @@ from flux2_train.data.dataset import View
 from flux2_train.data.images import (
     digest_of,
     examine,
-    fit,
     load_rgb,
     open_shrunk,
     open_upright,
@@ -169,11 +167,3 @@ def test_a_jpeg_decoded_small_shows_the_same_picture_at_the_same_place(tmp_path,
 def test_what_cannot_be_decoded_small_exactly_is_decoded_whole(kind, size, shrink):
     image, times = open_shrunk(saved(scene(size), kind), "x", 20.0)
     assert times == shrink and image.size == (size[0] // shrink, size[1] // shrink)
-
-
-def test_fit_crops_the_centre():
-    stripes = Image.new("RGB", (96, 32), "red")
-    stripes.paste("blue", (32, 0, 64, 32))
-    pixels = fit(stripes, (32, 32))
-    assert pixels.shape == (1, 32, 32, 3)
-    assert torch.equal(pixels[0, 16, 16], torch.tensor([0.0, 0.0, 1.0]))

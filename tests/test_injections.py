@@ -9,10 +9,9 @@ import comfy_extras.nodes_model_advanced
 import pytest
 import torch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
-from support import adapters_for, tiny_flux2
+from support import adapters_for, state_dict, tiny_flux2
 from test_neighbour import expected, gradients, replaced, same  # noqa: F401 - expected is a fixture
 
-from flux2_train.adapters import files
 from flux2_train.errors import UserError
 from flux2_train.host import streamed
 from flux2_train.host.borrow import Borrowed, borrow, borrow_as
@@ -76,7 +75,7 @@ def test_other_packs_patches_and_injections_act_and_stay(expected):  # noqa: F81
 def test_a_bypass_lora_that_is_not_loaded_yet_is_refused_and_one_on_another_wire_is_not(expected):  # noqa: F811
     model = tiny_flux2()
     adapters = adapters_for(model)
-    bypassed, _ = comfy.sd.load_bypass_lora_for_models(model, None, files.state_dict(adapters), 1.0, 0.0)
+    bypassed, _ = comfy.sd.load_bypass_lora_for_models(model, None, state_dict(adapters), 1.0, 0.0)
     with pytest.raises(UserError, match="already runs .* through another node's patch"):
         gradients(bypassed, adapters)
     assert not replaced(model)

@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import adapters_for, problem, tiny_flux2
+from support import adapters_for, problem, state_dict, tiny_flux2
 
 import nodes as core
 from flux2_train.adapters import files, write
@@ -50,7 +50,7 @@ def error_of(found, expected, base):
 
 
 def test_alpha_is_folded_and_no_alpha_key_is_left(adapters):
-    weights = files.state_dict(adapters, torch.float32)
+    weights = state_dict(adapters, torch.float32)
     assert len(weights) == 2 * len(adapters.names)
     part = adapters.parts()["single_blocks.0.linear1"]
     assert part.scale == pytest.approx(4.0 / 3)
@@ -62,7 +62,7 @@ def test_alpha_is_folded_and_no_alpha_key_is_left(adapters):
 
 @pytest.mark.parametrize("how", ["stock merged", "stock bypass", "apply merged", "apply bypass", "stock file"])
 def test_same_prediction_everywhere_and_no_key_unmatched(model, adapters, how, caplog, tmp_path, monkeypatch):
-    weights = files.state_dict(adapters, torch.float32)
+    weights = state_dict(adapters, torch.float32)
     base, expected = predict(model), live(model, adapters)
     with caplog.at_level(logging.WARNING), torch.inference_mode():
         if how == "stock file":
@@ -82,7 +82,7 @@ def test_same_prediction_everywhere_and_no_key_unmatched(model, adapters, how, c
 
 
 def test_strength_scales_and_zero_is_the_base(model, adapters):
-    weights = files.state_dict(adapters, torch.float32)
+    weights = state_dict(adapters, torch.float32)
     assert lora.apply(model, weights, 0.0) is model
     base, one = predict(model), predict(lora.apply(model, weights, 1.0, lora.BYPASS))
     half = predict(
@@ -94,7 +94,7 @@ def test_strength_scales_and_zero_is_the_base(model, adapters):
 
 @pytest.mark.parametrize("modes", [("bypass", "bypass"), ("merged", "bypass"), ("bypass", "merged")])
 def test_loras_stack_and_come_off_in_any_order(model, adapters, modes):
-    base, weights = predict(model), files.state_dict(adapters, torch.float32)
+    base, weights = predict(model), state_dict(adapters, torch.float32)
     twice = {k: v * 2 if "lora_B" in k else v for k, v in weights.items()}
     expected = predict(lora.apply(model, twice, 1.0, lora.MERGED))
     stacked = lora.apply(lora.apply(model, weights, 1.0, modes[0]), weights, 1.0, modes[1])
@@ -104,7 +104,7 @@ def test_loras_stack_and_come_off_in_any_order(model, adapters, modes):
 
 
 def test_bypass_stacks_with_stock_bypass(model, adapters):
-    base, weights = predict(model), files.state_dict(adapters, torch.float32)
+    base, weights = predict(model), state_dict(adapters, torch.float32)
     twice = {k: v * 2 if "lora_B" in k else v for k, v in weights.items()}
     expected = predict(lora.apply(model, twice, 1.0, lora.MERGED))
     stock = comfy_extras.nodes_train.LoraModelLoader.execute(model, weights, 1.0, True)[0]
@@ -267,7 +267,7 @@ def hooks(model):
 
 
 def test_comes_off_without_a_trace_also_under_another_packs_injection(model, adapters):
-    base, weights = predict(model), files.state_dict(adapters, torch.float32)
+    base, weights = predict(model), state_dict(adapters, torch.float32)
     twice = {k: v * 2 if "lora_B" in k else v for k, v in weights.items()}
     expected = predict(lora.apply(model, twice, 1.0, lora.MERGED))
     ours = lora.apply(model, weights, 1.0, lora.BYPASS)
@@ -279,7 +279,7 @@ def test_comes_off_without_a_trace_also_under_another_packs_injection(model, ada
 
 
 def test_an_injection_that_is_done_twice_acts_once(model, adapters):
-    ours = lora.apply(model, files.state_dict(adapters, torch.float32), 1.0, lora.BYPASS)
+    ours = lora.apply(model, state_dict(adapters, torch.float32), 1.0, lora.BYPASS)
     once, injections = predict(ours), [one for several in ours.injections.values() for one in several]
     for injection in injections:
         injection.inject(ours)
@@ -302,7 +302,7 @@ def test_on_a_quantised_model_bypass_is_exact_and_merging_is_not(caplog):
     with torch.no_grad():
         for name in adapters.names:
             adapters.layer(name).lora_B["default"].weight *= 0.02
-    weights = files.state_dict(adapters, torch.float32)
+    weights = state_dict(adapters, torch.float32)
     base, expected = predict(model), live(model, adapters)
     bypassed = lora.apply(model, weights, 1.0)
     assert error_of(predict(bypassed), expected, base) < 1e-3
@@ -311,7 +311,7 @@ def test_on_a_quantised_model_bypass_is_exact_and_merging_is_not(caplog):
 
 
 def test_files_are_whole_and_named_anew(adapters, tmp_path):
-    weights = files.state_dict(adapters)
+    weights = state_dict(adapters)
     first = files.save(weights, files.free_path(tmp_path, "a"), {"note": "x"})
     second = files.save(weights, files.free_path(tmp_path, "a"), {})
     assert (first.name, second.name) == ("a.safetensors", "a_2.safetensors")

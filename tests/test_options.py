@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from support import brief_flux2, tiny_caches
+from support import brief_flux2, state_dict, tiny_caches
 
-from flux2_train.adapters import files
 from flux2_train.errors import UserError
 from flux2_train.run import events, times
 from flux2_train.run.plot import times_plot
@@ -37,7 +36,7 @@ def run(caches=CACHES, **changes):
 def weights(**changes):
     trainer, _ = run(**changes)
     with trainer.weights_for("export"):
-        return files.state_dict(trainer.adapters, torch.float32)
+        return state_dict(trainer.adapters, torch.float32)
 
 
 def same(a, b):
@@ -171,7 +170,7 @@ def test_a_model_without_guidance_says_so_and_ignores_it():
         trainer = Trainer(brief_flux2(), *CACHES, replace(BASE, **changes))
         with torch.inference_mode(), closing(trainer.run()) as going:
             told = [e.text for e in going if isinstance(e, events.Warned)]
-        return told, files.state_dict(trainer.adapters, torch.float32)
+        return told, state_dict(trainer.adapters, torch.float32)
 
     quiet, plain = trained()
     told, ignored = trained(guidance=GuidanceSettings(3.0, guidance_max=5.0))
@@ -191,7 +190,7 @@ def test_prodigy_runs_at_its_own_rate(plain):
 def test_a_mean_of_the_weights_is_exported_and_the_weights_go_on(plain):
     """EMA changes what is saved, never the training itself."""
     trainer, _ = run(ema=EmaSettings(0.5))
-    assert same(plain, files.state_dict(trainer.adapters, torch.float32))
+    assert same(plain, state_dict(trainer.adapters, torch.float32))
     first = [p.detach().clone() for p in Trainer(brief_flux2(guidance=True), *CACHES, BASE).adapters.trainable()]
     shadow = first
     for steps in range(1, 5):  # the runs of 1..4 steps pass through the same weights

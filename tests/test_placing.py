@@ -6,9 +6,8 @@ On a CPU there is nothing to place; test_other_device.py runs this where there i
 import comfy.model_management
 import pytest
 import torch
-from support import adapters_for, loss_of, problem, tiny_flux2
+from support import adapters_for, loss_of, problem, state_dict, tiny_flux2
 
-from flux2_train.adapters import files
 from flux2_train.host import lora, streamed
 from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
 from flux2_train.layout import Layout
@@ -151,7 +150,7 @@ def test_another_clone_of_the_model_runs_in_between():
 def test_a_lora_on_the_model_acts_once_on_streamed_layers():
     """Resident layers have it merged; ComfyUI adds it to offloaded ones when they are used."""
     base = tiny_flux2(single=4)
-    weights = files.state_dict(adapters_for(base, rank=3), torch.float32)
+    weights = state_dict(adapters_for(base, rank=3), torch.float32)
     adapters = adapters_for(base)
     with torch.inference_mode():
         model = lora.apply(base, weights, 1.0, lora.MERGED)

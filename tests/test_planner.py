@@ -124,7 +124,7 @@ def test_bytes_of_weights_are_those_of_the_files(source, tmp_path, precision):
     tensors = shipped.transformer() if precision == "bf16" else dict(quantise.stored([source], precision, CPU))
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
-    found, known = weights.of_file(path), weights.of_flavour(FLAVOURS["nano"], precision)
+    found, known = weights.of_files([path]), weights.of_flavour(FLAVOURS["nano"], precision)
     norms = sum(t.nbytes for name, t in tensors.items() if "_norm" in name or name.endswith(".comfy_quant"))
     assert found.total == known.total == sum(t.nbytes for t in tensors.values()) - norms
     assert found.stored == known.stored and found.linears == known.linears and found.plain == known.plain
@@ -134,10 +134,10 @@ def test_bytes_of_weights_are_those_of_the_files(source, tmp_path, precision):
 def test_a_file_that_is_no_transformer_is_named(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="other.safetensors is not a FLUX.2 transformer"):
-        weights.of_file(tmp_path / "other.safetensors")
+        weights.of_files([tmp_path / "other.safetensors"])
     (tmp_path / "text.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(UserError, match="header can be read"):
-        weights.of_file(tmp_path / "text.safetensors")
+        weights.of_files([tmp_path / "text.safetensors"])
 
 
 def test_parameters_of_the_flavours():

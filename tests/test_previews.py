@@ -8,13 +8,14 @@ import comfy.patcher_extension
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import tiny_flux2, with_few_words
+from support import state_dict, tiny_flux2, with_few_words
 
-from flux2_train.adapters import files, read
+from bench.encoding import encode_text
+from flux2_train.adapters import read
 from flux2_train.errors import UserError
 from flux2_train.flavours import BASE, DISTILLED, FLAVOURS
-from flux2_train.host import encode, identify, load, lora, sampling
 from flux2_train.host import files as host_files
+from flux2_train.host import identify, load, lora, sampling
 from flux2_train.host.borrow import borrow
 from flux2_train.run import events
 from flux2_train.run.folder import RunFolder
@@ -47,7 +48,7 @@ def data(nano, robot):
     """The robots with the prompts' embeds beside the captions'."""
     texts = (*PROMPTS, "blurry")
     with torch.inference_mode():
-        more = {text: encode.encode_text(nano.clip, text) for text in texts}
+        more = {text: encode_text(nano.clip, text) for text in texts}
     return replace(robot, embeds=replace(robot.embeds, embeds={**robot.embeds.embeds, **more}))
 
 
@@ -105,9 +106,9 @@ def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data
     assert torch.equal(torch.rand(1), untouched)
     without, told = start(nano, data)
     assert not previews_of(told)
-    expected = files.state_dict(without.adapters, torch.float32)
+    expected = state_dict(without.adapters, torch.float32)
     for trainer in (plain[0], other):
-        found = files.state_dict(trainer.adapters, torch.float32)
+        found = state_dict(trainer.adapters, torch.float32)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -122,8 +123,8 @@ def test_a_second_model_paints_with_the_lora_of_the_first(nano, another_nano, da
         assert torch.equal(last.pictures[number].painted, sampled(second, model, prompt))
         assert torch.equal(last.pictures[number].base, sampled(second, second.model, prompt))
         assert not torch.equal(last.pictures[number].painted, previews_of(plain[1])[-1].pictures[number].painted)
-    first = files.state_dict(plain[0].adapters, torch.float32)
-    found = files.state_dict(trainer.adapters, torch.float32)
+    first = state_dict(plain[0].adapters, torch.float32)
+    found = state_dict(trainer.adapters, torch.float32)
     assert all(torch.equal(found[name], first[name]) for name in first)  # the first alone is trained on
     for each in (nano.model, second.model):
         assert not [m for m in each.model.modules() if "forward" in m.__dict__]
@@ -276,8 +277,8 @@ def test_out_of_memory_ends_previews_and_not_the_run(nano, another_nano, data, p
     (warning,) = [e.text for e in told if isinstance(e, events.Warned)]
     assert "Memory ran out while painting previews of 64x48 after 0 steps" in warning
     assert not previews_of(told) and len(trainer.history.losses) == 2
-    first = files.state_dict(plain[0].adapters, torch.float32)
-    found = files.state_dict(trainer.adapters, torch.float32)
+    first = state_dict(plain[0].adapters, torch.float32)
+    found = state_dict(trainer.adapters, torch.float32)
     assert all(torch.equal(found[name], first[name]) for name in first)
 
 

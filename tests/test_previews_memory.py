@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from delayed import Late
-from support import tiny_caches, tiny_flux2
+from support import state_dict, tiny_caches, tiny_flux2
 
-from flux2_train.adapters import files
 from flux2_train.host import streamed
 from flux2_train.memory.streaming import Ring
 from flux2_train.run import events
@@ -53,7 +52,7 @@ def looked_at(told):
 
 
 def same_lora(*trainers):
-    ours, expected = (files.state_dict(trainer.adapters, torch.float32) for trainer in trainers)
+    ours, expected = (state_dict(trainer.adapters, torch.float32) for trainer in trainers)
     return all(torch.equal(ours[name], expected[name]) for name in expected)
 
 

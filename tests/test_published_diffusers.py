@@ -125,7 +125,7 @@ def test_stock_comfyui_does_not_load_it(tmp_path):
 def test_planner_and_fit_count_its_bytes(tmp_path):
     weights = drawn(KLEIN)
     write(tmp_path / "bfl.safetensors", LAYOUTS["bf16"], KLEIN, weights)
-    path, expected = write_diffusers(tmp_path, weights, 3), planned.of_file(tmp_path / "bfl.safetensors")
+    path, expected = write_diffusers(tmp_path, weights, 3), planned.of_files([tmp_path / "bfl.safetensors"])
     found = planned.of_files(sorted(tmp_path.glob("diffusion*.safetensors")))
     assert (found.linears, found.stored, found.plain) == (expected.linears, expected.stored, expected.plain)
     row = type("Row", (), {"sizes": (256, 2, 2, 96)})()

@@ -20,10 +20,11 @@ from published_encoders import (
 )  # fmt: skip
 from safetensors.torch import save_file
 
+from bench.encoding import encode_text
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import encode, load
+from flux2_train.host import load
 
 SMALL = Text(128, 28, 256, 1, 1, 151936)  # nano's sizes
 WIDE = Text(5120, 30, 32, 1, 1, 512, qk_norms=False, final=False)  # Mistral is recognised by its width
@@ -89,8 +90,8 @@ def test_a_qwen_encodes_as_by_the_stock_loader(layout, parts, tmp_path):
     paths = write(tmp_path, entries, metadata, texts, parts)
     with torch.inference_mode():
         clip = load.load_text_encoder(paths[-1], FLAVOURS["nano"])
-        found = encode.encode_text(clip, "a red circle")
-        expected = encode.encode_text(stock_nano(paths), "a red circle")
+        found = encode_text(clip, "a red circle")
+        expected = encode_text(stock_nano(paths), "a red circle")
     assert found.isfinite().all() and found.std() > 0
     assert torch.equal(found, expected)
 
@@ -126,11 +127,11 @@ def test_mistral_encodes_as_by_the_stock_loader(layout, parts, tmp_path, narrow_
     paths = write(tmp_path, entries, metadata, texts, parts)
     with torch.inference_mode():
         clip = load.load_text_encoder(paths[0], FLAVOURS["dev"])
-        found = encode.encode_text(clip, "a red circle")
+        found = encode_text(clip, "a red circle")
         if parts > 1:  # which core takes one file of
             paths = write(tmp_path, entries, metadata, texts)
         core = comfy.sd.load_clip([str(paths[0])], clip_type=comfy.sd.CLIPType.FLUX2)
-        expected = encode.encode_text(core, "a red circle")
+        expected = encode_text(core, "a red circle")
     assert found.shape[-1] == 3 * 5120 and found.isfinite().all() and found.std() > 0
     assert torch.equal(found, expected)
 

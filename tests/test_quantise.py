@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import problem, velocity
 
+from bench.encoding import encode_text
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.formats import AS_IN_FILE, CHOICES, DTYPES, FORMATS
-from flux2_train.host import describe, encode, load, quantise
+from flux2_train.host import describe, load, quantise
 from flux2_train.host.borrow import linears
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,7 +152,7 @@ def text_encoder(tmp_path_factory):
     path = tmp_path_factory.mktemp("text encoder") / "text.safetensors"
     save_file(nano.text_encoder(), path)
     with torch.inference_mode():
-        return path, encode.encode_text(load.load_text_encoder(path, FLAVOURS["nano"]), "a red circle")
+        return path, encode_text(load.load_text_encoder(path, FLAVOURS["nano"]), "a red circle")
 
 
 @pytest.mark.long
@@ -159,8 +160,8 @@ def text_encoder(tmp_path_factory):
 def test_the_text_encoders_precision_acts(precision, text_encoder, comfy_folders):
     row, (path, exact) = FLAVOURS["nano"], text_encoder
     with torch.inference_mode():
-        found = encode.encode_text(load.load_text_encoder(path, row, precision), "a red circle")
-        kept = encode.encode_text(load.load_text_encoder(path, row, precision, keep=True), "a red circle")
+        found = encode_text(load.load_text_encoder(path, row, precision), "a red circle")
+        kept = encode_text(load.load_text_encoder(path, row, precision, keep=True), "a red circle")
     assert torch.equal(found, kept)
     assert 0 < (found - exact).norm() / exact.norm() < 0.5
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import adapters_for, loss_of, problem, tiny_caches, tiny_flux2
+from support import adapters_for, loss_of, problem, state_dict, tiny_caches, tiny_flux2
 
 from flux2_train.adapters import files, read
 from flux2_train.adapters.header import REFERENCES, references_of
@@ -70,7 +70,7 @@ def test_it_changes_what_is_learned_and_lora_apply_samples_as_it_was_trained(tmp
     results = {}
     for references in ("index", CLEAN):
         trainer = trained(references)
-        weights = files.state_dict(trainer.adapters, torch.float32)
+        weights = state_dict(trainer.adapters, torch.float32)
         header = metadata(trainer, trainer.dataset)
         assert header[REFERENCES] == references
         path = files.save(weights, tmp_path / f"{references}.safetensors", header)

@@ -9,9 +9,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from children import run_probe
-from support import tiny_caches, tiny_flux2
+from support import state_dict, tiny_caches, tiny_flux2
 
-from flux2_train.adapters import files
 from flux2_train.errors import UserError
 from flux2_train.host import borrow, machine
 from flux2_train.host.frozen import FrozenLinear
@@ -39,7 +38,7 @@ def train(parts, config=SHORT, **changes):
 
 
 def lora(trainer):
-    return files.state_dict(trainer.adapters, torch.float32)
+    return state_dict(trainer.adapters, torch.float32)
 
 
 def same(a, b):

@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import save_file
 from support import require_precision
 
+from bench.encoding import encode_text
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import encode, identify, load, shards
+from flux2_train.host import identify, load, shards
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def split(tmp_path):
 def encoded(path, **how):
     with torch.inference_mode():
         clip = load.load_text_encoder(path, FLAVOURS["nano"], **how)
-        return encode.encode_text(clip, "a red circle"), clip
+        return encode_text(clip, "a red circle"), clip
 
 
 @pytest.mark.long

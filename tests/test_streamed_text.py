@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from support import given_back, require_precision
 from test_encode import dev, klein
 
+from bench.encoding import encode_text
 from flux2_train import nano as shipped
 from flux2_train.data.cache import cache_embeds
 from flux2_train.data.store import Store
@@ -50,16 +51,16 @@ def weights(clip):
 
 
 def require_same_bits(clip):
-    expected = [encode.encode_text(clip, text) for text in TEXTS]
+    expected = [encode_text(clip, text) for text in TEXTS]
     before, late = weights(clip), Late()
     with streamed_text.streamed(clip, late) as (own, ring):
         layers = len({name.rpartition(".layers.")[2].split(".")[0] for name in ring.where})
         assert layers == len(ring.groups) > len(ring.slots) == 2
-        found = [encode.encode_text(own, text) for text in TEXTS]
+        found = [encode_text(own, text) for text in TEXTS]
         assert late.copies >= len(TEXTS) * (layers - 2) and ring.missed <= 2  # the next was on its way, but at first
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not leftovers(clip) and all(given_back(w, before[name]) for name, w in weights(clip).items())
-    assert torch.equal(encode.encode_text(clip, TEXTS[0]), expected[0])
+    assert torch.equal(encode_text(clip, TEXTS[0]), expected[0])
 
 
 @pytest.mark.long
@@ -78,21 +79,21 @@ def test_every_kind_of_encoder(build):
 @pytest.mark.long
 def test_with_a_lora_merged_into_it(own_nano):
     clip = own_nano()
-    plain = encode.encode_text(clip, TEXTS[0])
+    plain = encode_text(clip, TEXTS[0])
     name, weight = next((n, w) for n, w in clip.cond_stage_model.named_parameters() if n.endswith("q_proj.weight"))
     clip = clip.clone()
     assert clip.add_patches({name: ("diff", (torch.full(weight.shape, 0.05),))})
-    assert not torch.equal(encode.encode_text(clip, TEXTS[0]), plain)
+    assert not torch.equal(encode_text(clip, TEXTS[0]), plain)
     require_same_bits(clip)
 
 
 def test_an_error_in_the_middle_gives_everything_back(own_nano):
     clip, late = own_nano(), Late()
-    expected = encode.encode_text(clip, TEXTS[0])
+    expected = encode_text(clip, TEXTS[0])
     late.fail_at = 4
     with pytest.raises(torch.OutOfMemoryError), streamed_text.streamed(clip, late) as (own, _):
-        encode.encode_text(own, TEXTS[0])
-    assert not leftovers(clip) and torch.equal(encode.encode_text(clip, TEXTS[0]), expected)
+        encode_text(own, TEXTS[0])
+    assert not leftovers(clip) and torch.equal(encode_text(clip, TEXTS[0]), expected)
 
 
 @pytest.mark.long
@@ -106,7 +107,7 @@ def test_the_option_acts_and_changes_no_bit(offload, streams, tmp_path, robot, o
     assert made.encoded and (copies[-1] > 0) == streams
     assert not leftovers(clip)
     for text in robot.dataset.texts():
-        assert torch.equal(embeds.embeds[text], encode.encode_text(clip, text))
+        assert torch.equal(embeds.embeds[text], encode_text(clip, text))
     with encode.TextEncoder(clip, offload, late) as encoder:
         cache_embeds(robot.dataset, encoder, store)
         assert encoder.ready is None  # all of it was found, so nothing was loaded

@@ -7,9 +7,8 @@ import comfy.model_management
 import pytest
 import torch
 from safetensors import safe_open
-from support import tiny_flux1
+from support import state_dict, tiny_flux1
 
-from flux2_train.adapters import files
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
 from flux2_train.run import events
@@ -35,7 +34,7 @@ def train(nano, robot, config=SHORT, **changes):
 
 
 def lora_of(nano, robot, **changes):
-    return files.state_dict(train(nano, robot, **changes)[0].adapters, torch.float32)
+    return state_dict(train(nano, robot, **changes)[0].adapters, torch.float32)
 
 
 def same(a, b):

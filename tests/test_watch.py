@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support import brief_flux2, tiny_caches
+from support import brief_flux2, state_dict, tiny_caches
 
-from flux2_train.adapters import files
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
 from flux2_train.host.borrow import borrow, training_mode
@@ -38,7 +37,7 @@ def trained(config=SHORT, items=5, wired=None):
 
 
 def lora_of(trainer):
-    return files.state_dict(trainer.adapters, torch.float32)
+    return state_dict(trainer.adapters, torch.float32)
 
 
 def same(a, b):

@@ -35,11 +35,10 @@ def demo_settings() -> dict:
 def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch.Tensor]:
     """A LoRA on the concept's data set, fp32, with the demo's settings."""
     use_comfyui()
-    from flux2_train.adapters import files
-    from flux2_train.data import cache
+    from bench.encoding import encoded
+    from flux2_train.adapters import write
     from flux2_train.data.folder import read_folder
     from flux2_train.flavours import FLAVOURS
-    from flux2_train.host import encode
     from flux2_train.run.trainer import Trainer
     from flux2_train.settings.dataset import DatasetSettings
     from flux2_train.settings.training import TrainingSettings
@@ -59,13 +58,11 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     config = TrainingSettings(**{**demo_settings(), "seed": seed, "validation_items": 0, **changes})
     model, clip, vae = load_flux2()
     with torch.inference_mode():
-        embeds = {text: encode.encode_text(clip, text) for text in dataset.texts()}
-        latents = dict(cache.encode_images(dataset, lambda image: encode.encode_image(vae, image)))
-        trainer = Trainer(model, cache.EmbedCache(dataset, embeds), cache.LatentCache(dataset, latents), config)
+        trainer = Trainer(model, *encoded(dataset, clip, vae), config)
         with closing(trainer.run()) as run:
             for _ in run:
                 pass
-    return files.state_dict(trainer.adapters, torch.float32)
+    return write.tensors(trainer.adapters.parts(), "comfyui", torch.float32)
 
 
 def merged(base: nn.Module, lora: dict[str, torch.Tensor]) -> nn.Module:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..whole import sweep, whole, write_text
 from . import dora, peft_config, plain, write
-from .live import Adapters
 from .parts import Part
 
 
@@ -58,11 +57,6 @@ def export(
     if plain_rank:
         metadata["flux2_train.plain_lora_error"] = f"{error:.6f}"
     return Exported(parts, write.tensors(parts, format, write.DTYPES[precision]), format, error, metadata)
-
-
-def state_dict(adapters: Adapters, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """The adapters as ComfyUI's LORA_MODEL; DoRA needs ``export``."""
-    return write.tensors(adapters.parts(), "comfyui", dtype)
 
 
 def save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Path:

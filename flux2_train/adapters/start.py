@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .dora import is_dora
 from .live import NAME, Adapters
 from .parts import Hadamard, Kronecker, LowRank, Part
 
@@ -27,13 +28,9 @@ def start_from(adapters: Adapters, parts: dict[str, Part]) -> None:
     for name, part in parts.items():
         if name not in adapters.sites:
             raise UserError(f"The LoRA to start from trains {name}, which the chosen targets leave out; widen them.")
-        if KIND.get(type(part)) != adapters.config.kind or _is_dora(part) != adapters.config.dora:
+        if KIND.get(type(part)) != adapters.config.kind or is_dora(part) != adapters.config.dora:
             raise UserError(f"The LoRA to start from has another kind of adapter on {name}; choose the same kind.")
         _set(adapters, name, part)
-
-
-def _is_dora(part: Part) -> bool:
-    return isinstance(part, LowRank) and part.magnitude is not None
 
 
 def _set(adapters: Adapters, name: str, part: Part) -> None:

@@ -195,8 +195,3 @@ def encode_views(
             for _, images in waiting:
                 for image in images:
                     image.cancel()
-
-
-def encode_images(dataset: Dataset, encode: Callable[[Tensor], Tensor]) -> Iterator[tuple[View, Tensor]]:
-    """Yield each image and reference with its latents; ``encode`` takes ComfyUI's IMAGE (1, H, W, 3)."""
-    return encode_views(list(dataset.views()), encode)

@@ -134,11 +134,6 @@ class Dataset:
         return self.sources[0].folder
 
     @property
-    def repeats(self) -> int:
-        """How often the first folder's images are seen per epoch."""
-        return self.sources[0].repeats
-
-    @property
     def trigger(self) -> str:
         """Every folder's trigger words."""
         return ", ".join(dict.fromkeys(s.trigger for s in self.sources if s.trigger))

@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from ..errors import UserError
-from ..geometry import MULTIPLE, cover
+from ..geometry import MULTIPLE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 OTHER_SUFFIXES = (
@@ -188,11 +188,6 @@ def _full_scale(mode: str, largest: float) -> float:
     if mode == "F":
         return 1.0 if largest <= 1.0 else 255.0 if largest <= 255.0 else 65535.0
     return 65535.0 if largest <= 65535.0 else float(2 ** math.ceil(math.log2(largest)) - 1)
-
-
-def fit(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """(1, H, W, 3) in 0..1, ComfyUI's IMAGE: centre-cropped to the aspect ratio of ``size``, scaled with Lanczos."""
-    return to_tensor(image.resize(size, Image.Resampling.LANCZOS, box=cover(*image.size, size)))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

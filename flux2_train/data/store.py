@@ -60,10 +60,6 @@ class Store:
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{ENTRY}"
 
-    def has(self, key: str) -> bool:
-        """Whether the entry is there and whole."""
-        return not self.missing([key])
-
     def missing(self, keys: list[str]) -> list[str]:
         """The keys whose entries have to be made. Damaged entries are removed, and so are made again."""
         known = self._trusted(keys)

@@ -49,7 +49,6 @@ class BaseFile:
         self.prefix = first.removesuffix("double_blocks.0.img_attn.qkv.weight")
         self.sizes = self._sizes()
         self.file = mapping.opened(path)
-        self.old = f"{self.prefix}scaled_fp8" in self.keys
         self.formats = self._formats()
 
     def __enter__(self) -> BaseFile:

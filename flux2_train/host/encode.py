@@ -24,11 +24,6 @@ SMALLEST_TILE = 128  # pixels; ComfyUI also takes tiles of half the side, which 
 STATISTICS = "flux2_train_statistics"  # on a VAE: batch-norm mean and variance as its file has them
 
 
-def encode_text(clip, text: str) -> Tensor:
-    """(1, L, D) embeddings on the CPU, as the sampler would get them."""
-    return _encode(clip, clip.tokenize(text))
-
-
 def _encode(clip, tokens: dict) -> Tensor:
     with freed_at_once(clip.patcher.load_device, clip.patcher.model_size()):
         return clip.encode_from_tokens_scheduled(tokens)[0][0].cpu()
@@ -147,7 +142,10 @@ class ImageEncoder:
             self.vae.encode_tiled_ = counting
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 128, H/16, W/16) fp32 on the CPU for ComfyUI's IMAGE (B, H, W, 3). Raises as ``encode_image``."""
+        """(B, 128, H/16, W/16) fp32 on the CPU for ComfyUI's IMAGE (B, H, W, 3).
+
+        Raises UserError if the VAE is not FLUX.2's.
+        """
         # activations of an image are several times the size of the weights
         thrifty = freed_at_once(self.vae.device, 10 * self.vae.patcher.model_size())
         with _fp32_statistics(self.vae) as normalised, thrifty:
@@ -156,14 +154,6 @@ class ImageEncoder:
             else:
                 latents = self.vae.encode(images)
             return _checked(normalised(latents.float().cpu()), images)
-
-
-def encode_image(vae, image: Tensor) -> Tensor:
-    """(1, 128, H/16, W/16) fp32 latents on the CPU for a ComfyUI IMAGE (1, H, W, 3).
-
-    Raises UserError if the VAE is not FLUX.2's.
-    """
-    return _checked(vae.encode(image).float().cpu(), image)
 
 
 def _checked(latents: Tensor, images: Tensor) -> Tensor:

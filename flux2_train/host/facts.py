@@ -19,7 +19,6 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy
             "diffusers", "triton", "xformers", "sageattention", "bitsandbytes")  # fmt: skip
 OWN = ("peft", "accelerate", "matplotlib")
 TOKENS = re.compile(r"\b(hf|ghp|gho|github_pat|sk|wandb|key)[_-][A-Za-z0-9_-]{8,}|\b[0-9a-f]{40}\b")
-GIB = 2**30
 
 
 def version_of(package: str) -> str:

@@ -88,13 +88,11 @@ def of_flavour(row: Flavour, precision: str) -> Weights:
     return Weights(row.hidden, row.double_blocks, row.single_blocks, sizes, stored, plain)
 
 
-def of_file(path: Path) -> Weights:
-    """The transformer in a safetensors file, from its header alone. Raises UserError if it holds no FLUX.2."""
-    return of_files([path])
-
-
 def of_files(parts: Sequence[Path]) -> Weights:
-    """As ``of_file`` of a transformer that is split over several files, or under diffusers' names."""
+    """The transformer in safetensors files, from their headers alone, under ComfyUI's names or diffusers'.
+
+    Raises UserError if they hold no FLUX.2.
+    """
     read = [headers.read(part) for part in parts]
     tensors = {name: _Tensor(e.shape, e.dtype, e.nbytes) for each in read for name, e in each.tensors.items()}
     file = parts[0].name
