@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import UserError
 
@@ -54,6 +55,20 @@ class Header:
             return file.read(entry.nbytes)
 
 
+def raw(file: BinaryIO, largest: int = LARGEST) -> bytes:
+    """The header of an open file as it stands there, after which the file is at its first tensor.
+
+    Raises ValueError, with why it cannot be read, for one of more than ``largest`` bytes and one that is cut short.
+    """
+    size = int.from_bytes(file.read(8), "little")
+    if size > largest:
+        raise ValueError(f"it would take {size} bytes, at most {largest} are expected")
+    text = file.read(size)
+    if len(text) < size:
+        raise ValueError("it is damaged")
+    return text
+
+
 def read(path: Path) -> Header:
     """The header of a safetensors file.
 
@@ -62,13 +77,13 @@ def read(path: Path) -> Header:
     if path.suffix != ".safetensors":
         raise UserError(f"{path.name} is not a safetensors file; only safetensors are read here.")
     with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > LARGEST:
+        try:
+            text = raw(file)
+        except ValueError as error:
             raise UserError(
-                f"{path.name} is no safetensors file whose header can be read: it would take {size} bytes, at most "
-                f"{LARGEST} are expected. Download it again."
-            )
-        text = file.read(size)
+                f"{path.name} is no safetensors file whose header can be read: {error}. Download it again."
+            ) from error
+        size = len(text)
     try:
         found = json.loads(text)
         metadata = {str(key): str(value) for key, value in (found.pop("__metadata__", None) or {}).items()}

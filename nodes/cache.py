@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..flux2_train.data import cache, long_captions
 from ..flux2_train.data.index import Index
-from ..flux2_train.data.store import Store
-from ..flux2_train.host import describe, encode, memory
+from ..flux2_train.host import memory
 from ..flux2_train.host.files import cache_folder
+from ..flux2_train.run import encoding
 from ..flux2_train.settings.caches import USER, EmbedSettings, LatentSettings
 from . import fields
 from .progress import NodeProgress
@@ -20,6 +18,15 @@ def changes(place: str = USER) -> int:
     """How often entries were taken out of a cache: a graph that relied on them has to look again."""
     folder = cache_folder(place)
     return Index(folder).changes() if (folder / "index.sqlite").is_file() else 0
+
+
+def ended(done: encoding.Encoded, progress: NodeProgress, what: str) -> io.NodeOutput:
+    """Says what was encoded, and lets an encoder that was needed leave memory."""
+    if done.made.encoded:
+        memory.unload(done.patcher)
+    lines = [f"{done.made.total} {what}: {done.made}", *(f"warning: {line}" for line in done.warnings)]
+    progress.say("\n".join(lines))
+    return io.NodeOutput(done.cache)
 
 
 class CacheEmbeds(io.ComfyNode):
@@ -51,19 +58,12 @@ class CacheEmbeds(io.ComfyNode):
     @classmethod
     def execute(cls, clip, dataset, validation=None, **widgets) -> io.NodeOutput:
         settings = EmbedSettings(**widgets)
-        painted = validation.config.texts if validation is not None else []
+        painted = validation.config if validation is not None else None
         progress = NodeProgress(cls.hidden.unique_id, 1)
-        texts, report = [*settings.texts, *painted], progress.counting("captions")
-        store = Store(cache_folder(settings.store))
-        with encode.TextEncoder(clip, settings.offload) as encoder:
-            embeds, made = cache.cache_embeds(dataset, encoder, store, texts, settings.batch, settings.limit_gb, report)
-            long = long_captions.warnings(dataset, encoder.length, texts)
-        if made.encoded:
-            memory.unload(clip.patcher)
-        progress.say("\n".join([f"{made.total} captions: {made}", *(f"warning: {line}" for line in long)]))
-        for line in long:
+        done = encoding.encode_captions(clip, dataset, settings, painted, progress.counting("captions"))
+        for line in done.warnings:
             logging.warning("%s", line)
-        return io.NodeOutput(replace(embeds, made_by=describe.text_encoder_file(clip), settings=settings))
+        return ended(done, progress, "captions")
 
 
 class CacheLatents(io.ComfyNode):
@@ -91,16 +91,5 @@ class CacheLatents(io.ComfyNode):
     def execute(cls, vae, dataset, **widgets) -> io.NodeOutput:
         settings = LatentSettings(**widgets)
         progress = NodeProgress(cls.hidden.unique_id, 1)
-        encoder, store = encode.ImageEncoder(vae, settings.vae_precision, settings.tile), cache_folder(settings.store)
-        latents, made = cache.cache_latents(
-            dataset, encoder, Store(store), settings.batch, settings.limit_gb, progress.counting("images")
-        )
-        if made.encoded:
-            memory.unload(encoder.vae.patcher)
-        lines = [f"{made.total} images: {made}"]
-        if encoder.in_tiles:
-            lines.append(
-                f"warning: memory ran out, so {encoder.in_tiles} were encoded in tiles; lower batch or set tile"
-            )
-        progress.say("\n".join(lines))
-        return io.NodeOutput(replace(latents, made_by=describe.vae_file(vae), settings=settings))
+        done = encoding.encode_images(vae, dataset, settings, progress.counting("images"))
+        return ended(done, progress, "images")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..flux2_train import flavours
 from ..flux2_train.formats import PLANNED
 from ..flux2_train.host import files, load
 from ..flux2_train.run import fit
@@ -40,9 +39,6 @@ class LoadFlux2(io.ComfyNode):
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        chosen = ModelSettings(**widgets)
-        paths, row = load.locate_parts(chosen), flavours.flavour(chosen.flavour)
-        chosen, text = fit.answered(chosen, paths)
-        NodeProgress(cls.hidden.unique_id, 1).say(text)
-        model = load.load_model(paths[0], chosen)
-        return io.NodeOutput(model, load.load_clip(paths[1], chosen), load.load_vae(paths[2], row))
+        parts = fit.parts_of(ModelSettings(**widgets))
+        NodeProgress(cls.hidden.unique_id, 1).say(parts.text)
+        return io.NodeOutput(parts.load_model(), parts.load_clip(), parts.load_vae())

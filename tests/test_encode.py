@@ -5,12 +5,15 @@ import comfy.text_encoders.flux
 import pytest
 import torch
 import transformers
+from pictures import picture, read
 
 from bench.encoding import encode_image, encode_text
 from flux2_train.data.store import Store
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import encode, memory, text_encoder
+from flux2_train.run import encoding
+from flux2_train.settings.caches import LatentSettings
 
 TEXTS = ["a cat", "a dog", "a small red house on a hill", "", "a fox"]
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -193,6 +196,32 @@ def test_tiles_that_cannot_overlap_are_refused(nano):
         encode.ImageEncoder(nano.vae, tile=64)
 
 
+def runs_out_of_memory_once(vae):
+    real, first = vae.first_stage_model.encode, []
+
+    def encode_later(pixels):
+        if not first:
+            first.append(True)
+            raise torch.OutOfMemoryError("no memory")
+        return real(pixels)
+
+    vae.first_stage_model.encode = encode_later
+
+
+def test_images_that_had_to_be_encoded_in_tiles_are_told(tmp_path):
+    """By the node and by the terminal, which both say what this returns."""
+    picture(tmp_path / "a.png", (192, 192))
+    picture(tmp_path / "b.png", (192, 192), "blue")
+    dataset, settings = read(tmp_path, resolution=192), LatentSettings()
+    with torch.inference_mode():
+        vae, _ = tiny_autoencoder()
+        runs_out_of_memory_once(vae)
+        first, again = (encoding.encode_images(vae, dataset, settings, lambda done, total: None) for _ in range(2))
+    assert first.warnings == ("memory ran out, so 1 were encoded in tiles; lower batch or set tile",)
+    assert (first.made.encoded, again.made.encoded, again.warnings) == (2, 0, ())
+    assert set(first.cache.latents) == set(dataset.views()) and first.cache.settings == settings
+
+
 def test_tiles_on_demand_and_when_memory_runs_out():
     with torch.inference_mode():
         vae, _ = tiny_autoencoder()
@@ -202,13 +231,5 @@ def test_tiles_on_demand_and_when_memory_runs_out():
         tiled = encode.ImageEncoder(vae, tile=128)(image)
         assert tiled.shape == expected.shape and not torch.equal(tiled, expected)
         assert whole.in_tiles == 0
-        real, first = vae.first_stage_model.encode, []
-
-        def out_of_memory_once(pixels):
-            if not first:
-                first.append(True)
-                raise torch.OutOfMemoryError("no memory")
-            return real(pixels)
-
-        vae.first_stage_model.encode = out_of_memory_once
+        runs_out_of_memory_once(vae)
         assert whole(image).shape == expected.shape and whole.in_tiles == 1

@@ -177,7 +177,7 @@ def test_warm_up_in_steps_or_as_a_part():
 
 @pytest.mark.parametrize("options", [{"schedule": "cosine", "warmup": 5}, {"schedule": "rex", "end": 0.1}, {}], ids=str)
 def test_every_groups_rate_is_to_the_bit_that_of_torchs_scheduler(options):
-    config, groups = OptimizerConfig(**options), [{"params": [parameter()], "lr": rate} for rate in (1e-4, 0.3, 16.0)]
+    config, groups = OptimizerSettings(**options), [{"params": [parameter()], "lr": rate} for rate in (1e-4, 0.3, 16.0)]
     ours, theirs = (torch.optim.SGD([dict(group) for group in groups]) for _ in range(2))
     schedule = Schedule(ours, 40, config)
     reference = torch.optim.lr_scheduler.LambdaLR(theirs, lambda step: factor(step, 40, config))
@@ -190,7 +190,7 @@ def test_every_groups_rate_is_to_the_bit_that_of_torchs_scheduler(options):
 
 def test_a_schedule_goes_on_from_a_state_that_torchs_scheduler_left_in_the_optimizer():
     """Checkpoints of older versions hold ``initial_lr`` in each group; the rates are the new run's."""
-    config = OptimizerConfig(schedule="linear", warmup=0)
+    config = OptimizerSettings(schedule="linear", warmup=0)
     old = torch.optim.SGD([parameter()], lr=7.0)
     reference = torch.optim.lr_scheduler.LambdaLR(old, lambda step: factor(step, 40, config))
     for _ in range(10):

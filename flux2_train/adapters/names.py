@@ -8,10 +8,15 @@ prefix or without.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from ..errors import UserError
 
 Sizes = dict[str, tuple[int, int]]  # (in features, out features) of every Linear by its name in ComfyUI's transformer
 
+KINDS = ("double", "single")  # of blocks, in the order in which they run
+FIRST, TEXT = "double_blocks.0.img_attn.qkv.weight", "txt_in.weight"  # what every FLUX.2 has
 _DOTTED = re.compile(r"(base_model\.model\.|model\.|diffusion_model\.|transformer\.|unet\.)+")
 _UNDERSCORED = re.compile(r"(lora_unet_|lora_transformer_|lycoris_)")
 
@@ -71,6 +76,20 @@ def sizes_of(hidden: int, double_blocks: int, single_blocks: int, context: int) 
     for n in range(single_blocks):
         found |= {f"single_blocks.{n}.linear1": (h, 9 * h), f"single_blocks.{n}.linear2": (4 * h, h)}
     return found | {"final_layer.linear": (h, 128), SWAPPED: (h, 2 * h)}
+
+
+def dimensions_of(shapes: Mapping[str, Sequence[int]], file: str) -> tuple[int, int, int, int]:
+    """What ``sizes_of`` takes, of the transformer whose tensors have these shapes: hidden, blocks, context.
+
+    ``shapes`` are by the names in ComfyUI's transformer. Raises UserError, naming ``file``, where a matrix is missing.
+    """
+    for name in (FIRST, TEXT):
+        if len(shapes.get(name, ())) != 2:
+            raise UserError(f"{file} has no matrix {name}, which every FLUX.2 transformer has.")
+    double, single = (
+        len({m[1] for name in shapes if (m := re.match(rf"{kind}_blocks\.(\d+)\.", name))}) for kind in KINDS
+    )
+    return shapes[FIRST][0] // 3, double, single, shapes[TEXT][1]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .. import headers
 from ..errors import UserError
 from ..whole import sweep, whole
 from .index import BATCH, Index, Signature, signature
@@ -158,10 +159,7 @@ class Store:
         """Raise Damaged unless a file's length fits its header and its content its checksum."""
         try:
             with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > MAX_HEADER:
-                    raise Damaged(f"a header of {length} bytes")
-                header = json.loads(file.read(length))
+                header = json.loads(headers.raw(file, MAX_HEADER))
                 data = file.read()
             if f"{zlib.crc32(data):08x}" != header["__metadata__"][META].split()[0]:
                 raise Damaged("wrong checksum")

@@ -6,7 +6,6 @@ ComfyUI's own quantised Linear reads and writes every format core knows; one is 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from .. import headers
 from ..adapters import diffusers
-from ..adapters.names import Sizes, sizes_of
+from ..adapters.names import FIRST, Sizes, dimensions_of, sizes_of
 from ..errors import UserError
 from . import mapping
 
@@ -43,10 +42,10 @@ class BaseFile:
                 f"{path.name} is a FLUX.2 transformer in diffusers' names; here ComfyUI's are needed: use the file "
                 "of the same model that ComfyUI's templates load."
             )
-        first = next((key for key in self.keys if key.endswith("double_blocks.0.img_attn.qkv.weight")), None)
+        first = next((key for key in self.keys if key.endswith(FIRST)), None)
         if first is None or not any(key.endswith("double_stream_modulation_img.lin.weight") for key in self.keys):
             raise UserError(f"{path.name} is not a FLUX.2 transformer in ComfyUI's names.")
-        self.prefix = first.removesuffix("double_blocks.0.img_attn.qkv.weight")
+        self.prefix = first.removesuffix(FIRST)
         self.sizes = self._sizes()
         self.file = mapping.opened(path)
         self.formats = self._formats()
@@ -58,20 +57,9 @@ class BaseFile:
         self.file.__exit__(None, None, None)
 
     def _sizes(self) -> Sizes:
-        hidden = self._shape("double_blocks.0.img_attn.qkv.weight")[0] // 3
-        context = self._shape("txt_in.weight")[1]
-
-        def blocks(kind: str) -> int:
-            return len({m[1] for key in self.keys if (m := re.search(rf"{kind}_blocks\.(\d+)\.", key))})
-
-        every = sizes_of(hidden, blocks("double"), blocks("single"), context)
-        return {name: size for name, size in every.items() if f"{self.prefix}{name}.weight" in self.keys}
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        entry = self.header.tensors.get(f"{self.prefix}{name}")
-        if entry is None or len(entry.shape) != 2:
-            raise UserError(f"{self.path.name} has no matrix {name}, which every FLUX.2 transformer has.")
-        return entry.shape
+        shapes = {key.removeprefix(self.prefix): entry.shape for key, entry in self.header.tensors.items()}
+        every = sizes_of(*dimensions_of(shapes, self.path.name))
+        return {name: size for name, size in every.items() if f"{name}.weight" in shapes}
 
     def _formats(self) -> dict[str, dict]:
         """ComfyUI's description of each quantised layer, from wherever this file has it."""

@@ -162,7 +162,7 @@ def _key(parts: Sequence[Path], precision: str) -> str:
     found = hashlib.sha256(f"{precision} {FORMATS[precision]}".encode())
     for path in parts:
         with path.open("rb") as file:
-            header = file.read(min(8 + int.from_bytes(file.read(8), "little"), headers.LARGEST))
+            header = headers.raw(file) + file.read(8)
         state = path.stat()
         found.update(f" {state.st_size} {state.st_mtime_ns}".encode() + header)
     return found.hexdigest()[:12]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from .. import headers
 from ..adapters import diffusers
-from ..adapters.names import Sizes, bare_name, sizes_of
+from ..adapters.names import FIRST, Sizes, bare_name, dimensions_of, sizes_of
 from ..errors import UserError
 from ..flavours import Flavour
 from ..formats import PRECISIONS
 
 FOUR_BITS = 0.7  # bytes per number of a file, below which it is stored in 4 bits
-BLOCK = re.compile(r"((double|single)_blocks)\.(\d+)\.")
+BLOCK = re.compile(r"(double|single)_blocks\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -104,22 +104,15 @@ def of_files(parts: Sequence[Path]) -> Weights:
         raise UserError(f"{file} is not a FLUX.2 transformer in the names of ComfyUI or diffusers.")
     prefix = first.removesuffix(FIRST)
     found = {bare_name(name.removeprefix(prefix)): each for name, each in tensors.items() if name.startswith(prefix)}
-    if any(name not in found or len(found[name].shape) != 2 for name in (FIRST, "txt_in.weight")):
-        raise UserError(f"{file} has no matrix {FIRST} or txt_in.weight, which every FLUX.2 transformer has.")
+    dimensions = dimensions_of({name: tensor.shape for name, tensor in found.items()}, file)
     size: dict[str, int] = {}
     for key, tensor in found.items():
         layer, _, own = key.rpartition(".")
         size[layer] = size.get(layer, 0) + (tensor.nbytes if own != "comfy_quant" else 0)
-    double, single = (len({m[3] for name in found if (m := BLOCK.match(name)) and m[2] == k}) for k in KINDS)
-    every = sizes_of(found[FIRST].shape[0] // 3, double, single, found["txt_in.weight"].shape[1])
-    linears = {name: size for name, size in every.items() if f"{name}.weight" in found}
+    linears = {name: size for name, size in sizes_of(*dimensions).items() if f"{name}.weight" in found}
     stored = {name: size[name] for name in linears}
     plain = frozenset(name for name in linears if found[f"{name}.weight"].dtype in ("BF16", "F16", "F32"))
-    return Weights(found[FIRST].shape[0] // 3, double, single, linears, stored, plain)
-
-
-KINDS = ("double", "single")
-FIRST = "double_blocks.0.img_attn.qkv.weight"
+    return Weights(*dimensions[:3], linears, stored, plain)
 
 
 @dataclass(frozen=True)

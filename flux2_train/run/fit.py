@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..adapters.targets import select
 from ..errors import UserError
-from ..flavours import FLAVOURS, Flavour, flavour
+from ..flavours import FLAVOURS, Flavour, ModelSettings, flavour
 from ..formats import AS_IN_FILE, PLANNED, PRECISIONS, tiers
-from ..host import machine, quantise, shards, sizes
+from ..host import load, machine, quantise, shards, sizes
 from ..layout import LEAF
 from ..memory.estimate import Machine, Work
 from ..memory.planner import GB, Pins, Plan, choose, lora_sites, needed, smallest
 from ..memory.weights import Weights, of_files, of_flavour
-from ..settings.model import ModelSettings
+from ..settings.model import AS_IN_FILE, PLANNED, ModelSettings
 from .plans import available
 
 RANK, RESOLUTIONS = 16, (512, 1024)  # what the table answers for
@@ -45,9 +45,47 @@ def here() -> Place:
     return Place(available(device), device.type != "cpu", machine.rates_in_words(device))
 
 
-def answered(
-    chosen: ModelSettings, paths: tuple[Path, Path, Path], place: Place | None = None
-) -> tuple[ModelSettings, str]:
+Answer = tuple[ModelSettings, str]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a FLUX.2, and how its transformer will be stored; each is loaded when it is asked for.
+
+    ``text`` says what will be loaded, what that takes and why.
+    """
+
+    chosen: ModelSettings
+    transformer: Path
+    text_encoder: Path
+    vae: Path
+    text: str
+
+    def load_model(self):
+        """ComfyUI's MODEL."""
+        return load.load_model(self.transformer, self.chosen)
+
+    def load_clip(self):
+        """ComfyUI's CLIP."""
+        return load.load_clip(self.text_encoder, self.chosen)
+
+    def load_vae(self):
+        """ComfyUI's VAE."""
+        return load.load_vae(self.vae, flavour(self.chosen.flavour))
+
+
+def parts_of(chosen: ModelSettings, decide: Callable[[Callable[[], Answer]], Answer] = lambda answer: answer()) -> Parts:
+    """The files that ``chosen`` names, with a precision in place of ``auto``.
+
+    ``decide`` calls what it is given, where there are several processes in one of them for all. Raises UserError for a
+    missing file, and where no training fits.
+    """
+    paths = load.locate_parts(chosen)
+    answer, text = decide(lambda: answered(chosen, paths))
+    return Parts(answer, *paths, text)
+
+
+def answered(chosen: ModelSettings, paths: tuple[Path, Path, Path], place: Place | None = None) -> Answer:
     """What will be loaded, with a precision in place of ``auto``, and a text that says what it takes and why.
 
     ``paths`` are transformer, text encoder and VAE. Raises UserError where no training fits, with what would. A file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 
 from ..settings.dataset import DatasetSettings
@@ -21,57 +21,46 @@ def read(requests: tuple[DatasetSettings, ...], bar: Bar):
     return dataset
 
 
-def encode_texts(clip, dataset, job: Job, bar: Bar):
-    """EmbedCache of a data set, from the cache on disk as far as that goes."""
-    from ..data import long_captions
-    from ..data.cache import cache_embeds
-    from ..data.store import Store
-    from ..host import describe, encode
-    from ..host.files import cache_folder
-
-    asked, report = job.embeds, partial(bar, "encoding captions")
-    painted = job.previews.texts if job.previews else []
-    more = [*asked.texts, *painted]
-    store = Store(cache_folder(asked.store))
-    with encode.TextEncoder(clip, asked.offload) as encoder:
-        embeds, made = cache_embeds(dataset, encoder, store, more, asked.batch, asked.limit_gb, report)
-        long = long_captions.warnings(dataset, encoder.length, more)
-    bar.say(f"captions: {made}")
-    for line in long:
-        bar.say(f"warning: {line}")
-    return replace(embeds, made_by=describe.text_encoder_file(clip), settings=asked)
-
-
-def encode_latents(vae, dataset, job: Job, bar: Bar):
-    """LatentCache of a data set, from the cache on disk as far as that goes."""
-    from ..data.cache import cache_latents
-    from ..data.store import Store
-    from ..host import describe, encode
-    from ..host.files import cache_folder
-
-    asked, report = job.latents, partial(bar, "encoding images")
-    encoder, store = encode.ImageEncoder(vae, asked.vae_precision, asked.tile), Store(cache_folder(asked.store))
-    latents, made = cache_latents(dataset, encoder, store, asked.batch, asked.limit_gb, report)
-    bar.say(f"images: {made}")
-    return replace(latents, made_by=describe.vae_file(vae), settings=asked)
-
-
 def encode_all(job: Job, bar: Bar, clip=None, vae=None) -> list[tuple]:
     """(EmbedCache, LatentCache) of a job's data set and, if it has one, its held-out one; ``None`` without encoder.
 
     Each encoder leaves memory when it has done its work.
     """
-    from ..host import memory
+    from ..run import encoding
 
     asked = [requests for requests in (job.dataset, job.held_out) if requests]
     datasets = [read(requests, bar) for requests in asked]
-    embeds = [clip and encode_texts(clip, dataset, job, bar) for dataset in datasets]
-    if clip:
-        memory.unload(clip.patcher)
-    latents = [vae and encode_latents(vae, dataset, job, bar) for dataset in datasets]
-    if vae:
-        memory.unload(vae.patcher)
-    return list(zip(embeds, latents, strict=True))
+
+    def embeds(dataset):
+        report = partial(bar, "encoding captions")
+        return encoding.encode_captions(clip, dataset, job.embeds, job.validation, report)
+
+    def latents(dataset):
+        return encoding.encode_images(vae, dataset, job.latents, partial(bar, "encoding images"))
+
+    return list(
+        zip(
+            _caches(embeds, datasets, bar, "captions") if clip else [None] * len(datasets),
+            _caches(latents, datasets, bar, "images") if vae else [None] * len(datasets),
+            strict=True,
+        )
+    )
+
+
+def _caches(encode: Callable, datasets: list, bar: Bar, what: str) -> list:
+    """The cache of every data set, told as it is made."""
+    from ..host import memory
+
+    found = []
+    for dataset in datasets:
+        done = encode(dataset)
+        bar.say(f"{what}: {done.made}")
+        for line in done.warnings:
+            bar.say(f"warning: {line}")
+        found.append(done)
+    for done in found:
+        memory.unload(done.patcher)
+    return [done.cache for done in found]
 
 
 def add_to(group) -> None:

@@ -46,20 +46,19 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from ..flavours import flavour
-    from ..host import load, sampling
+    from ..host import sampling
     from ..run import fit
 
     row = flavour(chosen.flavour)
     width, height = arguments.size or (row.resolution, row.resolution)
     with torch.inference_mode():
         references = [_picture(path) for path in arguments.reference]
-        transformer, text_encoder, vae = paths = load.locate_parts(chosen)
-        chosen, _ = fit.answered(chosen, paths)
-        model = load.load_model(transformer, chosen)
+        parts = fit.parts_of(chosen)
+        model = parts.load_model()
         for file, settings in loras:
             model = _applied(model, file, settings)
         pictures = sampling.sample(
-            model, load.load_clip(text_encoder, chosen), load.load_vae(vae, row), arguments.prompt,
+            model, parts.load_clip(), parts.load_vae(), arguments.prompt,
             negative=arguments.negative, steps=arguments.steps, guidance=arguments.guidance,
             sampler=arguments.sampler, width=width, height=height, seed=arguments.seed, batch=arguments.batch,
             references=references, resize_references=not arguments.keep_reference_size,
@@ -68,8 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
         "prompt": arguments.prompt, "negative": arguments.negative, "width": width, "height": height,
         "steps": sampling.steps_for(model, arguments.steps), "guidance": arguments.guidance,
         "sampler": arguments.sampler, "seed": arguments.seed, "references": [str(p) for p in arguments.reference],
-        "loras": [{"file": file, **settings} for file, settings in loras], "model": asdict(chosen),
-        "transformer": transformer.name,
+        "loras": [{"file": file, **settings} for file, settings in loras], "model": asdict(parts.chosen),
+        "transformer": parts.transformer.name,
     }  # fmt: skip
     for number, picture in enumerate(pictures):
         print(_save(picture, _numbered(arguments.output, number), {**asked, "number_in_batch": number}))

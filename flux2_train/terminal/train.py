@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ..settings.job import Job
@@ -58,23 +59,21 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
     """Train, ``how`` as ``run.session.train`` has it: 'new', 'auto' or a run to go on with. Prints the LoRA's path."""
     import torch
 
-    from ..flavours import flavour
-    from ..host import files, load
+    from ..host import files
     from ..run import fit, processes
     from ..run.session import train
     from ..run.trainer import Trainer
     from .cache import encode_all
 
     with torch.inference_mode():  # as ComfyUI runs nodes
-        transformer, text_encoder, vae = paths = load.locate_parts(job.model)
-        chosen, text = processes.decided(accelerator, lambda: fit.answered(job.model, paths))
-        bar.say(text)
-        encoder = load.load_vae(vae, flavour(job.model.flavour))
+        parts = fit.parts_of(job.model, partial(processes.decided, accelerator))
+        bar.say(parts.text)
+        vae = parts.load_vae()
         with processes.main_first(accelerator):  # it fills the caches, where the others find everything
-            (embeds, latents), *held_out = encode_all(job, bar, load.load_clip(text_encoder, job.model), encoder)
+            (embeds, latents), *held_out = encode_all(job, bar, parts.load_clip(), vae)
         trainer = Trainer(
-            load.load_model(transformer, chosen), embeds, latents, job.training, accelerator,
-            validation_of(job, encoder), held_out[0] if held_out else None,
+            parts.load_model(), embeds, latents, job.training, accelerator, validation_of(job, vae),
+            held_out[0] if held_out else None,
         )  # fmt: skip
         loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
         runs = Path(job.output.runs) if job.output.runs else files.run_folder()
@@ -88,7 +87,7 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
 def validation_of(job: Job, vae):
     """What a job's ``previews`` paint with, its second model loaded; ``None`` where it has none."""
     from ..data.images import load_rgb, to_tensor
-    from ..host import describe, files, load
+    from ..host import describe, files
     from ..run import fit
     from ..run.previews import Validation
 
@@ -97,8 +96,7 @@ def validation_of(job: Job, vae):
         return None
     references = tuple(tuple(to_tensor(load_rgb(files.resolve_file(str(path)))) for path in prompt.references)
                        for prompt in asked.prompts)  # fmt: skip
-    paths = asked.model and load.locate_parts(asked.model)
-    second = asked.model and load.load_model(paths[0], fit.answered(asked.model, paths)[0])
+    second = asked.model and fit.parts_of(asked.model).load_model()
     return Validation(asked, vae, second, references, describe.vae_file(vae))
 
 
