@@ -252,8 +252,18 @@ def options_for(comfy_folders) -> str:
     return " ".join([f"--extra-model-paths-config {models}", f"--base-directory {comfy_folders}", *folders])
 
 
+def chance(what) -> random.Random:
+    """What draws the cases of a test: the same ones each time, others with ``FLUX2_TEST_SEED``. The seed is printed."""
+    seed = int(os.environ.get("FLUX2_TEST_SEED", "0"))
+    print(f"{what} drawn with FLUX2_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
 def drawn(pairs, count):
-    """A few of the pairs; the seed is printed so that a failure can be repeated."""
-    seed = random.randrange(10**6)
-    print(f"parameters drawn with seed {seed}")
-    return random.Random(seed).sample(pairs, count)
+    """A few of the pairs, see ``chance``."""
+    return chance("parameters").sample(pairs, count)
+
+
+def same(a, b) -> bool:
+    """Whether two state dicts, of some tensors at least, are equal bit by bit."""
+    return bool(a) and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -4,7 +4,6 @@ All pairs learn from the same data: masks, references, and regularisation images
 """
 
 import math
-import random
 from contextlib import closing
 from dataclasses import replace
 from itertools import combinations
@@ -14,7 +13,7 @@ import comfy.ldm.flux.layers
 import comfy.ldm.flux.math
 import pytest
 import torch
-from support import with_few_words
+from support import chance, with_few_words
 
 from flux2_train.data.dataset import Mask, Source
 from flux2_train.errors import UserError
@@ -177,10 +176,8 @@ def check_gradients(nano64, caches, config):
 
 def drawn_pairs() -> list[tuple[str, str]]:
     """Each option once, with a partner that chance gives it."""
-    seed = random.randrange(10**6)
-    print(f"pairs drawn with seed {seed}")
     order = list(OPTIONS)
-    random.Random(seed).shuffle(order)
+    chance("pairs").shuffle(order)
     return list(zip(order[::2], order[1::2], strict=True))
 
 

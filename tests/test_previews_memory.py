@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from delayed import Late
-from support import state_dict, tiny_caches, tiny_flux2
+from support import same, state_dict, tiny_caches, tiny_flux2
 
 from flux2_train.host import streamed
 from flux2_train.memory.streaming import Ring
@@ -53,7 +53,7 @@ def looked_at(told):
 
 def same_lora(*trainers):
     ours, expected = (state_dict(trainer.adapters, torch.float32) for trainer in trainers)
-    return all(torch.equal(ours[name], expected[name]) for name in expected)
+    return same(ours, expected)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from children import run_probe
-from support import state_dict, tiny_caches, tiny_flux2
+from support import same, state_dict, tiny_caches, tiny_flux2
 
 from flux2_train.errors import UserError
 from flux2_train.host import borrow, machine
@@ -39,10 +39,6 @@ def train(parts, config=SHORT, **changes):
 
 def lora(trainer):
     return state_dict(trainer.adapters, torch.float32)
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import comfy.model_management
 import pytest
 import torch
 from safetensors import safe_open
-from support import state_dict, tiny_flux1
+from support import same, state_dict, tiny_flux1
 
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
@@ -35,10 +35,6 @@ def train(nano, robot, config=SHORT, **changes):
 
 def lora_of(nano, robot, **changes):
     return state_dict(train(nano, robot, **changes)[0].adapters, torch.float32)
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support import brief_flux2, state_dict, tiny_caches
+from support import brief_flux2, same, state_dict, tiny_caches
 
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
@@ -38,10 +38,6 @@ def trained(config=SHORT, items=5, wired=None):
 
 def lora_of(trainer):
     return state_dict(trainer.adapters, torch.float32)
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def part(caches, items):

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from ..adapters.targets import select
 from ..errors import UserError
-from ..flavours import FLAVOURS, Flavour, ModelSettings, flavour
+from ..flavours import FLAVOURS, Flavour, flavour
 from ..formats import AS_IN_FILE, PLANNED, PRECISIONS, tiers
 from ..host import load, machine, quantise, shards, sizes
 from ..layout import LEAF
 from ..memory.estimate import Machine, Work
 from ..memory.planner import GB, Pins, Plan, choose, lora_sites, needed, smallest
 from ..memory.weights import Weights, of_files, of_flavour
-from ..settings.model import AS_IN_FILE, PLANNED, ModelSettings
+from ..settings.model import ModelSettings
 from .plans import available
 
 RANK, RESOLUTIONS = 16, (512, 1024)  # what the table answers for
