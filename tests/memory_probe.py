@@ -23,12 +23,13 @@ import torch  # noqa: E402
 
 from bench.speed.problem import Problem, write_weights  # noqa: E402
 from flux2_train.adapters import targets  # noqa: E402
-from flux2_train.adapters.live import AdapterConfig, Adapters, Site  # noqa: E402
+from flux2_train.adapters.live import Adapters, Site  # noqa: E402
 from flux2_train.host import sizes  # noqa: E402
 from flux2_train.host.borrow import borrow, linears, training_mode  # noqa: E402
 from flux2_train.host.velocity import Condition, velocity  # noqa: E402
 from flux2_train.layout import BLOCKS, OFF, Layout  # noqa: E402
 from flux2_train.memory.estimate import Machine, Work, estimate  # noqa: E402
+from flux2_train.settings.adapter import AdapterSettings  # noqa: E402
 
 
 class Saved:
@@ -74,7 +75,7 @@ def step(model, problem, checkpointing: bool) -> dict:
     sites = {n: Site(layers[n].in_features, layers[n].out_features, 16, 16) for n in targets.select(layers)}
     saved = Saved()
     with training_mode():
-        adapters = Adapters(sites, AdapterConfig(), seed=0)
+        adapters = Adapters(sites, AdapterSettings(), seed=0)
         optimizer = torch.optim.AdamW(adapters.trainable())
     with borrow(model, adapters.deltas(), checkpointing) as borrowed, training_mode():
         with saved.hooks():

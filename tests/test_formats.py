@@ -2,81 +2,32 @@
 
 import json
 import re
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from made_parts import (
+    KINDS,
+    PROJ,
+    QKV,
+    SIZES,
+    H,
+    assert_same,
+    dora,
+    loha,
+    lokr,
+    lokr_whole,
+    lora,
+    numbers,
+    parts_of,
+    reread,
+)
 from safetensors.torch import save_file
 
-from flux2_train.adapters import plain, read, write
-from flux2_train.adapters.dora import change, with_norm
-from flux2_train.adapters.parts import Hadamard, Kronecker, LowRank, Split, size_of
+from flux2_train.adapters import read, write
+from flux2_train.adapters.dora import change
+from flux2_train.adapters.parts import LowRank, Split
 from flux2_train.errors import UserError
-
-H = 128
-SIZES = {
-    "img_in": (128, H),
-    "final_layer.adaLN_modulation.1": (H, 2 * H),
-    **{f"double_blocks.0.{s}_attn.qkv": (H, 3 * H) for s in ("img", "txt")},
-    **{f"double_blocks.0.{s}_attn.proj": (H, H) for s in ("img", "txt")},
-    **{f"double_blocks.0.{s}_mlp.0": (H, 6 * H) for s in ("img", "txt")},
-    **{f"double_blocks.0.{s}_mlp.2": (3 * H, H) for s in ("img", "txt")},
-    **{f"single_blocks.{n}.linear1": (H, 9 * H) for n in range(2)},
-    **{f"single_blocks.{n}.linear2": (4 * H, H) for n in range(2)},
-}
-QKV, PROJ = "double_blocks.0.img_attn.qkv", "double_blocks.0.txt_attn.proj"
-
-
-def numbers(*shape):
-    return torch.randn(*shape)
-
-
-def lora(into, out, rank=3, scale=0.5):
-    return LowRank(numbers(rank, into), numbers(out, rank), scale)
-
-
-def dora(into, out, of_base=True):
-    return LowRank(numbers(3, into), numbers(out, 3), 0.5, numbers(out).abs(), of_base)
-
-
-def loha(into, out):
-    return Hadamard(numbers(out, 2), numbers(2, into), numbers(out, 2), numbers(2, into), 0.7)
-
-
-def lokr(into, out):
-    return Kronecker((numbers(4, 8),), (numbers(out // 4, 2), numbers(2, into // 8)), 1.5)
-
-
-def lokr_whole(into, out):
-    return Kronecker((numbers(4, 8),), (numbers(out // 4, into // 8),), 1.5)
-
-
-def lokr_of_two_ranks(into, out):
-    return Kronecker((numbers(4, 1), numbers(1, 8)), (numbers(out // 4, 2), numbers(2, into // 8)), 1.5)
-
-
-KINDS = [lora, dora, loha, lokr, lokr_whole, lokr_of_two_ranks]
-IN_BLOCKS = [name for name in SIZES if "_blocks." in name]
-
-
-def parts_of(make, names=IN_BLOCKS):
-    torch.manual_seed(0)
-    return {name: make(*SIZES[name]) for name in names}
-
-
-def reread(tensors):
-    parts, unmatched = read.read(tensors, SIZES, "tiny")
-    assert not unmatched
-    return parts
-
-
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name, part in expected.items():
-        torch.testing.assert_close(found[name].delta(), part.delta(), **(tolerance or {"rtol": 1e-5, "atol": 1e-5}))
-        if isinstance(part, LowRank) and part.magnitude is not None:
-            assert torch.equal(found[name].magnitude, part.magnitude) and found[name].of_base == part.of_base
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -343,39 +294,3 @@ def test_files_that_are_no_loras_are_not_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "LARGEST_FILE", 10)
     with pytest.raises(UserError, match="a whole model"):
         read.load(path)
-
-
-@pytest.mark.parametrize("make", [lora, loha, lokr])
-def test_as_plain_lora_states_its_error(make):
-    parts = parts_of(make, [QKV, PROJ])
-    deltas = {name: part.delta() for name, part in parts.items()}
-    plain_parts, error = plain.as_plain(parts, 5)
-    assert all(isinstance(p, LowRank) and len(p.down) <= 5 for p in plain_parts.values())
-    missed = sum((plain_parts[n].delta() - d).square().sum() for n, d in deltas.items())
-    assert error == pytest.approx((missed / sum(d.square().sum() for d in deltas.values())).sqrt().item(), abs=1e-6)
-    best = sum(torch.linalg.svdvals(d)[5:].square().sum() for d in deltas.values())
-    assert missed <= 1.02 * best + 1e-6
-    assert error < 1e-5 if make in (lora, loha) else error > 0.1
-    assert all(size_of(p) == SIZES[n] for n, p in plain_parts.items())
-
-
-@pytest.mark.parametrize("of_base", [True, False])
-def test_dora_by_the_papers_formula_and_by_comfyuis(of_base):
-    part, weight = dora(H, 2 * H, of_base), numbers(2 * H, H)
-    adapted = weight + 0.5 * part.up @ part.down
-    norm = (weight if of_base else adapted).square().sum(1).sqrt()
-    expected = part.magnitude[:, None] * adapted / norm[:, None]
-    torch.testing.assert_close(weight + change(part, weight), expected)
-    other = with_norm({"x": part}, lambda name: nullcontext(weight), not of_base)["x"]
-    assert other.of_base != of_base and not torch.equal(other.magnitude, part.magnitude)
-    torch.testing.assert_close(weight + change(other, weight), expected)
-
-
-def test_dora_as_plain_lora_takes_the_weights_into_account():
-    part, weight = dora(H, H), numbers(H, H)
-    part = replace(part, magnitude=weight.norm(dim=1) * 1.1)
-    whole, error = plain.as_plain({PROJ: part}, H, lambda name: nullcontext(weight))
-    torch.testing.assert_close(whole[PROJ].delta(), change(part, weight), rtol=1e-3, atol=1e-3)
-    assert error < 1e-4 < plain.as_plain({PROJ: part}, 8, lambda name: nullcontext(weight))[1]
-    with pytest.raises(UserError, match=f"DoRA at {PROJ} depends on the weights"):
-        plain.as_plain({PROJ: part}, 8)

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import stats
-from support import brief_flux2, state_dict, tiny_caches
+from support import brief_flux2, same, state_dict, tiny_caches
 
 from flux2_train.errors import UserError
 from flux2_train.run import events, times
@@ -37,10 +36,6 @@ def weights(**changes):
     trainer, _ = run(**changes)
     with trainer.weights_for("export"):
         return state_dict(trainer.adapters, torch.float32)
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")
@@ -219,31 +214,6 @@ def test_a_block_at_rate_zero_stays_as_it_was():
     for name in trainer.adapters.names:
         up = trainer.adapters.layer(name).lora_B["default"].weight
         assert bool(up.any()) != name.startswith("double_blocks"), name
-
-
-def test_times_are_drawn_as_the_options_say():
-    def drawn(tokens=1024, **values):
-        generator = torch.Generator().manual_seed(0)
-        return times.draw(TimestepSettings(**values), [0.0] * 8000, tokens, 0, 0, generator).double().numpy()
-
-    logit = drawn(distribution="sigmoid")
-    assert stats.kstest(np.log(logit / (1 - logit)) - 0.63, "norm").pvalue > 0.01  # linear mu of 1024 tokens
-    logit = drawn(shift="empirical", shift_steps=28, tokens=4096)
-    assert np.median(np.log(logit / (1 - logit))) == pytest.approx(2.151, abs=0.04)
-    assert drawn(min=0.3, max=0.4).min() >= 0.3 and drawn(min=0.3, max=0.4).max() <= 0.4001
-    assert drawn(distribution="weighted", bias="high noise").mean() == pytest.approx(0.75, abs=0.01)
-    assert set(drawn(distribution="list", values=(1000, 500), min=0.6)) == {1.0}
-    robin = times.draw(TimestepSettings("round robin", values=(0.9, 0.1, 0.5)), [0] * 4, 64, 5, 0, torch.Generator())
-    assert robin.tolist() == pytest.approx([0.5, 0.9, 0.1, 0.5])
-    assert drawn(sigmoid_scale=50.0).min() > 0 and drawn(sigmoid_scale=50.0).max() < 1
-
-
-def test_an_offset_moves_only_its_sample():
-    generator = torch.Generator().manual_seed(0)
-    base = times.draw(TimestepSettings(), [0.0, 0.0, 0.0], 64, 0, 0, generator)
-    moved = times.draw(TimestepSettings(), [0.0, 0.7, 0.0], 64, 0, 0, torch.Generator().manual_seed(0))
-    logits = torch.logit(moved.double()) - torch.logit(base.double())
-    assert logits.tolist() == pytest.approx([0, 0.7, 0], abs=1e-4)
 
 
 def test_a_data_sets_offset_moves_its_times():

@@ -313,21 +313,9 @@ def test_previews_are_shown_while_it_trains_and_kept_beside_the_base(server):
         "inputs": {"share": 0.1, "seed": 0, "every": 0, "per_image": False, "per_image_every": 0},
     }
     graph["3"]["inputs"]["validation"] = ["v", 0]
-    graph["c"] = {
-        "class_type": "Flux2CompareLoras",
-        "inputs": {
-            "model": ["1", 0],
-            "clip": ["1", 1],
-            "vae": ["1", 2],
-            "lora": ["5", 0],
-            "files": "",
-            "strengths": "0.5, 1",
-            "prompt": "zbot",
-            "index": 0,
-            "picture_size": 0,
-            **size,
-        },
-    }
+    graph["c"] = {"class_type": "Flux2CompareLoras", "inputs": {
+        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "lora": ["5", 0], "files": "", "strengths": "0.5, 1",
+        "prompt": "zbot", "index": 0, "picture_size": 0, **size}}  # fmt: skip
     graph["i"] = {"class_type": "PreviewImage", "inputs": {"images": ["c", 0]}}  # fmt: skip
     events = Events()
     history = server.run(graph, events)

@@ -209,7 +209,7 @@ def test_a_lora_of_an_earlier_version_is_recognised():
 
 
 @pytest.mark.parametrize("setting, changed", [
-    ("guide.most=9", lambda j: j.training.guidance.guidance_max == 9),
+    ("guidance.guidance_max=9", lambda j: j.training.guidance.guidance_max == 9),
     ("training.guidance=3", lambda j: j.training.guidance == replace(EARLIER.training.guidance, guidance=3.0)),
     ("training.held_out.every=4", lambda j: j.training.validation_loss.every == 4),
     ("dataset.1.source.weight=2", lambda j: j.dataset[1].loss_weight == 2),
@@ -217,7 +217,9 @@ def test_a_lora_of_an_earlier_version_is_recognised():
     ("training.guidance.guidance=3", lambda j: j.training.guidance.guidance == 3),
 ])  # fmt: skip
 def test_settings_of_a_command_line_have_both_names(setting, changed):
-    place = setting if "." in setting.partition("=")[0] and not setting.startswith("guide") else f"training.{setting}"
+    place = (
+        setting if "." in setting.partition("=")[0] and not setting.startswith("guidance") else f"training.{setting}"
+    )
     assert not changed(job.load(FILE)) and changed(job.load(FILE, [place]))
 
 

@@ -9,6 +9,8 @@ from scipy import integrate, stats
 
 from flux2_train.flow import quantiles, time_weights, uniforms
 from flux2_train.flow.timesteps import constant_mu, empirical_mu, linear_mu, offset, shift
+from flux2_train.run import times
+from flux2_train.settings.timesteps import TimestepSettings
 
 U = torch.linspace(0, 1, 1003, dtype=torch.float64)[1:-1]
 
@@ -162,3 +164,28 @@ def test_a_table_is_interpolated_and_follows_the_samples_of_a_batch():
         batch = curve(torch.tensor([0.3, 0.6]))
         assert batch.shape == (2,)
         assert [curve(torch.tensor([x])).item() for x in (0.3, 0.6)] == batch.tolist()
+
+
+def test_times_are_drawn_as_the_options_say():
+    def drawn(tokens=1024, **values):
+        generator = torch.Generator().manual_seed(0)
+        return times.draw(TimestepSettings(**values), [0.0] * 8000, tokens, 0, 0, generator).double().numpy()
+
+    logit = drawn(distribution="sigmoid")
+    assert stats.kstest(np.log(logit / (1 - logit)) - 0.63, "norm").pvalue > 0.01  # linear mu of 1024 tokens
+    logit = drawn(shift="empirical", shift_steps=28, tokens=4096)
+    assert np.median(np.log(logit / (1 - logit))) == pytest.approx(2.151, abs=0.04)
+    assert drawn(least=0.3, most=0.4).min() >= 0.3 and drawn(least=0.3, most=0.4).max() <= 0.4001
+    assert drawn(distribution="weighted", bias="high noise").mean() == pytest.approx(0.75, abs=0.01)
+    assert set(drawn(distribution="list", values=(1000, 500), least=0.6)) == {1.0}
+    robin = times.draw(TimestepSettings("round robin", values=(0.9, 0.1, 0.5)), [0] * 4, 64, 5, 0, torch.Generator())
+    assert robin.tolist() == pytest.approx([0.5, 0.9, 0.1, 0.5])
+    assert drawn(scale=50.0).min() > 0 and drawn(scale=50.0).max() < 1
+
+
+def test_an_offset_moves_only_its_sample():
+    generator = torch.Generator().manual_seed(0)
+    base = times.draw(TimestepSettings(), [0.0, 0.0, 0.0], 64, 0, 0, generator)
+    moved = times.draw(TimestepSettings(), [0.0, 0.7, 0.0], 64, 0, 0, torch.Generator().manual_seed(0))
+    logits = torch.logit(moved.double()) - torch.logit(base.double())
+    assert logits.tolist() == pytest.approx([0, 0.7, 0], abs=1e-4)

@@ -183,10 +183,8 @@ def onetrainer() -> Peer:
         defaults = {"lora_rank": 4, "lora_alpha": 3.0, "train_device": "cpu", "lora_decompose_norm_epsilon": True}
         for key, value in {**defaults, **settings}.items():
             setattr(config, key, PeftType[value] if key == "peft_type" else value)
-        spec = model.fusion_groups()
-        return LoRAModuleWrapper(
-            model.transformer, "transformer", config, ["transformer_block"], fusion_spec=spec, fuse=fuse
-        )
+        blocks, spec = ["transformer_block"], model.fusion_groups()
+        return LoRAModuleWrapper(model.transformer, "transformer", config, blocks, fusion_spec=spec, fuse=fuse)
 
     def write(weights: Weights, folder: Path, settings: dict, format: str) -> Written:
         from modules.modelSaver.flux2.Flux2LoRASaver import Flux2LoRASaver

@@ -74,7 +74,9 @@ class Parts:
         return load.load_vae(self.vae, flavour(self.chosen.flavour))
 
 
-def parts_of(chosen: ModelSettings, decide: Callable[[Callable[[], Answer]], Answer] = lambda answer: answer()) -> Parts:
+def parts_of(
+    chosen: ModelSettings, decide: Callable[[Callable[[], Answer]], Answer] = lambda answer: answer()
+) -> Parts:
     """The files that ``chosen`` names, with a precision in place of ``auto``.
 
     ``decide`` calls what it is given, where there are several processes in one of them for all. Raises UserError for a

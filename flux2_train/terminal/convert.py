@@ -23,10 +23,16 @@ def add(commands) -> None:
     made.add_argument("lora", metavar="LORA", help="a name in ComfyUI's loras folder, or a path")
     made.add_argument("output", type=Path, metavar="OUTPUT", help="the file to write; a folder for format peft")
     made.add_argument(
-        "--format", choices=choices(SaveSettings, "format"), default="comfyui", help="what reads it (default: %(default)s)"
+        "--format",
+        choices=choices(SaveSettings, "format"),
+        default="comfyui",
+        help="what reads it (default: %(default)s)",
     )
     made.add_argument(
-        "--precision", choices=choices(SaveSettings, "precision"), default="bf16", help="of its weights (default: %(default)s)"
+        "--precision",
+        choices=choices(SaveSettings, "precision"),
+        default="bf16",
+        help="of its weights (default: %(default)s)",
     )
     made.add_argument(
         "--plain-rank",
