@@ -12,6 +12,7 @@ from flux2_train.run.folder import RunFolder
 from flux2_train.run.session import train
 from flux2_train.run.trainer import Trainer
 from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.base import choices
 from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
 from flux2_train.settings.timesteps import TimestepSettings
@@ -19,13 +20,14 @@ from flux2_train.settings.training import TrainingSettings
 
 STEPS, CUT = 5, 2
 CONFIG = TrainingSettings(name="run", steps=STEPS, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
+SCHEDULES = choices(OptimizerSettings, "schedule")
 EVERY = {
     "adamw": {},
     "prodigy": {"optimizer": OptimizerSettings("prodigy"), "learning_rate": 1.0},
     "lion": {"optimizer": OptimizerSettings("lion")},
     "adafactor": {"optimizer": OptimizerSettings("adafactor")},
     "schedulefree": {"optimizer": OptimizerSettings("schedulefree", warmup=2)},
-    **{name: {"optimizer": OptimizerSettings(schedule=name, warmup=2)} for name in OptimizerSettings.SCHEDULES},
+    **{name: {"optimizer": OptimizerSettings(schedule=name, warmup=2)} for name in SCHEDULES},
     "ema": {"ema": EmaSettings(ema_decay=0.9, ema_warmup=2)},
     "schedulefree with ema": {"optimizer": OptimizerSettings("schedulefree"), "ema": EmaSettings(ema_decay=0.9)},
     "dora": {"adapter": AdapterSettings(dora=True)},

@@ -175,12 +175,12 @@ def test_times_are_drawn_as_the_options_say():
     assert stats.kstest(np.log(logit / (1 - logit)) - 0.63, "norm").pvalue > 0.01  # linear mu of 1024 tokens
     logit = drawn(shift="empirical", shift_steps=28, tokens=4096)
     assert np.median(np.log(logit / (1 - logit))) == pytest.approx(2.151, abs=0.04)
-    assert drawn(least=0.3, most=0.4).min() >= 0.3 and drawn(least=0.3, most=0.4).max() <= 0.4001
+    assert drawn(min=0.3, max=0.4).min() >= 0.3 and drawn(min=0.3, max=0.4).max() <= 0.4001
     assert drawn(distribution="weighted", bias="high noise").mean() == pytest.approx(0.75, abs=0.01)
-    assert set(drawn(distribution="list", values=(1000, 500), least=0.6)) == {1.0}
+    assert set(drawn(distribution="list", values=(1000, 500), min=0.6)) == {1.0}
     robin = times.draw(TimestepSettings("round robin", values=(0.9, 0.1, 0.5)), [0] * 4, 64, 5, 0, torch.Generator())
     assert robin.tolist() == pytest.approx([0.5, 0.9, 0.1, 0.5])
-    assert drawn(scale=50.0).min() > 0 and drawn(scale=50.0).max() < 1
+    assert drawn(sigmoid_scale=50.0).min() > 0 and drawn(sigmoid_scale=50.0).max() < 1
 
 
 def test_an_offset_moves_only_its_sample():

@@ -7,7 +7,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from PIL import ImageColor
 from pydantic import BeforeValidator
 
 from ..canonical import canonical_hash
@@ -302,6 +301,8 @@ class DatasetSettings(Settings):
 
 
 def _is_colour(text: str) -> bool:
+    from PIL import ImageColor  # here, because a list of commands needs no pictures
+
     try:
         ImageColor.getrgb(text)
     except ValueError:
