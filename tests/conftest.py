@@ -49,6 +49,11 @@ from flux2_train.host import files, load  # noqa: E402
 from flux2_train.settings.dataset import DatasetSettings  # noqa: E402
 from flux2_train.terminal.main import main  # noqa: E402
 
+if torch.cuda.is_available():
+    # Many tests compare bits. On CUDA attention's backward adds in any order, unless it is asked not to.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras")
 # Every other test file is about the engine and also runs on older ComfyUIs: scripts/test --comfyui VERSION
 NOT_ENGINE = (

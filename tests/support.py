@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +29,8 @@ from flux2_train.host.velocity import Condition, velocity
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.dataset import DatasetSettings
 
-if torch.cuda.is_available():
-    # Many tests compare bits. On CUDA attention's backward adds in any order, unless it is asked not to.
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True)
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-
 
 PLAIN = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8_e4m3": torch.float8_e4m3fn,
