@@ -1,6 +1,7 @@
 """The two commands of the README: help, and what they say when something is missing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,16 @@ def test_the_tests_run_in_a_checkout_of_any_name(tmp_path):
         [sys.executable, "-m", "pytest", "-q", "tests/test_geometry.py"], cwd=checkout, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+BITS = re.compile(r"bit by bit|bit for bit|same bits|not a bit")
+COPIES = re.compile(r"CPU|copied bit by bit|gives that model back bit by bit")  # or what is a copy, on any device
+
+
+def test_texts_promise_the_same_bits_on_a_cpu_only():
+    """On CUDA attention's backward adds in any order: docs/memory.md says what holds there."""
+    texts = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/*.md")]
+    parts = [(path.name, part) for path in texts for part in re.split(r"\n\s*\n|\n(?=\|)", path.read_text())]
+    promised = [(name, part) for name, part in parts if BITS.search(part)]
+    assert len(promised) > 10
+    assert [(n, p) for n, p in promised if not COPIES.search(p) and not p.startswith("**On CUDA two runs")] == []

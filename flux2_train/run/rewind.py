@@ -17,7 +17,8 @@ class Rewind:
 
     An optimizer changes weights in place and asks for memory in between, so an update that ran out of it cannot be
     taken back. But every step draws from the seed and its number alone: from the last checkpoint, or from the weights
-    at the beginning, which are kept on the host until there is one, the same steps give the same bits again.
+    at the beginning, which are kept on the host until there is one, the same steps give the same bits again (on CUDA
+    up to rounding).
     Several processes would all have to go back at once: there the run ends, with its checkpoint.
     """
 

@@ -45,7 +45,7 @@ class Trainer:
 
     Everything that can be wrong with the inputs is refused here, before the first step. ``run`` does the work;
     ``adapters`` and ``history`` are there at any time, also after it was stopped. ``state_dict`` is all that another
-    Trainer of the same inputs needs to go on with the same bits.
+    Trainer of the same inputs needs to go on as this one would have: on a CPU with the same bits.
 
     ``validation`` says what is painted meanwhile; ``held_out`` are the caches of images whose loss is
     measured, where ``config.validation_loss`` keeps none of the data set's own out of training.

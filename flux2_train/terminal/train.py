@@ -15,8 +15,8 @@ from .options import Bar, add_job, command, progress, read_job, start
 
 DESCRIPTION = """\
 Train the LoRA that a job file describes. LoRA Trainer writes such a file, job.json, into each run's folder; the same
-job gives the same LoRA. Ctrl-C ends after the step in progress and saves all that `resume` needs to go on;
-a second one ends at once.
+job gives the same LoRA, on CUDA up to rounding. Ctrl-C ends after the step in progress and saves all that `resume`
+needs to go on; a second one ends at once.
 
   python -m flux2_train train output/flux2_train/zbot/job.json --set name=zbot_long --set steps=3000
   accelerate launch --multi_gpu --num_processes 2 -m flux2_train train job.json
