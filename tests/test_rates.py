@@ -8,11 +8,15 @@ import pytest
 import torch
 from support import tiny_caches, tiny_flux2
 
-from flux2_train.host import machine, rates
+from flux2_train.flavours import FLAVOURS
+from flux2_train.host import machine, rates, sizes
+from flux2_train.memory import table
 from flux2_train.memory.estimate import Machine, operations
-from flux2_train.run import fit
+from flux2_train.run import fit, plans
 from flux2_train.run.trainer import Trainer
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.terminal import plan
+from flux2_train.terminal.main import parser
 
 DEVICE = comfy.model_management.get_torch_device()
 FOUND = rates.Rates(11e9, 4e9, 70e12, {"bf16": 70e12, "int8": 130e12}, 400e9, 2e9, True)
@@ -134,5 +138,32 @@ def test_plans_use_it_and_say_so(measured, monkeypatch):
     assert fit.here().rates == said
     trainer = Trainer(tiny_flux2(), *tiny_caches(), TrainingSettings(steps=1, rank=2, validation_items=0))
     assert f"{'rates':12} {said}" in trainer.memory.describe().splitlines()
-    plan = trainer.memory.plan
-    assert plan.estimate.compute == pytest.approx(operations(trainer.memory.work, plan.layout) / FOUND.flops)
+    chosen = trainer.memory.plan
+    assert chosen.estimate.compute == pytest.approx(operations(trainer.memory.work, chosen.layout) / FOUND.flops)
+
+
+def test_a_plan_for_this_card_takes_all_that_is_known_of_it(monkeypatch):
+    """Rates, what can be pinned, and which formats have kernels, not the assumptions for cards that are not here."""
+    there = Machine(20e9, 40e9, 11e9, 70e12, bus_unpinned=4e9, pinned=5e9)
+    monkeypatch.setattr(plan, "start", lambda arguments: None)
+    monkeypatch.setattr(machine, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(plans, "available", lambda device: there)
+    monkeypatch.setattr(machine, "rates_in_words", lambda device: FOUND.words())
+    monkeypatch.setattr(sizes, "dequantises_in_one_step", lambda precision: precision == "nvfp4")
+    arguments = parser().parse_args(["plan", "--here", "--flavour", "dev"])
+    asked, seconds = plan._asked(arguments)
+    assert table.machine_of(arguments.vram, asked) == there
+    assert seconds == "seconds: measured on this card, 70 TFLOP/s and 11 GB/s from host memory"
+    works = [table.work_of(FLAVOURS["dev"], name, 512, asked).in_one_step for name in ("nvfp4", "int8")]
+    assert works == [True, False]
+
+    asked, seconds = plan._asked(parser().parse_args(["plan", "--here", "--bus", "50"]))
+    assert (asked.there.bus, asked.there.bus_unpinned, asked.there.flops) == (50e9, 0.0, 70e12)
+    assert seconds.startswith("seconds: given, ")
+
+
+def test_a_plan_for_other_cards_is_assumed():
+    asked, seconds = plan._asked(parser().parse_args(["plan"]))
+    assert seconds == "seconds: assumed, 50 TFLOP/s and 20 GB/s from host memory"
+    there = table.machine_of(24, asked)
+    assert (there.vram, there.pinned, there.bus_unpinned) == (24 * 2**30 - table.TAKEN, 32e9, 0.0)

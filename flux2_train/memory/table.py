@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..adapters.targets import select
 from ..errors import UserError
 from ..flavours import Flavour
-from ..formats import AS_IN_FILE, PRECISIONS, ROWS, tiers
+from ..formats import AS_IN_FILE, ROWS, tiers
 from .estimate import PINNED_SHARE, Machine, Work
 from .planner import GB, Plan, choose, lora_sites, needed
 from .weights import Weights, of_flavour
@@ -16,21 +16,26 @@ from .weights import Weights, of_flavour
 CARDS = (8, 12, 16, 24, 32, 48)  # GiB
 RESOLUTIONS = (512, 1024)
 TAKEN = 1e9  # bytes of a card that the system and CUDA itself hold
+ASSUMED = Machine(0.0)  # around a card that is not here
+# What comfy-kitchen dequantises in one step, with CUDA 13 as ComfyUI comes with it.
+KERNELS = tuple(row.name for row in ROWS if row.kernel)
 TRIED = tiers(tuple(row for row in ROWS if row.in_table))  # the fastest of the first that fits; or of the next
 
 
 @dataclass(frozen=True)
 class Question:
-    """What shall be planned, beside flavour and card. ``file`` is a transformer's file, planned for as it is stored."""
+    """What shall be planned, beside flavour and card. ``file`` is a transformer's file, planned for as it is stored.
+
+    ``there`` is the machine around the card, ``kernels`` the precisions that are dequantised in one step.
+    """
 
     rank: int = 16
     batch: int = 1
     targets: str = "all"
     optimizer: str = "adamw"
     precision: str = ""
-    ram: float = 64e9
-    bus: float = 20e9
-    flops: float = 50e12
+    there: Machine = ASSUMED
+    kernels: tuple[str, ...] = KERNELS
     file: Weights | None = None
 
 
@@ -43,12 +48,13 @@ def work_of(row: Flavour, precision: str, resolution: int, asked: Question) -> W
     edges = sum(into + out + 2 * asked.rank for into, out in sizes)
     return Work(weights, sites, (resolution // 16) ** 2, batch=asked.batch, optimizer=asked.optimizer,
                 precision=precision, edges=edges, begun=asked.rank * sum(into for into, _ in sizes),
-                in_one_step=bool(PRECISIONS[precision].kernel))  # fmt: skip
+                in_one_step=precision in asked.kernels)  # fmt: skip
 
 
 def machine_of(card: float, asked: Question) -> Machine:
     """A card of so many GiB, with nothing else on it."""
-    return Machine(card * 2**30 - TAKEN, asked.ram, asked.bus, asked.flops, pinned=PINNED_SHARE * asked.ram)
+    pinned = min(asked.there.pinned, PINNED_SHARE * asked.there.ram)
+    return replace(asked.there, vram=card * 2**30 - TAKEN, withheld=0.0, pinned=pinned)
 
 
 def best(row: Flavour, resolution: int, card: float, asked: Question) -> tuple[str, Plan] | None:

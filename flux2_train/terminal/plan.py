@@ -78,20 +78,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _asked(arguments: argparse.Namespace):
     """What is planned for, and in words where its seconds come from. With --here, --vram is this card's free memory."""
-    from ..memory.estimate import Machine
-    from ..memory.table import TAKEN, Question
+    from ..memory.table import ASSUMED, KERNELS, TAKEN, Question
 
-    there, source = _here(arguments) if arguments.here else (Machine(0), "assumed")
+    there, kernels, source = _here(arguments) if arguments.here else (ASSUMED, KERNELS, "assumed")
     if arguments.here and (arguments.flavour or arguments.transformer) and not arguments.vram:
         arguments.vram = (there.vram + TAKEN) / 2**30
-    given = arguments.bus or arguments.tflops
-    ram, bus, flops = (value * unit if value else known for value, unit, known in (
-        (arguments.ram, 1e9, there.ram), (arguments.bus, 1e9, there.bus), (arguments.tflops, 1e12, there.flops)
-    ))  # fmt: skip
+    if arguments.ram:
+        there = replace(there, ram=arguments.ram * 1e9)
+    if arguments.bus:
+        there = replace(there, bus=arguments.bus * 1e9, bus_unpinned=0.0)  # nothing was measured of that bus
+    if arguments.tflops:
+        there = replace(there, flops=arguments.tflops * 1e12)
     asked = Question(arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
-                     ram, bus, flops)  # fmt: skip
-    rates = f"{flops / 1e12:.3g} TFLOP/s and {bus / 1e9:.3g} GB/s from host memory"
-    return asked, f"seconds: {'given' if given else source}, {rates}"
+                     there, kernels)  # fmt: skip
+    rates = f"{there.flops / 1e12:.3g} TFLOP/s and {there.bus / 1e9:.3g} GB/s from host memory"
+    return asked, f"seconds: {'given' if arguments.bus or arguments.tflops else source}, {rates}"
 
 
 def _print_one(row: Flavour, asked, arguments: argparse.Namespace) -> None:
@@ -132,13 +133,16 @@ def _of_file(arguments: argparse.Namespace):
 
 
 def _here(arguments: argparse.Namespace):
-    """This computer's card, and where its rates come from. Raises UserError where there is none."""
+    """This computer with its card, what that dequantises in one step, and where its rates come from.
+
+    Raises UserError where there is no card.
+    """
     start(arguments)
-    from ..host import machine
+    from ..host import machine, sizes
     from ..run.plans import available
 
     device = machine.device()
     if device.type == "cpu":
         raise UserError("There is no card here to plan for; give --vram, and its rates with --tflops and --bus.")
-    found = available(device)
-    return found, machine.rates_in_words(device).partition(":")[0]
+    found, kernels = available(device), tuple(filter(sizes.dequantises_in_one_step, sizes.KERNELS))
+    return found, kernels, machine.rates_in_words(device).partition(":")[0]
