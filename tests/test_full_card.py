@@ -7,7 +7,7 @@ import comfy_aimdo.model_vbar
 import pytest
 import torch
 
-from flux2_train.host import memory, painter
+from flux2_train.host import machine, memory, painter, rates
 from flux2_train.memory.estimate import Machine
 
 CARD, GB = torch.device("cuda", 0), 10**9
@@ -51,3 +51,23 @@ def test_after_a_preview_weights_may_come_back_to_the_card(monkeypatch):
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda models, memory_required: done.append(models))
     painter.back("borrowed", 1.0)
     assert done == ["reset", ["borrowed"]]
+
+
+def test_free_memory_is_read_once_cublas_has_its_workspace(monkeypatch):
+    """Some 10 to 100 MB that would be counted as free, and are taken by the first product."""
+    order = []
+    monkeypatch.setattr(machine, "rates", lambda device: order.append("rates") or rates.ASSUMED)
+    monkeypatch.setattr(machine, "_wake", lambda device: order.append("cublas"))
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: order.append("free") or 9 * GB)
+    monkeypatch.setattr(comfy.model_management, "current_loaded_models", [])
+    assert machine.machine(CARD).vram == 9 * GB and order == ["rates", "cublas", "free"]
+
+
+def test_cublas_is_up_after_a_product_in_each_dtype(monkeypatch):
+    made, ones = [], torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *size, device: made.append(device) or ones(*size))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: made.append("waited"))
+    machine._wake(CARD)
+    assert made == [CARD, "waited"]
+    machine._wake(torch.device("cpu"))
+    assert made == [CARD, "waited"]

@@ -2,6 +2,8 @@
 
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
 import pytest
@@ -14,6 +16,7 @@ from flux2_train.host.compute import training_dtype
 from flux2_train.host.velocity import Condition, velocity
 from flux2_train.run import events
 from flux2_train.run.loss_scale import GROW_AFTER, PATIENCE, LossScale
+from flux2_train.run.results import report
 from flux2_train.run.trainer import Trainer
 from flux2_train.settings.training import TrainingSettings
 
@@ -107,6 +110,8 @@ def test_a_run_in_fp16_says_so_and_keeps_its_scale_in_the_checkpoint():
     trainer = Trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
     told = run(trainer)
     assert "computes in  fp16, with loss scaling" in next(e.text for e in told if isinstance(e, events.Planned))
+    saved = SimpleNamespace(path=Path("x.safetensors"), certificate="", note="")
+    assert "computes in  fp16, with loss scaling" in report(trainer, trainer.dataset, saved)["plan"]
     assert len(trainer.history.losses) == 3 and not warnings(told)
     trainer.loss_scale.scale /= 4
     other = Trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
