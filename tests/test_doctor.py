@@ -63,6 +63,17 @@ def test_where_comfyui_does_not_start_the_rest_is_told(tmp_path):
     assert "ComfyUI does not start: UserError: COMFYUI_PATH=~ holds no ComfyUI" in done.stdout
 
 
+@pytest.mark.parametrize("error", [AssertionError("Torch not compiled with CUDA enabled"), KeyError("cuda")], ids=str)
+def test_whatever_comfyui_ends_with_is_told_with_the_rest(monkeypatch, error):
+    def fails(arguments):
+        raise error
+
+    monkeypatch.setattr(doctor, "start", fails)
+    lines = list(doctor.report(argparse.Namespace(comfyui="", measure=False)))
+    assert f"  - ComfyUI does not start: {type(error).__name__}: {error}" in lines
+    assert any(line.startswith("packages     torch ") for line in lines)
+
+
 @pytest.mark.parametrize("text, left", [
     ("/home/HERE/x", "~/x"), (f"a token {TOKEN} in a message", "a token (left out) in a message"),
     (f"WANDB {'0af1' * 10}", "WANDB (left out)"), ("/srv/USER-NAME/models", "/srv/USER/models"),

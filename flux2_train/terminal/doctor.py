@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from ..errors import UserError
 from .options import command, start
 
 DESCRIPTION = """\
@@ -49,7 +48,7 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
         yield from _card(found)
         yield from _uses(found, arguments.measure)
         problems += _problems(found)
-    except (UserError, ImportError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever a driver, torch or ComfyUI may raise: it is what the issue is about
         problems.append(f"ComfyUI does not start: {type(error).__name__}: {error}")
     yield "problems     none" if not problems else "problems"
     yield from (f"  - {problem}" for problem in problems)
