@@ -22,7 +22,7 @@ from flux2_train.settings.previews import PreviewSettings, Prompt
 from flux2_train.settings.training import TrainingSettings
 
 STEPS, MIDDLE, PIXELS = 4, 2, 64
-PROMPT = "a red square"
+PROMPT, PREFIX = "a red square", "diffusion_model."
 # Relative difference of the LoRA to that of the run in one piece. On a CPU not a bit. On cards attention's backward
 # sums in any order, and AdamW makes much of gradients that are nearly zero.
 BOUNDS = {"cpu": 0.0, "other": 0.05}
@@ -84,7 +84,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _given_back(model, path: Path) -> bool:
-    """Whether the MODEL's weights are those of its file."""
-    now = model.model_state_dict("diffusion_model.")
-    return all(torch.equal(now[f"diffusion_model.{name}"].cpu().to(tensor.dtype), tensor)
-               for name, tensor in load_file(path).items())  # fmt: skip
+    """Whether the MODEL's weights are those of its file. ComfyUI calls the file's ``scale`` of a norm ``weight``."""
+    now = {name.removeprefix(PREFIX): tensor for name, tensor in model.model_state_dict(PREFIX).items()}
+    found = {name if name in now else f"{name.removesuffix('scale')}weight": t for name, t in load_file(path).items()}
+    return all(torch.equal(now[name].cpu().to(tensor.dtype), tensor) for name, tensor in found.items())
