@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,10 @@ from conftest import ROOT
 from bench.gpu import __main__ as command
 from bench.gpu import packed
 from bench.gpu.process import Lost, Process
+from bench.gpu.results import Results
 from bench.gpu.rows import chosen, rows
+from flux2_train.host import load
+from flux2_train.settings.model import ModelSettings
 
 pytestmark = pytest.mark.long  # rows are measured by a process of their own
 
@@ -88,7 +93,9 @@ def test_every_row_is_written_as_it_is_done(monkeypatch, tmp_path):
 
     class Looks(Answers):
         def ask(self, request):
-            seen.append(list(json.loads((tmp_path / "x.json").read_text())["rows"]))
+            found = json.loads((tmp_path / "x.json").read_text())
+            seen.append(list(found["rows"]))
+            assert [*found["rows"], *found["not_reached"]] == ["rates", "run-resident", "run-streamed"]
             super().ask(request)
 
     monkeypatch.setattr(command, "Process", lambda _: Looks([], {}))
@@ -122,9 +129,113 @@ def test_where_nothing_starts_it_says_why(monkeypatch, tmp_path, capsys):
     assert "Nothing could be measured: the process that measures ended with 1" in capsys.readouterr().err
 
 
-def test_a_name_of_no_row_is_told(monkeypatch, tmp_path, capsys):
-    assert bench(monkeypatch, tmp_path, {}, "--rows", "klein-5b*")[0] == 2
-    assert "No row is called klein-5b*" in capsys.readouterr().err
+@pytest.mark.parametrize("names, began", [(["klein-5b*"], []), (["rates", "klein-5b*"], []),
+                                          (["rates", "nano-*"], ["began", "stopped"])])  # fmt: skip
+def test_a_name_of_no_row_is_told_and_no_file_touched(monkeypatch, tmp_path, capsys, names, began):
+    """Before anything starts, but for rows of another kind of device."""
+    log, out = [], tmp_path / "x.json"
+    monkeypatch.setattr(command, "Process", lambda _: Answers(log, {}))
+    out.write_text("older")
+    assert command.main(["--out", str(out), "--rows", *names]) == 2
+    assert f"No row is called {names[-1]};" in capsys.readouterr().err
+    assert out.read_text() == "older" and log == began
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "nine"])
+def test_minutes_are_a_number_above_0(capsys, minutes):
+    with pytest.raises(SystemExit):
+        command.main(["--minutes", minutes])
+    assert f"{minutes} is no number of minutes" in capsys.readouterr().err
+
+
+def test_what_cannot_be_packed_is_told(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert command.main(["--pack", str(tmp_path)]) == 2
+    assert command.main(["--pack", str(tmp_path / "new"), "--python", "newest"]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err == [f"{tmp_path} is not empty; name a new folder.", "--python is 'newest'; give it as 3.12."]
+
+
+def test_where_the_file_cannot_be_written_nothing_is_measured(monkeypatch, tmp_path, capsys):
+    log = []
+    monkeypatch.setattr(command, "Process", lambda _: Answers(log, {}))
+    assert command.main(["--out", str(tmp_path), "--rows", "rates"]) == 2
+    assert "Nothing could be measured" in capsys.readouterr().err and log == ["began", "stopped"]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_row(monkeypatch, tmp_path, capsys):
+    from bench.gpu import results
+
+    written, whole = [], results.write_text
+
+    def full(path, text):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        whole(path, text)
+
+    monkeypatch.setattr(results, "write_text", full)
+    code, found, _ = bench(monkeypatch, tmp_path, {}, "--rows", "rates", "run-*")
+    assert code == 0 and list(found["rows"]) == ["rates", "run-resident", "run-streamed"]
+    assert "could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_measured_and_lists_the_rest(monkeypatch, tmp_path, capsys):
+    class Interrupted(Answers):
+        def answer(self, seconds):
+            if self.asked == "run-resident":
+                raise KeyboardInterrupt
+            return super().answer(seconds)
+
+    log, out = [], tmp_path / "x.json"
+    monkeypatch.setattr(command, "Process", lambda _: Interrupted(log, {}))
+    assert command.main(["--out", str(out), "--rows", "rates", "run-*"]) == 130
+    found = json.loads(out.read_text())
+    assert list(found["rows"]) == ["rates"] and found["not_reached"] == ["run-resident", "run-streamed"]
+    assert "Not reached: python -m bench.gpu --rows run-resident run-streamed" in capsys.readouterr().out
+    assert log[-1] == "stopped"
+
+
+def test_what_earlier_calls_did_not_reach_stays_listed(monkeypatch, tmp_path):
+    first = Results(CARD, tmp_path / "gpu_x.json", waiting=["rates", "run-resident", "run-streamed"])
+    first.add("rates", {"right": True})
+    _, found, _ = bench(monkeypatch, tmp_path, {}, "--rows", "run-resident")
+    assert list(found["rows"]) == ["rates", "run-resident"] and found["not_reached"] == ["run-streamed"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its processes are looked up in /proc")
+def test_killed_in_the_middle_it_leaves_its_rows_and_no_process(tmp_path):
+    """The real command: what it had measured is in its file, with all that is left to do; the card is free at once."""
+    out = tmp_path / "x.json"
+    started = subprocess.Popen([sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", out],
+                               cwd=ROOT, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    for line in started.stdout:
+        if line.startswith("rates "):
+            break
+    worker = children(started.pid)
+    assert worker
+    started.kill()
+    started.wait()
+    found = json.loads(out.read_text())
+    names = [row.name for row in rows("cpu")]
+    done = list(found["rows"])
+    assert done and names == [*done, *found["not_reached"]]
+    deadline = time.monotonic() + 60
+    while any(map(runs, worker)):
+        assert time.monotonic() < deadline, "the process that measures stayed"
+        time.sleep(0.1)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and is more than an entry that nobody has asked for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    return [int(text) for path in Path(f"/proc/{pid}/task").glob("*/children") for text in path.read_text().split()]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +255,16 @@ def ask(process, kind: str, **arguments) -> dict:
 def test_what_it_runs_on_is_said_first(process):
     assert process.facts["card"]["type"] == "cpu" and process.facts["versions"]["comfyui"]
     assert process.facts["replaced"] == []  # everything is installed where the tests run
+
+
+def test_the_matrix_rate_of_the_first_row_is_what_steps_are_compared_with(monkeypatch, tmp_path):
+    from bench.gpu import worker
+    from flux2_train.host import rates as kept
+
+    monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(kept, "_known", {})
+    found = worker.KINDS["rates"]()
+    assert found["flops"] == kept.rates(torch.device("cpu")).flops and "measured on this" in found["words"]
 
 
 def test_an_error_is_an_answer_and_the_next_row_is_measured(process):
@@ -169,6 +290,19 @@ def test_gradients_that_are_off_are_wrong():
 def test_gradients_in_fp16_and_streamed_are_right(process, more):
     found = ask(process, "gradient", precision="fp8 (scaled)", **more)
     assert found["right"] and found["zeros"] < 0.01
+
+
+def test_a_model_that_is_not_given_back_is_noticed(shipped_nano):
+    from bench.gpu.runs import PREFIX, _given_back
+
+    path, whole = load.locate_parts(ModelSettings("nano"))[0], shipped_nano.model.model_state_dict(PREFIX)
+    assert _given_back(shipped_nano.model, path)
+    norm = "double_blocks.0.img_attn.norm.key_norm"
+    touched = [name for name in whole if name.endswith(("img_in.weight", f"{norm}.weight", f"{norm}.scale"))]
+    assert len(touched) == 2
+    for name in touched:
+        other = SimpleNamespace(model_state_dict=lambda _, name=name: {**whole, name: whole[name] * 1.5})
+        assert not _given_back(other, path), name
 
 
 @pytest.mark.slow

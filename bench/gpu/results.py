@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flux2_train.whole import write_text
@@ -22,33 +23,41 @@ NUMBERS = (  # of a row, as they are shown, and their unit
 class Results:
     """All rows of one card. ``facts`` say which; with ``keep`` the rows that its file holds already stay.
 
-    ``begun`` are the names of the rows of this call.
+    ``waiting`` are the names of the rows that this call is to measure, ``begun`` of those that it has measured. What is
+    waiting is in the file from the beginning, whatever ends the process.
     """
 
-    def __init__(self, facts: dict, path: Path | None = None, keep: bool = False):
+    def __init__(self, facts: dict, path: Path | None = None, keep: bool = False, waiting: Iterable[str] = ()):
         self.path = path or FOLDER / f"gpu_{slug(facts)}.json"
-        self.rows = self._old(facts) if keep else {}
-        self.facts, self.begun, self.not_reached = facts, set(), []
+        self.facts, self.waiting, self.begun = facts, list(waiting), set()
+        self.rows, self.older = self._old(facts) if keep else ({}, [])
         self._write()
 
-    def _old(self, facts: dict) -> dict:
+    @property
+    def not_reached(self) -> list[str]:
+        """The rows for which there was no time yet, in this call and in those before it whose rows were kept."""
+        asked = [name for name in self.waiting if name not in self.begun]
+        cut = [name for name, row in self.rows.items() if "not_done" in row]
+        older = [name for name in self.older if name not in self.rows]
+        return list(dict.fromkeys([*asked, *cut, *older]))
+
+    def _old(self, facts: dict) -> tuple[dict, list[str]]:
         try:
             found = json.loads(self.path.read_text())
-            return found["rows"] if found["facts"]["card"].get("name") == facts["card"].get("name") else {}
+            same = found["facts"]["card"].get("name") == facts["card"].get("name")
+            return (dict(found["rows"]), list(found["not_reached"])) if same else ({}, [])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
+            return {}, []
 
     def add(self, name: str, found: dict) -> None:
-        """Write a row down."""
+        """Write a row down. Where that cannot be done, say so: the row is printed too, and the next is tried again."""
         self.rows.pop(name, None)
         self.rows[name] = found
         self.begun.add(name)
-        self._write()
-
-    def leave_out(self, names: list[str]) -> None:
-        """Write down which rows there was no time for."""
-        self.not_reached = [*names, *(n for n, row in self.rows.items() if "not_done" in row)]
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            print(f"{self.path.name} could not be written: {error}", file=sys.stderr)
 
     def _write(self) -> None:
         content = {"measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "facts": self.facts,

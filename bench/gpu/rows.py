@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 
 SLOWEST = 150.0  # seconds that a row may take before it is given up
+PATIENCE = 4  # times as long for everything on a processor, which may have other things to do
 FORMATS = ("bf16", "fp8 (scaled)", "fp8 (e4m3)", "mxfp8", "int8", "nvfp4", "int4", "fp32")
 
 
@@ -28,12 +29,17 @@ def rows(device: str) -> list[Row]:
     """All rows of a kind of device, in the order in which they are measured. A processor gets more time for each."""
     found = [Row("rates", "rates"), *_gradients(), *_runs(), *(_steps_cpu() if device == "cpu" else _steps()),
              *_peers(device)]  # fmt: skip
-    return [replace(row, seconds=4 * row.seconds) for row in found] if device == "cpu" else found
+    return [replace(row, seconds=PATIENCE * row.seconds) for row in found] if device == "cpu" else found
 
 
 def chosen(every: list[Row], patterns: list[str]) -> list[Row]:
     """The rows whose name fits one of the patterns (``klein-9b*``); all of them without patterns."""
     return [row for row in every if not patterns or any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+
+
+def unknown(every: list[Row], patterns: list[str]) -> list[str]:
+    """The patterns that no row's name fits."""
+    return [pattern for pattern in patterns if not chosen(every, [pattern])]
 
 
 def _word(precision: str) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import os
+import queue
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -15,7 +18,8 @@ LONGEST = 600  # characters of an error
 
 
 def main(device: str, options: str) -> None:
-    """Answer until stdin ends. Every error of a row is its answer."""
+    """Answer until stdin ends, and then end, also in the middle of a row. Every error of a row is its answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     from bench.gpu import packed
@@ -25,8 +29,16 @@ def main(device: str, options: str) -> None:
 
     import_comfyui(*shlex.split(options), *(["--cpu"] if device == "cpu" else []))
     answers.write(json.dumps({**facts(), "replaced": replaced, "options": options}) + "\n")
+    requests: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    while True:
+        answers.write(json.dumps(measured(json.loads(requests.get()))) + "\n")
+
+
+def _read(requests: queue.Queue[str]) -> None:
     for line in sys.stdin:
-        answers.write(json.dumps(measured(json.loads(line))) + "\n")
+        requests.put(line)
+    os._exit(0)  # also out of what hangs in a driver
 
 
 def facts() -> dict:
@@ -78,7 +90,7 @@ def _rates() -> dict:
     from flux2_train.host import rates
 
     device = comfy.model_management.get_torch_device()
-    found = rates.measure(device)
+    found = rates.measure_anew(device)  # which the rows of steps are compared with
     return {**asdict(found), "words": found.words("processor" if device.type == "cpu" else "card")}
 
 

@@ -63,11 +63,18 @@ def rates(device: torch.device) -> Rates:
     found = _known.get(key) or kept(device)
     if found is None:
         try:
-            found = measure(device)
-            _keep(key, found)
+            return measure_anew(device)
         except Exception as error:  # no memory left, or a driver's own error: a plan needs no measurement
             logging.warning("The rates of %s could not be measured (%s); the plan's are assumed.", device, error)
             return ASSUMED
+    _known[key] = found
+    return found
+
+
+def measure_anew(device: torch.device) -> Rates:
+    """Measure the rates now, and keep them in place of older ones. Raises the device's own error."""
+    key, found = key_of(device), measure(device)
+    _keep(key, found)
     _known[key] = found
     return found
 
