@@ -138,11 +138,12 @@ def _here(arguments: argparse.Namespace):
     Raises UserError where there is no card.
     """
     start(arguments)
+    from ..formats import PRECISIONS
     from ..host import machine, sizes
     from ..run.plans import available
 
     device = machine.device()
     if device.type == "cpu":
         raise UserError("There is no card here to plan for; give --vram, and its rates with --tflops and --bus.")
-    found, kernels = available(device), tuple(filter(sizes.dequantises_in_one_step, sizes.KERNELS))
+    found, kernels = available(device), tuple(filter(sizes.dequantises_in_one_step, PRECISIONS))
     return found, kernels, machine.rates_in_words(device).partition(":")[0]
