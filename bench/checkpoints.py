@@ -26,7 +26,7 @@ def trainer(steps: int, rank: int, resolution: int):
     from flux2_train.data.folder import read_folder
     from flux2_train.flavours import FLAVOURS
     from flux2_train.host import files, load
-    from flux2_train.run.trainer import Trainer
+    from flux2_train.run.prepare import new_trainer
     from flux2_train.settings.dataset import DatasetSettings
     from flux2_train.settings.training import TrainingSettings
 
@@ -37,7 +37,7 @@ def trainer(steps: int, rank: int, resolution: int):
     config = TrainingSettings(steps=steps, rank=rank, validation_items=0, checkpointing=False)
     model = load.load_transformer(files.locate(row.transformer_files("auto")))
     with torch.inference_mode():
-        return Trainer(model, *encoded(dataset, clip, vae), config)
+        return new_trainer(model, *encoded(dataset, clip, vae), config)
 
 
 def blocks(trained, keeper, steps: int) -> Iterator[float]:

@@ -113,7 +113,7 @@ def judged(parts: tuple, folder: Path, seed: int, steps: int = STEPS) -> list[Ve
     from flux2_train.data.folder import read_folder
     from flux2_train.run.events import ImagesMeasured
     from flux2_train.run.judging import judge
-    from flux2_train.run.trainer import Trainer
+    from flux2_train.run.prepare import new_trainer
     from flux2_train.settings.dataset import DatasetSettings
     from flux2_train.settings.previews import ValidationLossSettings
     from flux2_train.settings.training import TrainingSettings
@@ -128,7 +128,7 @@ def judged(parts: tuple, folder: Path, seed: int, steps: int = STEPS) -> list[Ve
     config = TrainingSettings(steps=steps, learning_rate=2e-3, seed=seed, validation_items=0, checkpointing=False,
                          validation_loss=ValidationLossSettings(per_image=True))  # fmt: skip
     with torch.inference_mode():
-        trainer = Trainer(model, *encoded(dataset, clip, vae), config)
+        trainer = new_trainer(model, *encoded(dataset, clip, vae), config)
         with closing(trainer.run()) as run:
             first, last = (event.images for event in run if isinstance(event, ImagesMeasured))
     return [

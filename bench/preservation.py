@@ -44,7 +44,7 @@ def caches(problem: Problem):
 
 def trainer_of(kind: str, model, data, problem: Problem):
     """A run of one step."""
-    from flux2_train.run.trainer import Trainer
+    from flux2_train.run.prepare import new_trainer
     from flux2_train.settings.objective import PreservationSettings
     from flux2_train.settings.training import TrainingSettings
 
@@ -52,7 +52,7 @@ def trainer_of(kind: str, model, data, problem: Problem):
     weight = 0.0 if kind == "plain" else 1.0
     config = TrainingSettings(rank=problem.rank, steps=1, validation_items=0, checkpointing=problem.checkpointing,
                          preservation=weight, preservation_options=preserve)  # fmt: skip
-    return Trainer(model, *data, config)
+    return new_trainer(model, *data, config)
 
 
 def measured(trainer) -> tuple[float, float]:

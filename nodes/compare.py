@@ -11,7 +11,7 @@ from ..flux2_train.errors import UserError
 from ..flux2_train.host import lora as host
 from ..flux2_train.host.files import run_folder
 from ..flux2_train.host.sampling import Settings
-from ..flux2_train.run.building import lora_of
+from ..flux2_train.run.checkpoint_lora import lora_of
 from ..flux2_train.run.checkpoints import paths, step_of
 from ..flux2_train.run.compare import compared, labelled, matching, require_few
 from ..flux2_train.run.folder import RunFolder

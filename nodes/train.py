@@ -5,9 +5,9 @@ from comfy_api.latest import io
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.host import files
 from ..flux2_train.run.plot import loss_plot
+from ..flux2_train.run.prepare import new_trainer
 from ..flux2_train.run.resume import AUTO, NEW
 from ..flux2_train.run.session import train
-from ..flux2_train.run.trainer import Trainer
 from ..flux2_train.settings.recipes import RECIPES, Recipe, combined
 from ..flux2_train.settings.training import NO_RECIPE, TrainingSettings
 from . import fields
@@ -128,7 +128,7 @@ class LoraTrainer(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         sections = {**(objective or {}), **(timesteps or {}), **(optimizer or {}), **(preserve or {})}
         sections |= {"validation_loss": validation_loss["settings"]} if validation_loss else {}
-        trainer = Trainer(
+        trainer = new_trainer(
             model, embeds, latents, TrainingSettings(**combined(recipe, face, sections)), validation=validation,
             held_out=validation_loss and validation_loss["data"],
         )  # fmt: skip

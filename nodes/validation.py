@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..flux2_train.errors import UserError
 from ..flux2_train.host import describe, files
-from ..flux2_train.run.previews import Validation
+from ..flux2_train.run.preview_request import PreviewRequest
 from ..flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings, from_lines
 from ..flux2_train.settings.prompts import from_file
 from . import fields, painting
@@ -64,7 +64,7 @@ class ValidationPrompts(io.ComfyNode):
             written += from_file(files.resolve_file(prompt_file))
         config = PreviewSettings(written, **settings)
         images = _references(written, references or {}, references_for)
-        return io.NodeOutput(Validation(config, vae, model, images, describe.vae_file(vae)))
+        return io.NodeOutput(PreviewRequest(config, vae, model, images, describe.vae_file(vae)))
 
 
 def _state(prompt_file: str) -> object:

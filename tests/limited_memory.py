@@ -20,6 +20,7 @@ import torch  # noqa: E402
 from support import tiny_caches, tiny_flux2  # noqa: E402
 
 from flux2_train.run import events  # noqa: E402
+from flux2_train.run.prepare import new_trainer  # noqa: E402
 from flux2_train.run.trainer import Trainer  # noqa: E402
 from flux2_train.settings.training import TrainingSettings  # noqa: E402
 
@@ -38,10 +39,10 @@ def run(trainer: Trainer) -> list[str]:
 
 
 model, caches = tiny_flux2(single=10), tiny_caches(items=1, resolution=768)
-free = Trainer(model, *caches, CONFIG)
+free = new_trainer(model, *caches, CONFIG)
 run(free)
 took = address_space("VmPeak") - address_space()
-limited = Trainer(model, *caches, CONFIG)
+limited = new_trainer(model, *caches, CONFIG)
 resource.setrlimit(resource.RLIMIT_AS, (address_space() + took // 2, resource.RLIM_INFINITY))
 told = run(limited)
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

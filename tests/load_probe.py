@@ -39,7 +39,7 @@ from flux2_train.data.folder import read_folder  # noqa: E402
 from flux2_train.data.store import Store  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
 from flux2_train.host import encode, load, memory  # noqa: E402
-from flux2_train.run.trainer import Trainer  # noqa: E402
+from flux2_train.run.prepare import new_trainer  # noqa: E402
 from flux2_train.settings.dataset import DatasetSettings  # noqa: E402
 from flux2_train.settings.training import TrainingSettings  # noqa: E402
 
@@ -104,7 +104,7 @@ def main(folder: Path, full: bool) -> None:
     latents, _ = cache.cache_latents(dataset, encode.ImageEncoder(autoencoder), Store(folder / "cache"))
     memory.unload(autoencoder.patcher)
     cached = tell()
-    trainer = Trainer(model, embeds, latents, TrainingSettings(steps=1, rank=4, validation_items=0))
+    trainer = new_trainer(model, embeds, latents, TrainingSettings(steps=1, rank=4, validation_items=0))
     losses = [event.loss for event in trainer.run() if hasattr(event, "loss")]
     sizes = [path.stat().st_size for path in (base, text)]
     print(json.dumps({"files": sizes, "loaded": loaded, "encoded": encoded, "cached": cached, "trained": tell(),

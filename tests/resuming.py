@@ -9,8 +9,8 @@ from support import brief_flux2, tiny_caches
 
 from flux2_train.run import events, packing, resume
 from flux2_train.run.folder import RunFolder
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.session import train
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
 from flux2_train.settings.objective import GuidanceSettings
@@ -62,7 +62,7 @@ def trainer(model, caches):
     """Trainers on one model and data set: ``trainer(steps=4)``."""
 
     def make(**changes):
-        return Trainer(model, *caches, replace(CONFIG, **changes))
+        return new_trainer(model, *caches, replace(CONFIG, **changes))
 
     return make
 

@@ -22,9 +22,9 @@ with processes.launched() as accelerator:
 
     from flux2_train.run.events import Completed
     from flux2_train.run.folder import RunFolder
+    from flux2_train.run.prepare import new_trainer
     from flux2_train.run.resume import AUTO, NEW
     from flux2_train.run.session import train
-    from flux2_train.run.trainer import Trainer
     from flux2_train.settings.earlier import settings_of
 
     def ending(at, by):
@@ -38,7 +38,7 @@ with processes.launched() as accelerator:
         return listen
 
     for config, how, at, by in runs:
-        trainer = Trainer(brief_flux2(), *pickle.loads(caches.read_bytes()), settings_of(config), accelerator)
+        trainer = new_trainer(brief_flux2(), *pickle.loads(caches.read_bytes()), settings_of(config), accelerator)
         begin = how if how in (AUTO, NEW) else RunFolder(place / "runs" / how)
         with torch.inference_mode():
             train(trainer, place / "loras", place / "runs", ending(at, by), begin)

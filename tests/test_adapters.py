@@ -13,7 +13,7 @@ from flux2_train.errors import UserError
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.host.velocity import velocity
 from flux2_train.run.events import Stepped
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -222,7 +222,7 @@ def trainer(nano, robot, rank=2, **options):
     config = TrainingSettings(
         steps=2, rank=rank, learning_rate=1e-3, validation_items=0, adapter=AdapterSettings(**options)
     )
-    return Trainer(nano.model, robot.embeds, robot.latents, config)
+    return new_trainer(nano.model, robot.embeds, robot.latents, config)
 
 
 def test_the_trainer_builds_the_adapters_that_were_asked_for(nano, robot):

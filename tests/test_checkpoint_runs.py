@@ -14,11 +14,11 @@ from flux2_train.errors import UserError
 from flux2_train.host import machine
 from flux2_train.host.rates import ASSUMED
 from flux2_train.run import checkpoints, events, retry
-from flux2_train.run.building import lora_of
+from flux2_train.run.checkpoint_lora import lora_of
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.guards import Plateau, SlowSteps
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.session import train
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.optimizer import OptimizerSettings
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.saving import CheckpointSettings, SaveSettings
@@ -40,7 +40,7 @@ def parts_that_overfit():
 
 
 def session(parts, place, listen=lambda event: None, how="new", **changes):
-    trainer = Trainer(*parts, replace(CONFIG, **changes))
+    trainer = new_trainer(*parts, replace(CONFIG, **changes))
     with torch.inference_mode():
         return trainer, train(trainer, place / "loras", place / "runs", listen, how)
 

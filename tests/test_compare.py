@@ -16,11 +16,11 @@ from flux2_train.errors import UserError
 from flux2_train.host import lora, sampling
 from flux2_train.host.sampling import Settings
 from flux2_train.run import checkpoints, sheets
-from flux2_train.run.building import lora_of
+from flux2_train.run.checkpoint_lora import lora_of
 from flux2_train.run.compare import MOST, compared, labelled, matching, require_few
 from flux2_train.run.folder import RunFolder
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.session import train
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
@@ -153,7 +153,7 @@ def test_a_checkpoint_is_the_lora_that_would_have_been_saved(nano, change, tmp_p
     )  # fmt: skip
     model = tiny_flux2()
     with torch.inference_mode():
-        results = train(Trainer(model, *tiny_caches(2), config), tmp_path, tmp_path, lambda event: None)
+        results = train(new_trainer(model, *tiny_caches(2), config), tmp_path, tmp_path, lambda event: None)
         (path,) = checkpoints.paths(RunFolder(results.folder).checkpoints)
         found = lora_of(model, path)
         with pytest.raises(UserError, match="step_00000002.safetensors does not fit the MODEL, nano"):

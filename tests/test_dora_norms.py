@@ -13,7 +13,7 @@ from flux2_train.host import lora
 from flux2_train.host.borrow import linears, training_mode
 from flux2_train.host.memory import unload
 from flux2_train.run.building import build_adapters
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -125,7 +125,7 @@ def test_a_run_learns_the_same_with_another_clone_loaded(model):
 
     def trained(before):
         before()
-        trainer = Trainer(model, embeds, latents, CONFIG)
+        trainer = new_trainer(model, embeds, latents, CONFIG)
         with torch.inference_mode():
             list(trainer.run())
         return trainer.adapters.masters()

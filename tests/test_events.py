@@ -9,10 +9,10 @@ import torch
 
 from bench.encoding import encode_text
 from flux2_train.run import events
-from flux2_train.run.previews import Validation
+from flux2_train.run.prepare import new_trainer
+from flux2_train.run.preview_request import PreviewRequest
 from flux2_train.run.resume import AUTO
 from flux2_train.run.session import train
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
@@ -58,8 +58,8 @@ def told(nano, robot, tmp_path_factory):
         embeds = replace(robot.embeds, embeds={**robot.embeds.embeds, **more})
 
         def session():
-            validation = Validation(PREVIEWS, nano.vae)
-            trainer = Trainer(nano.model, embeds, robot.latents, CONFIG, validation=validation)
+            validation = PreviewRequest(PREVIEWS, nano.vae)
+            trainer = new_trainer(nano.model, embeds, robot.latents, CONFIG, validation=validation)
             return train(trainer, place / "loras", place / "runs", listen, AUTO)
 
         with pytest.raises(KeyboardInterrupt):

@@ -21,8 +21,8 @@ from flux2_train.host import lora
 from flux2_train.host.borrow import linears
 from flux2_train.host.velocity import velocity
 from flux2_train.run.folder import RunFolder
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.results import write_results
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -98,7 +98,7 @@ def test_a_lora_is_trained_saved_and_applied(load, tmp_path, blocks, outer):
     config = TrainingSettings(name="x", steps=2, rank=2, learning_rate=0.01, validation_items=0,
                          adapter=AdapterSettings(dora=blocks == "F16"))  # fmt: skip
     with torch.inference_mode():
-        trainers = [Trainer(each, *tiny_caches(items=2), config) for each in (model, plain)]
+        trainers = [new_trainer(each, *tiny_caches(items=2), config) for each in (model, plain)]
         for trainer in trainers:
             with closing(trainer.run()) as run:
                 list(run)

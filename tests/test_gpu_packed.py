@@ -18,6 +18,7 @@ from bench.gpu.rows import rows
 
 pytestmark = pytest.mark.long  # rows are measured by a process of their own
 
+
 def test_what_replaces_a_missing_package_can_be_imported_and_not_used():
     """In a process of its own: it stays in Python's import system."""
     code = """

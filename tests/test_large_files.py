@@ -16,7 +16,7 @@ from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.host import load, mapping, memory
 from flux2_train.host.velocity import velocity
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -88,7 +88,7 @@ def trained(path, robot):
     config = TrainingSettings(name="x", steps=2, rank=2, learning_rate=0.01, validation_items=0, memory=layout)
     with torch.inference_mode():
         model = load.load_transformer(path)
-        trainer = Trainer(model, robot.embeds, robot.latents, config)
+        trainer = new_trainer(model, robot.embeds, robot.latents, config)
         with closing(trainer.run()) as run:
             list(run)
         memory.unload(model)

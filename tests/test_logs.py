@@ -18,9 +18,9 @@ from flux2_train.run.events import Picture, Previewed
 from flux2_train.run.folder import RunFolder
 from flux2_train.run.history import BANDS, History
 from flux2_train.run.plot import loss_plot
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.preview_files import MOST_COLUMNS, PreviewFiles
 from flux2_train.run.session import train
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -35,7 +35,7 @@ def picture(label="zbot at sea", level=0.5):
 @pytest.mark.long
 def test_tensorboard_reads_what_the_run_has_measured(tmp_path):
     told = []
-    trainer = Trainer(brief_flux2(), *tiny_caches(3), CONFIG)
+    trainer = new_trainer(brief_flux2(), *tiny_caches(3), CONFIG)
     with torch.inference_mode():
         results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
     log = EventAccumulator(str(RunFolder(results.folder).tensorboard))
@@ -108,7 +108,7 @@ def offline_run(folder):
 
 @pytest.mark.long
 def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
-    told, trainer = [], Trainer(brief_flux2(), *tiny_caches(3), replace(CONFIG, logs="csv and Weights & Biases"))
+    told, trainer = [], new_trainer(brief_flux2(), *tiny_caches(3), replace(CONFIG, logs="csv and Weights & Biases"))
     with torch.inference_mode():
         results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
     records = list(wandb_records(offline_run(results.folder)))
@@ -144,7 +144,7 @@ def test_weights_and_biases_without_a_key_is_told_before_the_first_step(tmp_path
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # where keys lie
-    trainer = Trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs="csv and Weights & Biases"))
+    trainer = new_trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs="csv and Weights & Biases"))
     with (
         torch.inference_mode(),
         pytest.raises(UserError, match=r"cannot begin \(.*wandb login.*=offline"),
@@ -154,7 +154,7 @@ def test_weights_and_biases_without_a_key_is_told_before_the_first_step(tmp_path
 
 
 def test_a_log_whose_package_is_missing_is_refused_by_name_before_anything_is_done(tmp_path, monkeypatch):
-    trainer = Trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs="csv and Weights & Biases"))
+    trainer = new_trainer(brief_flux2(), *tiny_caches(2), replace(CONFIG, logs="csv and Weights & Biases"))
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if "site-packages" not in place])
     with pytest.raises(UserError, match="needs the package wandb.*pip install wandb"):

@@ -16,8 +16,8 @@ from flux2_train.host.compute import training_dtype
 from flux2_train.host.velocity import Condition, velocity
 from flux2_train.run import events
 from flux2_train.run.loss_scale import GROW_AFTER, PATIENCE, LossScale
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.results import report
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.training import TrainingSettings
 
 CONFIG = TrainingSettings(steps=3, rank=2, learning_rate=1e-3, validation_items=0, checkpointing=False)
@@ -107,28 +107,28 @@ def warnings(told):
 
 @pytest.mark.long
 def test_a_run_in_fp16_says_so_and_keeps_its_scale_in_the_checkpoint():
-    trainer = Trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
+    trainer = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
     told = run(trainer)
     assert "computes in  fp16, with loss scaling" in next(e.text for e in told if isinstance(e, events.Planned))
     saved = SimpleNamespace(path=Path("x.safetensors"), certificate="", note="")
     assert "computes in  fp16, with loss scaling" in report(trainer, trainer.dataset, saved)["plan"]
     assert len(trainer.history.losses) == 3 and not warnings(told)
     trainer.loss_scale.scale /= 4
-    other = Trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
+    other = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
     with torch.inference_mode():
         other.load_state_dict(trainer.state_dict())
     assert other.loss_scale.state_dict() == trainer.loss_scale.state_dict()
 
 
 def test_a_run_in_fp32_is_not_scaled():
-    trainer = Trainer(tiny_flux2(), *tiny_caches(), CONFIG)
+    trainer = new_trainer(tiny_flux2(), *tiny_caches(), CONFIG)
     assert "computes in  fp32" in trainer.memory.describe().splitlines()
     loss = torch.tensor(3.0)
     assert not trainer.loss_scale.on and trainer.loss_scale.up(loss) is loss
 
 
 def test_a_checkpoint_without_a_scale_is_read():
-    trainer = Trainer(tiny_flux2(), *tiny_caches(), CONFIG)
+    trainer = new_trainer(tiny_flux2(), *tiny_caches(), CONFIG)
     state = trainer.state_dict()
     del state["guards"]["loss_scale"]
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def test_a_checkpoint_without_a_scale_is_read():
 
 @pytest.mark.long
 def test_gradients_that_overflow_halve_the_scale_and_leave_the_update_out():
-    trainer = Trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
+    trainer = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
     trainer.loss_scale.scale = 2.0**31
     before = {name: p.detach().clone() for name, p in trainer.adapters.masters().items()}
     told = run(trainer)
@@ -152,7 +152,7 @@ def test_gradients_that_overflow_halve_the_scale_and_leave_the_update_out():
 @pytest.mark.long
 def test_after_ten_halvings_in_a_row_the_rule_for_bad_losses_holds(monkeypatch):
     config = replace(CONFIG, steps=40)
-    trainer = Trainer(in_fp16(tiny_flux2()), *tiny_caches(), config)
+    trainer = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), config)
     monkeypatch.setattr(trainer.loss_scale, "down", lambda parameters: [p.grad.fill_(torch.inf) for p in parameters])
     with pytest.raises(UserError, match=f"The loss is nan after 0 steps, {config.guard.bad_losses} times in a row"):
         run(trainer)

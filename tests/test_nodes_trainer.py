@@ -11,7 +11,7 @@ from test_watch import ORDINARY, changed
 
 from flux2_train.run import sheets
 from flux2_train.run.plot import loss_plot
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
 
 
@@ -37,7 +37,7 @@ def node(pack):
 
 @pytest.fixture
 def listener(node):
-    trainer = Trainer(brief_flux2(), *tiny_caches(2), TrainingSettings(steps=9, rank=1))
+    trainer = new_trainer(brief_flux2(), *tiny_caches(2), TrainingSettings(steps=9, rank=1))
     return node[0].TrainerListener(trainer, Shown())
 
 

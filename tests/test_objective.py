@@ -14,7 +14,7 @@ from support import tiny_caches, tiny_flux2
 from test_losses import haar
 
 from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.objective import GuidanceSettings, LossSettings, PreservationSettings
 from flux2_train.settings.timesteps import TimestepSettings
@@ -27,7 +27,7 @@ CACHES = tiny_caches()
 @contextmanager
 def step(caches=CACHES, **changes):
     """(trainer, objective, case) of a run whose adapters already do something, inside its step."""
-    trainer = Trainer(tiny_flux2(guidance=True), *caches, replace(BASE, **changes))
+    trainer = new_trainer(tiny_flux2(guidance=True), *caches, replace(BASE, **changes))
     generator = torch.Generator().manual_seed(1)
     for name in trainer.adapters.names:
         with torch.no_grad():
@@ -154,7 +154,7 @@ def kept(**changes):
 
 def untouched(case, samples):
     """The prediction of a model that never had an adapter."""
-    bare = Trainer(tiny_flux2(guidance=True), *CACHES, BASE)
+    bare = new_trainer(tiny_flux2(guidance=True), *CACHES, BASE)
     with torch.inference_mode(), borrow(bare.model, {}, True) as borrowed, training_mode(), torch.no_grad():
         return bare.predict(borrowed, case.x_t, case.t, samples).double().numpy()
 

@@ -10,7 +10,7 @@ from test_objective import BASE, mse, step
 
 from flux2_train.data.dataset import Mask
 from flux2_train.errors import UserError
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.objective import PreservationSettings
 
 
@@ -49,7 +49,7 @@ def test_preservation_leaves_regularisation_images_alone():
 
 def trained(dataset, embeds, latents, **changes):
     config = replace(BASE, **changes)
-    trainer = Trainer(tiny_flux2(), replace(embeds, dataset=dataset), replace(latents, dataset=dataset), config)
+    trainer = new_trainer(tiny_flux2(), replace(embeds, dataset=dataset), replace(latents, dataset=dataset), config)
     with torch.inference_mode(), closing(trainer.run()) as run:
         list(run)
     return [p.detach().clone() for p in trainer.adapters.trainable()]
@@ -73,9 +73,9 @@ def test_preservation_names_the_folder_and_the_widget():
     both = latents.dataset.chained(replace(latents.dataset, sources=(bare,)))
     config = replace(BASE, preservation=1.0)
     with pytest.raises(UserError, match=r"no class word \(.*\); fill in 'class_word'"):
-        Trainer(tiny_flux2(), replace(embeds, dataset=both), replace(latents, dataset=both), config)
+        new_trainer(tiny_flux2(), replace(embeds, dataset=both), replace(latents, dataset=both), config)
     reg = latents.dataset.chained(replace(latents.dataset, sources=(replace(bare, is_reg=True),)))
-    Trainer(tiny_flux2(), replace(embeds, dataset=reg), replace(latents, dataset=reg), config)
+    new_trainer(tiny_flux2(), replace(embeds, dataset=reg), replace(latents, dataset=reg), config)
 
 
 def masked_caches():

@@ -12,7 +12,7 @@ from support import brief_flux2, same, state_dict, tiny_caches
 from flux2_train.errors import UserError
 from flux2_train.run import events, times
 from flux2_train.run.plot import times_plot
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings import earlier
 from flux2_train.settings.objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
 from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
@@ -27,7 +27,7 @@ CURVE = (0.0, 1.0, 3.0)
 
 
 def run(caches=CACHES, **changes):
-    trainer = Trainer(brief_flux2(guidance=True), *caches, replace(BASE, **changes))
+    trainer = new_trainer(brief_flux2(guidance=True), *caches, replace(BASE, **changes))
     with torch.inference_mode(), closing(trainer.run()) as going:
         return trainer, list(going)
 
@@ -162,7 +162,7 @@ def test_no_setting_is_left_out_here():
 
 def test_a_model_without_guidance_says_so_and_ignores_it():
     def trained(**changes):
-        trainer = Trainer(brief_flux2(), *CACHES, replace(BASE, **changes))
+        trainer = new_trainer(brief_flux2(), *CACHES, replace(BASE, **changes))
         with torch.inference_mode(), closing(trainer.run()) as going:
             told = [e.text for e in going if isinstance(e, events.Warned)]
         return told, state_dict(trainer.adapters, torch.float32)
@@ -186,7 +186,7 @@ def test_a_mean_of_the_weights_is_exported_and_the_weights_go_on(plain):
     """EMA changes what is saved, never the training itself."""
     trainer, _ = run(ema=EmaSettings(0.5))
     assert same(plain, state_dict(trainer.adapters, torch.float32))
-    first = [p.detach().clone() for p in Trainer(brief_flux2(guidance=True), *CACHES, BASE).adapters.trainable()]
+    first = [p.detach().clone() for p in new_trainer(brief_flux2(guidance=True), *CACHES, BASE).adapters.trainable()]
     shadow = first
     for steps in range(1, 5):  # the runs of 1..4 steps pass through the same weights
         stopped, _ = run(steps=steps)
@@ -220,7 +220,7 @@ def test_a_data_sets_offset_moves_its_times():
     def drawn(by):
         sources = tuple(replace(source, timestep_offset=by) for source in CACHES[1].dataset.sources)
         dataset = replace(CACHES[1].dataset, sources=sources)
-        trainer = Trainer(brief_flux2(), *(replace(cache, dataset=dataset) for cache in CACHES), BASE)
+        trainer = new_trainer(brief_flux2(), *(replace(cache, dataset=dataset) for cache in CACHES), BASE)
         return torch.logit(trainer._draw([trainer.samples[0]])[1].double())
 
     assert (drawn(0.7) - drawn(0.0)).item() == pytest.approx(0.7, abs=1e-3)
@@ -253,7 +253,7 @@ def test_a_diverging_run_is_told_of_and_stopped_if_wanted():
 
 
 def test_an_adapter_that_is_cut_off_stops_the_run(monkeypatch):
-    trainer = Trainer(brief_flux2(guidance=True), *CACHES, replace(BASE, steps=6))
+    trainer = new_trainer(brief_flux2(guidance=True), *CACHES, replace(BASE, steps=6))
     cut = trainer.adapters.names[1]
     deltas = trainer.adapters.deltas()
     cut_off = {**deltas, cut: lambda *inputs: deltas[cut](*inputs).detach()}  # as a kernel without gradient does

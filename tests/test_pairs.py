@@ -20,7 +20,7 @@ from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import files, load
 from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
 
 BASE = TrainingSettings(steps=3, rank=2, targets="tiny", learning_rate=1e-3, validation_items=0, batch=2)
@@ -119,7 +119,7 @@ def caches(robot):
 
 
 def trained(nano, caches, config):
-    trainer = Trainer(nano, *caches, config)
+    trainer = new_trainer(nano, *caches, config)
     with torch.inference_mode(), closing(trainer.run()) as run:
         list(run)
     assert len(trainer.history.losses) == 3 and all(map(math.isfinite, trainer.history.losses))
@@ -142,7 +142,7 @@ def check_gradients(nano64, caches, config):
     round more than the quotient's step changes, so here they compute in float64 like the rest.
     """
     config = replace(config, adapter=replace(config.adapter, compute="model"))
-    trainer = Trainer(nano64, *caches, config)
+    trainer = new_trainer(nano64, *caches, config)
     taught, *others = in_float64(trainer)
     batch = [taught, next(s for s in others if s.is_reg and s.latent.shape == taught.latent.shape)]
     parameters = trainer.adapters.trainable()
@@ -191,7 +191,7 @@ def objective_of(config) -> TrainingSettings:
 def check_pair(nano32, nano64, caches, pair, checked):
     if frozenset(pair) in REFUSED:
         with pytest.raises(UserError):
-            Trainer(nano32, *caches, config_of(*pair))
+            new_trainer(nano32, *caches, config_of(*pair))
         return
     config = config_of(*pair)
     kept, recomputed = (trained(nano32, caches, replace(config, checkpointing=c)) for c in (False, True))

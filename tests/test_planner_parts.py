@@ -24,7 +24,7 @@ from flux2_train.memory.estimate import (
 )
 from flux2_train.run import plans
 from flux2_train.run.building import build_adapters, build_optimizer
-from flux2_train.run.previews import Validation
+from flux2_train.run.preview_request import PreviewRequest
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
 from flux2_train.settings.optimizer import OptimizerSettings
@@ -114,7 +114,7 @@ def test_previews_are_planned(nano):
     parts = estimate(replace(work, decoding=20 * GB), Layout(), Machine(GB)).parts
     room = sum(parts[name] for name in ("previews", "activations", "workspace", "weights"))
     assert room == 20 * GB  # what is there in all while the VAE decodes
-    validation = Validation(PreviewSettings((Prompt("a"),), width=512, height=256), nano.vae,
+    validation = PreviewRequest(PreviewSettings((Prompt("a"),), width=512, height=256), nano.vae,
                             references=((torch.zeros(2, 64, 32, 3),),))  # fmt: skip
     with training_mode():
         adapters = build_adapters(nano.model, TrainingSettings(rank=1))

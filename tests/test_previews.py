@@ -19,9 +19,10 @@ from flux2_train.host import identify, load, lora, sampling
 from flux2_train.host.borrow import borrow
 from flux2_train.run import events
 from flux2_train.run.folder import RunFolder
-from flux2_train.run.previews import Previews, Validation
+from flux2_train.run.prepare import new_trainer
+from flux2_train.run.preview_request import PreviewRequest
+from flux2_train.run.previews import Previews
 from flux2_train.run.results import write_results
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
 from flux2_train.settings.objective import GuidanceSettings
@@ -54,7 +55,7 @@ def data(nano, robot):
 
 def start(nano, data, config=SHORT, validation=None):
     """(trainer, events) of a run as a node runs it."""
-    trainer = Trainer(nano.model, data.embeds, data.latents, config, validation=validation)
+    trainer = new_trainer(nano.model, data.embeds, data.latents, config, validation=validation)
     with torch.inference_mode(), closing(trainer.run()) as run:
         return trainer, list(run)
 
@@ -79,7 +80,7 @@ def with_lora(model, trainer, tmp_path, mode=lora.BYPASS, strength=1.0):
 @pytest.fixture(scope="module")
 def plain(nano, data):
     """A run with previews, with nothing else in it."""
-    return start(nano, data, validation=Validation(CONFIG, nano.vae))
+    return start(nano, data, validation=PreviewRequest(CONFIG, nano.vae))
 
 
 @pytest.mark.long
@@ -102,7 +103,8 @@ def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data
     torch.manual_seed(5)
     untouched = torch.rand(1)
     torch.manual_seed(5)
-    other, _ = start(nano, data, validation=Validation(replace(CONFIG, every=1, sampler="euler_ancestral"), nano.vae))
+    often = replace(CONFIG, every=1, sampler="euler_ancestral")
+    other, _ = start(nano, data, validation=PreviewRequest(often, nano.vae))
     assert torch.equal(torch.rand(1), untouched)
     without, told = start(nano, data)
     assert not previews_of(told)
@@ -116,7 +118,7 @@ def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data
 def test_a_second_model_paints_with_the_lora_of_the_first(nano, another_nano, data, plain, tmp_path):
     """As the distilled klein does while the base is trained."""
     second = another_nano
-    trainer, told = start(nano, data, validation=Validation(END, nano.vae, second.model))
+    trainer, told = start(nano, data, validation=PreviewRequest(END, nano.vae, second.model))
     last = previews_of(told)[-1]
     model = with_lora(second.model, trainer, tmp_path)
     for number, prompt in enumerate(PROMPTS):
@@ -146,7 +148,7 @@ def another_nano(nano, tmp_path_factory):
 
 @pytest.mark.long
 def test_the_trained_model_may_be_its_own_second_one(nano, data, plain):
-    _, told = start(nano, data, validation=Validation(replace(ONE, at_start=True), nano.vae, nano.model))
+    _, told = start(nano, data, validation=PreviewRequest(replace(ONE, at_start=True), nano.vae, nano.model))
     expected = previews_of(plain[1])[-1].pictures[0].painted  # trained on between two paintings
     assert torch.equal(previews_of(told)[-1].pictures[0].painted, expected)
 
@@ -156,7 +158,7 @@ def test_the_mean_of_the_weights_is_painted_where_it_is_chosen(nano, data, plain
     shown = {}
     for preview in (True, False):
         config = replace(SHORT, ema=EmaSettings(ema_decay=0.9, ema_export=True, ema_preview=preview))
-        trainer, told = start(nano, data, config, Validation(ONE, nano.vae))
+        trainer, told = start(nano, data, config, PreviewRequest(ONE, nano.vae))
         shown[preview] = previews_of(told)[-1].pictures[0].painted
     assert torch.equal(shown[True], sampled(nano, with_lora(nano.model, trainer, tmp_path), PROMPTS[0]))
     assert torch.equal(shown[False], previews_of(plain[1])[-1].pictures[0].painted)
@@ -172,7 +174,7 @@ SETTINGS = [
 def painted(nano, data, plain, config):
     """The second prompt as the trained adapters of ``plain`` paint it, without training again."""
     trainer = plain[0]
-    previews = Previews(Validation(config, nano.vae), nano.model, data.embeds.embeds, trainer.adapters)
+    previews = Previews(PreviewRequest(config, nano.vae), nano.model, data.embeds.embeds, trainer.adapters)
     previews.base = dict.fromkeys(range(2), torch.zeros(1))
     with torch.inference_mode(), borrow(nano.model, trainer.adapters.deltas()) as borrowed:
         (event,) = previews_of(previews.paint(borrowed, 3, nullcontext, 0))
@@ -194,7 +196,7 @@ def test_every_setting_acts(nano, data, plain):
 def test_walking_seeds_are_those_of_the_sampler(nano, plain, data, tmp_path):
     """The second prompt has the next seed; the seed after the largest one is 0."""
     config = replace(ONE, prompts=END.prompts, seeds="walking", seed=2**64 - 1)
-    trainer, told = start(nano, data, validation=Validation(config, nano.vae))
+    trainer, told = start(nano, data, validation=PreviewRequest(config, nano.vae))
     model = with_lora(nano.model, trainer, tmp_path)
     seeds = [config.seed, 0]
     for prompt, picture, seed in zip(PROMPTS, previews_of(told)[-1].pictures, seeds, strict=True):
@@ -208,7 +210,7 @@ def test_a_distilled_second_model_paints_with_its_own_steps_and_without_guidance
     distilled = nano.model.clone()
     distilled.set_attachments(identify.VARIANT, DISTILLED)
     config = replace(ONE, steps=0, negative="blurry")
-    trainer, told = start(nano, data, validation=Validation(config, nano.vae, distilled))
+    trainer, told = start(nano, data, validation=PreviewRequest(config, nano.vae, distilled))
     (picture,) = previews_of(told)[-1].pictures
     model = with_lora(nano.model, trainer, tmp_path)
     steps = FLAVOURS["nano"].steps[DISTILLED]
@@ -229,7 +231,7 @@ def test_when_previews_are_due():
 @pytest.mark.long
 def test_strength_and_negative_are_those_of_lora_apply_and_the_sampler(nano, data, tmp_path):
     config = replace(ONE, negative="blurry", strength=0.5)
-    trainer, told = start(nano, data, validation=Validation(config, nano.vae))
+    trainer, told = start(nano, data, validation=PreviewRequest(config, nano.vae))
     model = with_lora(nano.model, trainer, tmp_path, strength=0.5)
     assert torch.equal(previews_of(told)[-1].pictures[0].painted, sampled(nano, model, PROMPTS[0], config))
 
@@ -238,7 +240,7 @@ def test_strength_and_negative_are_those_of_lora_apply_and_the_sampler(nano, dat
 @pytest.mark.parametrize("method", choices(GuidanceSettings, "references"))
 def test_references_reach_their_own_prompt(nano, data, plain, tmp_path, method):
     image = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0))
-    shown = Validation(END, nano.vae, references=((), (image,)))
+    shown = PreviewRequest(END, nano.vae, references=((), (image,)))
     trainer, told = start(nano, data, replace(SHORT, guidance=GuidanceSettings(references=method)), shown)
     first, second = previews_of(told)[-1].pictures
     model = with_lora(nano.model, trainer, tmp_path)
@@ -255,7 +257,7 @@ def test_other_adapters_are_painted_as_lora_apply_paints_them(nano, data, tmp_pa
     growing what came before by less than ten, stay below 1e-4 of a picture in 0..1.
     """
     config = replace(SHORT, adapter=AdapterSettings(**kind), learning_rate=2e-3)
-    trainer, told = start(nano, data, config, Validation(ONE, nano.vae))
+    trainer, told = start(nano, data, config, PreviewRequest(ONE, nano.vae))
     expected = sampled(nano, with_lora(nano.model, trainer, tmp_path), PROMPTS[0])
     assert (previews_of(told)[-1].pictures[0].painted - expected).abs().max() < 1e-4
 
@@ -273,7 +275,7 @@ def test_out_of_memory_ends_previews_and_not_the_run(nano, another_nano, data, p
 
     second = another_nano.model.clone()
     second.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, full)
-    trainer, told = start(nano, data, validation=Validation(CONFIG, nano.vae, second))
+    trainer, told = start(nano, data, validation=PreviewRequest(CONFIG, nano.vae, second))
     (warning,) = [e.text for e in told if isinstance(e, events.Warned)]
     assert "Memory ran out while painting previews of 64x48 after 0 steps" in warning
     assert not previews_of(told) and len(trainer.history.losses) == 2
@@ -289,13 +291,13 @@ def test_another_failure_of_a_preview_is_no_secret(nano, another_nano, data):
     second = another_nano.model.clone()
     second.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, broken)
     with pytest.raises(RuntimeError, match="mat1"):
-        start(nano, data, validation=Validation(CONFIG, nano.vae, second))
+        start(nano, data, validation=PreviewRequest(CONFIG, nano.vae, second))
     assert not [m for m in nano.model.model.modules() if "forward" in m.__dict__]
 
 
 @pytest.mark.long
 def test_cancelling_in_mid_sampling_gives_the_model_back(nano, data):
-    trainer = Trainer(nano.model, data.embeds, data.latents, SHORT, validation=Validation(CONFIG, nano.vae))
+    trainer = new_trainer(nano.model, data.embeds, data.latents, SHORT, validation=PreviewRequest(CONFIG, nano.vae))
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException), closing(trainer.run()) as run:
             for event in run:
@@ -309,12 +311,13 @@ def test_cancelling_in_mid_sampling_gives_the_model_back(nano, data):
 
 def test_what_cannot_be_painted_is_refused_before_the_first_step(nano, robot, data):
     with pytest.raises(UserError, match="wire Validation into Cache Embeds"):
-        Trainer(nano.model, robot.embeds, robot.latents, SHORT, validation=Validation(CONFIG, nano.vae))
+        new_trainer(nano.model, robot.embeds, robot.latents, SHORT, validation=PreviewRequest(CONFIG, nano.vae))
     with pytest.raises(UserError, match="no sampler 'best'; euler"):
-        unknown = Validation(replace(CONFIG, sampler="best"), nano.vae)
-        Trainer(nano.model, data.embeds, data.latents, SHORT, validation=unknown)
+        unknown = PreviewRequest(replace(CONFIG, sampler="best"), nano.vae)
+        new_trainer(nano.model, data.embeds, data.latents, SHORT, validation=unknown)
     with pytest.raises(UserError, match="second MODEL is FLUX.2 128/1/2/96, the trained one nano"):
-        Trainer(nano.model, data.embeds, data.latents, SHORT, validation=Validation(CONFIG, nano.vae, tiny_flux2()))
+        asked = PreviewRequest(CONFIG, nano.vae, tiny_flux2())
+        new_trainer(nano.model, data.embeds, data.latents, SHORT, validation=asked)
     for change, words in (
         ({"prompts": ()}, "has 0 prompts"), ({"width": 100}, "multiples of 16"), ({"every": -1}, "every is -1"),
         ({"strength": 11.0}, "strength is 11"),

@@ -11,8 +11,8 @@ from support import same, state_dict, tiny_caches, tiny_flux2
 from flux2_train.host import streamed
 from flux2_train.memory.streaming import Ring
 from flux2_train.run import events
-from flux2_train.run.previews import Validation
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
+from flux2_train.run.preview_request import PreviewRequest
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
@@ -39,7 +39,7 @@ def caches():
 
 def run(nano, caches, config=CONFIG, painting=PAINTING):
     """(trainer, events) of a run whose streamed weights arrive late."""
-    trainer = Trainer(tiny_flux2(), *caches, config, validation=painting and Validation(painting, nano.vae))
+    trainer = new_trainer(tiny_flux2(), *caches, config, validation=painting and PreviewRequest(painting, nano.vae))
     trainer.memory.how.via = Late(0.0005)
     with torch.inference_mode(), closing(trainer.run()) as told:
         return trainer, list(told)

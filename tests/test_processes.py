@@ -18,7 +18,7 @@ from flux2_train.data.order import epoch_batches
 from flux2_train.data.samples import samples
 from flux2_train.run import processes
 from flux2_train.run.events import Stepped, Validated
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def caches():
 
 def train(caches, config):
     """(trainer, events) of a run in this process, as a node runs it."""
-    trainer = Trainer(brief_flux2(), *caches, config)
+    trainer = new_trainer(brief_flux2(), *caches, config)
     with torch.inference_mode(), closing(trainer.run()) as run:
         return trainer, list(run)
 

@@ -15,9 +15,9 @@ from support import brief_flux2, tiny_caches
 from flux2_train.errors import UserError
 from flux2_train.run.events import Resumed
 from flux2_train.run.folder import RunFolder
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.resume import AUTO, NEW
 from flux2_train.run.session import train
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.optimizer import EmaSettings
 from flux2_train.settings.saving import CheckpointSettings, SaveSettings
@@ -51,7 +51,7 @@ def lora(place, name):
 
 def alone(place, caches, how=AUTO, **changes):
     """Go on in this process. Returns (LoRA, the steps after which it was taken up)."""
-    trainer, told = Trainer(brief_flux2(), *caches, replace(CONFIG, **changes)), []
+    trainer, told = new_trainer(brief_flux2(), *caches, replace(CONFIG, **changes)), []
     with torch.inference_mode():
         results = train(trainer, place / "loras", place / "runs", told.append, how)
     return load_file(results.lora_path), [event.step for event in told if isinstance(event, Resumed)]

@@ -18,8 +18,8 @@ from flux2_train.host.borrow import borrow, linears, training_mode
 from flux2_train.host.velocity import velocity
 from flux2_train.host.weights import dtype_of
 from flux2_train.run.folder import RunFolder
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.results import write_results
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.training import TrainingSettings
 
 STORED = [name for name, layout in LAYOUTS.items() if layout.format]
@@ -130,7 +130,7 @@ def trained(model, tmp_path):
     """A LoRA of two steps, saved: its certificate is that the stock loader's LoRA acts as the trained one does."""
     config = TrainingSettings(name="x", steps=2, rank=3, learning_rate=0.01, validation_items=0)
     with torch.inference_mode():
-        trainer = Trainer(model, *tiny_caches(items=1), config)
+        trainer = new_trainer(model, *tiny_caches(items=1), config)
         for _ in trainer.run():
             pass
         return trainer, write_results(trainer, tmp_path / "loras", RunFolder.create(tmp_path / "runs", "x"))

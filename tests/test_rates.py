@@ -13,7 +13,7 @@ from flux2_train.host import machine, rates, sizes
 from flux2_train.memory import table
 from flux2_train.memory.estimate import Machine, operations
 from flux2_train.run import fit, plans
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.terminal import plan
 from flux2_train.terminal.main import parser
@@ -136,7 +136,7 @@ def test_plans_use_it_and_say_so(measured, monkeypatch):
     found = machine.machine(DEVICE)
     assert (found.bus, found.bus_unpinned, found.flops) == (FOUND.bus, FOUND.bus_unpinned, FOUND.flops)
     assert fit.here().rates == said
-    trainer = Trainer(tiny_flux2(), *tiny_caches(), TrainingSettings(steps=1, rank=2, validation_items=0))
+    trainer = new_trainer(tiny_flux2(), *tiny_caches(), TrainingSettings(steps=1, rank=2, validation_items=0))
     assert f"{'rates':12} {said}" in trainer.memory.describe().splitlines()
     chosen = trainer.memory.plan
     assert chosen.estimate.compute == pytest.approx(operations(trainer.memory.work, chosen.layout) / FOUND.flops)

@@ -13,8 +13,8 @@ from flux2_train.host import lora
 from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.host.references import with_references
 from flux2_train.host.velocity import velocity
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.results import metadata
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -59,7 +59,7 @@ def edits():
 
 def trained(references):
     config = TrainingSettings(steps=2, rank=2, validation_items=0, guidance=GuidanceSettings(references=references))
-    trainer = Trainer(tiny_flux2(), *edits(), config)
+    trainer = new_trainer(tiny_flux2(), *edits(), config)
     with torch.inference_mode(), closing(trainer.run()) as run:
         list(run)
     return trainer

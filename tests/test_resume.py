@@ -26,7 +26,7 @@ from support import brief_flux2, tiny_caches
 from flux2_train.errors import UserError
 from flux2_train.run import checkpoints, events, packing, resume
 from flux2_train.run.folder import FAILED, FINISHED, STOPPED, RunFolder
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
 from flux2_train.settings.objective import GuardSettings, GuidanceSettings
@@ -186,7 +186,7 @@ def test_what_may_not_change_is_named(trainer, tmp_path, changes, words):
 def test_another_data_set_is_named(trainer, model, tmp_path):
     interrupted(trainer, tmp_path)
     with pytest.raises(UserError, match=r"the data set has changed: 1 gone \(robot_05.png\)"):
-        session(Trainer(model, *tiny_caches(4), CONFIG), tmp_path)
+        session(new_trainer(model, *tiny_caches(4), CONFIG), tmp_path)
 
 
 @pytest.mark.long

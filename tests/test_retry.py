@@ -17,7 +17,7 @@ from flux2_train.host.frozen import FrozenLinear
 from flux2_train.host.memory import is_out_of_memory
 from flux2_train.host.streamed import within
 from flux2_train.run import events
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
@@ -32,7 +32,7 @@ def parts():
 
 
 def train(parts, config=SHORT, **changes):
-    trainer = Trainer(*parts, replace(config, **changes))
+    trainer = new_trainer(*parts, replace(config, **changes))
     with torch.inference_mode(), closing(trainer.run()) as run:
         return trainer, list(run)
 
@@ -88,7 +88,7 @@ def first_amount(changes):
 
 
 def train_layout(parts):
-    return Trainer(*parts, SHORT).memory.plan.layout
+    return new_trainer(*parts, SHORT).memory.plan.layout
 
 
 @pytest.mark.long
@@ -159,7 +159,7 @@ def test_a_batch_is_split_with_the_same_loss_and_gradients(parts, monkeypatch):
 
 
 def test_without_a_level_left_the_error_is_the_devices_own(parts):
-    trainer = Trainer(*parts, SHORT)
+    trainer = new_trainer(*parts, SHORT)
     state = trainer.generator.get_state()
     with (
         failing("backward", 3), pytest.raises(torch.OutOfMemoryError), torch.inference_mode(),
@@ -188,7 +188,7 @@ def test_a_limit_is_planned_for_or_refused_before_anything_is_loaded(parts):
     tight = train_peak(parts, MemorySettings(memory_limit=(free[1] * 1.05 + 0.3e9) / 1e9 - 0.001))
     assert free[0].checkpointing == "off" and tight[0].checkpointing != "off" and tight[1] < free[1]
     with pytest.raises(UserError, match="needs 0.3 GB of device memory at least, 0.1 GB are free"):
-        Trainer(*parts, replace(SHORT, memory=MemorySettings(memory_limit=0.1)))
+        new_trainer(*parts, replace(SHORT, memory=MemorySettings(memory_limit=0.1)))
 
 
 def test_a_limit_and_pinned_memory_reach_comfyui_and_the_ring(parts, monkeypatch):
@@ -215,7 +215,7 @@ def test_pinned_memory_is_given_in_order_while_it_lasts():
 
 
 def train_peak(parts, memory):
-    plan = Trainer(*parts, replace(SHORT, memory=memory)).memory.plan
+    plan = new_trainer(*parts, replace(SHORT, memory=memory)).memory.plan
     return plan.layout, plan.estimate.peak
 
 
@@ -242,7 +242,7 @@ def test_memory_options_are_checked(values, words):
 
 def test_more_blocks_than_the_flavour_has_are_named(parts):
     with pytest.raises(UserError, match=r"blocks_to_swap is 4, but FLUX.2 128/1/2/96 has 3 blocks"):
-        Trainer(*parts, replace(SHORT, memory=MemorySettings(blocks_to_swap=4)))
+        new_trainer(*parts, replace(SHORT, memory=MemorySettings(blocks_to_swap=4)))
 
 
 def test_the_node_gives_every_setting(pack):

@@ -11,8 +11,8 @@ from support import brief_flux2, tiny_caches
 from flux2_train.errors import UserError
 from flux2_train.run.events import Started
 from flux2_train.run.folder import RunFolder
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.session import train
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings import job
 from flux2_train.settings.training import TrainingSettings
 
@@ -24,7 +24,7 @@ class Stop(Exception):
 
 
 def trainer(**changes):
-    return Trainer(brief_flux2(), *tiny_caches(2), TrainingSettings(**{**vars(CONFIG), **changes}))
+    return new_trainer(brief_flux2(), *tiny_caches(2), TrainingSettings(**{**vars(CONFIG), **changes}))
 
 
 def test_the_folder_and_its_job_are_there_before_the_first_step(tmp_path):

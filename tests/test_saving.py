@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from flux2_train.adapters import files
 from flux2_train.errors import UserError
 from flux2_train.run.folder import RunFolder
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.results import write_results
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings import earlier
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
@@ -30,7 +30,7 @@ def trained(nano, robot, **changes):
         **{"name": "x", "steps": 2, "rank": 3, "learning_rate": 0.01, "validation_items": 0, **changes}
     )
     with torch.inference_mode():
-        trainer = Trainer(nano.model, robot.embeds, robot.latents, config)
+        trainer = new_trainer(nano.model, robot.embeds, robot.latents, config)
         for _ in trainer.run():
             pass
         return trainer

@@ -13,8 +13,8 @@ from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
 from flux2_train.run import events
 from flux2_train.run.folder import RunFolder
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.results import write_results
-from flux2_train.run.trainer import Trainer
 from flux2_train.settings.optimizer import OptimizerSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -27,7 +27,7 @@ def nano(brief_nano):
 
 
 def train(nano, robot, config=SHORT, **changes):
-    trainer = Trainer(nano.model, robot.embeds, robot.latents, replace(config, **changes))
+    trainer = new_trainer(nano.model, robot.embeds, robot.latents, replace(config, **changes))
     with torch.inference_mode(), closing(trainer.run()) as run:  # as a node runs it
         told = list(run)
     return trainer, told
@@ -138,7 +138,7 @@ def test_the_model_is_bit_identical_after_training(nano, robot):
 
 @pytest.mark.long
 def test_a_listener_that_raises_leaves_everything_in_order(nano, robot, plain):
-    trainer = Trainer(nano.model, robot.embeds, robot.latents, SHORT)
+    trainer = new_trainer(nano.model, robot.embeds, robot.latents, SHORT)
     with pytest.raises(comfy.model_management.InterruptProcessingException), closing(trainer.run()) as run:
         for event in run:
             if isinstance(event, events.Stepped):
@@ -168,13 +168,13 @@ def test_results_are_written_with_metadata_and_nothing_is_overwritten(nano, robo
 
 def test_nothing_flux1_gets_to_work(robot):
     with pytest.raises(UserError, match="needs a FLUX.2 model"):
-        Trainer(tiny_flux1(), robot.embeds, robot.latents, SHORT)
+        new_trainer(tiny_flux1(), robot.embeds, robot.latents, SHORT)
 
 
 def test_preservation_names_what_is_missing(nano, robot):
     bare = replace(robot.dataset, sources=(replace(robot.dataset.sources[0], class_word=""),))
     with pytest.raises(UserError, match="Dataset Folder has no class word"):
-        Trainer(nano.model, replace(robot.embeds, dataset=bare), replace(robot.latents, dataset=bare),
+        new_trainer(nano.model, replace(robot.embeds, dataset=bare), replace(robot.latents, dataset=bare),
                 replace(SHORT, preservation=1.0))  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def spoiled(nano, robot, names, config):
     """A trainer for which the latents of these images are no numbers."""
     bad = {k: torch.full_like(v, float("nan")) for k, v in robot.latents.latents.items() if k.path.name in names}
     latents = replace(robot.latents, latents={**robot.latents.latents, **bad})
-    return Trainer(nano.model, robot.embeds, latents, config)
+    return new_trainer(nano.model, robot.embeds, latents, config)
 
 
 @pytest.mark.long

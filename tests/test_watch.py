@@ -18,12 +18,13 @@ from flux2_train.host.borrow import borrow, training_mode
 from flux2_train.run import events
 from flux2_train.run.events import ImageLoss
 from flux2_train.run.folder import RunFolder
+from flux2_train.run.held_out import kept_out
 from flux2_train.run.image_files import HEADER, ImageFiles, read_losses
 from flux2_train.run.judging import ADVICE, judge, summary
+from flux2_train.run.prepare import new_trainer
 from flux2_train.run.resume import AUTO
 from flux2_train.run.session import train
-from flux2_train.run.trainer import Trainer
-from flux2_train.run.validation import NOISY, OTHERS, TIMES, kept_out, lenders
+from flux2_train.run.validation import NOISY, OTHERS, TIMES, lenders
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -31,7 +32,7 @@ SHORT = TrainingSettings(name="watched", steps=4, rank=2, learning_rate=1e-2, va
 
 
 def trained(config=SHORT, items=5, wired=None):
-    trainer = Trainer(brief_flux2(), *tiny_caches(items), config, held_out=wired)
+    trainer = new_trainer(brief_flux2(), *tiny_caches(items), config, held_out=wired)
     with torch.inference_mode(), closing(trainer.run()) as run:
         return trainer, list(run)
 
@@ -119,7 +120,7 @@ def test_a_share_is_never_trained_on_and_its_loss_is_told():
     assert all(e.held_out for e in told if isinstance(e, events.Validated))
     expected = [sum(errors_by_hand(trainer, trainer.held_out[i], i)) / len(TIMES) for i in range(2)]
     assert validated(told)[12] == pytest.approx(sum(expected) / 2, rel=1e-5)
-    alone = Trainer(brief_flux2(), *part(tiny_caches(5), trainer.samples.items), replace(SHORT, steps=12))
+    alone = new_trainer(brief_flux2(), *part(tiny_caches(5), trainer.samples.items), replace(SHORT, steps=12))
     with torch.inference_mode(), closing(alone.run()) as run:
         list(run)
     assert same(lora_of(trainer), lora_of(alone))  # as if the others were not there at all
@@ -285,7 +286,7 @@ def test_a_finished_run_is_done_again_to_measure_other_images(tmp_path):
 
     def steps(wired=None):
         told = []
-        trainer = Trainer(brief_flux2(), *tiny_caches(5), replace(SHORT, steps=1), held_out=wired)
+        trainer = new_trainer(brief_flux2(), *tiny_caches(5), replace(SHORT, steps=1), held_out=wired)
         with torch.inference_mode():
             train(trainer, tmp_path / "loras", tmp_path / "runs", told.append, AUTO)
         return sum(isinstance(event, events.Stepped) for event in told)

@@ -13,7 +13,7 @@ from support import brief_flux2, tiny_caches
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import files
 from flux2_train.run.events import ImagesMeasured, Previewed
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -72,7 +72,7 @@ def test_the_main_process_paints_and_the_run_is_the_same(caches, watched, tmp_pa
 @pytest.mark.long
 def test_what_two_processes_measure_is_what_one_does(caches, watched):
     """Each image is measured by one of the two, and the other adds nothing to it."""
-    trainer = Trainer(brief_flux2(), *caches, replace(CONFIG, batch=4))
+    trainer = new_trainer(brief_flux2(), *caches, replace(CONFIG, batch=4))
     with torch.inference_mode(), closing(trainer.run()) as run:
         expected = measured(list(run))
     ours = measured(watched[0][0][1])

@@ -20,13 +20,13 @@ with processes.launched() as accelerator:
     import torch
     from support import brief_flux2
 
-    from flux2_train.run.trainer import Trainer
+    from flux2_train.run.prepare import new_trainer
 
     with processes.main_first(accelerator):
         time.sleep(0.5 * accelerator.is_main_process)  # or it might be first by chance
         with Path(f"{target}.order").open("a") as order:
             order.write(str(accelerator.process_index))
-    trainer = Trainer(brief_flux2(), *pickle.loads(Path(caches).read_bytes()), settings_of(config), accelerator)
+    trainer = new_trainer(brief_flux2(), *pickle.loads(Path(caches).read_bytes()), settings_of(config), accelerator)
     with torch.inference_mode(), closing(trainer.run()) as run:
         told = list(run)
     matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}

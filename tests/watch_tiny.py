@@ -20,15 +20,15 @@ with processes.launched() as accelerator:
 
     from flux2_train.flavours import FLAVOURS
     from flux2_train.host import load
-    from flux2_train.run.previews import Validation
-    from flux2_train.run.trainer import Trainer
+    from flux2_train.run.prepare import new_trainer
+    from flux2_train.run.preview_request import PreviewRequest
 
     caches, config, painting, vae = pickle.loads(Path(problem).read_bytes())
-    validation = painting and Validation(painting, load.load_vae(vae, FLAVOURS["nano"]))
-    trainer = Trainer(brief_flux2(), *caches, config, accelerator, validation)
+    validation = painting and PreviewRequest(painting, load.load_vae(vae, FLAVOURS["nano"]))
+    trainer = new_trainer(brief_flux2(), *caches, config, accelerator, validation)
     with torch.inference_mode(), closing(trainer.run()) as run:
         told = list(run)
     matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
-    painted = len(trainer.watch.previews.base) if validation else 0
+    painted = len(trainer.between_steps.previews.base) if validation else 0
     Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps((matrices, told, painted)))
 processes.leave()

@@ -15,7 +15,8 @@ from flux2_train.flavours import FLAVOURS
 from flux2_train.host import load
 from flux2_train.run import checkpoints, events
 from flux2_train.run.checkpoints import About, Snapshot
-from flux2_train.run.previews import Validation
+from flux2_train.run.prepare import new_trainer
+from flux2_train.run.preview_request import PreviewRequest
 from flux2_train.run.trainer import Trainer
 from flux2_train.settings.model import ModelSettings
 from flux2_train.settings.previews import PreviewSettings, Prompt
@@ -64,7 +65,7 @@ def _trained(model, data, vae, offload: str, until: int = 0, state: dict | None 
     config = TrainingSettings(steps=STEPS, rank=4, learning_rate=1e-3, validation_items=0, offload=offload)
     asked = PreviewSettings((Prompt(PROMPT),), width=PIXELS, height=PIXELS, steps=1, every=MIDDLE, at_start=False)
     with torch.inference_mode():
-        trainer, told = Trainer(model, *data, config, validation=Validation(asked, vae)), []
+        trainer, told = new_trainer(model, *data, config, validation=PreviewRequest(asked, vae)), []
         if state is not None:
             trainer.load_state_dict(state)
         with closing(trainer.run()) as going:

@@ -16,7 +16,7 @@ from flux2_train.host.rates import rates
 from flux2_train.memory.estimate import operations
 from flux2_train.memory.planner import GB
 from flux2_train.run import events
-from flux2_train.run.trainer import Trainer
+from flux2_train.run.prepare import new_trainer
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -33,7 +33,7 @@ def step(flavour: str, pixels: int, precision: str, card: int = 0, offload: str 
     device = model.load_device
     config = TrainingSettings(rank=RANK, steps=WARMUP + STEPS, validation_items=0, offload=offload,
                          memory=MemorySettings(memory_limit=card * 2**30 / GB))  # fmt: skip
-    trainer = Trainer(model, *models.caches(pixels, FLAVOURS[flavour].context), config)
+    trainer = new_trainer(model, *models.caches(pixels, FLAVOURS[flavour].context), config)
     seconds, traffic, warned = [], [], []
     with _watched(device) as memory, torch.inference_mode(), closing(trainer.run()) as run:
         for event in run:

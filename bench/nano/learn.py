@@ -39,7 +39,7 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     from flux2_train.adapters import write
     from flux2_train.data.folder import read_folder
     from flux2_train.flavours import FLAVOURS
-    from flux2_train.run.trainer import Trainer
+    from flux2_train.run.prepare import new_trainer
     from flux2_train.settings.dataset import DatasetSettings
     from flux2_train.settings.training import TrainingSettings
 
@@ -58,7 +58,7 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     config = TrainingSettings(**{**demo_settings(), "seed": seed, "validation_items": 0, **changes})
     model, clip, vae = load_flux2()
     with torch.inference_mode():
-        trainer = Trainer(model, *encoded(dataset, clip, vae), config)
+        trainer = new_trainer(model, *encoded(dataset, clip, vae), config)
         with closing(trainer.run()) as run:
             for _ in run:
                 pass

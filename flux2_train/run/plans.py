@@ -16,7 +16,7 @@ from ..memory.estimate import Machine, Passes, Work
 from ..memory.planner import GB, Pins, Plan, choose, smallest
 from ..settings.memory import ALL, AUTO, ON
 from ..settings.training import TrainingSettings
-from .previews import Validation
+from .preview_request import PreviewRequest
 
 
 def passes_of(config: TrainingSettings) -> Passes:
@@ -30,7 +30,7 @@ def passes_of(config: TrainingSettings) -> Passes:
 
 
 def work_of(
-    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: Validation | None = None
+    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: PreviewRequest | None = None
 ) -> Work:
     """The run as the planner sees it. ``tokens``: the most image tokens a sample has, with its references.
 
@@ -50,7 +50,7 @@ def work_of(
     )  # fmt: skip
 
 
-def _painting(validation: Validation) -> dict[str, int]:
+def _painting(validation: PreviewRequest) -> dict[str, int]:
     """Image tokens of the largest preview, its references at their own size, and bytes to decode one."""
     width, height = validation.config.width, validation.config.height
     pixels = [sum(image.shape[0] * image.shape[1] * image.shape[2] for image in images) for images in
@@ -110,7 +110,7 @@ def available(device: torch.device, limit: float = 0.0, pinned: float = 0.0) -> 
 
 
 def planned(
-    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: Validation | None = None
+    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: PreviewRequest | None = None
 ) -> tuple[Work, Pins, Machine, Plan]:
     """Everything that stepping down needs later, and the plan to begin with."""
     device: torch.device = model.load_device

@@ -13,7 +13,7 @@ from ..whole import whole
 from . import sheets
 from .events import Event, Previewed
 from .folder import RunFolder
-from .previews import Validation
+from .preview_request import PreviewRequest
 
 MOST_COLUMNS = 16
 NAME = re.compile(r"step_(\d+)_(\d+)\.png")
@@ -64,7 +64,7 @@ class PreviewFiles:
         return self.thumbnails.get(path)
 
 
-def save_references(validation: Validation | None, folder: RunFolder) -> tuple[tuple[Path, ...], ...]:
+def save_references(validation: PreviewRequest | None, folder: RunFolder) -> tuple[tuple[Path, ...], ...]:
     """The reference images of each prompt as PNG files, from which a job can be done again."""
     found = []
     for number, images in enumerate(validation.references if validation else (), 1):

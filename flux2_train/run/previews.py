@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -14,26 +13,10 @@ from ..host import identify, painter, sampling
 from ..host.borrow import borrow
 from ..host.memory import free, is_out_of_memory
 from ..host.references import INDEX
-from ..settings.previews import PreviewSettings
 from .events import Event, Phase, Picture, Previewed, Warned
+from .preview_request import PreviewRequest
 
 Weights = Callable[[], AbstractContextManager]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What to paint, and with which of the graph's parts.
-
-    ``model`` is the second MODEL, which paints with the adapters that the first one learns. ``references`` are the
-    IMAGEs (N, H, W, 3) that each prompt edits or takes things from, in the order of the prompts. ``made_by`` is the
-    VAE's file as Load FLUX.2 names it, empty where that does not say all.
-    """
-
-    config: PreviewSettings
-    vae: object
-    model: object | None = None
-    references: tuple[tuple[Tensor, ...], ...] = field(default=())
-    made_by: str = ""
 
 
 class Previews:
@@ -44,7 +27,7 @@ class Previews:
     """
 
     def __init__(
-        self, validation: Validation, trained, embeds: Mapping[str, Tensor], adapters: Adapters, method: str = INDEX
+        self, validation: PreviewRequest, trained, embeds: Mapping[str, Tensor], adapters: Adapters, method: str = INDEX
     ):
         self.validation, self.embeds, self.adapters, self.method = validation, embeds, adapters, method
         self.config, self.on = validation.config, True

@@ -29,7 +29,6 @@ from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
 from .rewind import Rewind
 from .sparing import Sparing
-from .state import restore_weights
 from .trainer import Trainer
 
 Listen = Callable[[Event], None]
@@ -212,7 +211,7 @@ class Session:
         if best is None:
             return
         try:
-            restore_weights(self.trainer, checkpoints.read(best).load())
+            self.trainer.restore_weights(checkpoints.read(best).load())
         except Damaged as error:
             self._tell(Warned(f"The best checkpoint {best.name} cannot be read ({error}); the LoRA is the last one."))
 

@@ -25,22 +25,22 @@ from ..host.compute import training_dtype
 from ..host.velocity import Condition, check_embeds, velocity
 from ..settings.training import TrainingSettings
 from . import processes, times
+from .between_steps import BetweenSteps
 from .building import build_adapters, build_optimizer, require_preserved
 from .ema import Ema
 from .events import Completed, Event, Phase, Planned, Stepped, Warned
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
+from .held_out import kept_out
 from .history import BANDS, History, Measured, tally
 from .loss_scale import LossScale
 from .objective import Case, Memo, Objective, Part
-from .previews import Validation
+from .preview_request import PreviewRequest
 from .retry import Memory
 from .schedules import Schedule
-from .state import restore, state_of
-from .validation import kept_out
-from .watch import Watch
+from .state import Resumable
 
 
-class Trainer:
+class Trainer(Resumable):
     """Trains LoRA adapters on a FLUX.2 MODEL from cached latents and embeds.
 
     Everything that can be wrong with the inputs is refused here, before the first step. ``run`` does the work;
@@ -62,7 +62,7 @@ class Trainer:
         latents: LatentCache,
         config: TrainingSettings,
         accelerator: Accelerator | None = None,
-        validation: Validation | None = None,
+        validation: PreviewRequest | None = None,
         held_out: tuple[EmbedCache, LatentCache] | None = None,
     ):
         identify.require_flux2(model)
@@ -106,7 +106,7 @@ class Trainer:
                 if config.ema.ema_decay
                 else None
             )
-        self.watch = Watch(self, embeds.embeds, validation)
+        self.between_steps = BetweenSteps()
 
     def run(self) -> Generator[Event, None, None]:
         """Train, yielding an event after every step. Close it (or let it raise) at any time: the model is given back.
@@ -129,19 +129,19 @@ class Trainer:
         config = self.config
         order = batches(self.samples, self.step_size, config.seed, config.steps, config.epochs)
         order = islice(order, self.step, None)
-        yield from self.watch.before()
+        yield from self.between_steps.before()
         yield Planned(self.memory.describe())
         with borrow_as(self.model, self.adapters.deltas(), self.memory.how, self.memory.room) as borrowed:
             if self.step == 0:
-                yield from self.watch.measure(borrowed, 0)
-                yield from self.watch.paint(borrowed, 0)
+                yield from self.between_steps.measure(borrowed, 0)
+                yield from self.between_steps.paint(borrowed, 0)
             with closing(drawn(self.samples, order, config.seed, self.step + 1)) as read:
                 for step, batch in enumerate(read, self.step + 1):
                     yield from self._timed_step(borrowed, step, batch)
                     self._end_if_asked(step)
-                    yield from self.watch.measure(borrowed, step)
+                    yield from self.between_steps.measure(borrowed, step)
                     yield from self._end_on_plateau(step)
-                    yield from self.watch.paint(borrowed, step)
+                    yield from self.between_steps.paint(borrowed, step)
                     yield Completed(step)
                     if step == self.total:
                         return
@@ -238,14 +238,6 @@ class Trainer:
             with self._settled():
                 self.ema.update()
         self.torn = False
-
-    def state_dict(self) -> dict:
-        """All that training changes, and all that it draws from. Not while ``torn``."""
-        return state_of(self)
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from ``state_dict``'s state, with the seed it was made with; the learning rate is this config's."""
-        restore(self, state)
 
     def release(self) -> None:
         """Give back what only training needs: gradients and the optimizer's state. The adapters stay."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,22 +11,22 @@ from torch import Tensor
 from ..data.samples import Sample, Samples
 from ..host.borrow import training_mode
 from . import processes
+from .between_steps import BetweenSteps
 from .events import Event, ImageLoss, ImagesMeasured, Phase, Validated, Warned
-from .previews import Previews, Validation
-from .validation import NOISY, OTHERS, TIMES, also_trained, fixed_loss, fixed_losses, lenders
+from .held_out import also_trained
+from .previews import Previews
+from .trainer import Trainer
+from .validation import NOISY, OTHERS, TIMES, fixed_loss, fixed_losses, lenders
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
 
-
-class Watch:
+class Evaluation(BetweenSteps):
     """Looks at a trainer's adapters as they are after some of its steps, and tells what it saw."""
 
-    def __init__(self, trainer: Trainer, embeds: Mapping[str, Tensor], validation: Validation | None):
+    def __init__(self, trainer: Trainer, embeds: Mapping[str, Tensor]):
         self.trainer, self.previews = trainer, None
-        if validation is not None:
+        if trainer.validation is not None:
             method = trainer.config.guidance.references
-            self.previews = Previews(validation, trainer.model, embeds, trainer.adapters, method)
+            self.previews = Previews(trainer.validation, trainer.model, embeds, trainer.adapters, method)
 
     def before(self) -> Iterator[Event]:
         """What has to be done before the model is borrowed."""

@@ -61,8 +61,8 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
 
     from ..host import files
     from ..run import fit, processes
+    from ..run.prepare import new_trainer
     from ..run.session import train
-    from ..run.trainer import Trainer
     from .cache import encode_all
 
     with torch.inference_mode():  # as ComfyUI runs nodes
@@ -71,7 +71,7 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
         vae = parts.load_vae()
         with processes.main_first(accelerator):  # it fills the caches, where the others find everything
             (embeds, latents), *held_out = encode_all(job, bar, parts.load_clip(), vae)
-        trainer = Trainer(
+        trainer = new_trainer(
             parts.load_model(), embeds, latents, job.training, accelerator, validation_of(job, vae),
             held_out[0] if held_out else None,
         )  # fmt: skip
@@ -89,7 +89,7 @@ def validation_of(job: Job, vae):
     from ..data.images import load_rgb, to_tensor
     from ..host import describe, files
     from ..run import fit
-    from ..run.previews import Validation
+    from ..run.preview_request import PreviewRequest
 
     asked = job.previews
     if asked is None:
@@ -97,7 +97,7 @@ def validation_of(job: Job, vae):
     references = tuple(tuple(to_tensor(load_rgb(files.resolve_file(str(path)))) for path in prompt.references)
                        for prompt in asked.prompts)  # fmt: skip
     second = asked.model and fit.parts_of(asked.model).load_model()
-    return Validation(asked, vae, second, references, describe.vae_file(vae))
+    return PreviewRequest(asked, vae, second, references, describe.vae_file(vae))
 
 
 class _Listener:
