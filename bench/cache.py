@@ -79,7 +79,7 @@ def flux2_vae():
 def nano_vae():
     """nano's VAE."""
     from flux2_train.flavours import FLAVOURS
-    from flux2_train.host import files, load
+    from flux2_train.host.loading import files, load
 
     row = FLAVOURS["nano"]
     return load.load_vae(files.locate(row.vaes), row)
@@ -96,7 +96,7 @@ def throughput(folder: Path, base: Path, name: str, resolution: int, repeats: in
     from flux2_train.data.images import load_rgb, to_tensor
     from flux2_train.data.index import Index
     from flux2_train.data.store import Store
-    from flux2_train.host import encode
+    from flux2_train.host.encoding import encode
     from flux2_train.settings.dataset import DatasetSettings
 
     vae, request = VAES[name](), DatasetSettings(folder, resolution=resolution)
@@ -217,7 +217,7 @@ def main() -> None:
     """Measure, print, and write the result with the machine it was measured on."""
     options = parser().parse_args()
     sys.path.insert(0, str(ROOT))
-    from flux2_train.host.bootstrap import import_comfyui
+    from flux2_train.host.system.bootstrap import import_comfyui
 
     import_comfyui()
     import torch

@@ -25,8 +25,8 @@ def trainer(steps: int, rank: int, resolution: int):
     from bench.encoding import encoded
     from flux2_train.data.folder import read_folder
     from flux2_train.flavours import FLAVOURS
-    from flux2_train.host import files, load
-    from flux2_train.run.prepare import new_trainer
+    from flux2_train.host.loading import files, load
+    from flux2_train.runs.prepare import new_trainer
     from flux2_train.settings.dataset import DatasetSettings
     from flux2_train.settings.training import TrainingSettings
 
@@ -42,7 +42,7 @@ def trainer(steps: int, rank: int, resolution: int):
 
 def blocks(trained, keeper, steps: int) -> Iterator[float]:
     """Seconds of every ``steps`` steps; in every second block of them, a checkpoint is due at its first."""
-    from flux2_train.run.events import Completed
+    from flux2_train.events import Completed
 
     started = time.perf_counter()
     with closing(trained.run()) as run:
@@ -62,8 +62,8 @@ def measure(pairs: int, steps: int, rank: int, resolution: int) -> tuple[Ratio, 
     """(how much longer with checkpoints, bytes of one). One more pair comes first and does not count."""
     import torch
 
-    from flux2_train.run.checkpoints import About, Snapshot
-    from flux2_train.run.keeper import Keeper
+    from flux2_train.runs.checkpoint_writer import Keeper
+    from flux2_train.runs.checkpoints import About, Snapshot
     from flux2_train.settings.saving import CheckpointSettings
 
     trained = trainer(2 * steps * (pairs + 1), rank, resolution)
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--resolution", type=int, default=128)
     asked = parser.parse_args()
-    from flux2_train.host.bootstrap import import_comfyui
+    from flux2_train.host.system.bootstrap import import_comfyui
 
     import_comfyui()
     found, size = measure(asked.pairs, asked.steps, asked.rank, asked.resolution)

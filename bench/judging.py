@@ -111,9 +111,9 @@ def judged(parts: tuple, folder: Path, seed: int, steps: int = STEPS) -> list[Ve
     """Train on what ``write`` has written with nano's (MODEL, CLIP, VAE), and judge every picture."""
     from bench.encoding import encoded
     from flux2_train.data.folder import read_folder
-    from flux2_train.run.events import ImagesMeasured
-    from flux2_train.run.judging import judge
-    from flux2_train.run.prepare import new_trainer
+    from flux2_train.evaluate.verdicts import judge
+    from flux2_train.events import ImagesMeasured
+    from flux2_train.runs.prepare import new_trainer
     from flux2_train.settings.dataset import DatasetSettings
     from flux2_train.settings.previews import ValidationLossSettings
     from flux2_train.settings.training import TrainingSettings

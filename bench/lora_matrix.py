@@ -26,7 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
+from flux2_train.host.system.bootstrap import import_comfyui  # noqa: E402
 
 import_comfyui("--cpu")
 

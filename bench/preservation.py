@@ -44,7 +44,7 @@ def caches(problem: Problem):
 
 def trainer_of(kind: str, model, data, problem: Problem):
     """A run of one step."""
-    from flux2_train.run.prepare import new_trainer
+    from flux2_train.runs.prepare import new_trainer
     from flux2_train.settings.objective import PreservationSettings
     from flux2_train.settings.training import TrainingSettings
 
@@ -57,7 +57,7 @@ def trainer_of(kind: str, model, data, problem: Problem):
 
 def measured(trainer) -> tuple[float, float]:
     """(seconds, MB that the step needed above what was there before) of a run's one step."""
-    from flux2_train.run.events import Stepped
+    from flux2_train.events import Stepped
 
     before = reset_memory(trainer.device)
     with torch.inference_mode(), closing(trainer.run()) as run:

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 
 from .errors import UserError
-from .host.bootstrap import prepare
+from .host.system.bootstrap import prepare
 
 WITH_COMFYUI = ("train", "resume", "sample", "cache", "merge", "doctor")  # commands that compute with it
 
@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
     code = main(sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from .run.processes import leave
+        from .train.processes import leave
 
         leave(code)
     sys.exit(code)

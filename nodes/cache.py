@@ -5,9 +5,9 @@ import logging
 from comfy_api.latest import io
 
 from ..flux2_train.data.index import Index
-from ..flux2_train.host import memory
-from ..flux2_train.host.files import cache_folder
-from ..flux2_train.run import encoding
+from ..flux2_train.host.loading.files import cache_folder
+from ..flux2_train.host.system import memory
+from ..flux2_train.runs import encoding
 from ..flux2_train.settings.caches import USER, EmbedSettings, LatentSettings
 from . import fields
 from .progress import NodeProgress

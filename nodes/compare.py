@@ -8,13 +8,13 @@ from comfy_api.latest import io
 from ..flux2_train.adapters import read
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.errors import UserError
-from ..flux2_train.host import lora as host
-from ..flux2_train.host.files import run_folder
-from ..flux2_train.host.sampling import Settings
-from ..flux2_train.run.checkpoint_lora import lora_of
-from ..flux2_train.run.checkpoints import paths, step_of
-from ..flux2_train.run.compare import compared, labelled, matching, require_few
-from ..flux2_train.run.folder import RunFolder
+from ..flux2_train.evaluate.compare import compared, labelled, matching, require_few
+from ..flux2_train.host.loading.files import run_folder
+from ..flux2_train.host.lora import apply as host
+from ..flux2_train.host.sampling.sample import Settings
+from ..flux2_train.runs.checkpoint_lora import lora_of
+from ..flux2_train.runs.checkpoints import paths, step_of
+from ..flux2_train.runs.folder import RunFolder
 from ..flux2_train.settings.text import numbers
 from . import painting
 from .progress import NodeProgress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..flux2_train.host.files import resolve
+from ..flux2_train.host.loading.files import resolve
 from ..flux2_train.settings.dataset import CaptionSettings, CropSettings, MaskSettings, ReferenceSettings
 from . import fields
 from .dataset import folder_states

@@ -6,11 +6,11 @@ import time
 
 from PIL import Image
 
-from ..flux2_train.run import events
-from ..flux2_train.run.judging import judge, summary
-from ..flux2_train.run.plot import loss_plot
-from ..flux2_train.run.sheets import beside, stacked
-from ..flux2_train.run.trainer import Trainer
+from ..flux2_train import events
+from ..flux2_train.evaluate.plots import loss_plot
+from ..flux2_train.evaluate.sheets import beside, stacked
+from ..flux2_train.evaluate.verdicts import judge, summary
+from ..flux2_train.train.trainer import Trainer
 from .progress import NodeProgress
 
 PREVIEW_SECONDS = 2.0

@@ -3,8 +3,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..flux2_train.formats import PLANNED
-from ..flux2_train.host import files, load
-from ..flux2_train.run import fit
+from ..flux2_train.host.loading import files, load
+from ..flux2_train.runs import precision as fit
 from ..flux2_train.settings.model import ModelSettings
 from . import fields
 from .progress import NodeProgress

@@ -6,8 +6,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..flux2_train.errors import UserError
-from ..flux2_train.host import files
-from ..flux2_train.host.merge import PRECISIONS, SOURCE, merge
+from ..flux2_train.host.loading import files
+from ..flux2_train.host.lora.merge import PRECISIONS, SOURCE, merge
 from .apply import NO_FILE
 from .progress import NodeProgress
 from .types import CATEGORY

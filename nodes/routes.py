@@ -8,8 +8,8 @@ from aiohttp import web
 from server import PromptServer
 
 from ..flux2_train.errors import UserError
-from ..flux2_train.host import files
-from ..flux2_train.run.folder import RunFolder
+from ..flux2_train.host.loading import files
+from ..flux2_train.runs.folder import RunFolder
 from ..flux2_train.settings.training import is_file_name
 
 MOST_BYTES = 4096

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..flux2_train.data.images import to_tensor
-from ..flux2_train.run.plot import times_plot
+from ..flux2_train.evaluate.plots import times_plot
 from ..flux2_train.settings.timesteps import TimestepSettings
 from . import fields
 from .types import CATEGORY, FluxTimesteps

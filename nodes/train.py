@@ -3,11 +3,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..flux2_train.data.images import to_tensor
-from ..flux2_train.host import files
-from ..flux2_train.run.plot import loss_plot
-from ..flux2_train.run.prepare import new_trainer
-from ..flux2_train.run.resume import AUTO, NEW
-from ..flux2_train.run.session import train
+from ..flux2_train.evaluate.plots import loss_plot
+from ..flux2_train.host.loading import files
+from ..flux2_train.runs.prepare import new_trainer
+from ..flux2_train.runs.resume import AUTO, NEW
+from ..flux2_train.runs.session import train
 from ..flux2_train.settings.recipes import RECIPES, Recipe, combined
 from ..flux2_train.settings.training import NO_RECIPE, TrainingSettings
 from . import fields

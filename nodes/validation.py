@@ -3,10 +3,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..flux2_train.errors import UserError
-from ..flux2_train.host import describe, files
-from ..flux2_train.run.preview_request import PreviewRequest
+from ..flux2_train.host import describe
+from ..flux2_train.host.loading import files
 from ..flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings, from_lines
 from ..flux2_train.settings.prompts import from_file
+from ..flux2_train.train.preview_request import PreviewRequest
 from . import fields, painting
 from .types import CATEGORY, FluxEmbeds, FluxLatents, FluxValidation, FluxValidationLoss
 

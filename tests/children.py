@@ -23,7 +23,7 @@ def run_probe(script: str, *arguments, **environment: str) -> str:
 
 KILLED_WRITER = """
 import os, pathlib, signal, sys
-from flux2_train.whole import whole
+from flux2_train.atomic import whole
 with whole(pathlib.Path(sys.argv[1])) as partial:
     partial.write_text("half")
     print(partial, flush=True)

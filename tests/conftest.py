@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT)]
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; read by torch when it is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
+from flux2_train.host.system.bootstrap import import_comfyui  # noqa: E402
 
 
 def _device():
@@ -45,7 +45,7 @@ from flux2_train.data import cache  # noqa: E402
 from flux2_train.data.dataset import Dataset  # noqa: E402
 from flux2_train.data.folder import read_folder  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
-from flux2_train.host import files, load  # noqa: E402
+from flux2_train.host.loading import files, load  # noqa: E402
 from flux2_train.settings.dataset import DatasetSettings  # noqa: E402
 from flux2_train.terminal.main import main  # noqa: E402
 

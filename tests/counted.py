@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_map_only
 
 from flux2_train.adapters import targets
 from flux2_train.adapters.live import Adapters, Site
-from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
-from flux2_train.host.velocity import Condition, velocity
+from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
+from flux2_train.host.borrowed.velocity import Condition, velocity
 from flux2_train.settings.adapter import AdapterSettings
 
 META = torch.device("meta")

@@ -10,7 +10,7 @@ import time
 import comfy.model_management
 import torch
 
-from flux2_train.memory.streaming import Direct
+from flux2_train.streaming.ring import Direct
 
 POISON = 0xAB
 

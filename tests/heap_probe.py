@@ -5,14 +5,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from flux2_train.host.bootstrap import import_comfyui
+from flux2_train.host.system.bootstrap import import_comfyui
 
 import_comfyui()
 
 import torch  # noqa: E402
 from glibc import malloc_info  # noqa: E402
 
-from flux2_train.host.heap import freed_at_once, give_back  # noqa: E402
+from flux2_train.host.system.heap import freed_at_once, give_back  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -12,17 +12,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
+from flux2_train.host.system.bootstrap import import_comfyui  # noqa: E402
 
 import_comfyui()
 
 import torch  # noqa: E402
 from support import tiny_caches, tiny_flux2  # noqa: E402
 
-from flux2_train.run import events  # noqa: E402
-from flux2_train.run.prepare import new_trainer  # noqa: E402
-from flux2_train.run.trainer import Trainer  # noqa: E402
+from flux2_train import events  # noqa: E402
+from flux2_train.runs.prepare import new_trainer  # noqa: E402
 from flux2_train.settings.training import TrainingSettings  # noqa: E402
+from flux2_train.train.trainer import Trainer  # noqa: E402
 
 CONFIG = TrainingSettings(steps=2, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
+from flux2_train.host.system.bootstrap import import_comfyui  # noqa: E402
 
 import_comfyui("--cpu")
 
@@ -38,8 +38,10 @@ from flux2_train.data import cache  # noqa: E402
 from flux2_train.data.folder import read_folder  # noqa: E402
 from flux2_train.data.store import Store  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
-from flux2_train.host import encode, load, memory  # noqa: E402
-from flux2_train.run.prepare import new_trainer  # noqa: E402
+from flux2_train.host.encoding import encode  # noqa: E402
+from flux2_train.host.loading import load  # noqa: E402
+from flux2_train.host.system import memory  # noqa: E402
+from flux2_train.runs.prepare import new_trainer  # noqa: E402
 from flux2_train.settings.dataset import DatasetSettings  # noqa: E402
 from flux2_train.settings.training import TrainingSettings  # noqa: E402
 

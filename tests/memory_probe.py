@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flux2_train.host.bootstrap import import_comfyui  # noqa: E402
+from flux2_train.host.system.bootstrap import import_comfyui  # noqa: E402
 
 import_comfyui()
 
@@ -25,10 +25,10 @@ from bench.speed.problem import Problem, write_weights  # noqa: E402
 from flux2_train.adapters import targets  # noqa: E402
 from flux2_train.adapters.live import Adapters, Site  # noqa: E402
 from flux2_train.host import sizes  # noqa: E402
-from flux2_train.host.borrow import borrow, linears, training_mode  # noqa: E402
-from flux2_train.host.velocity import Condition, velocity  # noqa: E402
-from flux2_train.layout import BLOCKS, OFF, Layout  # noqa: E402
-from flux2_train.memory.estimate import Machine, Work, estimate  # noqa: E402
+from flux2_train.host.borrowed.borrow import borrow, linears, training_mode  # noqa: E402
+from flux2_train.host.borrowed.velocity import Condition, velocity  # noqa: E402
+from flux2_train.planning.estimate import Machine, Work, estimate  # noqa: E402
+from flux2_train.planning.layout import BLOCKS, OFF, Layout  # noqa: E402
 from flux2_train.settings.adapter import AdapterSettings  # noqa: E402
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from flux2_train.host.bootstrap import import_comfyui
+from flux2_train.host.system.bootstrap import import_comfyui
 
 import_comfyui()
 
@@ -21,8 +21,8 @@ from glibc import malloc_info  # noqa: E402
 from bench.speed.problem import Problem, write_weights  # noqa: E402
 from flux2_train.adapters import files, names, write  # noqa: E402
 from flux2_train.adapters.parts import LowRank  # noqa: E402
-from flux2_train.host.heap import freed_at_once  # noqa: E402
-from flux2_train.host.merge import merge  # noqa: E402
+from flux2_train.host.lora.merge import merge  # noqa: E402
+from flux2_train.host.system.heap import freed_at_once  # noqa: E402
 
 
 @contextmanager

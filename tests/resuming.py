@@ -7,16 +7,18 @@ import pytest
 import torch
 from support import brief_flux2, tiny_caches
 
-from flux2_train.run import events, packing, resume
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.session import train
+from flux2_train import events
+from flux2_train.runs import resume
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.session import train
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
 from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
 from flux2_train.settings.timesteps import TimestepSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train import packing
 
 STEPS, CUT = 5, 2
 CONFIG = TrainingSettings(name="run", steps=STEPS, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)

@@ -10,8 +10,8 @@ import pickle
 import sys
 from pathlib import Path
 
-from flux2_train.host.bootstrap import import_comfyui
-from flux2_train.run import processes
+from flux2_train.host.system.bootstrap import import_comfyui
+from flux2_train.train import processes
 
 caches, place, runs = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 
@@ -20,11 +20,11 @@ with processes.launched() as accelerator:
     import torch
     from support import brief_flux2
 
-    from flux2_train.run.events import Completed
-    from flux2_train.run.folder import RunFolder
-    from flux2_train.run.prepare import new_trainer
-    from flux2_train.run.resume import AUTO, NEW
-    from flux2_train.run.session import train
+    from flux2_train.events import Completed
+    from flux2_train.runs.folder import RunFolder
+    from flux2_train.runs.prepare import new_trainer
+    from flux2_train.runs.resume import AUTO, NEW
+    from flux2_train.runs.session import train
     from flux2_train.settings.earlier import settings_of
 
     def ending(at, by):

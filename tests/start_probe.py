@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from flux2_train.host import bootstrap, starting
+from flux2_train.host.system import bootstrap, starting
 
 who, card, *options = sys.argv[1:]
 card = json.loads(card)

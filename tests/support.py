@@ -23,10 +23,10 @@ from flux2_train.adapters import targets, write
 from flux2_train.adapters.live import Adapters, Site
 from flux2_train.data import cache
 from flux2_train.data.folder import read_folder
-from flux2_train.host import quantise
-from flux2_train.host.borrow import linears, training_mode
-from flux2_train.host.frozen import row_norms
-from flux2_train.host.velocity import Condition, velocity
+from flux2_train.host.borrowed.borrow import linears, training_mode
+from flux2_train.host.borrowed.frozen import row_norms
+from flux2_train.host.borrowed.velocity import Condition, velocity
+from flux2_train.host.loading import quantise
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.dataset import DatasetSettings
 

@@ -10,10 +10,10 @@ from flux2_train.adapters import files, write
 from flux2_train.adapters.live import NAME, Adapters, Site
 from flux2_train.adapters.start import start_from
 from flux2_train.errors import UserError
-from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.host.velocity import velocity
-from flux2_train.run.events import Stepped
-from flux2_train.run.prepare import new_trainer
+from flux2_train.events import Stepped
+from flux2_train.host.borrowed.borrow import borrow, training_mode
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.training import TrainingSettings
 

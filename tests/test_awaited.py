@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from support import require_precision
 
 from bench.shapes import flux2_shapes
-from flux2_train.host import load, memory
-from flux2_train.host.awaited import is_awaited
-from flux2_train.host.borrow import linears
+from flux2_train.host.borrowed.borrow import linears
+from flux2_train.host.loading import load
+from flux2_train.host.loading.awaited import is_awaited
+from flux2_train.host.system import memory
 
 QUANTISED = [
     "fp8 (scaled)",

@@ -12,9 +12,10 @@ from comfy.quant_ops import QuantizedTensor
 from support import adapters_for, loss_of, problem, sdxl, state_dict, tiny_flux1, tiny_flux2
 
 from flux2_train.errors import UserError
-from flux2_train.host import identify, lora
-from flux2_train.host.borrow import borrow, linears, training_mode
-from flux2_train.host.velocity import check_embeds
+from flux2_train.host import identify
+from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
+from flux2_train.host.borrowed.velocity import check_embeds
+from flux2_train.host.lora.apply import apply as lora
 from flux2_train.nano import TRANSFORMER
 
 

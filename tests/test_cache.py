@@ -13,7 +13,7 @@ from support import CPU
 from flux2_train.data.cache import cache_embeds, cache_latents
 from flux2_train.data.samples import samples
 from flux2_train.data.store import Store
-from flux2_train.host import encode
+from flux2_train.host.encoding import encode
 from flux2_train.settings.dataset import CropSettings, MaskSettings
 
 

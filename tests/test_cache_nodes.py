@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from pictures import picture
 
 from bench.encoding import encode_text
-from flux2_train.host.files import cache_folder
+from flux2_train.host.loading.files import cache_folder
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,22 @@ import pytest
 import torch
 from support import brief_flux2, tiny_caches, tiny_flux2
 
+from flux2_train import events
 from flux2_train.adapters import read
 from flux2_train.errors import UserError
-from flux2_train.host import machine
-from flux2_train.host.rates import ASSUMED
-from flux2_train.run import checkpoints, events, retry
-from flux2_train.run.checkpoint_lora import lora_of
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.guards import Plateau, SlowSteps
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.session import train
+from flux2_train.host.system import machine
+from flux2_train.host.system.rates import ASSUMED
+from flux2_train.runs import checkpoints
+from flux2_train.runs.checkpoint_lora import lora_of
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.session import train
 from flux2_train.settings.optimizer import OptimizerSettings
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.saving import CheckpointSettings, SaveSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train import out_of_memory as retry
+from flux2_train.train.guards import Plateau, SlowSteps
 
 NEVER = CheckpointSettings(every_minutes=0)
 CONFIG = TrainingSettings(name="run", steps=4, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from flux2_train.run import checkpoints, packing
-from flux2_train.run.checkpoints import About, Damaged, Snapshot
-from flux2_train.run.keeper import Keeper
+from flux2_train.runs import checkpoints
+from flux2_train.runs.checkpoint_writer import Keeper
+from flux2_train.runs.checkpoints import About, Damaged, Snapshot
 from flux2_train.settings.saving import CheckpointSettings
+from flux2_train.train import packing
 
 NEVER = CheckpointSettings(every_minutes=0)
 

@@ -13,14 +13,16 @@ from support import adapters_for, state_dict, tiny_caches, tiny_flux2
 from flux2_train.adapters import read
 from flux2_train.adapters.header import references_of
 from flux2_train.errors import UserError
-from flux2_train.host import lora, sampling
-from flux2_train.host.sampling import Settings
-from flux2_train.run import checkpoints, sheets
-from flux2_train.run.checkpoint_lora import lora_of
-from flux2_train.run.compare import MOST, compared, labelled, matching, require_few
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.session import train
+from flux2_train.evaluate import sheets
+from flux2_train.evaluate.compare import MOST, compared, labelled, matching, require_few
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.sampling.sample import Settings
+from flux2_train.host.sampling.sample import sample as sampling
+from flux2_train.runs import checkpoints
+from flux2_train.runs.checkpoint_lora import lora_of
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.session import train
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings

@@ -15,10 +15,12 @@ from bench.encoding import encode_text
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import deferred, encode, load, memory
-from flux2_train.host.awaited import is_awaited
-from flux2_train.host.borrow import linears
-from flux2_train.host.velocity import velocity
+from flux2_train.host.borrowed.borrow import linears
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.encoding import encode
+from flux2_train.host.loading import deferred, load
+from flux2_train.host.loading.awaited import is_awaited
+from flux2_train.host.system import memory
 
 PRECISIONS = ["as in file", "bf16", "fp32", "fp8 (scaled)", "nvfp4"]
 AS_STORED = ["as in file", "bf16"]  # as the file has them

@@ -8,7 +8,7 @@ from support import QUANTISED, tiny_flux2
 
 from flux2_train.formats import dequantising
 from flux2_train.host import sizes
-from flux2_train.host.borrow import linears
+from flux2_train.host.borrowed.borrow import linears
 
 FORMATS = {
     "scaled_fp8_e4m3": "fp8 (scaled)", "mxfp8": "mxfp8", "int8": "int8", "nvfp4": "nvfp4", "convrot_w4a4": "int4"

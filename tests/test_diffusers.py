@@ -8,8 +8,8 @@ import torch
 from support import adapters_for, by_diffusers, problem, tiny_flux2
 
 from bench.as_diffusers import diffusers_transformer
-from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.host.velocity import velocity
+from flux2_train.host.borrowed.borrow import borrow, training_mode
+from flux2_train.host.borrowed.velocity import velocity
 
 pytest.importorskip("diffusers", minversion="0.36", reason="diffusers, a development requirement, is not installed")
 

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from flux2_train import __version__
 from flux2_train.formats import DTYPES
-from flux2_train.host import facts, rates
+from flux2_train.host.system import facts, rates
 from flux2_train.terminal import doctor
 
 pytestmark = pytest.mark.long  # the command starts ComfyUI

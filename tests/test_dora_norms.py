@@ -9,13 +9,13 @@ from support import adapters_for, tiny_caches, tiny_flux2
 
 from flux2_train.adapters import dora, files, read
 from flux2_train.adapters.parts import LowRank
-from flux2_train.host import lora
-from flux2_train.host.borrow import linears, training_mode
-from flux2_train.host.memory import unload
-from flux2_train.run.building import build_adapters
-from flux2_train.run.prepare import new_trainer
+from flux2_train.host.borrowed.borrow import linears, training_mode
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.system.memory import unload
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train.building import build_adapters
 
 CONFIG = TrainingSettings(rank=2, steps=2, adapter=AdapterSettings(dora=True))
 

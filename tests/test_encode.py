@@ -11,8 +11,9 @@ from bench.encoding import encode_image, encode_text
 from flux2_train.data.store import Store
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import encode, memory, text_encoder
-from flux2_train.run import encoding
+from flux2_train.host.encoding import encode, text_encoder
+from flux2_train.host.system import memory
+from flux2_train.runs import encoding
 from flux2_train.settings.caches import LatentSettings
 
 TEXTS = ["a cat", "a dog", "a small red house on a hill", "", "a fox"]

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from bench.encoding import encode_text
-from flux2_train.run import events
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.preview_request import PreviewRequest
-from flux2_train.run.resume import AUTO
-from flux2_train.run.session import train
+from flux2_train import events
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.resume import AUTO
+from flux2_train.runs.session import train
 from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train.preview_request import PreviewRequest
 
 pytestmark = pytest.mark.long  # a run on nano with previews, in the module's fixture
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,10 +12,10 @@ from flux2_train import nano as shipped
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.formats import AS_IN_FILE, PLANNED, PRECISIONS
-from flux2_train.host import files, load, quantise
-from flux2_train.memory import weights
-from flux2_train.memory.estimate import Machine
-from flux2_train.run import fit
+from flux2_train.host.loading import files, load, quantise
+from flux2_train.planning import weights
+from flux2_train.planning.estimate import Machine
+from flux2_train.runs import precision as fit
 from flux2_train.settings.model import ModelSettings
 
 GB = 10**9

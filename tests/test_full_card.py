@@ -7,8 +7,9 @@ import comfy_aimdo.model_vbar
 import pytest
 import torch
 
-from flux2_train.host import machine, memory, painter, rates
-from flux2_train.memory.estimate import Machine
+from flux2_train.host.sampling.sample import painter
+from flux2_train.host.system import machine, memory, rates
+from flux2_train.planning.estimate import Machine
 
 CARD, GB = torch.device("cuda", 0), 10**9
 

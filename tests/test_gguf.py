@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from support import adapters_for, problem, tiny_caches, tiny_flux2
 from test_neighbour import gradients
 
-from flux2_train.host import lora
-from flux2_train.host.borrow import linears
-from flux2_train.host.velocity import velocity
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.results import write_results
+from flux2_train.host.borrowed.borrow import linears
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.results import write_results
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.training import TrainingSettings
 

@@ -15,7 +15,7 @@ from bench.gpu import __main__ as command
 from bench.gpu.process import Lost, Process
 from bench.gpu.results import Results
 from bench.gpu.rows import chosen, rows
-from flux2_train.host import load
+from flux2_train.host.loading import load
 from flux2_train.settings.model import ModelSettings
 
 pytestmark = pytest.mark.long  # rows are measured by a process of their own
@@ -253,7 +253,7 @@ def test_what_it_runs_on_is_said_first(process):
 
 def test_the_matrix_rate_of_the_first_row_is_what_steps_are_compared_with(monkeypatch, tmp_path):
     from bench.gpu import worker
-    from flux2_train.host import rates as kept
+    from flux2_train.host.system import rates as kept
 
     monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(kept, "_known", {})

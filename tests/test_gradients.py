@@ -8,8 +8,8 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from support import adapters_for, drawn, loss_of, problem, tiny_flux2
 
-from flux2_train.host.borrow import borrow, linears, training_mode
-from flux2_train.host.velocity import velocity
+from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
+from flux2_train.host.borrowed.velocity import velocity
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_checkpointing_changes_no_bit():
 
 def test_without_the_layer_norm_copies_gradients_are_wrong(monkeypatch, rope_in_float64):
     """The remedy is needed: taking it out must not go unnoticed."""
-    import flux2_train.host.borrow as host
+    import flux2_train.host.borrowed.borrow as host
 
     model = float64_model()
     adapters, case = adapters_for(model, dtype=torch.float64), problem()

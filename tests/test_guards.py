@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flux2_train.errors import UserError
-from flux2_train.run.ema import Ema
-from flux2_train.run.guards import PATIENCE, WINDOW, BadLosses, DeadAdapters, Divergence, SlowSteps
+from flux2_train.train.ema import Ema
+from flux2_train.train.guards import PATIENCE, WINDOW, BadLosses, DeadAdapters, Divergence, SlowSteps
 
 
 def run_ema(values, decay, warmup=0, ema=None):

@@ -10,9 +10,9 @@ from published import write_hollow
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from flux2_train import headers
+from flux2_train import safetensors_header as headers
 from flux2_train.errors import UserError
-from flux2_train.host import deferred
+from flux2_train.host.loading import deferred
 
 
 def test_it_says_what_the_library_says(tmp_path):

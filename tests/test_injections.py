@@ -13,9 +13,9 @@ from support import adapters_for, state_dict, tiny_flux2
 from test_neighbour import expected, gradients, replaced, same  # noqa: F401 - expected is a fixture
 
 from flux2_train.errors import UserError
-from flux2_train.host import streamed
-from flux2_train.host.borrow import Borrowed, borrow, borrow_as
-from flux2_train.layout import OFF, Layout
+from flux2_train.host.borrowed import streamed
+from flux2_train.host.borrowed.borrow import Borrowed, borrow, borrow_as
+from flux2_train.planning.layout import OFF, Layout
 
 
 @pytest.mark.parametrize("how", ["core's node", "object patch", "block", "in place"])

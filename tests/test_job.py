@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_train.errors import UserError
-from flux2_train.host import describe, files, identify, load
+from flux2_train.host import describe, identify
+from flux2_train.host.loading import files, load
 from flux2_train.settings import base, job
 from flux2_train.settings.dataset import CropSettings, DatasetSettings
 from flux2_train.settings.model import ModelSettings

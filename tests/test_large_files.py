@@ -14,9 +14,10 @@ from support import problem
 
 from flux2_train import nano
 from flux2_train.errors import UserError
-from flux2_train.host import load, mapping, memory
-from flux2_train.host.velocity import velocity
-from flux2_train.run.prepare import new_trainer
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.loading import load, mapping
+from flux2_train.host.system import memory
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from children import run_probe
 
-from flux2_train.host import quantise
+from flux2_train.host.loading import quantise
 
 ROOT = Path(__file__).resolve().parents[1]
 GIGABYTE = 10**9

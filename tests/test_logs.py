@@ -12,17 +12,19 @@ from PIL import Image
 from support import brief_flux2, tiny_caches
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flux2_train import events
 from flux2_train.errors import UserError
-from flux2_train.run import events, logs, sheets
-from flux2_train.run.events import Picture, Previewed
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.history import BANDS, History
-from flux2_train.run.plot import loss_plot
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.preview_files import MOST_COLUMNS, PreviewFiles
-from flux2_train.run.session import train
+from flux2_train.evaluate import sheets
+from flux2_train.evaluate.plots import loss_plot
+from flux2_train.events import Picture, Previewed
+from flux2_train.runs import logs
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.preview_files import MOST_COLUMNS, PreviewFiles
+from flux2_train.runs.session import train
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train.history import BANDS, History
 
 CONFIG = TrainingSettings(name="logged", steps=3, rank=2, validation_items=2, preservation=0.5, checkpointing=False,
                      logs="csv and TensorBoard", validation_loss=ValidationLossSettings(per_image=True))  # fmt: skip

@@ -12,7 +12,7 @@ from pictures import picture, read
 from flux2_train.data import long_captions
 from flux2_train.data.cache import cache_embeds
 from flux2_train.data.store import Store
-from flux2_train.host import encode
+from flux2_train.host.encoding import encode
 from flux2_train.settings.dataset import ONE_PROMPT, CaptionSettings
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"

@@ -17,9 +17,9 @@ import nodes as core
 from flux2_train.adapters import files, write
 from flux2_train.adapters.parts import Hadamard, Kronecker, LowRank
 from flux2_train.errors import UserError
-from flux2_train.host import lora
-from flux2_train.host.borrow import borrow, linears, training_mode
-from flux2_train.host.velocity import velocity
+from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.lora.apply import apply as lora
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from support import problem, tiny_flux2, weights_of
 
 from bench.shapes import flux2_shapes
 from flux2_train.adapters import dora
-from flux2_train.host import lora
-from flux2_train.host.borrow import linears
-from flux2_train.host.merge import merge
-from flux2_train.host.velocity import velocity
+from flux2_train.host.borrowed.borrow import linears
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora.merge import merge
 
 
 @pytest.fixture(scope="module")

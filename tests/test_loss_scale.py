@@ -10,15 +10,15 @@ import pytest
 import torch
 from support import adapters_for, problem, tiny_caches, tiny_flux2
 
+from flux2_train import events
 from flux2_train.errors import UserError
-from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.host.compute import training_dtype
-from flux2_train.host.velocity import Condition, velocity
-from flux2_train.run import events
-from flux2_train.run.loss_scale import GROW_AFTER, PATIENCE, LossScale
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.results import report
+from flux2_train.host.borrowed.borrow import borrow, training_mode
+from flux2_train.host.borrowed.compute import training_dtype
+from flux2_train.host.borrowed.velocity import Condition, velocity
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.results import report
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train.loss_scale import GROW_AFTER, PATIENCE, LossScale
 
 CONFIG = TrainingSettings(steps=3, rank=2, learning_rate=1e-3, validation_items=0, checkpointing=False)
 

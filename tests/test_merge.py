@@ -16,12 +16,12 @@ from support import FORMATS, adapters_for, problem, stored, tiny_flux2
 from flux2_train.adapters import files, names, stream, write
 from flux2_train.adapters.parts import Kronecker, LowRank
 from flux2_train.errors import UserError
-from flux2_train.host import lora
-from flux2_train.host.base import BaseFile
-from flux2_train.host.borrow import linears
-from flux2_train.host.frozen import fetched
-from flux2_train.host.merge import PRECISIONS, convert, merge
-from flux2_train.host.velocity import velocity
+from flux2_train.host.borrowed.borrow import linears
+from flux2_train.host.borrowed.frozen import fetched
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora.base_file import BaseFile
+from flux2_train.host.lora.merge import PRECISIONS, convert, merge
 
 
 def predict(model):

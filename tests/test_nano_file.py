@@ -11,8 +11,9 @@ from support import problem
 
 from flux2_train import nano
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import describe, files, identify, load
-from flux2_train.host.velocity import velocity
+from flux2_train.host import describe, identify
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.loading import files, load
 from flux2_train.settings.model import ModelSettings
 
 

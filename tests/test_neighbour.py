@@ -21,8 +21,8 @@ import torch
 from support import adapters_for, loss_of, problem, tiny_flux2
 
 from flux2_train.errors import UserError
-from flux2_train.host.borrow import Borrowed, borrow, borrow_as, linears, training_mode
-from flux2_train.layout import OFF, Layout
+from flux2_train.host.borrowed.borrow import Borrowed, borrow, borrow_as, linears, training_mode
+from flux2_train.planning.layout import OFF, Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 CASE = problem(1, dtype=torch.float32)
@@ -227,7 +227,7 @@ import sys, json
 from contextlib import nullcontext
 sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
 import other_device
-from flux2_train.host.bootstrap import import_comfyui
+from flux2_train.host.system.bootstrap import import_comfyui
 with other_device.installed() if {elsewhere} else nullcontext():
     import_comfyui(*{flags})
 import comfy.cli_args, torch

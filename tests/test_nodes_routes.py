@@ -7,8 +7,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from flux2_train.host.files import run_folder
-from flux2_train.run.folder import RunFolder
+from flux2_train.host.loading.files import run_folder
+from flux2_train.runs.folder import RunFolder
 
 
 @pytest.fixture

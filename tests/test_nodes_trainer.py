@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from support import brief_flux2, tiny_caches
 from test_watch import ORDINARY, changed
 
-from flux2_train.run import sheets
-from flux2_train.run.plot import loss_plot
-from flux2_train.run.prepare import new_trainer
+from flux2_train.evaluate import sheets
+from flux2_train.evaluate.plots import loss_plot
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
 
 
@@ -32,7 +32,7 @@ class Shown:
 @pytest.fixture
 def node(pack):
     """The listener's module, and the events that it knows: the pack has modules of its own, as in ComfyUI."""
-    return [importlib.import_module(f"{pack.__name__}.{name}") for name in ("nodes.listener", "flux2_train.run.events")]
+    return [importlib.import_module(f"{pack.__name__}.{name}") for name in ("nodes.listener", "flux2_train.events")]
 
 
 @pytest.fixture

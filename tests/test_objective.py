@@ -13,8 +13,8 @@ import torch.utils.checkpoint
 from support import tiny_caches, tiny_flux2
 from test_losses import haar
 
-from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.run.prepare import new_trainer
+from flux2_train.host.borrowed.borrow import borrow, training_mode
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.objective import GuidanceSettings, LossSettings, PreservationSettings
 from flux2_train.settings.timesteps import TimestepSettings

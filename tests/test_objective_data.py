@@ -10,7 +10,7 @@ from test_objective import BASE, mse, step
 
 from flux2_train.data.dataset import Mask
 from flux2_train.errors import UserError
-from flux2_train.run.prepare import new_trainer
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.objective import PreservationSettings
 
 

@@ -6,7 +6,7 @@ from weakref import ref
 import pytest
 import torch
 
-from flux2_train.memory import offload
+from flux2_train.streaming import saved_tensors as offload
 
 
 class Noted(offload._Kept):

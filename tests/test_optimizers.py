@@ -10,9 +10,9 @@ import torch
 from transformers import get_scheduler
 
 from flux2_train.errors import UserError
-from flux2_train.run import optimizers
-from flux2_train.run.schedules import Schedule, factor
 from flux2_train.settings.optimizer import OptimizerSettings
+from flux2_train.train import optimizers
+from flux2_train.train.schedules import Schedule, factor
 
 LR, WD = 0.01, 0.1
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from support import brief_flux2, same, state_dict, tiny_caches
 
+from flux2_train import events
 from flux2_train.errors import UserError
-from flux2_train.run import events, times
-from flux2_train.run.plot import times_plot
-from flux2_train.run.prepare import new_trainer
+from flux2_train.evaluate.plots import times_plot
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings import earlier
 from flux2_train.settings.objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
 from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
@@ -20,6 +20,7 @@ from flux2_train.settings.recipes import RECIPES, combined
 from flux2_train.settings.text import numbers, rates
 from flux2_train.settings.timesteps import TimestepSettings
 from flux2_train.settings.training import NO_RECIPE, TrainingSettings
+from flux2_train.train import timesteps as times
 
 BASE = TrainingSettings(steps=4, rank=2, targets="tiny", learning_rate=2e-3, validation_items=0)
 CACHES = tiny_caches()

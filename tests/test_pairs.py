@@ -18,9 +18,9 @@ from support import chance, with_few_words
 from flux2_train.data.dataset import Mask, Source
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import files, load
-from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.run.prepare import new_trainer
+from flux2_train.host.borrowed.borrow import borrow, training_mode
+from flux2_train.host.loading import files, load
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
 
 BASE = TrainingSettings(steps=3, rank=2, targets="tiny", learning_rate=1e-3, validation_items=0, batch=2)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from support import adapters_for, loss_of, problem, state_dict, tiny_flux2
 
-from flux2_train.host import lora, streamed
-from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
-from flux2_train.layout import Layout
+from flux2_train.host.borrowed import streamed
+from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.planning.layout import Layout
 
 pytestmark = pytest.mark.skipif(
     comfy.model_management.get_torch_device().type == "cpu", reason="test_other_device.py runs this on a device"

@@ -14,11 +14,11 @@ from flux2_train import nano as shipped
 from flux2_train.adapters import targets
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import quantise
-from flux2_train.layout import LEAF, Layout, groups, spread
-from flux2_train.memory import planner, weights
-from flux2_train.memory.estimate import Machine, Passes, Work, blocks_of, estimate, operations, tokens_of, transferred
-from flux2_train.memory.planner import Pins
+from flux2_train.host.loading import quantise
+from flux2_train.planning import planner, weights
+from flux2_train.planning.estimate import Machine, Passes, Work, blocks_of, estimate, operations, tokens_of, transferred
+from flux2_train.planning.layout import LEAF, Layout, groups, spread
+from flux2_train.planning.planner import Pins
 from flux2_train.terminal.main import main
 
 CLOSE = 0.05  # what the planner promises

@@ -9,11 +9,10 @@ from support import tiny_flux2
 
 from flux2_train.adapters import targets
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host.borrow import training_mode
-from flux2_train.host.velocity import Condition, velocity
-from flux2_train.layout import Layout
-from flux2_train.memory import planner, weights
-from flux2_train.memory.estimate import (
+from flux2_train.host.borrowed.borrow import training_mode
+from flux2_train.host.borrowed.velocity import Condition, velocity
+from flux2_train.planning import planner, weights
+from flux2_train.planning.estimate import (
     OPTIMIZER_STATE,
     Machine,
     Work,
@@ -22,14 +21,15 @@ from flux2_train.memory.estimate import (
     optimizer_bytes,
     tokens_of,
 )
-from flux2_train.run import plans
-from flux2_train.run.building import build_adapters, build_optimizer
-from flux2_train.run.preview_request import PreviewRequest
+from flux2_train.planning.layout import Layout
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
 from flux2_train.settings.optimizer import OptimizerSettings
 from flux2_train.settings.previews import PreviewSettings, Prompt
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train import plans
+from flux2_train.train.building import build_adapters, build_optimizer
+from flux2_train.train.preview_request import PreviewRequest
 
 CLOSE = 0.05  # what the planner promises
 GB = 10**9

@@ -10,8 +10,8 @@ import torch
 from comfyui_version import __version__ as comfyui
 
 from flux2_train.formats import CHOICES, FORMATS, PRECISIONS, ROWS, dequantising, of_layout, tiers
-from flux2_train.host import quantise
-from flux2_train.host.weights import dtype_of
+from flux2_train.host.loading import quantise
+from flux2_train.host.loading.weights import dtype_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of an empty file of 2001: what the pack has named kept copies by from the beginning.

@@ -11,18 +11,20 @@ from safetensors.torch import load_file, save_file
 from support import state_dict, tiny_flux2, with_few_words
 
 from bench.encoding import encode_text
+from flux2_train import events
 from flux2_train.adapters import read
 from flux2_train.errors import UserError
+from flux2_train.evaluate.previews import Previews
 from flux2_train.flavours import BASE, DISTILLED, FLAVOURS
-from flux2_train.host import files as host_files
-from flux2_train.host import identify, load, lora, sampling
-from flux2_train.host.borrow import borrow
-from flux2_train.run import events
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.preview_request import PreviewRequest
-from flux2_train.run.previews import Previews
-from flux2_train.run.results import write_results
+from flux2_train.host import identify
+from flux2_train.host.borrowed.borrow import borrow
+from flux2_train.host.loading import files as host_files
+from flux2_train.host.loading import load
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.sampling.sample import sample as sampling
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.results import write_results
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
 from flux2_train.settings.objective import GuidanceSettings
@@ -30,6 +32,7 @@ from flux2_train.settings.optimizer import EmaSettings
 from flux2_train.settings.previews import PreviewSettings, Prompt
 from flux2_train.settings.saving import SaveSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train.preview_request import PreviewRequest
 
 PROMPTS = ("zbot on red", "a blue circle")
 SHORT = TrainingSettings(name="previews", steps=2, rank=4, learning_rate=2e-2, validation_items=0, checkpointing=False,

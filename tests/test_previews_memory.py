@@ -8,14 +8,14 @@ import torch
 from delayed import Late
 from support import same, state_dict, tiny_caches, tiny_flux2
 
-from flux2_train.host import streamed
-from flux2_train.memory.streaming import Ring
-from flux2_train.run import events
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.preview_request import PreviewRequest
+from flux2_train import events
+from flux2_train.host.borrowed import streamed
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.streaming.ring import Ring
+from flux2_train.train.preview_request import PreviewRequest
 
 LAYOUTS = {
     "all blocks": {"offload": "all"},

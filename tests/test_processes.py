@@ -16,10 +16,10 @@ from support import brief_flux2, tiny_caches
 
 from flux2_train.data.order import epoch_batches
 from flux2_train.data.samples import samples
-from flux2_train.run import processes
-from flux2_train.run.events import Stepped, Validated
-from flux2_train.run.prepare import new_trainer
+from flux2_train.events import Stepped, Validated
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("train_tiny.py")

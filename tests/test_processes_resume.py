@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from support import brief_flux2, tiny_caches
 
 from flux2_train.errors import UserError
-from flux2_train.run.events import Resumed
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.resume import AUTO, NEW
-from flux2_train.run.session import train
+from flux2_train.events import Resumed
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.resume import AUTO, NEW
+from flux2_train.runs.session import train
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.optimizer import EmaSettings
 from flux2_train.settings.saving import CheckpointSettings, SaveSettings

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flux2_train.errors import UserError
-from flux2_train.host import files
+from flux2_train.host.loading import files
 from flux2_train.settings import base, job
 from flux2_train.settings.job import Job
 from flux2_train.settings.model import ModelSettings

@@ -12,14 +12,15 @@ from support import adapters_for, loss_of, problem, require_precision, tiny_cach
 
 from flux2_train.errors import UserError
 from flux2_train.formats import AS_IN_FILE, CHOICES, FORMATS
-from flux2_train.host import load, lora
-from flux2_train.host.base import BaseFile
-from flux2_train.host.borrow import borrow, linears, training_mode
-from flux2_train.host.velocity import velocity
-from flux2_train.host.weights import dtype_of
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.results import write_results
+from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.loading import load
+from flux2_train.host.loading.weights import dtype_of
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora.base_file import BaseFile
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.results import write_results
 from flux2_train.settings.training import TrainingSettings
 
 STORED = [name for name, layout in LAYOUTS.items() if layout.format]

@@ -14,13 +14,16 @@ from test_published import error, gradients, ours, plain, predict, trained
 from flux2_train.adapters import diffusers
 from flux2_train.errors import UserError
 from flux2_train.flavours import flavour
-from flux2_train.host import identify, lora, merge, reading
-from flux2_train.host.awaited import is_awaited
-from flux2_train.host.borrow import linears
-from flux2_train.host.velocity import velocity
-from flux2_train.memory import weights as planned
-from flux2_train.memory.estimate import Machine
-from flux2_train.run import fit
+from flux2_train.host import identify
+from flux2_train.host.borrowed.borrow import linears
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.loading import reading
+from flux2_train.host.loading.awaited import is_awaited
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora.apply import merge
+from flux2_train.planning import weights as planned
+from flux2_train.planning.estimate import Machine
+from flux2_train.runs import precision as fit
 from flux2_train.settings.model import ModelSettings
 
 

@@ -24,7 +24,7 @@ from bench.encoding import encode_text
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import load
+from flux2_train.host.loading import load
 
 SMALL = Text(128, 28, 256, 1, 1, 151936)  # nano's sizes
 WIDE = Text(5120, 30, 32, 1, 1, 512, qk_norms=False, final=False)  # Mistral is recognised by its width

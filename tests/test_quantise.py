@@ -16,8 +16,9 @@ from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.formats import AS_IN_FILE, CHOICES, DTYPES, FORMATS
-from flux2_train.host import describe, load, quantise
-from flux2_train.host.borrow import linears
+from flux2_train.host import describe
+from flux2_train.host.borrowed.borrow import linears
+from flux2_train.host.loading import load, quantise
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

@@ -9,14 +9,16 @@ import torch
 from support import tiny_caches, tiny_flux2
 
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import machine, rates, sizes
-from flux2_train.memory import table
-from flux2_train.memory.estimate import Machine, operations
-from flux2_train.run import fit, plans
-from flux2_train.run.prepare import new_trainer
+from flux2_train.host import sizes
+from flux2_train.host.system import machine, rates
+from flux2_train.planning import table
+from flux2_train.planning.estimate import Machine, operations
+from flux2_train.runs import precision as fit
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.terminal import plan
 from flux2_train.terminal.main import parser
+from flux2_train.train import plans
 
 DEVICE = comfy.model_management.get_torch_device()
 FOUND = rates.Rates(11e9, 4e9, 70e12, {"bf16": 70e12, "int8": 130e12}, 400e9, 2e9, True)

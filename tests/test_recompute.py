@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from support import adapters_for, loss_of, problem, tiny_flux2
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flux2_train.host import recompute
-from flux2_train.host.borrow import Borrowed, borrow_as, training_mode
-from flux2_train.host.recompute import ATTENTION, Recompute, attended
-from flux2_train.layout import OFF, SELECTIVE, Layout
+from flux2_train.host.borrowed import recompute
+from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, training_mode
+from flux2_train.host.borrowed.recompute import ATTENTION, Recompute, attended
+from flux2_train.planning.layout import OFF, SELECTIVE, Layout
 
 SHAPE = (1, 2, 24, 8)
 

@@ -12,8 +12,8 @@ from reference import Flux2
 from support import FORMATS, adapters_for, drawn, problem, tiny_flux2
 from test_gradients import float64_model
 
-from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.host.velocity import velocity
+from flux2_train.host.borrowed.borrow import borrow, training_mode
+from flux2_train.host.borrowed.velocity import velocity
 
 LENGTH = 512
 CASES = [(kind, references, batch) for kind in ("klein", "dev") for references in (0, 2) for batch in (1, 3)]

@@ -9,12 +9,12 @@ from support import adapters_for, loss_of, problem, state_dict, tiny_caches, tin
 
 from flux2_train.adapters import files, read
 from flux2_train.adapters.header import REFERENCES, references_of
-from flux2_train.host import lora
-from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.host.references import with_references
-from flux2_train.host.velocity import velocity
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.results import metadata
+from flux2_train.host.borrowed.borrow import borrow, training_mode
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.sampling.references import with_references
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.results import metadata
 from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.training import TrainingSettings
 

@@ -23,10 +23,11 @@ from resuming import (
 from safetensors.torch import load_file
 from support import brief_flux2, tiny_caches
 
+from flux2_train import events
 from flux2_train.errors import UserError
-from flux2_train.run import checkpoints, events, packing, resume
-from flux2_train.run.folder import FAILED, FINISHED, STOPPED, RunFolder
-from flux2_train.run.prepare import new_trainer
+from flux2_train.runs import checkpoints, resume
+from flux2_train.runs.folder import FAILED, FINISHED, STOPPED, RunFolder
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
 from flux2_train.settings.objective import GuardSettings, GuidanceSettings
@@ -34,6 +35,7 @@ from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
 from flux2_train.settings.saving import CheckpointSettings, SaveSettings
 from flux2_train.settings.timesteps import TimestepSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train import packing
 
 
 @pytest.mark.parametrize("changes", EVERY.values(), ids=EVERY)

@@ -8,13 +8,14 @@ import torch
 from resuming import CUT, EVERY, Listener, assert_same, caches, model, session, steps, trainer
 from safetensors.torch import load_file
 
+from flux2_train import events
 from flux2_train.errors import UserError
-from flux2_train.run import events, resume
-from flux2_train.run.folder import FAILED, FINISHED, RunFolder
-from flux2_train.run.guards import WINDOW
+from flux2_train.runs import resume
+from flux2_train.runs.folder import FAILED, FINISHED, RunFolder
 from flux2_train.settings.objective import GuardSettings
 from flux2_train.settings.optimizer import EmaSettings
 from flux2_train.settings.saving import CheckpointSettings
+from flux2_train.train.guards import WINDOW
 
 
 @pytest.mark.long

@@ -11,13 +11,14 @@ import torch
 from children import run_probe
 from support import same, state_dict, tiny_caches, tiny_flux2
 
+from flux2_train import events
 from flux2_train.errors import UserError
-from flux2_train.host import borrow, machine
-from flux2_train.host.frozen import FrozenLinear
-from flux2_train.host.memory import is_out_of_memory
-from flux2_train.host.streamed import within
-from flux2_train.run import events
-from flux2_train.run.prepare import new_trainer
+from flux2_train.host.borrowed import borrow
+from flux2_train.host.borrowed.frozen import FrozenLinear
+from flux2_train.host.borrowed.streamed import within
+from flux2_train.host.system import machine
+from flux2_train.host.system.memory import is_out_of_memory
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings

@@ -17,9 +17,9 @@ from support import FORMATS, adapters_for, by_diffusers, problem, tiny_flux2
 from flux2_train.adapters import files, read
 from flux2_train.adapters.dora import change
 from flux2_train.adapters.parts import mapped
-from flux2_train.host import lora
-from flux2_train.host.borrow import borrow, linears
-from flux2_train.host.velocity import velocity
+from flux2_train.host.borrowed.borrow import borrow, linears
+from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.lora.apply import apply as lora
 
 PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXACT = 1e-4

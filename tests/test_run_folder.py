@@ -9,10 +9,10 @@ from children import killed_while_writing
 from support import brief_flux2, tiny_caches
 
 from flux2_train.errors import UserError
-from flux2_train.run.events import Started
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.session import train
+from flux2_train.events import Started
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.session import train
 from flux2_train.settings import job
 from flux2_train.settings.training import TrainingSettings
 

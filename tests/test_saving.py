@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from flux2_train.adapters import files
 from flux2_train.errors import UserError
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.results import write_results
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.results import write_results
 from flux2_train.settings import earlier
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices

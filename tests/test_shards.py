@@ -9,7 +9,8 @@ from bench.encoding import encode_text
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import identify, load, shards
+from flux2_train.host import identify
+from flux2_train.host.loading import load, shards
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import ROOT
 
-from flux2_train.host.bootstrap import find_comfyui
+from flux2_train.host.system.bootstrap import find_comfyui
 
 pytestmark = pytest.mark.skipif(
     "comfy_aimdo.control.init_devices(" not in (find_comfyui() / "main.py").read_text(),

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from stock_nodes import Lacking, World, same, taking_a_model
 from support import flux2_shapes
 
-from flux2_train.host import load, quantise
-from flux2_train.host.awaited import is_awaited
+from flux2_train.host.loading import load, quantise
+from flux2_train.host.loading.awaited import is_awaited
 
 CONTEXT = 96
 MERGES = ("ModelMergeAdd", "ModelMergeBlocks", "ModelMergeFlux1", "ModelMergeSimple", "ModelMergeSubtract")

@@ -18,11 +18,11 @@ from pictures import picture, read
 from PIL import Image
 from safetensors.torch import load_file
 
+from flux2_train.atomic import whole
 from flux2_train.data.cache import cache_latents
 from flux2_train.data.index import SETTLED_SECONDS
 from flux2_train.data.store import Store, narrow
 from flux2_train.errors import UserError
-from flux2_train.whole import whole
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "ab" + "0" * 30

@@ -6,9 +6,10 @@ import torch
 from delayed import Card
 from support import adapters_for, loss_of, problem, tiny_flux2
 
-from flux2_train.host import deferred, streamed
-from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
-from flux2_train.layout import Layout
+from flux2_train.host.borrowed import streamed
+from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
+from flux2_train.host.loading import deferred
+from flux2_train.planning.layout import Layout
 
 ALL = (0, 1, 2)  # blocks of the tiny model
 

@@ -15,8 +15,9 @@ from flux2_train.data.cache import cache_embeds
 from flux2_train.data.store import Store
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import encode, load, streamed_text
-from flux2_train.host.streamed import SOURCE
+from flux2_train.host.borrowed.streamed import SOURCE
+from flux2_train.host.encoding import encode, streamed_text
+from flux2_train.host.loading import load
 from flux2_train.settings.caches import EmbedSettings
 
 TEXTS = ["a red circle", "a blue square on a green ground"]

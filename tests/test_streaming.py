@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import FORMATS, adapters_for, given_back, loss_of, problem, tiny_flux2
 
-from flux2_train.host import streamed
-from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
-from flux2_train.layout import LEAF, Layout
-from flux2_train.memory.streaming import Direct, Group, Ring
+from flux2_train.host.borrowed import streamed
+from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
+from flux2_train.planning.layout import LEAF, Layout
+from flux2_train.streaming.ring import Direct, Group, Ring
 
 CPU = torch.device("cpu")
 ALL = (0, 1, 2)  # blocks of the tiny model

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support import options_for
 
-from flux2_train.host import sampling
+from flux2_train.host.sampling.sample import sample as sampling
 from flux2_train.terminal.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,7 +182,7 @@ def test_caches_are_filled_ahead_and_found_again(trained, typed, tmp_path, monke
 
 @pytest.mark.long
 def test_a_lora_is_converted_as_the_function_does(trained, typed, tmp_path):
-    from flux2_train.host.merge import convert
+    from flux2_train.host.lora.merge import convert
 
     done = typed("convert", trained[1].stem, tmp_path / "a.safetensors", "--format", "kohya", "--precision", "fp32")
     assert done.returncode == 0, done.stderr
@@ -194,7 +194,7 @@ def test_a_lora_is_converted_as_the_function_does(trained, typed, tmp_path):
 @pytest.mark.long
 def test_loras_are_merged_as_the_function_does(trained, typed, tmp_path, nano):
     from flux2_train.host import identify
-    from flux2_train.host.merge import merge
+    from flux2_train.host.lora.merge import merge
 
     model = identify.path_of(nano.model)
     done = typed("merge", model.name, tmp_path / "a.safetensors", "--lora", trained[1].name, "strength=0.5", "--lora",

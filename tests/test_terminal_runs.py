@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from support import options_for
 
-from flux2_train.run.folder import RunFolder
+from flux2_train.runs.folder import RunFolder
 from flux2_train.terminal.main import main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ from scipy import integrate, stats
 
 from flux2_train.flow import quantiles, time_weights, uniforms
 from flux2_train.flow.timesteps import constant_mu, empirical_mu, linear_mu, offset, shift
-from flux2_train.run import times
 from flux2_train.settings.timesteps import TimestepSettings
+from flux2_train.train import timesteps as times
 
 U = torch.linspace(0, 1, 1003, dtype=torch.float64)[1:-1]
 

@@ -9,12 +9,12 @@ import torch
 from safetensors import safe_open
 from support import same, state_dict, tiny_flux1
 
+from flux2_train import events
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
-from flux2_train.run import events
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.results import write_results
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.results import write_results
 from flux2_train.settings.optimizer import OptimizerSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -111,7 +111,7 @@ def test_preservation_holds_the_class_word(nano, robot):
         trainer, told = train(nano, robot, steps=12, preservation=weight, learning_rate=4e-3)
         sample = samples(robot.embeds, robot.latents)[0]
         sample = replace(sample, embeds=sample.class_embeds)
-        from flux2_train.host.borrow import borrow, training_mode
+        from flux2_train.host.borrowed.borrow import borrow, training_mode
 
         with borrow(nano.model, trainer.adapters.deltas()) as borrowed, training_mode(), torch.no_grad():
             x, t = torch.randn(sample.latent.shape, generator=torch.Generator().manual_seed(3)), torch.tensor([0.7])

@@ -29,10 +29,11 @@ from test_published import _only_what_this_comfyui_has as _only_what_this_comfyu
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.formats import AS_IN_FILE
-from flux2_train.host import identify, load, shards
-from flux2_train.memory import weights
-from flux2_train.memory.estimate import Machine
-from flux2_train.run import fit
+from flux2_train.host import identify
+from flux2_train.host.loading import load, shards
+from flux2_train.planning import weights
+from flux2_train.planning.estimate import Machine
+from flux2_train.runs import precision as fit
 from flux2_train.settings.model import ModelSettings
 from flux2_train.terminal.main import main
 

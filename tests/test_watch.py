@@ -12,21 +12,21 @@ import torch
 from PIL import Image
 from support import brief_flux2, same, state_dict, tiny_caches
 
+from flux2_train import events
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
-from flux2_train.host.borrow import borrow, training_mode
-from flux2_train.run import events
-from flux2_train.run.events import ImageLoss
-from flux2_train.run.folder import RunFolder
-from flux2_train.run.held_out import kept_out
-from flux2_train.run.image_files import HEADER, ImageFiles, read_losses
-from flux2_train.run.judging import ADVICE, judge, summary
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.resume import AUTO
-from flux2_train.run.session import train
-from flux2_train.run.validation import NOISY, OTHERS, TIMES, lenders
+from flux2_train.evaluate.fixed_noise import NOISY, OTHERS, TIMES, lenders
+from flux2_train.evaluate.verdicts import ADVICE, judge, summary
+from flux2_train.events import ImageLoss
+from flux2_train.host.borrowed.borrow import borrow, training_mode
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.image_files import HEADER, ImageFiles, read_losses
+from flux2_train.runs.prepare import new_trainer
+from flux2_train.runs.resume import AUTO
+from flux2_train.runs.session import train
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train.held_out import kept_out
 
 SHORT = TrainingSettings(name="watched", steps=4, rank=2, learning_rate=1e-2, validation_items=2, checkpointing=False)
 

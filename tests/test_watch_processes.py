@@ -10,10 +10,10 @@ import torch
 from children import run_in_two_processes
 from support import brief_flux2, tiny_caches
 
+from flux2_train.events import ImagesMeasured, Previewed
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import files
-from flux2_train.run.events import ImagesMeasured, Previewed
-from flux2_train.run.prepare import new_trainer
+from flux2_train.host.loading import files
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
 

@@ -170,7 +170,7 @@ def test_mixed_references_train_like_single_ones(folder, edits):
     """A batch whose samples have references of different sizes, or none, predicts what each sample does alone."""
     from support import tiny_flux2
 
-    from flux2_train.host.velocity import Condition, velocity
+    from flux2_train.host.borrowed.velocity import Condition, velocity
 
     data = cached(read(folder, references=edits[1:]))
     mixed = [data[0], data[5], replace(data[2], references=())]

@@ -16,20 +16,20 @@ import psutil
 import pytest
 from children import killed_while_writing
 
-from flux2_train.whole import sweep, whole, write_table, write_text
+from flux2_train.atomic import sweep, whole, write_table, write_text
 
 DAY = 24 * 60 * 60
 
 OLD, NEW = "old\n", "new\r\n"
 WRITER = """
 import itertools, pathlib, sys
-from flux2_train.whole import write_text
+from flux2_train.atomic import write_text
 for number in itertools.count():
     write_text(pathlib.Path(sys.argv[1]), str(number % 10) * 200_000)
 """
 HALF_WRITER = """
 import pathlib, sys, time
-from flux2_train.whole import whole
+from flux2_train.atomic import whole
 with whole(pathlib.Path(sys.argv[1])) as partial:
     partial.write_text("half")
     print(partial, flush=True)

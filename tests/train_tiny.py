@@ -9,9 +9,9 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from flux2_train.host.bootstrap import import_comfyui
-from flux2_train.run import processes
+from flux2_train.host.system.bootstrap import import_comfyui
 from flux2_train.settings.earlier import settings_of
+from flux2_train.train import processes
 
 caches, target, config = sys.argv[1:]
 
@@ -20,7 +20,7 @@ with processes.launched() as accelerator:
     import torch
     from support import brief_flux2
 
-    from flux2_train.run.prepare import new_trainer
+    from flux2_train.runs.prepare import new_trainer
 
     with processes.main_first(accelerator):
         time.sleep(0.5 * accelerator.is_main_process)  # or it might be first by chance

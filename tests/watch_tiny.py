@@ -8,8 +8,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from flux2_train.host.bootstrap import import_comfyui
-from flux2_train.run import processes
+from flux2_train.host.system.bootstrap import import_comfyui
+from flux2_train.train import processes
 
 problem, target = sys.argv[1:]
 
@@ -19,9 +19,9 @@ with processes.launched() as accelerator:
     from support import brief_flux2
 
     from flux2_train.flavours import FLAVOURS
-    from flux2_train.host import load
-    from flux2_train.run.prepare import new_trainer
-    from flux2_train.run.preview_request import PreviewRequest
+    from flux2_train.host.loading import load
+    from flux2_train.runs.prepare import new_trainer
+    from flux2_train.train.preview_request import PreviewRequest
 
     caches, config, painting, vae = pickle.loads(Path(problem).read_bytes())
     validation = painting and PreviewRequest(painting, load.load_vae(vae, FLAVOURS["nano"]))

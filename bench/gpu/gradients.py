@@ -14,13 +14,13 @@ from bench.shapes import flux2_shapes
 from flux2_train.adapters import targets
 from flux2_train.adapters.live import Adapters, Site
 from flux2_train.errors import UserError
-from flux2_train.host import quantise
-from flux2_train.host.borrow import Borrowed, borrow_as, linears, training_mode
-from flux2_train.host.compute import NAMES, training_dtype
-from flux2_train.host.velocity import Condition, velocity
-from flux2_train.layout import BLOCKS, Layout
-from flux2_train.run.loss_scale import FIRST, LossScale
+from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
+from flux2_train.host.borrowed.compute import NAMES, training_dtype
+from flux2_train.host.borrowed.velocity import Condition, velocity
+from flux2_train.host.loading import quantise
+from flux2_train.planning.layout import BLOCKS, Layout
 from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.train.loss_scale import FIRST, LossScale
 
 SIZES = 256, 1, 2, 96  # hidden, double and single blocks, context
 SIDE, SIDE_CPU, TEXT = 48, 12, 16  # tokens: of an image of 768 px, of one for a dry run, and of its caption

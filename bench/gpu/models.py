@@ -20,8 +20,8 @@ from flux2_train.data.cache import EmbedCache, LatentCache
 from flux2_train.data.folder import read_folder
 from flux2_train.flavours import FLAVOURS
 from flux2_train.formats import DTYPES
-from flux2_train.host import quantise
-from flux2_train.host.weights import dtype_of
+from flux2_train.host.loading import quantise
+from flux2_train.host.loading.weights import dtype_of
 from flux2_train.settings.dataset import DatasetSettings
 
 TEXT = 512  # tokens, as klein's embeds have them

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.gpu.packed import ARCHIVE, COMFYUI, PACKAGES
 from flux2_train.errors import UserError
-from flux2_train.host.bootstrap import find_comfyui
+from flux2_train.host.system.bootstrap import find_comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60_000_000  # bytes of the whole folder

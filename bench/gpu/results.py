@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from flux2_train.whole import write_text
+from flux2_train.atomic import write_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 GB = 1e9

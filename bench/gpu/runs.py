@@ -11,16 +11,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.gpu import models
+from flux2_train import events
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host import load
-from flux2_train.run import checkpoints, events
-from flux2_train.run.checkpoints import About, Snapshot
-from flux2_train.run.prepare import new_trainer
-from flux2_train.run.preview_request import PreviewRequest
-from flux2_train.run.trainer import Trainer
+from flux2_train.host.loading import load
+from flux2_train.runs import checkpoints
+from flux2_train.runs.checkpoints import About, Snapshot
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.model import ModelSettings
 from flux2_train.settings.previews import PreviewSettings, Prompt
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train.preview_request import PreviewRequest
+from flux2_train.train.trainer import Trainer
 
 STEPS, MIDDLE, PIXELS = 4, 2, 64
 PROMPT, PREFIX = "a red square", "diffusion_model."

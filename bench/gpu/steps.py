@@ -11,12 +11,12 @@ import comfy.model_management
 import torch
 
 from bench.gpu import models
+from flux2_train import events
 from flux2_train.flavours import FLAVOURS
-from flux2_train.host.rates import rates
-from flux2_train.memory.estimate import operations
-from flux2_train.memory.planner import GB
-from flux2_train.run import events
-from flux2_train.run.prepare import new_trainer
+from flux2_train.host.system.rates import rates
+from flux2_train.planning.estimate import operations
+from flux2_train.planning.planner import GB
+from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
 

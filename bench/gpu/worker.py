@@ -25,7 +25,7 @@ def main(device: str, options: str) -> None:
     from bench.gpu import packed
 
     replaced = packed.complete(ROOT)
-    from flux2_train.host.bootstrap import import_comfyui
+    from flux2_train.host.system.bootstrap import import_comfyui
 
     import_comfyui(*shlex.split(options), *(["--cpu"] if device == "cpu" else []))
     answers.write(json.dumps({**facts(), "replaced": replaced, "options": options}) + "\n")
@@ -43,7 +43,7 @@ def _read(requests: queue.Queue[str]) -> None:
 
 def facts() -> dict:
     """What rows are measured on, gathered before any of them."""
-    from flux2_train.host import facts
+    from flux2_train.host.system import facts
 
     return {"versions": facts.versions(), "computer": facts.system(), "card": facts.card(),
             "formats": facts.formats(), "kernels": facts.kernels()}  # fmt: skip
@@ -52,7 +52,7 @@ def facts() -> dict:
 def measured(request: dict) -> dict:
     """The row, or what went wrong. ``unusable`` where the device answers nothing any more."""
     from flux2_train.errors import UserError
-    from flux2_train.host.facts import scrubbed
+    from flux2_train.host.system.facts import scrubbed
 
     try:
         found = KINDS[request["kind"]](**request["arguments"])
@@ -87,7 +87,7 @@ def _rates() -> dict:
 
     import comfy.model_management
 
-    from flux2_train.host import rates
+    from flux2_train.host.system import rates
 
     device = comfy.model_management.get_torch_device()
     found = rates.measure_anew(device)  # which the rows of steps are compared with

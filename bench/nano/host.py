@@ -42,7 +42,7 @@ DIT = dict(
 @cache
 def use_comfyui() -> None:
     """Make ComfyUI importable: COMFYUI_PATH, the ComfyUI this checkout sits in, or .comfyui."""
-    from flux2_train.host.bootstrap import import_comfyui
+    from flux2_train.host.system.bootstrap import import_comfyui
 
     import_comfyui()
 
@@ -51,7 +51,7 @@ def load_flux2() -> tuple:
     """nano's MODEL, CLIP and VAE, as the node Load FLUX.2 gives them."""
     use_comfyui()
     from flux2_train.flavours import flavour
-    from flux2_train.host import load
+    from flux2_train.host.loading import load
     from flux2_train.settings.model import ModelSettings
 
     chosen = ModelSettings("nano")

@@ -39,7 +39,7 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     from flux2_train.adapters import write
     from flux2_train.data.folder import read_folder
     from flux2_train.flavours import FLAVOURS
-    from flux2_train.run.prepare import new_trainer
+    from flux2_train.runs.prepare import new_trainer
     from flux2_train.settings.dataset import DatasetSettings
     from flux2_train.settings.training import TrainingSettings
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from flux2_train.host.bootstrap import find_comfyui
+from flux2_train.host.system.bootstrap import find_comfyui
 
 from .contenders import CONTENDERS
 from .problem import Problem, write_weights

@@ -17,8 +17,8 @@ def ours(problem: Problem, done: Done) -> None:
     model = comfyui_model(problem)
     from flux2_train.adapters import targets
     from flux2_train.adapters.live import AdapterConfig, Adapters, Site
-    from flux2_train.host.borrow import borrow, linears, training_mode
-    from flux2_train.host.velocity import Condition, velocity
+    from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
+    from flux2_train.host.borrowed.velocity import Condition, velocity
 
     layers = linears(model)
     rank, names = problem.rank, targets.select(layers)
@@ -88,7 +88,7 @@ def node_bypass(problem: Problem, done: Done) -> None:
 
 
 def comfyui_model(problem: Problem):
-    from flux2_train.host.bootstrap import import_comfyui
+    from flux2_train.host.system.bootstrap import import_comfyui
 
     import_comfyui(*(["--cpu"] if problem.device == "cpu" else []))
     import comfy.sd

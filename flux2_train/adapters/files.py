@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..whole import sweep, whole, write_text
+from ..atomic import sweep, whole, write_text
 from . import dora, peft_config, plain, write
 from .parts import Part
 

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..canonical import canonical_hash
+from ..hashing import canonical_hash
 from ..settings.caches import EmbedSettings, LatentSettings
 from .dataset import Dataset, Mask, View
 from .masks import mask_grid

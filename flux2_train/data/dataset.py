@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from ..canonical import canonical_hash
+from ..hashing import canonical_hash
 from ..settings.dataset import COMBINED, DatasetSettings
 from .crops import Crop, Size
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ..canonical import canonical_hash
 from ..errors import UserError
+from ..hashing import canonical_hash
 from ..settings.dataset import FILE_NAME, JSONL, ONE_PROMPT, REFUSE, STRICT, DatasetSettings
 from . import captions as texts
 from . import crops, faces

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .. import headers
+from .. import safetensors_header as headers
+from ..atomic import sweep, whole
 from ..errors import UserError
-from ..whole import sweep, whole
 from .index import BATCH, Index, Signature, signature
 
 ENTRY = ".safetensors"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..formats import AS_IN_FILE, CHOICES, DTYPES
 from ..settings.model import ModelSettings
-from . import files, identify, weights
+from . import identify
+from .loading import files, weights
 
 AUTO = "auto"
 # Where core and other packs keep what they change about a model, beside its weights.

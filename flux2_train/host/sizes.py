@@ -10,9 +10,9 @@ from comfy.quant_ops import QuantizedTensor
 from torch import nn
 
 from ..formats import PRECISIONS, of_layout
-from ..memory.weights import Weights
+from ..planning.weights import Weights
 from . import describe, identify
-from .borrow import linears
+from .borrowed.borrow import linears
 
 
 def weights_of(model) -> Weights:

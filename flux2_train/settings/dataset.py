@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from ..canonical import canonical_hash
+from ..hashing import canonical_hash
 from .base import Settings, plain, setting, settings
 from .text import Folders, Ratios
 

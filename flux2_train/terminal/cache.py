@@ -13,7 +13,7 @@ from .options import Bar, add_job, command, progress, read_job, start
 
 def read(requests: tuple[DatasetSettings, ...], bar: Bar):
     """A job's data set or its held-out one, with the warnings told."""
-    from ..run.jobs import read_dataset
+    from ..runs.jobs import read_dataset
 
     dataset = read_dataset(requests, bar)
     for warning in dataset.warnings:
@@ -26,7 +26,7 @@ def encode_all(job: Job, bar: Bar, clip=None, vae=None) -> list[tuple]:
 
     Each encoder leaves memory when it has done its work.
     """
-    from ..run import encoding
+    from ..runs import encoding
 
     asked = [requests for requests in (job.dataset, job.held_out) if requests]
     datasets = [read(requests, bar) for requests in asked]
@@ -49,7 +49,7 @@ def encode_all(job: Job, bar: Bar, clip=None, vae=None) -> list[tuple]:
 
 def _caches(encode: Callable, datasets: list, bar: Bar, what: str) -> list:
     """The cache of every data set, told as it is made."""
-    from ..host import memory
+    from ..host.system import memory
 
     found = []
     for dataset in datasets:
@@ -85,7 +85,7 @@ def _encode(arguments: argparse.Namespace, latents: bool) -> None:
     import torch
 
     from ..flavours import flavour
-    from ..host import files, load
+    from ..host.loading import files, load
 
     row = flavour(job.model.flavour)
     with progress() as bar, torch.inference_mode():

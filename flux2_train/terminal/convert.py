@@ -48,7 +48,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Convert, and print what that did."""
     start(arguments)
-    from ..host.merge import convert
+    from ..host.lora.merge import convert
 
     base = find_file("diffusion_models", arguments.base) if arguments.base else None
     print(

@@ -44,7 +44,7 @@ def _of_job(arguments: argparse.Namespace, bar):
 
     job = load(arguments.folder)
     start(arguments)
-    from ..run.jobs import read_dataset
+    from ..runs.jobs import read_dataset
 
     return read_dataset(job.dataset, bar)
 

@@ -27,7 +27,7 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the report."""
-    from ..host.facts import scrubbed
+    from ..host.system.facts import scrubbed
 
     for line in report(arguments):
         print(scrubbed(line))
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> Iterator[str]:
     """The report line by line. Where ComfyUI does not start, what is known without it."""
-    from ..host import facts
+    from ..host.system import facts
 
     yield from _versions(facts.versions())
     here = facts.system()
@@ -64,7 +64,7 @@ def _versions(found: dict[str, str]) -> Iterator[str]:
 
 
 def _card(found: dict) -> Iterator[str]:
-    from ..host.starting import may_have_card
+    from ..host.system.starting import may_have_card
 
     if found["type"] == "cpu":
         driver = " (a driver's files are there)" if may_have_card() else ""
@@ -84,7 +84,7 @@ def _card(found: dict) -> Iterator[str]:
 def _uses(found: dict, measure: bool) -> Iterator[str]:
     import comfy.model_management
 
-    from ..host import facts, rates
+    from ..host.system import facts, rates
 
     scaled = ", with loss scaling" if found["computes_in"] == "fp16" else ""
     yield f"trains in    {found['computes_in']}{scaled}"
@@ -121,8 +121,8 @@ def _problems(found: dict) -> list[str]:
     import torch
 
     from ..flavours import FLAVOURS
-    from ..host.facts import version_of
-    from ..host.starting import may_have_card
+    from ..host.system.facts import version_of
+    from ..host.system.starting import may_have_card
 
     said = []
     if found["type"] == "cpu":

@@ -16,7 +16,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print every flavour's files and where each lies, or that it is missing."""
     start_folders(arguments)
-    from ..host.files import find
+    from ..host.loading.files import find
 
     for row in FLAVOURS.values():
         print(row.name)

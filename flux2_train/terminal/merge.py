@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Merge, and print what that did."""
     loras = loras_of(arguments)
     start(arguments)
-    from ..host.merge import merge
+    from ..host.lora.merge import merge
 
     chosen = [(find_file("loras", file), settings["strength"]) for file, settings in loras]
     print(merge(find_file("diffusion_models", arguments.model), chosen, arguments.output, arguments.precision))

@@ -15,9 +15,9 @@ from pathlib import Path
 from ..errors import UserError
 from ..flavours import DEFAULT, FLAVOURS, VARIANTS, VIA
 from ..formats import AS_IN_FILE, CHOICES, PLANNED
-from ..host.bootstrap import import_comfyui, import_folders
-from ..host.starting import warnings
-from ..run.folder import RunFolder
+from ..host.system.bootstrap import import_comfyui, import_folders
+from ..host.system.starting import warnings
+from ..runs.folder import RunFolder
 from ..settings import job
 from ..settings.model import ModelSettings
 
@@ -63,12 +63,12 @@ def add_run(made: argparse.ArgumentParser) -> None:
 
 def run_of(arguments: argparse.Namespace) -> RunFolder:
     """What ``add_run`` read; ComfyUI is asked for its folder where that is needed. Raises UsageError without one."""
-    from ..run.folder import RunFolder
+    from ..runs.folder import RunFolder
 
     named = Path(arguments.run_folder)
     if not named.is_dir():
         start_folders(arguments)
-        from ..host.files import run_folder
+        from ..host.loading.files import run_folder
 
         named = run_folder() / arguments.run_folder
     if not RunFolder(named).job.is_file():

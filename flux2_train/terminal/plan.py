@@ -56,7 +56,7 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table, or one plan."""
-    from ..memory.table import cards
+    from ..planning.table import cards
 
     asked, seconds = _asked(arguments)
     known = arguments.flavour or arguments.transformer
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _asked(arguments: argparse.Namespace):
     """What is planned for, and in words where its seconds come from. With --here, --vram is this card's free memory."""
-    from ..memory.table import ASSUMED, KERNELS, TAKEN, Question
+    from ..planning.table import ASSUMED, KERNELS, TAKEN, Question
 
     there, kernels, source = _here(arguments) if arguments.here else (ASSUMED, KERNELS, "assumed")
     if arguments.here and (arguments.flavour or arguments.transformer) and not arguments.vram:
@@ -97,8 +97,8 @@ def _asked(arguments: argparse.Namespace):
 
 def _print_one(row: Flavour, asked, arguments: argparse.Namespace) -> None:
     """One plan in detail. Raises UserError that says why, of the smallest form, where nothing fits."""
-    from ..memory.planner import choose
-    from ..memory.table import TRIED, best, machine_of, parts, work_of
+    from ..planning.planner import choose
+    from ..planning.table import TRIED, best, machine_of, parts, work_of
 
     found = best(row, arguments.resolution, arguments.vram, asked)
     if found is None:
@@ -110,8 +110,8 @@ def _print_one(row: Flavour, asked, arguments: argparse.Namespace) -> None:
 
 def _of_file(arguments: argparse.Namespace):
     """The flavour and the weights of a transformer's file, which is described. Raises UserError for what is none."""
-    from ..host.shards import parts_of
-    from ..memory.weights import of_files
+    from ..host.loading.shards import parts_of
+    from ..planning.weights import of_files
 
     path = arguments.transformer
     if not path.is_file():
@@ -139,8 +139,9 @@ def _here(arguments: argparse.Namespace):
     """
     start(arguments)
     from ..formats import PRECISIONS
-    from ..host import machine, sizes
-    from ..run.plans import available
+    from ..host import sizes
+    from ..host.system import machine
+    from ..train.plans import available
 
     device = machine.device()
     if device.type == "cpu":

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prune each cache there is."""
     start(arguments)
     from ..data.store import Store
-    from ..host.files import CACHE_PLACES, cache_folder
+    from ..host.loading.files import CACHE_PLACES, cache_folder
 
     for place in [arguments.folder] if arguments.folder else map(cache_folder, CACHE_PLACES):
         if not (place / "index.sqlite").is_file():

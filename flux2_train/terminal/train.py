@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 @contextmanager
 def launched(arguments: argparse.Namespace) -> Iterator[tuple]:
     """(accelerator, bar) with ComfyUI imported as the command line says."""
-    from ..run import processes
+    from ..train import processes
 
     with processes.launched() as accelerator, progress(accelerator.process_index == 0) as bar:
         several = accelerator.num_processes > 1
@@ -59,10 +59,11 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
     """Train, ``how`` as ``run.session.train`` has it: 'new', 'auto' or a run to go on with. Prints the LoRA's path."""
     import torch
 
-    from ..host import files
-    from ..run import fit, processes
-    from ..run.prepare import new_trainer
-    from ..run.session import train
+    from ..host.loading import files
+    from ..runs import precision as fit
+    from ..runs.prepare import new_trainer
+    from ..runs.session import train
+    from ..train import processes
     from .cache import encode_all
 
     with torch.inference_mode():  # as ComfyUI runs nodes
@@ -87,9 +88,10 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
 def validation_of(job: Job, vae):
     """What a job's ``previews`` paint with, its second model loaded; ``None`` where it has none."""
     from ..data.images import load_rgb, to_tensor
-    from ..host import describe, files
-    from ..run import fit
-    from ..run.preview_request import PreviewRequest
+    from ..host import describe
+    from ..host.loading import files
+    from ..runs import precision as fit
+    from ..train.preview_request import PreviewRequest
 
     asked = job.previews
     if asked is None:
@@ -107,7 +109,7 @@ class _Listener:
         self.bar, self.check = bar, check
 
     def __call__(self, event) -> None:
-        from ..run import events
+        from .. import events
 
         match event:
             case events.Planned(text):

@@ -1,0 +1,112 @@
+"""What is looked at between steps, none of which changes what is learned: validation loss, images alone, previews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..data.samples import Sample, Samples
+from ..events import Event, ImageLoss, ImagesMeasured, Phase, Validated, Warned
+from ..host.borrowed.borrow import training_mode
+from ..train import processes
+from ..train.between_steps import BetweenSteps
+from ..train.held_out import also_trained
+from ..train.trainer import Trainer
+from .fixed_noise import NOISY, OTHERS, TIMES, fixed_loss, fixed_losses, lenders
+from .previews import Previews
+
+
+class Evaluation(BetweenSteps):
+    """Looks at a trainer's adapters as they are after some of its steps, and tells what it saw."""
+
+    def __init__(self, trainer: Trainer, embeds: Mapping[str, Tensor]):
+        self.trainer, self.previews = trainer, None
+        if trainer.validation is not None:
+            method = trainer.config.guidance.references
+            self.previews = Previews(trainer.validation, trainer.model, embeds, trainer.adapters, method)
+
+    def before(self) -> Iterator[Event]:
+        """What has to be done before the model is borrowed."""
+        warning = also_trained(self.trainer.held_out, self.trainer.samples)
+        if warning:
+            yield Warned(warning)
+        if self.previews and self.trainer.is_main:
+            yield from self.previews.prepare()
+
+    def measure(self, borrowed, step: int) -> Iterator[Event]:
+        """The losses that are due after ``step`` steps."""
+        trainer = self.trainer
+        if trainer.config.validation_loss.is_due(step, trainer.total):
+            yield from self._validate(borrowed, step)
+        if trainer.config.validation_loss.per_image_is_due(step, trainer.total):
+            yield from self._measure_images(borrowed, step)
+
+    def paint(self, borrowed, step: int) -> Iterator[Event]:
+        """The previews that are due after ``step`` steps; by the main process."""
+        trainer, previews = self.trainer, self.previews
+        if previews and previews.on and trainer.is_main and previews.config.is_due(step, trainer.total):
+            yield from previews.paint(borrowed, step, lambda: trainer.weights_for("preview"), trainer.memory.room)
+
+    def _validate(self, borrowed, step: int) -> Iterator[Event]:
+        trainer = self.trainer
+        chosen = list(trainer.held_out) or _spread(trainer.samples, trainer.config.validation_items)
+        if not chosen:
+            return
+        yield Phase("validating")
+        predict, losses = self._predict(borrowed), torch.zeros(1, dtype=torch.float64)
+        with trainer.weights_for("preview"):
+            for rows, weight in processes.shares(trainer.accelerator, len(chosen), 1):
+                losses += sum(weight * fixed_loss(predict, chosen[i], trainer.config.seed + i) for i in rows)
+        loss = trainer.total_of(losses).item()
+        trainer.history.validation[step] = loss
+        yield Validated(step, loss, bool(trainer.held_out))
+
+    def _measure_images(self, borrowed, step: int) -> Iterator[Event]:
+        """The loss of every image alone, trained on or held out, with its own caption and those of a few others."""
+        trainer, predict = self.trainer, self._predict(borrowed)
+        groups = ((trainer.samples, False), (trainer.held_out, True))
+        places = [(samples, i, held_out) for samples, held_out in groups for i in range(len(samples))]
+        captions = [item.caption for item in trainer.samples.items]
+        lent = [lenders(captions, samples.items[i].caption, row) for row, (samples, i, _) in enumerate(places)]
+        losses = torch.zeros(len(places), len(TIMES) + OTHERS, dtype=torch.float64)
+        for done, (rows, weight) in enumerate(processes.shares(trainer.accelerator, len(places), 1)):
+            yield Phase(f"measuring images one by one, {done + 1} of {len(places)}")
+            with trainer.weights_for("preview"):
+                for row in rows if weight else ():
+                    samples, i, _ = places[row]
+                    found = self._errors(predict, samples[i], lent[row], trainer.config.seed + row)
+                    losses[row, : len(found)] = found
+        found = trainer.total_of(losses).tolist()
+        yield ImagesMeasured(step, tuple(
+            ImageLoss(samples.items[i].path, held_out, tuple(row[:len(TIMES)]), self._named(indices, row[len(TIMES):]))
+            for (samples, i, held_out), indices, row in zip(places, lent, found, strict=True)
+        ))  # fmt: skip
+
+    def _named(self, lent: list[int], losses: list[float]) -> tuple[tuple[str, float], ...]:
+        """Each loss with the name of the image that has lent its caption; the row may be longer."""
+        names = [self.trainer.samples.items[index].path.name for index in lent]
+        return tuple(zip(names, losses, strict=False))
+
+    def _errors(self, predict: Callable, sample: Sample, lent: list[int], seed: int) -> Tensor:
+        """Errors at TIMES with the image's own caption, then the mean at NOISY with each lent one; same noise."""
+        samples = self.trainer.samples
+        own, texts = fixed_losses(predict, sample, seed), [samples.items[index].caption for index in lent]
+        borrowed = [replace(sample, embeds=samples.embeds[text]) for text in texts]
+        return torch.stack([*own, *(fixed_losses(predict, each, seed, NOISY).mean() for each in borrowed)])
+
+    def _predict(self, borrowed) -> Callable:
+        trainer = self.trainer
+
+        def predict(x_t: Tensor, t: Tensor, batch: list[Sample]) -> Tensor:
+            with training_mode(), torch.no_grad():
+                return trainer.predict(borrowed, x_t.to(trainer.device), t.to(trainer.device), batch)
+
+        return predict
+
+
+def _spread(samples: Samples, count: int) -> list[Sample]:
+    """``count`` samples at even distances, or all there are."""
+    return samples[:: max(1, len(samples) // max(1, count))][:count]

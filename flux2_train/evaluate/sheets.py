@@ -1,0 +1,80 @@
+"""Pictures with labels in one picture: previews beside the base, previews over time, LoRAs side by side."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..events import Picture
+
+GAP = 8
+HEAD = 18  # pixels for a column's name
+LINE = 13  # pixels per line of a row's name
+SIDE = 192  # the longer side of a small picture
+LIVE_ROWS = 4  # prompts on the node
+
+Row = Sequence[Image.Image | None]
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """8-bit RGB of an image (H, W, 3) in 0..1, rounded to the nearest."""
+    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def small(picture: Image.Image, side: int = SIDE) -> Image.Image:
+    """``picture`` shrunk to ``side`` pixels on its longer side, never enlarged."""
+    scale = min(1.0, side / max(picture.size))
+    return picture.resize([max(1, round(n * scale)) for n in picture.size], Image.Resampling.LANCZOS)
+
+
+def grid(rows: Sequence[Row], row_names: Sequence[str], column_names: Sequence[str]) -> Image.Image:
+    """A table of pictures, each row under its name and each column under its own; ``None`` leaves a cell empty."""
+    width = max(p.width for row in rows for p in row if p)
+    heights = [max(p.height for p in row if p) for row in rows]
+    columns = max(map(len, rows))
+    names = [textwrap.wrap(name, max(20, columns * width // 7)) or [""] for name in row_names]
+    tops = [0]
+    for height, lines in zip(heights, names, strict=True):
+        tops.append(tops[-1] + height + LINE * len(lines) + 2 * GAP)
+    sheet = Image.new("RGB", (GAP + columns * (width + GAP), HEAD + GAP + tops[-1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(column_names):
+        draw.text((GAP + column * (width + GAP), GAP // 2), _cut(name, width), fill="black", font_size=11)
+    for row, lines, top in zip(rows, names, tops, strict=False):
+        draw.multiline_text((GAP, HEAD + top), "\n".join(lines), fill="#444", font_size=10, spacing=2)
+        for column, picture in enumerate(row):
+            if picture:
+                sheet.paste(picture, (GAP + column * (width + GAP), HEAD + top + LINE * len(lines) + GAP // 2))
+    return sheet
+
+
+def _cut(text: str, width: int) -> str:
+    most = max(4, width // 6)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def beside(step: int, pictures: Sequence[Picture]) -> Image.Image:
+    """The base model's picture beside the adapters', a row per prompt; the first few prompts."""
+    shown = pictures[:LIVE_ROWS]
+    rows = [[small(to_picture(p.base)), small(to_picture(p.painted))] for p in shown]
+    return grid(rows, [p.label for p in shown], ("base model", f"after {step} steps"))
+
+
+def stacked(first: Image.Image, second: Image.Image) -> Image.Image:
+    """One picture above the other."""
+    both = Image.new("RGB", (max(first.width, second.width), first.height + second.height), "white")
+    both.paste(first, (0, 0))
+    both.paste(second, (0, first.height))
+    return both
+
+
+def spread(values: Sequence, most: int) -> list:
+    """At most ``most`` of the values at even distances, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[math.floor(i * (len(values) - 1) / (most - 1) + 0.5)] for i in range(most)]

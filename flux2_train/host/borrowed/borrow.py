@@ -1,0 +1,246 @@
+"""Borrowing the graph's MODEL for training and giving it back untouched.
+
+Three facts of ComfyUI's Flux decide what is swapped (each is pinned by a gradient test):
+
+* its weights may not be saved by autograd: every Linear becomes a FrozenLinear plus its adapter;
+* its blocks add residuals in place, which changes what LayerNorm saved: LayerNorm gets a copy of its input;
+* for the same reason a checkpointed block gets copies of its inputs, or the recomputation would start from
+  tensors that the first run has already changed.
+
+Only the ``forward`` attribute of module instances is set, through ``ModelPatcher.set_injections``, which ComfyUI
+undoes and redoes whenever it moves the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+
+import comfy.ldm.flux.layers as flux_layers
+import comfy.model_management
+import torch
+from comfy.patcher_extension import PatcherInjection, WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import Tensor, nn
+
+from ...adapters.parts import Delta
+from ...errors import UserError
+from ...planning.layout import BLOCKS, OFF, Layout
+from ...streaming.ring import Direct
+from ..loading import deferred
+from ..system.heap import freed_at_once
+from ..system.memory import unload
+from . import placing
+from .frozen import fetched, frozen_linear, frozen_rms_norm
+from .recompute import Recompute
+from .streamed import SOURCE, StreamedWeights, portions_of
+
+KEY = "flux2_train"
+BLOCK_KINDS = (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)
+
+
+class Borrowed:
+    """How a borrowed model runs at the moment. ``layout`` may be exchanged between two steps (``lay_out``).
+
+    ``via`` moves streamed weights; the device's best way if it is None. At most ``pinned`` bytes of them are pinned; 0
+    is half of the host's free memory.
+    """
+
+    def __init__(self, layout: Layout, via: Direct | None = None, pinned: float = 0.0):
+        self.layout, self.via, self.pinned = layout, via, pinned
+        self.changed: Callable[[], None] = lambda: None
+        self.streamed: StreamedWeights | None = None
+
+    def lay_out(self, layout: Layout) -> None:
+        """Run by another layout from the next step on."""
+        self.layout = layout
+        self.changed()
+
+    def copied(self) -> int:
+        """Bytes of weights streamed since this layout was begun with."""
+        return self.streamed.ring.copied if self.streamed and self.streamed.ring else 0
+
+    def unpinned(self) -> int:
+        """Bytes of streamed weights that come from memory that is not pinned, on a device where pinned is faster."""
+        return self.streamed.unpinned if self.streamed and self.streamed.ring else 0
+
+
+def linears(model) -> dict[str, nn.Module]:
+    """Every Linear of a MODEL's transformer by its dotted name, quantised ones (which are no nn.Linear) included."""
+    modules = model.model.diffusion_model.named_modules()
+    return {name: m for name, m in modules if hasattr(m, "in_features") and hasattr(m, "weight")}
+
+
+def borrow(model, deltas: dict[str, Delta], checkpointing: bool = True) -> AbstractContextManager:
+    """``borrow_as`` with nothing streamed; ``checkpointing`` recomputes each block instead of keeping activations."""
+    return borrow_as(model, deltas, Borrowed(Layout(BLOCKS if checkpointing else OFF)))
+
+
+@contextmanager
+def borrow_as(model, deltas: dict[str, Delta], how: Borrowed, memory_required: float = 0.0) -> Iterator:
+    """Yield a clone of ``model`` on its load device whose Linears run frozen, with ``deltas`` added by name.
+
+    ``how`` says how it is laid out in memory; ``memory_required`` is the room in bytes that training needs beside the
+    weights. Call in the mode nodes run in (inference mode).
+    The model is given back untouched on every way out. Raises UserError for a compiled MODEL, and where another
+    node's patch has taken a layer's forward.
+    """
+    _require_uncompiled(model)
+    borrowed = model.clone()
+    swap = _Swap(model, deltas, how)
+    borrowed.set_injections(KEY, [PatcherInjection(inject=lambda _: swap.inject(), eject=lambda _: swap.eject())])
+    before = borrowed.loaded_size()
+    if placing.place(borrowed, swap.away, memory_required):
+        swap.lay_out = partial(swap.place_anew, borrowed)
+    try:
+        comfy.model_management.load_models_gpu([borrowed], memory_required=memory_required)
+        swap.require_free()
+        with freed_at_once(borrowed.load_device, borrowed.model_size()):
+            yield borrowed
+    finally:
+        borrowed.eject_model()
+        swap.end()
+        borrowed.remove_injections(KEY)
+        placing.end(borrowed, before)
+        if swap.stranded:
+            unload(borrowed)
+
+
+@contextmanager
+def training_mode() -> Iterator[None]:
+    """Autograd on inside a node, and ComfyUI told so: without its flag RoPE runs as an op that has no gradient."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+def _require_uncompiled(model) -> None:
+    wrappers = model.wrappers.get(WrappersMP.APPLY_MODEL, {})
+    modules = [*model.object_patches.values(), *model.model.diffusion_model.modules()]
+    if COMPILE_KEY in wrappers or any(map(_is_compiled, modules)):
+        raise UserError(
+            "The MODEL is compiled, and compiled code keeps weights that training must not hold: wire the model into "
+            "LoRA Trainer from before the node that compiles it, and compile what LoRA Apply gives."
+        )
+
+
+def _is_compiled(thing) -> bool:
+    """True for what ``torch.compile`` returns and for modules after their ``compile``."""
+    return hasattr(thing, "_torchdynamo_orig_callable") or getattr(thing, "_compiled_call_impl", None) is not None
+
+
+class _Swap:
+    """The replacement forwards of one borrowed model; inject and eject may be called any number of times."""
+
+    def __init__(self, model, deltas: dict[str, Delta], how: Borrowed):
+        self.transformer, self.deltas, self.how = model.model.diffusion_model, deltas, how
+        self.device, self.mapped = model.load_device, deferred.mapped(model)
+        self.recompute = Recompute(how)
+        self.doubles = len(self.transformer.double_blocks)
+        self.lay_out: Callable[[], None] = self._stream
+        self.swapped: list[nn.Module] = []
+        self.stranded = False  # whether streamed weights found no room on the device when they were given back
+        self.taken = ""  # a layer whose forward somebody else has replaced
+        unknown = deltas.keys() - {name for name, _ in self.transformer.named_modules()}
+        if unknown:
+            raise UserError(f"The model has no layers named {', '.join(sorted(unknown)[:5])}.")
+
+    def require_free(self) -> None:
+        """Raise UserError if somebody else had already replaced a forward when ours were put in."""
+        if self.taken:
+            raise UserError(
+                f"The MODEL already runs {self.taken} through another node's patch (a LoRA in ComfyUI's own bypass "
+                "mode, for example); wire the model into LoRA Trainer without it, or merge the LoRA instead."
+            )
+
+    def inject(self) -> None:
+        for name, module in self.transformer.named_modules():  # walked anew: object patches may have changed the tree
+            if _is_taken(module):
+                self.taken = self.taken or name
+            forward = self._replacement(module, name)
+            if forward is not None and not _is_taken(module):
+                module.forward = forward
+                self.swapped.append(module)
+        self._stream()
+        self.how.changed = self.lay_out
+
+    def away(self) -> list[nn.Module]:
+        """The layers that the layout streams."""
+        layers = self._layers()
+        return [layers[name] for portion in portions_of(layers, self.how.layout) for name in portion]
+
+    def _layers(self) -> dict[str, nn.Module]:
+        return {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
+
+    def _stream(self) -> None:
+        """Stream what the layout says, and nothing else."""
+        layers = self._layers()
+        if self.how.streamed is None:
+            self.how.streamed = StreamedWeights(self.device, self.how, self.mapped)
+        self.how.streamed.stream(layers, portions_of(layers, self.how.layout))
+
+    def place_anew(self, patcher) -> None:
+        """Have the patcher load what the layout leaves on the device, then stream the rest."""
+        self.how.streamed.close()
+        placing.replace(patcher)
+
+    def end(self) -> None:
+        """Give back what is ours for good."""
+        self.eject()
+        if self.how.streamed is not None:
+            self.how.streamed.end()
+            self.stranded, self.how.streamed = self.how.streamed.stranded, None
+
+    def eject(self) -> None:
+        """Leave the model to ComfyUI, which moves it; inject goes on with the same buffers, copies and pins."""
+        self.how.changed = lambda: None
+        if self.how.streamed is not None:
+            self.how.streamed.pause()
+        for module in self.swapped:
+            if isinstance(module.__dict__.get("forward"), _Forward):
+                del module.forward
+        self.swapped.clear()
+
+    def _replacement(self, module: nn.Module, name: str) -> _Forward | None:
+        original = type(module).forward.__get__(module)
+        if hasattr(module, "in_features") and hasattr(module, "weight"):
+            return _Forward(_linear, module, original, self.deltas.get(name))
+        if isinstance(module, nn.LayerNorm):
+            return _Forward(_layer_norm, original)
+        if isinstance(module, nn.RMSNorm):
+            return _Forward(_rms_norm, module, original)
+        if isinstance(module, BLOCK_KINDS):
+            kind, number = name.split(".")[:2]
+            return _Forward(self.recompute, original, int(number) + (self.doubles if kind == "single_blocks" else 0))
+        return None
+
+
+def _is_taken(module: nn.Module) -> bool:
+    """True if ``forward`` is an attribute of the instance that neither we nor somebody putting it back has set."""
+    forward = module.__dict__.get("forward")
+    restored = getattr(forward, "__func__", None) is type(module).forward
+    return forward is not None and not restored and not isinstance(forward, _Forward)
+
+
+class _Forward(partial):
+    """A replacement forward, recognisable as ours when it is time to take it out."""
+
+
+def _linear(module: nn.Module, original: Callable, delta: Delta | None, x: Tensor) -> Tensor:
+    frozen = comfy.model_management.in_training or SOURCE in module.__dict__
+    y = frozen_linear(module, x) if frozen else original(x)
+    extra = delta(x, y, partial(fetched, module)) if delta is not None else None
+    return y if extra is None else y + extra
+
+
+def _layer_norm(original: Callable, x: Tensor) -> Tensor:
+    return original(x.clone() if torch.is_grad_enabled() else x)
+
+
+def _rms_norm(module: nn.Module, original: Callable, x: Tensor) -> Tensor:
+    return frozen_rms_norm(module, x) if comfy.model_management.in_training else original(x)

@@ -1,0 +1,129 @@
+"""Frozen layers of ComfyUI's model, made differentiable in their input and nothing else.
+
+ComfyUI's weights may be inference tensors, quantised, on another device or gone by the time of backward, so
+autograd must never hold one. A frozen Linear therefore fetches its weight the way ComfyUI's own layers do
+(``comfy.ops.cast_bias_weight``: device moves, dequantisation, weight patches), in forward and again in backward,
+and saves nothing at all. Layers of other packs (GGUF) cast their weights in their own way; what they then compute with
+is looked at while they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ...errors import UserError
+from ...streaming.ring import tracked
+from .streamed import SOURCE, arrived
+
+
+@contextmanager
+def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of a ComfyUI layer in ``dtype`` on ``device``, as they act; valid inside the block only.
+
+    Raises ComfyUI's interrupt where the user has cancelled, as ComfyUI's own layers do, and UserError for another
+    pack's layer that does not use them in a plain ``F.linear``.
+    """
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    if type(layer).__module__ != comfy.ops.__name__:
+        yield _observed(layer, dtype, device)
+        return
+    with arrived(layer), _cast(layer, dtype, device) as found:
+        yield found
+
+
+@contextmanager
+def _cast(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    with torch.inference_mode():  # the mode ComfyUI's casting code expects; outside of it weights get cloned
+        weight, bias, handle = comfy.ops.cast_bias_weight(
+            layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True
+        )
+        plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        plain = plain.to(dtype).data  # .data: a parameter moved outside of inference mode has no version counter
+        scale = getattr(layer, "pre_quant_scale", None)  # AWQ files scale the layer's input
+        if scale is not None:
+            plain = plain * scale.to(plain)
+    try:
+        yield plain, bias
+    finally:
+        with torch.inference_mode():
+            comfy.ops.uncast_bias_weight(layer, weight, bias, handle)
+
+
+class _Linears(TorchFunctionMode):
+    """Notes weight and bias of every ``F.linear`` that runs inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            weight, bias = (_argument(place, name, args, kwargs) for place, name in ((1, "weight"), (2, "bias")))
+            self.seen.append((_copied(weight), None if bias is None else _copied(bias)))
+        return function(*args, **(kwargs or {}))
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A plain copy of a tensor that may be reused at once, of whatever class: GGUF's ``clone`` gives itself back."""
+    return tensor.as_subclass(Tensor).clone()
+
+
+def _argument(place: int, name: str, args: tuple, kwargs: dict | None) -> Tensor | None:
+    return args[place] if len(args) > place else (kwargs or {}).get(name)
+
+
+def _observed(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias that another pack's layer multiplies with, dequantised and patched as it does that itself."""
+    with torch.inference_mode(), _Linears() as linears:
+        type(layer).forward(layer, torch.zeros(1, layer.in_features, dtype=dtype, device=device))
+    if len(linears.seen) != 1:
+        raise UserError(
+            f"The MODEL's layers are of {type(layer).__module__}.{type(layer).__qualname__}, which do not multiply by "
+            "a weight that can be read, so nothing can be trained through them; load the model in another format."
+        )
+    return linears.seen[0]
+
+
+def row_norms(layer: nn.Module, device: torch.device) -> Tensor:
+    """L2 norm of every row of a layer's weight (out,), fp32 on ``device``: what DoRA's magnitudes start from."""
+    with fetched(layer, torch.float32, device) as (weight, _):
+        return torch.linalg.vector_norm(weight, dim=1).clone()
+
+
+class FrozenLinear(torch.autograd.Function):
+    """``y = x W^T + b`` with ``dL/dx = dL/dy W``; no gradient for ``W`` and ``b``, nothing saved for backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        with fetched(layer, x.dtype, x.device) as (weight, bias):
+            return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        with fetched(ctx.layer, ctx.dtype, grad.device) as (weight, _):
+            return grad.to(ctx.dtype) @ weight, None
+
+
+def frozen_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output for ``x`` (..., in features), differentiable in ``x``."""
+    if SOURCE not in layer.__dict__:
+        return FrozenLinear.apply(x, layer)
+    with tracked(torch.is_grad_enabled()):
+        return FrozenLinear.apply(x, layer)
+
+
+def frozen_rms_norm(layer: nn.Module, x: Tensor) -> Tensor:
+    """RMSNorm with its (tiny) scale copied, because autograd saves it and may not save ComfyUI's own tensor."""
+    with fetched(layer, x.dtype, x.device) as (weight, _):
+        own = weight.detach().clone()
+    return F.rms_norm(x, own.shape, own, layer.eps)

@@ -1,0 +1,112 @@
+"""Asking ComfyUI's model for a velocity, with the text put in exactly as ComfyUI's sampler would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import comfy.patcher_extension
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor
+
+from ...errors import UserError
+from .compute import in_training_dtype
+from .recompute import attended
+
+DIFFUSION_MODEL = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one sample is conditioned on.
+
+    ``embeds`` (1, L, D) as the text encoder gives them; ``references`` are latents (1, 128, h, w); ``guidance`` is
+    the embedded guidance of dev, ignored by models without it. ``method`` is ComfyUI's name for how references are
+    placed: ``index`` at the image's own time, ``index_timestep_zero`` as clean images.
+    """
+
+    embeds: Tensor
+    references: tuple[Tensor, ...] = field(default=())
+    guidance: float = 1.0
+    method: str = "index"
+
+
+def check_embeds(model, embeds: Tensor) -> None:
+    """Raise UserError if the text embeddings come from another flavour's text encoder."""
+    expected = model.model.diffusion_model.params.context_in_dim
+    if embeds.shape[-1] != expected:
+        raise UserError(
+            f"The embeds are {embeds.shape[-1]} wide but this MODEL reads {expected}: they were made with another "
+            "flavour's text encoder. Wire the CLIP of the same Load FLUX.2 into Cache Embeds."
+        )
+
+
+def model_inputs(model, x: Tensor, condition: Condition) -> dict:
+    """The keyword arguments of ``apply_model`` for a batch ``x``, as ComfyUI's sampler prepares them.
+
+    Going through ``extra_conds`` gives dev its left padding with zeros to 512 tokens, which no trainer that calls
+    the transformer directly reproduces.
+    """
+    conds = model.model.extra_conds(
+        cross_attn=condition.embeds.to(x.device),
+        pooled_output=None,  # FLUX.2 has none, but up to 0.18.2 the key must be there
+        noise=x,
+        device=x.device,
+        guidance=condition.guidance,
+        reference_latents=[r.to(x) for r in condition.references] or None,
+        reference_latents_method=condition.method,
+    )
+    return {name: c.process_cond(batch_size=x.shape[0], area=None, device=x.device).cond for name, c in conds.items()}
+
+
+def velocity(model, x_t: Tensor, t: Tensor, conditions: list[Condition]) -> Tensor:
+    """The model's velocity for ``x_t`` (B, 128, h, w) at times ``t`` (B,) fp32 in 0..1; same shape, fp32 at least.
+
+    Samples of one batch run together when their conditions have equal shapes, else one by one.
+    """
+    each = [model_inputs(model, x_t[i : i + 1], c) for i, c in enumerate(conditions)]
+    if len({_shapes(inputs) for inputs in each}) == 1:
+        return _apply(model, x_t, t, _stack(each))
+    return torch.cat([_apply(model, x_t[i : i + 1], t[i : i + 1], inputs) for i, inputs in enumerate(each)])
+
+
+def _shapes(inputs: dict) -> tuple:
+    def shape(value):
+        if isinstance(value, str):
+            return value
+        return tuple(map(shape, value)) if isinstance(value, list) else tuple(value.shape)
+
+    return tuple((name, shape(value)) for name, value in sorted(inputs.items()))
+
+
+def _stack(each: list[dict]) -> dict:
+    def stack(values):
+        if isinstance(values[0], str):
+            return values[0]
+        return [torch.cat(v) for v in zip(*values, strict=True)] if isinstance(values[0], list) else torch.cat(values)
+
+    return {name: stack([inputs[name] for inputs in each]) for name in each[0]}
+
+
+def _apply(model, x_t: Tensor, t: Tensor, inputs: dict) -> Tensor:
+    raw: list[Tensor] = []
+
+    def keep(executor, *args, **kwargs):
+        raw.append(executor(*args, **kwargs))
+        return raw[-1]
+
+    with in_training_dtype(model):
+        model.model.apply_model(x_t, t, transformer_options=_transformer_options(model, keep), **inputs)
+    # The transformer's own output: apply_model returns x - t * velocity, from which small t cannot be divided out.
+    return raw[0].to(torch.promote_types(raw[0].dtype, torch.float32))
+
+
+def _transformer_options(model, keep) -> dict:
+    options = comfy.patcher_extension.copy_nested_dicts(model.model_options.get("transformer_options", {}))
+    wrappers = options.setdefault("wrappers", {})
+    comfy.patcher_extension.merge_nested_dicts(wrappers, model.wrappers, copy_dict1=False)
+    wrappers.setdefault(DIFFUSION_MODEL, {}).setdefault("flux2_train", []).append(keep)
+    # Whatever attention the user chose, training needs one with a gradient: sage and flash have none.
+    options["optimized_attention_override"] = lambda _, *args, **kwargs: attended(attention_pytorch, *args, **kwargs)
+    return options

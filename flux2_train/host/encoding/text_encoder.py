@@ -1,0 +1,122 @@
+"""A flavour's text encoder as ComfyUI's CLIP: weights take memory from first use on, until captions are cached."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import comfy.memory_management
+import comfy.sd
+import comfy.text_encoders.flux
+import comfy.utils
+import folder_paths
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...flavours import Flavour
+from ...formats import AS_IN_FILE
+from .. import identify
+from ..loading import deferred, quantise, shards, weights
+
+HEAD = "model.lm_head."
+
+
+def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
+    """ComfyUI CLIP of the flavour's text encoder, which will store its weights in ``precision`` as the transformer.
+
+    ``path`` may be any part of one that is split over several files. Raises UserError for a missing part, and for a
+    file without the tokenizer that ComfyUI needs.
+    """
+    parts = shards.parts_of(path)
+    shards.require_tokenizer(parts, flavour)
+    _check_tokenizer(flavour)
+    for part in parts:
+        weights.require_unquantised(part, precision)
+    plan = weights.Stored(tuple(parts), precision, via, weights.kept_folder("text_encoders") if keep else None)
+    if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
+        clip = _by_core(plan, flavour)  # which assigns the mapped tensors themselves
+    else:
+        clip = _deferred(plan, flavour)
+    clip.patcher.cached_patcher_init = (_again, (flavour, parts[0], precision, via, keep))
+    if precision == AS_IN_FILE:
+        clip.patcher.set_attachments(identify.FILE, str(parts[0]))
+    return clip
+
+
+def _again(flavour: Flavour, path: Path, precision: str, via: str, keep: bool, disable_dynamic: bool = False):
+    """The patcher of another CLIP of the same files, for core; its clone decides whether dynamic VRAM is used."""
+    return load_text_encoder(path, flavour, precision, via, keep).patcher
+
+
+def _by_core(plan: weights.Stored, flavour: Flavour):
+    return _built(_named(*plan.read(), plan.precision), flavour)
+
+
+def _deferred(plan: weights.Stored, flavour: Flavour):
+    tensors = _named(*plan.outline(), plan.precision)
+    names = set(tensors)
+    try:
+        clip = _built(tensors, flavour, {"initial_device": deferred.META})
+    except NotImplementedError:  # core moves one whose numbers its device lacks (fp8 on Apple's) to the CPU at once
+        return _by_core(plan, flavour)
+    made = plan.precision in quantise.FORMATS and plan.kept is None
+    inner = _transformer(clip.cond_stage_model)
+    head = {name for name, _ in inner.named_parameters() if name.startswith(HEAD)}  # writes words; nothing here does
+    weights.require_whole(inner, names | head, plan.parts[0].name)
+    deferred.defer(clip.patcher, partial(_give, plan), made, _reads_nothing(plan, inner))
+    return clip
+
+
+def _transformer(model: nn.Module) -> nn.Module:
+    return getattr(model, model.clip).transformer
+
+
+def _give(plan: weights.Stored, model: nn.Module) -> None:
+    weights.assign(_transformer(model), _named(*plan.read(), plan.precision))
+
+
+def _reads_nothing(plan: weights.Stored, inner: nn.Module) -> bool:
+    """Whether the weights are mapped as they lie in the file."""
+    return not plan.copies() and weights.as_stored(inner, _named(*plan.outline(), AS_IN_FILE))
+
+
+def _named(tensors: dict[str, Tensor], metadata: dict[str, str], precision: str) -> dict[str, Tensor]:
+    """Tensors as core's loader wants them; it takes a text encoder's dtype from them.
+
+    Of a Qwen3-VL only what reads words is used, whose names core does not change for FLUX.2.
+    """
+    tensors, _ = comfy.utils.convert_old_quants(tensors, model_prefix="", metadata=metadata)
+    tensors = comfy.utils.state_dict_prefix_replace(tensors, {"lm_head.": HEAD, "model.language_model.": "model."})
+    return weights.narrowed(tensors, precision)
+
+
+def _check_tokenizer(flavour: Flavour) -> None:
+    limit = flavour.transformers_limit
+    if limit and int(transformers.__version__.split(".")[0]) > int(limit.split(".")[0]):
+        raise UserError(
+            f"transformers {transformers.__version__} cannot build the tokenizer of {flavour.name} in this ComfyUI; "
+            f"install transformers=={limit}."
+        )
+
+
+def _built(tensors: dict[str, Tensor], flavour: Flavour, options: dict[str, torch.device] | None = None):
+    """A text encoder from its tensors; one of other sizes by name, as core tells its text encoders apart by width."""
+    embeddings, options = folder_paths.get_folder_paths("embeddings"), options or {}
+    if flavour.text_encoder_config is None:
+        kind = comfy.sd.CLIPType.FLUX2
+        return comfy.sd.load_text_encoder_state_dicts([tensors], embeddings, kind, model_options=options)
+
+    class Target:
+        params: dict = {}
+        clip = comfy.text_encoders.flux.klein_te(model_type="qwen3_4b", **comfy.sd.llama_detect([tensors]))
+        tokenizer = comfy.text_encoders.flux.KleinTokenizer
+
+    return comfy.sd.CLIP(
+        Target,
+        embedding_directory=embeddings,
+        parameters=comfy.utils.calculate_parameters(tensors),
+        state_dict=[tensors],
+        model_options={"qwen3_4b_model_config": flavour.text_encoder_config, **options},
+    )

@@ -1,0 +1,1 @@
+"""Model files as ComfyUI's own objects: found, read, quantised, loaded."""

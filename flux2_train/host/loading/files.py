@@ -1,0 +1,154 @@
+"""Model files: where ComfyUI keeps them, and what to tell a person when one is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from ...atomic import sweep, whole
+from ...errors import UserError
+from ...flavours import ModelFile
+
+AUTO = "auto"
+USER, OUTPUT = "user folder", "output folder"
+CACHE_PLACES = (USER, OUTPUT)
+# Not a folder named "examples": ComfyUI would look for workflow templates in it instead of in workflows/.
+SHIPPED = Path(__file__).resolve().parents[3] / "datasets"
+
+
+def resolve(folder: str) -> Path:
+    """An absolute folder as it is; a relative one inside ComfyUI's input folder, else of the pack's own data sets."""
+    named = Path(folder.strip().strip('"')).expanduser()
+    if named.is_absolute():
+        return named
+    if not named.parts or ".." in named.parts:
+        raise UserError(f"{folder!r} is no folder name; give a folder inside ComfyUI's input folder, or a full path.")
+    places = [Path(folder_paths.get_input_directory()) / named, SHIPPED / named]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def resolve_file(name: str) -> Path:
+    """An absolute path as it is; a relative one inside ComfyUI's input folder. Raises UserError for any other."""
+    named = Path(name.strip().strip('"')).expanduser()
+    if named.is_absolute():
+        return named
+    if not named.parts or ".." in named.parts:
+        raise UserError(f"{name!r} is no file name; give a file inside ComfyUI's input folder, or a full path.")
+    return Path(folder_paths.get_input_directory()) / named
+
+
+def lora_folder() -> Path:
+    """Where ComfyUI looks for LoRAs first."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def run_folder() -> Path:
+    """Where each run gets a folder for its job, losses, plot and report."""
+    return Path(folder_paths.get_output_directory()) / "flux2_train"
+
+
+def choices(folder: str) -> list[str]:
+    """``auto`` and every file ComfyUI lists in that model folder."""
+    return [AUTO, *folder_paths.get_filename_list(folder)]
+
+
+def locate(files: tuple[ModelFile, ...], chosen: str = AUTO) -> Path:
+    """Path of the chosen file, or of the first known one that is there; a generated file is made on first use.
+
+    ``chosen`` is ``auto``, a name in the folder of these files, or a full path. Raises UserError with file name,
+    folder, repository and how to log in where nothing is there.
+    """
+    if Path(chosen).is_absolute():
+        return _at(Path(chosen))
+    if chosen != AUTO:
+        path = _existing(files[0].folder, chosen)
+        if path is None:
+            raise UserError(_missing_choice(files, chosen))
+        return path
+    for file in files:
+        path = find(file)
+        if path is None and file.generate is not None:
+            path = _generate(file)
+        if path is not None:
+            return path
+    raise UserError(missing_message(files))
+
+
+def _at(path: Path) -> Path:
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise UserError(f"{path} is no safetensors file that is there; give the name of one, or choose 'auto'.")
+    return path
+
+
+def name_of(folder: str, path: Path) -> str:
+    """What ``locate`` finds that file by: its name in ComfyUI's model folder, or the full path outside of it."""
+    for root in folder_paths.get_folder_paths(folder):
+        if path.is_relative_to(root):
+            name = str(path.relative_to(root))
+            if folder_paths.get_full_path(folder, name) == str(path):
+                return name
+    return str(path)
+
+
+def find(file: ModelFile) -> Path | None:
+    """Where a known file lies, ``None`` if it is not there."""
+    return _existing(file.folder, file.name)
+
+
+def _existing(folder: str, name: str) -> Path | None:
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:  # the official templates put files in sub-folders too
+        nested = (n for n in folder_paths.get_filename_list(folder) if Path(n).name == name)
+        path = next((folder_paths.get_full_path(folder, n) for n in nested), None)
+    return Path(path) if path else None
+
+
+def _missing_choice(files: tuple[ModelFile, ...], name: str) -> str:
+    known = next((file for file in files if file.name == name), None)
+    if known is None:
+        where = model_folder(files[0].folder)
+        return f"{name} is not in {where}; choose 'auto' or a file that is there (press R to refresh the list)."
+    there = [file.name for file in files if find(file)]
+    have = f" Or choose 'auto', which takes the {there[0]} that you have." if there else ""
+    return missing_message((known, *(file for file in files if file != known))) + have
+
+
+def model_folder(folder: str) -> Path:
+    """The path new files of that kind belong in: of the ones ComfyUI has, the first that bears its name."""
+    paths = [Path(path) for path in folder_paths.get_folder_paths(folder)]
+    return next((path for path in paths if path.name == folder), paths[0])
+
+
+def missing_message(files: tuple[ModelFile, ...]) -> str:
+    """One sentence per thing to do: which file, into which folder, from which repository, logged in or not."""
+    file, others = files[0], [f.name for f in files[1:]]
+    lines = [
+        f"Missing model file {file.name}: download it from {file.url} and put it into {model_folder(file.folder)}."
+    ]
+    if file.gated:
+        lines.append(
+            f"The repository {file.repository} is gated: accept its licence on its page while logged in, then "
+            "download there, or with `hf auth login` and `hf download`."
+        )
+    if others:
+        lines.append(f"Also usable: {', '.join(others)}.")
+    return " ".join(lines)
+
+
+def _generate(file: ModelFile) -> Path:
+    from safetensors.torch import save_file
+
+    path = model_folder(file.folder) / file.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    with whole(path) as partial:  # another process may look for it at this moment
+        save_file(file.generate(), partial, metadata={"format": "pt"})
+    return path
+
+
+def cache_folder(place: str = USER) -> Path:
+    """Where a cache lies. A user folder whose name begins so is out of reach of ComfyUI's own routes."""
+    if place == OUTPUT:
+        return Path(folder_paths.get_output_directory()) / "flux2_train" / "cache"
+    return Path(folder_paths.get_user_directory()) / "__flux2_train"

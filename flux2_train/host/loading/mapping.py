@@ -1,0 +1,105 @@
+"""Safetensors files mapped into memory, those larger than memory among them.
+
+The library maps a file so that it could be written to without changing it, and Linux promises memory for that: a file
+larger than memory and swap is refused ("unable to mmap"). Mapped shared and for reading only nothing has to be
+promised, because its pages can always be read again. Whoever wrote to such a tensor would end the process, so this is
+done only where the library's way fails; under dynamic VRAM core maps every file like this.
+"""
+
+from __future__ import annotations
+
+import mmap
+import warnings
+from pathlib import Path
+
+import comfy.utils
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ... import safetensors_header as headers
+from ...adapters.stream import DTYPES
+from ...errors import UserError
+
+REFUSED = (OSError, RuntimeError, MemoryError, SafetensorError)  # what the library raises where it cannot map a file
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+
+
+def dtype_of(header: headers.Header, name: str) -> torch.dtype:
+    """torch's type of a tensor in a file. Raises UserError for a type of numbers that ComfyUI has no use for."""
+    dtype = header.tensors[name].dtype
+    if dtype not in _BY_NAME:
+        raise UserError(f"{header.path.name} holds {name} as {dtype}, which cannot be read; use another file.")
+    return _BY_NAME[dtype]
+
+
+class ReadOnly:
+    """A safetensors file mapped for reading only, with those methods of the library's file that are used here.
+
+    Raises UserError where the file is damaged, or the process may not map it at all.
+    """
+
+    def __init__(self, path: Path):
+        self.header = headers.read(path)
+        try:
+            with path.open("rb") as file:
+                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
+            size = path.stat().st_size / 1e9
+            raise UserError(
+                f"{path.name} ({size:.1f} GB) cannot be mapped into this process's memory ({error}). Nothing of it has "
+                "to fit into memory for that, but a limit on the process's address space must leave room for all of "
+                "it: lift that limit (ulimit -v unlimited), or use a smaller file of the same model, such as fp8."
+            ) from error
+
+    def __enter__(self) -> ReadOnly:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Tensors that were given keep the file mapped for as long as they live."""
+
+    def keys(self) -> list[str]:
+        return list(self.header.tensors)
+
+    def metadata(self) -> dict[str, str]:
+        return self.header.metadata
+
+    def get_tensor(self, name: str) -> Tensor:
+        """A tensor that must not be written to."""
+        entry = self.header.tensors[name]
+        dtype = dtype_of(self.header, name)
+        if not entry.nbytes:
+            return torch.empty(entry.shape, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            flat = torch.frombuffer(self.data, dtype=torch.uint8, count=entry.nbytes, offset=entry.start)
+        return flat.view(dtype).view(entry.shape)
+
+
+def opened(path: Path) -> safe_open | ReadOnly:
+    """A safetensors file whose tensors can be asked for one by one (``keys``, ``metadata``, ``get_tensor``).
+
+    It is a context manager. Raises FileNotFoundError, and UserError as ``ReadOnly``.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except REFUSED as error:
+        _require_there(error)
+    return ReadOnly(path)
+
+
+def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, mapped, and its metadata. Raises as ``opened``."""
+    try:
+        found, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+        return found, metadata or {}
+    except REFUSED as error:
+        _require_there(error)
+    file = ReadOnly(path)
+    return {name: file.get_tensor(name) for name in file.header.tensors}, file.metadata()
+
+
+def _require_there(error: BaseException) -> None:
+    """Raise errors of finding or opening the file as they are."""
+    if isinstance(error, (FileNotFoundError, PermissionError)):
+        raise error

@@ -1,0 +1,1 @@
+"""LoRAs on ComfyUI's models: applied, proved, merged."""

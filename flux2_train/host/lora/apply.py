@@ -1,0 +1,254 @@
+"""Putting a LoRA on a MODEL: merged into the weights by ComfyUI's patches, or beside them in bypass.
+
+Both modes act on the same parts, which are read once, from any format (``adapters.read``). Merged hands them to
+ComfyUI's own loader; bypass computes them here, because the stock bypass drops DoRA's magnitudes and split q, k and v.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import comfy.lora
+import comfy.sd
+import torch
+from comfy.patcher_extension import PatcherInjection
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+from ...adapters import beside, dora, others, write, writers
+from ...adapters import read as reading
+from ...adapters.dora import Weights
+from ...adapters.header import references_of
+from ...adapters.names import Sizes
+from ...adapters.parts import Part
+from ...adapters.patterns import restricted
+from ...errors import UserError
+from ..borrowed.borrow import linears
+from ..borrowed.frozen import fetched
+from ..identify import flavour_name, require_flux2
+from ..loading import deferred
+from ..sampling.references import INDEX, with_references
+from ..system.memory import load
+from .merged_weights import merging
+
+MERGED, BYPASS, AUTO = "merged", "bypass", "auto"
+MODES = (AUTO, MERGED, BYPASS)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A LoRA as read for a MODEL: parts by Linear name, changes of other weights by theirs, how many keys that was.
+
+    ComfyUI's own trainer also trains norms: those are the ``others``. ``keys`` of ``total`` keys in the file matched.
+    ``references`` is how reference images were shown in training, ``note`` what had to be assumed about the file.
+    """
+
+    parts: dict[str, Part]
+    others: dict[str, Tensor]
+    keys: int
+    total: int
+    references: str = INDEX
+    note: str = ""
+
+
+def sizes(model) -> Sizes:
+    """(in features, out features) of every Linear of a MODEL's transformer."""
+    return {name: (layer.in_features, layer.out_features) for name, layer in linears(model).items()}
+
+
+def read(model, weights: dict[str, Tensor], allow_unmatched: bool = False) -> Loaded:
+    """A LoRA file's tensors (``adapters.read.load``) as parts for this MODEL.
+
+    Raises UserError if it is not FLUX.2, naming keys that match nothing unless those are allowed, and for a LoRA of
+    another flavour.
+    """
+    require_flux2(model)
+    parts, unmatched = reading.read(weights, sizes(model), flavour_name(model))
+    state = model.model.diffusion_model.state_dict()
+    names = others.found(unmatched, state)
+    changes = {name: weights[key] for key, name in names.items() if _fits(weights[key], state[name])}
+    unmatched = [key for key in unmatched if names.get(key) not in changes]
+    if not allow_unmatched or not parts:
+        reading.require_matched(unmatched, len(weights), flavour_name(model))
+    matched = len(weights) - len(unmatched)
+    return Loaded(parts, changes, matched, len(weights), references_of(weights), writers.assumed(weights))
+
+
+def _fits(change: Tensor, weight: Tensor | None) -> bool:
+    return weight is not None and not isinstance(weight, QuantizedTensor) and weight.shape == change.shape
+
+
+def on_layers(loaded: Loaded, include: str = "", exclude: str = "") -> Loaded:
+    """The LoRA on those of its layers only that the glob patterns leave (commas between, empty for no restriction).
+
+    Raises UserError naming a pattern that fits no layer of the LoRA.
+    """
+    if not include.strip() and not exclude.strip():
+        return loaded
+    names = restricted([*loaded.parts, *loaded.others], include, exclude, "this LoRA")
+    parts, others = ({n: v for n, v in found.items() if n in names} for found in (loaded.parts, loaded.others))
+    return replace(loaded, parts=parts, others=others)
+
+
+def trainable(model, tensors: dict[str, Tensor]) -> dict[str, Part]:
+    """A LoRA file's tensors as parts that training can go on from, DoRA as in its paper.
+
+    Raises UserError as ``read`` does, and for a LoRA that also changes other weights than Linears.
+    """
+    loaded = read(model, tensors)
+    if loaded.others:
+        names = ", ".join(sorted(loaded.others)[:3])
+        raise UserError(f"The LoRA to start from also changes {names}, which cannot be trained on; merge it instead.")
+    return dora.with_norm(loaded.parts, weights(model), of_base=False)
+
+
+def describe(model, loaded: Loaded, strength: float, mode: str) -> str:
+    """One line on a LoRA that was put on a MODEL: keys matched, layers, how it acts."""
+    kinds = "+".join(sorted({write.kind(part) for part in loaded.parts.values()}))
+    matched = f"{loaded.keys}/{loaded.total} keys on {len(loaded.parts)} layers"
+    note = f"; {loaded.note}" if loaded.note else ""
+    return f"{kinds}, {matched}, {chosen_mode(model, mode)}, strength {strength:g}{note}"
+
+
+def chosen_mode(model, mode: str) -> str:
+    """``auto`` bypasses on quantised models, where merging would round the LoRA away, and merges on others."""
+    return mode if mode != AUTO else BYPASS if is_quantised(model) else MERGED
+
+
+def is_quantised(model) -> bool:
+    """True if any Linear's weight is stored in a quantised or 8-bit format."""
+    floats = (torch.float32, torch.bfloat16, torch.float16)
+    weights = [layer.weight for layer in linears(model).values()]
+    return any(isinstance(weight, QuantizedTensor) or weight.dtype not in floats for weight in weights)
+
+
+def apply(model, weights: dict[str, Tensor], strength: float, mode: str = AUTO, include: str = "", exclude: str = ""):
+    """A clone of ``model`` with a LoRA file's tensors at ``strength``: ``read``, ``on_layers`` and ``put`` in one."""
+    return put(model, on_layers(read(model, weights), include, exclude), strength, mode)
+
+
+def put(model, loaded: Loaded, strength: float, mode: str = AUTO):
+    """A clone of ``model`` with the LoRA at ``strength``; ``model`` itself stays as it is.
+
+    ``W' = W + strength * (W1 - W)`` where ``W1`` is the weight with the LoRA at full strength: for all but DoRA that is
+    ``W + strength * dW``. References are placed as the LoRA was trained with them. Raises UserError where merging
+    cannot act.
+    """
+    if strength == 0:
+        return model
+    clone = with_references(model, loaded.references).clone()
+    clone.add_patches({f"diffusion_model.{n}": ("diff", (change,)) for n, change in loaded.others.items()}, strength)
+    if chosen_mode(model, mode) == MERGED:
+        clone.add_patches(_patches(model, loaded.parts), strength)
+        return clone
+    bypass = _Bypass(model, loaded.parts, strength)
+    injection = PatcherInjection(inject=lambda _: bypass.inject(), eject=lambda _: bypass.eject())
+    clone.set_injections(f"flux2_train.bypass.{uuid.uuid4()}", [injection])
+    return clone
+
+
+def _patches(model, parts: dict[str, Part]) -> dict:
+    """ComfyUI's patches: its own adapters where they do the same, ours for what depends on the weight."""
+    layers = linears(model)
+    for name in parts:
+        if getattr(layers[name], "pre_quant_scale", None) is not None:
+            raise UserError(f"{name} scales its input (AWQ), so a LoRA merged into it acts wrongly; use mode 'bypass'.")
+    own = {f"diffusion_model.{n}.weight": merging(part) for n, part in parts.items() if dora.needs_weight(part)}
+    tensors = write.tensors({n: p for n, p in parts.items() if not dora.needs_weight(p)}, "comfyui", torch.float32)
+    found = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False) | own
+    missing = parts.keys() - {layer_name(key) for key in found}
+    if missing:
+        raise UserError(f"This ComfyUI cannot merge the LoRA at {', '.join(sorted(missing)[:3])}; use mode 'bypass'.")
+    return found
+
+
+def layer_name(key: str | tuple) -> str:
+    """The Linear's name in the transformer for a key of ComfyUI's patches."""
+    whole = key if isinstance(key, str) else key[0]
+    return whole.removeprefix("diffusion_model.").removesuffix(".weight")
+
+
+def weights(model) -> Weights:
+    """A MODEL's weights one by one, as ``adapters.dora`` and ``adapters.plain`` ask for them: with its own LoRAs.
+
+    Clones of a MODEL share their weights. Whichever was loaded last has merged its LoRAs into them, so the MODEL itself
+    is loaded first where that was another one.
+    """
+    layers = linears(model)
+
+    @contextmanager
+    def of(name: str) -> Iterator[Tensor]:
+        deferred.fill(model.model)
+        load(model)
+        with fetched(layers[name], torch.float32, model.load_device) as (weight, _):
+            yield weight
+
+    return of
+
+
+def row_norms(model) -> Callable[[str], Tensor]:
+    """The L2 norm of every row of a Linear's weight (out,) by its name: what DoRA's magnitudes start from."""
+    own = weights(model)
+
+    def norms(name: str) -> Tensor:
+        with own(name) as weight:
+            return torch.linalg.vector_norm(weight, dim=1).clone()
+
+    return norms
+
+
+class _Bypass:
+    """A LoRA computed beside the Linears it sits on, by forward hooks: any number may sit on one Linear, beside other
+    packs' replaced forwards, and come off in any order."""
+
+    def __init__(self, model, parts: dict[str, Part], strength: float):
+        layers = linears(model)
+        self.sites = [(layers[name], part) for name, part in parts.items()]
+        self.strength, self.handles = strength, []
+
+    def inject(self) -> None:
+        if not self.handles:  # ComfyUI may inject twice
+            self.handles = [
+                layer.register_forward_hook(Contribution(part, self.strength)) for layer, part in self.sites
+            ]
+
+    def eject(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+
+class Contribution:
+    """A forward hook that adds what a part does at a strength to its Linear's output."""
+
+    def __init__(self, part: Part, strength: float):
+        self.part, self.strength = part, strength
+        self.placed, self.where = part, None
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """``inputs`` hold x (..., in), ``y`` (..., out) is the Linear's own output."""
+        x = inputs[0]
+        self._place(layer, x)
+        bias = getattr(layer, "bias", None)
+        plain = y if bias is None else y - bias.to(y)
+
+        @contextmanager
+        def weight() -> Iterator[Tensor]:
+            with fetched(layer, x.dtype, x.device) as (found, _):
+                yield found
+
+        return y + beside.added(self.placed, x, plain, weight) * self.strength
+
+    def _place(self, layer: nn.Module, x: Tensor) -> None:
+        """Keep the part where the model computes. What inference mode makes, autograd may not save: hence its flag."""
+        where = (x.device, x.dtype, torch.is_inference_mode_enabled())
+        if self.where == where:
+            return
+        part = self.part
+        if dora.is_dora(part):
+            with fetched(layer, torch.float32, x.device) as (weight, _):
+                part = beside.settled(beside.placed(part, x.device, torch.float32), weight)
+        self.placed, self.where = beside.placed(part, x.device, x.dtype), where

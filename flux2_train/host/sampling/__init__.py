@@ -1,0 +1,1 @@
+"""Painting as FLUX.2 is meant to be sampled."""

@@ -1,0 +1,58 @@
+"""Painting previews in the middle of training: from cached embeds, with the adapters as they are at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ..system import memory
+from . import sample as sampling
+from .sample import Settings
+
+
+def encode_references(vae, images: list[Tensor], resize: bool) -> list[Tensor]:
+    """As ``sampling.encode_references``, on the CPU."""
+    return [latent.cpu() for latent in sampling.encode_references(vae, images, resize)]
+
+
+def paint(
+    model,
+    embeds: Mapping[str, Tensor],
+    prompt: str,
+    negative: str,
+    references: list[Tensor],
+    settings: Settings,
+    method: str,
+) -> Tensor:
+    """(1, 128, H/16, W/16) latents on the CPU, painted with a MODEL on which the adapters act.
+
+    ``embeds`` holds both texts. Global random states are left as they were. Raises ComfyUI's interrupt in mid-sampling.
+    """
+    strength = sampling.guidance_for(model, settings.guidance)
+
+    def conditioning(text: str) -> list:
+        text_embeds = [[embeds[text].clone(), {"pooled_output": None}]]
+        return sampling.conditioned(text_embeds, [r.clone() for r in references], strength.embedded, method)
+
+    cards = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=cards), torch.inference_mode():
+        positive, uncond = conditioning(prompt), conditioning(negative)
+        return sampling.denoise(model, positive, uncond, settings, sampling.interruptible, quiet=True).cpu()
+
+
+def decode(vae, latents: list[Tensor]) -> list[Tensor]:
+    """(1, H, W, 3) in 0..1 on the CPU for each of ``latents``; the VAE leaves its device afterwards."""
+    try:
+        with torch.inference_mode():
+            return [vae.decode(latent).cpu() for latent in latents]
+    finally:
+        memory.unload(vae.patcher)
+
+
+def back(model, memory_required: float) -> None:
+    """A borrowed MODEL on its device again, with room in bytes to train, wherever painting has left it."""
+    memory.reset_watermarks()
+    comfy.model_management.load_models_gpu([model], memory_required=memory_required)

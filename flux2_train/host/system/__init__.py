@@ -1,0 +1,1 @@
+"""ComfyUI started as a library, its devices and memory, and this computer."""

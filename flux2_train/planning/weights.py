@@ -1,0 +1,128 @@
+"""The transformer as the planner sees it: sizes of its Linears, and how many bytes each takes where it is stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import safetensors_header as headers
+from ..adapters import diffusers
+from ..adapters.names import FIRST, Sizes, bare_name, dimensions_of, sizes_of
+from ..errors import UserError
+from ..flavours import Flavour
+from ..formats import PRECISIONS
+
+FOUR_BITS = 0.7  # bytes per number of a file, below which it is stored in 4 bits
+BLOCK = re.compile(r"(double|single)_blocks\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A FLUX.2 transformer: its sizes, and the stored bytes of every Linear by name.
+
+    ``plain`` are the Linears that are stored as the numbers they are computed with: the others are dequantised on use.
+    """
+
+    hidden: int
+    double: int
+    single: int
+    linears: Sizes
+    stored: dict[str, int]
+    plain: frozenset[str]
+
+    @property
+    def context(self) -> int:
+        """Features of the text that it reads."""
+        return self.linears["txt_in"][0]
+
+    @property
+    def blocks(self) -> list[str]:
+        """Names of the blocks in the order in which they run."""
+        double = [f"double_blocks.{n}" for n in range(self.double)]
+        return double + [f"single_blocks.{n}" for n in range(self.single)]
+
+    def inside(self, block: str) -> list[str]:
+        """The Linears of a block."""
+        return [name for name in self.linears if name.startswith(f"{block}.")]
+
+    def block_bytes(self) -> list[int]:
+        """Stored bytes of each block's Linears."""
+        return [sum(self.stored[name] for name in self.inside(block)) for block in self.blocks]
+
+    @property
+    def total(self) -> int:
+        """Stored bytes of all Linears; norms, 128 numbers each, are left out."""
+        return sum(self.stored.values())
+
+    @property
+    def quantised(self) -> bool:
+        """Whether some Linears are dequantised on use."""
+        return self.plain != frozenset(self.linears)
+
+    @property
+    def format(self) -> str:
+        """The precision that takes as much to dequantise: bf16 where nothing is quantised."""
+        if not self.quantised:
+            return "bf16"
+        numbers = sum(into * out for into, out in self.linears.values())
+        return "int4" if self.total / numbers < FOUR_BITS else "fp8 (scaled)"
+
+
+def of_flavour(row: Flavour, precision: str) -> Weights:
+    """A flavour as Load FLUX.2 stores it: ``precision`` for the blocks' matrices, bf16 for everything else.
+
+    Raises UserError for a precision whose bytes are not known without the file.
+    """
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise UserError(f"Without the file nobody knows what {precision!r} takes; choose one of {known}.")
+    sizes = sizes_of(*row.sizes)
+    if not row.embedded_guidance:
+        sizes = {name: size for name, size in sizes.items() if not name.startswith("guidance_in")}
+    inside = PRECISIONS[precision]
+    outside = inside if inside.computes else PRECISIONS["bf16"]
+    stored = {n: (inside if BLOCK.match(n) else outside).stored_bytes(out, into) for n, (into, out) in sizes.items()}
+    plain = frozenset(n for n in sizes if inside.computes or not BLOCK.match(n))
+    return Weights(row.hidden, row.double_blocks, row.single_blocks, sizes, stored, plain)
+
+
+def of_files(parts: Sequence[Path]) -> Weights:
+    """The transformer in safetensors files, from their headers alone, under ComfyUI's names or diffusers'.
+
+    Raises UserError if they hold no FLUX.2.
+    """
+    read = [headers.read(part) for part in parts]
+    tensors = {name: _Tensor(e.shape, e.dtype, e.nbytes) for each in read for name, e in each.tensors.items()}
+    file = parts[0].name
+    if diffusers.is_diffusers(tensors):
+        origins = diffusers.origins(tensors, file)
+        tensors = {name: _joined([tensors[key] for key in origin.keys]) for name, origin in origins.items()}
+    first = next((name for name in tensors if name.endswith(FIRST)), None)
+    if first is None:
+        raise UserError(f"{file} is not a FLUX.2 transformer in the names of ComfyUI or diffusers.")
+    prefix = first.removesuffix(FIRST)
+    found = {bare_name(name.removeprefix(prefix)): each for name, each in tensors.items() if name.startswith(prefix)}
+    dimensions = dimensions_of({name: tensor.shape for name, tensor in found.items()}, file)
+    size: dict[str, int] = {}
+    for key, tensor in found.items():
+        layer, _, own = key.rpartition(".")
+        size[layer] = size.get(layer, 0) + (tensor.nbytes if own != "comfy_quant" else 0)
+    linears = {name: size for name, size in sizes_of(*dimensions).items() if f"{name}.weight" in found}
+    stored = {name: size[name] for name in linears}
+    plain = frozenset(name for name in linears if found[f"{name}.weight"].dtype in ("BF16", "F16", "F32"))
+    return Weights(*dimensions[:3], linears, stored, plain)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+def _joined(tensors: Sequence[_Tensor]) -> _Tensor:
+    """Matrices with as many columns one below the other."""
+    rows = sum(tensor.shape[0] if tensor.shape else 0 for tensor in tensors)
+    return _Tensor((rows, *tensors[0].shape[1:]), tensors[0].dtype, sum(tensor.nbytes for tensor in tensors))

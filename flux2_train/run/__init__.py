@@ -1,1 +1,0 @@
-"""One step, one loop, and what is told while it runs."""

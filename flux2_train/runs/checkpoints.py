@@ -1,0 +1,130 @@
+"""Checkpoints of a run: one safetensors file each, with JSON in its header, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..atomic import whole
+from ..settings import earlier
+from ..train import packing
+
+VERSION = 2
+META = "flux2_train.checkpoint"
+SUM = "flux2_train.crc32"  # of META's text; that holds the tensors'
+ENDING = ".safetensors"
+
+
+class Damaged(Exception):
+    """A checkpoint's file is not what was written."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says about itself without its tensors.
+
+    ``job`` is the run's job as ``job.Job`` writes it, ``dataset`` the fingerprint of images and captions, ``step_size``
+    the samples per step of all processes, ``validation`` the validation loss at ``step`` where there was one.
+    """
+
+    step: int
+    total: int
+    job: dict
+    dataset: str
+    step_size: int
+    validation: float | None = None
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run's state on the host, ready to be written while the run goes on."""
+
+    about: About
+    state: object
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, about: About, state: dict) -> Snapshot:
+        """Copies everything: the state may change at once."""
+        return cls(about, *packing.pack(state))
+
+    def write(self, folder: Path) -> Path:
+        """Write ``step_00000012.safetensors`` into ``folder``. Raises OSError, and then leaves nothing behind."""
+        path = folder / f"step_{self.about.step:08}{ENDING}"
+        folder.mkdir(parents=True, exist_ok=True)
+        said = {"about": asdict(self.about), "state": self.state, "crc32": checksum(self.tensors)}
+        text = json.dumps(said)
+        try:
+            with whole(path, durable=True) as partial:
+                save_file(self.tensors, partial, {"format": "pt", META: text, SUM: f"{zlib.crc32(text.encode()):08x}"})
+        except SafetensorError as error:  # of a full disk, too
+            raise OSError(str(error)) from error
+        return path
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """CRC-32 over the tensors in the order of their names: name, dtype and shape as JSON, then the bytes."""
+    crc = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode(), crc)
+        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk."""
+
+    path: Path
+    about: About
+
+    def load(self) -> dict:
+        """The state. Raises Damaged if a bit of it is not as it was written."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                said = _said(file)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(str(error)) from error
+        if checksum(tensors) != said["crc32"]:
+            raise Damaged("its checksum is wrong")
+        return packing.unpack(said["state"], tensors)
+
+
+def read(path: Path) -> Checkpoint:
+    """What is known of a checkpoint without reading its tensors. Raises Damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = _said(file)["about"]
+        if about["version"] != VERSION:
+            raise Damaged(f"its version is {about['version']}, this pack reads {VERSION}")
+        return Checkpoint(path, About(**{**about, "job": earlier.renamed(about["job"])}))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(str(error)) from error
+
+
+def _said(file) -> dict:
+    """The JSON in an open file's header. Raises ValueError, KeyError or TypeError if it is not as it was written."""
+    header = file.metadata()
+    if f"{zlib.crc32(header[META].encode()):08x}" != header[SUM]:
+        raise ValueError("its header's checksum is wrong")
+    return json.loads(header[META])
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def paths(folder: Path) -> list[Path]:
+    """Every checkpoint's file, the newest last."""
+    return sorted(folder.glob(f"step_*{ENDING}"))

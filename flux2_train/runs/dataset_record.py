@@ -1,0 +1,42 @@
+"""What a data set held when a run was begun, and how it differs by now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..data.dataset import Dataset
+from ..hashing import canonical_hash
+
+NAMED = 3
+
+
+def listed(dataset: Dataset) -> list[dict]:
+    """Every image with its captions, the hash of its contents, and that of all that matters about it for training."""
+    return [
+        {
+            "image": str(item.path),
+            "content": item.view.digest,
+            "captions": list(item.captions),
+            "all": canonical_hash(item.canonical()),
+        }
+        for item in dataset.items
+    ]
+
+
+def difference(path: Path, dataset: Dataset) -> str:
+    """A clause on what has changed since ``path`` was written from ``listed``, as far as that can be read."""
+    try:
+        was = {(each["image"], each["all"]) for each in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, KeyError, TypeError):
+        return "the data set has changed"
+    now = {(each["image"], each["all"]) for each in listed(dataset)}
+    before, after = {name for name, _ in was - now}, {name for name, _ in now - was}
+    parts = ((after - before, "new"), (before - after, "gone"), (before & after, "changed"))
+    told = [f"{len(names)} {what} ({_some(names)})" for names, what in parts if names]
+    return f"the data set has changed: {', '.join(told) or 'settings of its folders'}"
+
+
+def _some(names: set[str]) -> str:
+    shown = [Path(name).name for name in sorted(names)[:NAMED]]
+    return ", ".join([*shown, "..."] if len(names) > NAMED else shown)

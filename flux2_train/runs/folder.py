@@ -1,0 +1,190 @@
+"""A run's folder: what lies where in it, and that no two runs share one. Described in docs/run-folder.md."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..atomic import sweep, write_text
+from ..errors import UserError
+
+ABOUT, LOCK = "run.json", ".lock"
+PATIENCE = 1.0  # seconds: whoever only asks whether a run is held holds it for a moment
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run below ``path``; its name is the run's, and the LoRA's as long as nobody takes that."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, runs: Path, name: str, taken: Callable[[str], bool] = lambda name: False) -> RunFolder:
+        """A new folder ``name`` in ``runs``, or ``name_2``, ``name_3`` ... where that is there already or ``taken``.
+
+        Of two runs that ask at once each gets one of its own. Raises UserError if nothing can be made there.
+        """
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            return cls(runs / cls._made(runs, name, taken))
+        except OSError as error:
+            raise UserError(
+                f"The run's folder cannot be made in {runs} ({error.strerror}); make that a folder that can be written."
+            ) from error
+
+    @staticmethod
+    def _made(runs: Path, name: str, taken: Callable[[str], bool]) -> str:
+        for number in itertools.count(1):
+            chosen = name if number == 1 else f"{name}_{number}"
+            if taken(chosen):
+                continue
+            try:
+                (runs / chosen).mkdir()
+            except FileExistsError:
+                continue
+            return chosen
+
+    @classmethod
+    def last(cls, runs: Path, name: str) -> RunFolder | None:
+        """The run of that name that was begun last, ``None`` where there is none."""
+        numbered = re.compile(rf"{re.escape(name)}(?:_(\d+))?")
+        found = {p: m for p in (runs.iterdir() if runs.is_dir() else ()) if (m := numbered.fullmatch(p.name))}
+        mine = [path for path in found if cls(path).about().get("name") == name]
+        newest = max(mine, key=lambda path: int(found[path][1] or 1), default=None)
+        return cls(newest) if newest else None
+
+    @classmethod
+    def sweep_all(cls, runs: Path) -> None:
+        """Remove what killed processes left half written in the folders of all runs."""
+        for run in map(cls, runs.iterdir()):
+            for folder in (run.path, run.checkpoints, run.previews, run.images, run.references):
+                sweep(folder)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def job(self) -> Path:
+        """What was asked for, as ``python -m flux2_train train`` reads it."""
+        return self.path / "job.json"
+
+    @property
+    def dataset(self) -> Path:
+        """Every image and caption that was trained on, with hashes."""
+        return self.path / "dataset.json"
+
+    @property
+    def report(self) -> Path:
+        """The run in figures, once it has ended."""
+        return self.path / "report.json"
+
+    @property
+    def plan(self) -> Path:
+        """How the run is laid out in memory, and what it was expected to take."""
+        return self.path / "plan.txt"
+
+    @property
+    def losses(self) -> Path:
+        return self.path / "loss.csv"
+
+    @property
+    def plot(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def previews(self) -> Path:
+        """The folder of every picture that was painted."""
+        return self.path / "previews"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """All previews over time."""
+        return self.path / "previews.png"
+
+    @property
+    def references(self) -> Path:
+        """The folder of reference images of previews, as the graph gave them."""
+        return self.path / "references"
+
+    @property
+    def images(self) -> Path:
+        """The folder of tables with every image's loss, one per measurement."""
+        return self.path / "images"
+
+    @property
+    def image_table(self) -> Path:
+        """What the losses of every image say about it."""
+        return self.path / "images.csv"
+
+    @property
+    def image_sheet(self) -> Path:
+        return self.path / "images.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder that TensorBoard reads."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of everything a run can be taken up from."""
+        return self.path / "checkpoints"
+
+    @property
+    def stop(self) -> Path:
+        """A file that asks the run to end normally after the step in progress."""
+        return self.path / "stop"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The run is this process's inside the block, and free again however the process ends.
+
+        Raises UserError if it is another one's.
+        """
+        lock = FileLock(self.path / LOCK, timeout=PATIENCE)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(f"The run {self.name} is being trained right now; stop it first.") from error
+        try:
+            self.stop.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def is_held(self) -> bool:
+        """Whether a process trains it right now."""
+        if not self.path.is_dir():
+            return False
+        try:
+            with FileLock(self.path / LOCK, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def ask_to_stop(self) -> None:
+        """End the run normally after the step in progress. Raises UserError if nobody trains it."""
+        if not self.is_held():
+            raise UserError(f"No run {self.name} is being trained; its folder would be {self.path}.")
+        self.stop.touch()
+
+    def about(self) -> dict:
+        """What ``note`` has noted, empty where nothing can be read."""
+        try:
+            noted = json.loads((self.path / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return noted if isinstance(noted, dict) else {}
+
+    def note(self, **values) -> None:
+        """Write how the run stands into ``run.json``: name, status, step, total and so on."""
+        write_text(self.path / ABOUT, json.dumps({**self.about(), **values}, indent=2) + "\n")

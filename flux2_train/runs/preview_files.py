@@ -1,0 +1,86 @@
+"""Previews as files in the run's folder: every picture, and all of them over time on one contact sheet."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..atomic import whole
+from ..evaluate import sheets
+from ..events import Event, Previewed
+from ..train.preview_request import PreviewRequest
+from .folder import RunFolder
+
+MOST_COLUMNS = 16
+NAME = re.compile(r"step_(\d+)_(\d+)\.png")
+
+
+class PreviewFiles:
+    """A listener that writes ``previews/step_000100_1.png``, ``previews/base_1.png`` and ``previews.png``.
+
+    The sheet is made from what lies in the folder, so that a run that was taken up shows all of it.
+    """
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self.thumbnails: dict[Path, Image.Image] = {}
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Previewed):
+            return
+        self.folder.previews.mkdir(exist_ok=True)
+        for number, picture in enumerate(event.pictures, 1):
+            path = self.folder.previews / f"step_{event.step:06d}_{number}.png"
+            self._save(sheets.to_picture(picture.painted), path, picture.asked)
+            base = {**picture.asked, "strength": 0.0, "training_steps": 0}
+            self._save(sheets.to_picture(picture.base), self._base(number), base)
+        write_png(self._sheet([picture.label for picture in event.pictures]), self.folder.contact_sheet)
+
+    def _base(self, number: int) -> Path:
+        return self.folder.previews / f"base_{number}.png"
+
+    def _save(self, picture: Image.Image, path: Path, asked: dict) -> None:
+        self.thumbnails[path] = sheets.small(picture)
+        write_png(picture, path, json.dumps(asked))
+
+    def _sheet(self, labels: list[str]) -> Image.Image:
+        """Rows are prompts, columns the base model and the steps, thinned out evenly where they are many."""
+        matches = [NAME.fullmatch(path.name) for path in self.folder.previews.iterdir()]
+        steps = sheets.spread(sorted({int(match[1]) for match in matches if match}), MOST_COLUMNS)
+        rows = []
+        for number in range(1, len(labels) + 1):
+            paths = [self._base(number), *(self.folder.previews / f"step_{s:06d}_{number}.png" for s in steps)]
+            rows.append([self._thumbnail(path) for path in paths])
+        return sheets.grid(rows, labels, ("base model", *(f"step {step}" for step in steps)))
+
+    def _thumbnail(self, path: Path) -> Image.Image | None:
+        if path not in self.thumbnails and path.is_file():
+            with Image.open(path) as picture:
+                self.thumbnails[path] = sheets.small(picture.convert("RGB"))
+        return self.thumbnails.get(path)
+
+
+def save_references(validation: PreviewRequest | None, folder: RunFolder) -> tuple[tuple[Path, ...], ...]:
+    """The reference images of each prompt as PNG files, from which a job can be done again."""
+    found = []
+    for number, images in enumerate(validation.references if validation else (), 1):
+        pictures = [sheets.to_picture(picture) for image in images for picture in image]
+        paths = tuple(folder.references / f"{number}_{count}.png" for count in range(1, len(pictures) + 1))
+        for picture, path in zip(pictures, paths, strict=True):
+            folder.references.mkdir(exist_ok=True)
+            write_png(picture, path)
+        found.append(paths)
+    return tuple(found)
+
+
+def write_png(picture: Image.Image, path: Path, asked: str = "") -> None:
+    """Write a picture, with ``asked`` as its text ``flux2_train``."""
+    info = PngInfo()
+    if asked:
+        info.add_text("flux2_train", asked)
+    with whole(path) as partial:
+        picture.save(partial, "PNG", pnginfo=info)

@@ -1,0 +1,82 @@
+"""The trained adapters to a file that is proved to act as they do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..adapters import files
+from ..adapters.dora import is_dora
+from ..adapters.parts import Delta, Part, mapped
+from ..data.samples import Sample
+from ..errors import UserError
+from ..host.borrowed.velocity import Condition
+from ..host.lora import apply as lora
+from ..host.lora import certificate
+from ..host.lora.certificate import LARGEST_LATENT, Case, Certificate
+from ..train.trainer import Trainer
+
+NOT_CERTIFIED = "not certified"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A LoRA that was saved: the file, the same as ComfyUI's LORA_MODEL, and what is known about it in words.
+
+    ``problem`` is why the certificate does not hold, empty where it does or was not asked for.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    certificate: str
+    note: str
+    problem: str = ""
+
+
+def save_adapters(trainer: Trainer, path: Path, metadata: dict[str, str], certify: bool = True) -> Saved:
+    """Write the adapters as they are now to ``path`` (for peft a folder), with the certificate in the metadata.
+
+    The certificate is of the very file: written once, loaded back, and written again with what that showed. A file
+    whose certificate does not hold is kept, the caller decides what to do about ``problem``.
+    """
+    options, model = trainer.config.save, trainer.model
+    parts, weights = trainer.adapters.parts(), lora.weights(model)
+    exported = files.export(parts, options.format, options.precision, options.plain_rank, weights, trainer.device)
+    said, problem = NOT_CERTIFIED, ""
+    written = files.save_as(exported, path, metadata)
+    if certify and options.certificate:
+        found = _certified(trainer, exported, written)
+        said = str(found)
+        try:
+            certificate.require(found, model, exported.parts, written)
+        except UserError as error:
+            problem = str(error)
+    written = files.save_as(exported, path, {**metadata, "flux2_train.certificate": said})
+    decomposed = any(map(is_dora, exported.parts.values()))
+    wired = options.format == "comfyui" or (options.format == "diffusers" and not decomposed)
+    wire = exported if wired else files.export(parts, weights=weights)
+    return Saved(written, wire.tensors, said, exported.note.removeprefix(", "), problem)
+
+
+def _certified(trainer: Trainer, exported: files.Exported, path: Path) -> Certificate:
+    """Of the live adapters, or of the plain LoRA that was made of them, which states its own error."""
+    deltas, options = trainer.adapters.deltas(), trainer.config.save
+    if options.plain_rank:
+        deltas = {name: _delta(part) for name, part in exported.parts.items()}
+    return certificate.certify(trainer.model, deltas, exported.parts, path, _case(trainer), options.precision)
+
+
+def _delta(part: Part) -> Delta:
+    return lambda x, y, base: mapped(part, lambda tensor: tensor.to(x))(x)
+
+
+def _case(trainer: Trainer) -> Case:
+    """The first sample, cut down to a few tokens, half way to noise."""
+    sample: Sample = trainer.samples[0]
+    latent = sample.latent[..., :LARGEST_LATENT, :LARGEST_LATENT].float()
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    condition = Condition(sample.embeds, guidance=trainer.config.guidance.guidance)
+    return Case(0.5 * latent + 0.5 * noise, torch.tensor([0.5]), condition)

@@ -1,0 +1,275 @@
+"""One run from its folder to its LoRA: begun or taken up, and ended well on every way out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ..adapters import files
+from ..atomic import write_text
+from ..data.order import epoch_batches
+from ..errors import UserError
+from ..events import Completed, Event, Phase, Planned, Resumed, Saved, Started, Warned
+from ..host.loading.files import lora_folder, run_folder
+from ..host.system.memory import free, is_out_of_memory
+from ..settings.base import plain
+from ..settings.job import Output
+from ..train import processes
+from ..train.trainer import Trainer
+from . import checkpoints, logs, resume
+from . import dataset_record as contents
+from . import reuse as again
+from .best_effort import Sparing
+from .checkpoint_writer import Keeper
+from .checkpoints import About, Damaged, Snapshot
+from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder
+from .image_files import ImageFiles
+from .jobs import job_of
+from .preview_files import PreviewFiles, save_references
+from .results import Results, write_results
+from .rewind import Rewind
+
+Listen = Callable[[Event], None]
+
+
+def train(
+    trainer: Trainer, loras: Path, runs: Path, listen: Listen, how: str | RunFolder = resume.NEW
+) -> Results | None:
+    """Run to the end and write the results; the main process does, the others return ``None``.
+
+    ``how`` is ``resume.NEW``, ``resume.AUTO`` or the run to go on with; AUTO also gives the results of a finished run
+    that was asked for exactly so. The run's folder is there, with its job, before the first step. On any other way out,
+    which may be any exception of ``listen``, a checkpoint and what was learned are saved first.
+    """
+    logs.require_installed(trainer.config.log_writers)
+    done = again.finished(trainer, loras, runs) if how == resume.AUTO and trainer.is_main else None
+    if processes.any_of(trainer.accelerator, bool(done)):
+        return done and _told_again(done, listen)
+    found = resume.find_together(trainer, runs, how)
+    if found:
+        trainer.load_state_dict(found.state)
+    try:
+        if not trainer.is_main:
+            _work(trainer)
+            return None
+        folder = found.folder if found else _new_folder(trainer, loras, runs)
+        with folder.held():
+            RunFolder.sweep_all(folder.path.parent)
+            return Session(trainer, folder, loras, listen, found).run()
+    finally:
+        trainer.release()
+        free()
+
+
+def _told_again(done: Results, listen: Listen) -> Results:
+    listen(Started(done.folder))
+    listen(Phase(f"{done.folder.name} is trained already, from the same data and settings"))
+    listen(Saved(done.lora_path, stopped=False))
+    return done
+
+
+def _work(trainer: Trainer) -> None:
+    with closing(trainer.run()) as run:
+        for _ in run:
+            pass
+
+
+def _new_folder(trainer: Trainer, loras: Path, runs: Path) -> RunFolder:
+    """A folder for the run, of a name that the LoRA can have too."""
+
+    def taken(name: str) -> bool:
+        return files.path_of(loras, name, trainer.config.save.format).exists()
+
+    return RunFolder.create(runs, trainer.config.name, taken)
+
+
+class Session:
+    """A run in the process that writes its files, begun or, with ``found``, gone on with. The folder must be held."""
+
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, loras: Path, listen: Listen, found: resume.Found | None = None
+    ):
+        self.trainer, self.folder, self.loras, self.listen, self.found = trainer, folder, loras, listen, found
+        self.aside = tuple(found.set_aside()) if found else ()  # before anybody looks for checkpoints
+        job = job_of(trainer, save_references(trainer.validation, folder))
+        self.job = replace(job, output=_output(loras, folder))
+        previews, images = PreviewFiles(folder), ImageFiles(folder)
+        written = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}
+        # files first: listen may end the run
+        self.listeners = [*(Sparing(write, what, listen) for what, write in written.items()), listen]
+        epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
+        self.keeper = Keeper(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
+
+    def run(self) -> Results:
+        """See ``train``."""
+        self._begin()
+        try:
+            try:
+                with self._logs():
+                    self._train()
+                self._tell(*self.keeper.now(self.trainer.step))
+            except BaseException as error:  # ComfyUI's interrupt and Ctrl-C are no Exceptions
+                self._rescue(error)
+                raise
+            return self._finish()
+        finally:
+            self.keeper.close()
+
+    def snapshot(self) -> Snapshot:
+        """The run as it is now, on the host."""
+        trainer = self.trainer
+        about = About(
+            trainer.step,
+            trainer.total,
+            plain(self.job),
+            trainer.dataset.fingerprint,
+            trainer.step_size,
+            trainer.history.validation.get(trainer.step),
+        )
+        return Snapshot.of(about, trainer.state_dict())
+
+    def _begin(self) -> None:
+        about = self.folder.about()
+        taken_up = about.get("resumed", [])
+        if self.found:
+            changed = resume.changed(self.found.checkpoint.about, self.job)
+            taken_up = [*taken_up, {"step": self.trainer.step, "at": _now(), "changed": changed}]
+        write_text(self.folder.job, self.job.to_json())
+        write_text(self.folder.dataset, json.dumps(contents.listed(self.trainer.dataset), indent=1) + "\n")
+        self.folder.note(
+            name=self.trainer.config.name, status=RUNNING, step=self.trainer.step, total=self.trainer.total,
+            began=about.get("began", _now()), resumed=taken_up, why="",
+        )  # fmt: skip
+
+    def _train(self) -> None:
+        self._tell(Started(self.folder.path), *map(Warned, self.aside))
+        if self.found:
+            self._tell(Resumed(self.trainer.step, self.trainer.total, self.found.checkpoint.path))
+        rewind = Rewind(self.trainer, self.folder, self.keeper)
+        while not self._came_to_the_end(rewind):
+            self._tell(*rewind.back())
+
+    def _came_to_the_end(self, rewind: Rewind) -> bool:
+        """All the steps that are left; false where memory ended in one and ``rewind`` helps."""
+        try:
+            with closing(self.trainer.run()) as run:
+                for event in run:
+                    self._tell(event)
+                    if isinstance(event, Completed):
+                        self._tell(*self.keeper.after(event.step, self.trainer.history.validation.get(event.step)))
+                        if self.folder.stop.exists():
+                            self.trainer.stop()
+        except Exception as error:
+            if not rewind.helps(error):
+                raise
+            return False
+        return True
+
+    @contextmanager
+    def _logs(self) -> Iterator[None]:
+        """The logs that are asked for, told every event in the block and closed behind it."""
+        config = self.trainer.config
+        found = zip(config.log_writers, logs.opened(config, self.folder, self.trainer.step), strict=True)
+        opened = [Sparing(log, f"The log for {name}", self.listen) for name, log in found]
+        others, self.listeners = self.listeners, [*opened, *self.listeners]
+        try:
+            with ExitStack() as closing_all:
+                for log in opened:
+                    closing_all.callback(log.close)
+                yield
+        finally:
+            self.listeners = others
+
+    def _tell(self, *events: Event) -> None:
+        for event in events:
+            for listener in self.listeners:
+                listener(event)
+
+    def _note_plan(self, event: Event) -> None:
+        if isinstance(event, Planned):
+            write_text(self.folder.plan, event.text + "\n")
+
+    def _finish(self) -> Results:
+        if self.trainer.plateau.reached(self.trainer.history.validation):
+            self._restore_best()
+        ended = {"step": self.trainer.step, "total": self.trainer.total, "ended": _now()}
+        try:
+            results = write_results(self.trainer, self.loras, self.folder)
+        except BaseException as error:  # with the last checkpoint there, queueing again only saves again
+            ended["why"] = _words(error)
+            self._attempt("run.json", lambda: self.folder.note(status=FAILED, **ended))
+            raise
+        self.folder.note(status=FINISHED, lora=results.lora_path.relative_to(self.loras).as_posix(), **ended)
+        self.keeper.prune(1)
+        self._tell(Saved(results.lora_path, stopped=False))
+        return results
+
+    def _restore_best(self) -> None:
+        best = self.keeper.best_path()
+        if best is None:
+            return
+        try:
+            self.trainer.restore_weights(checkpoints.read(best).load())
+        except Damaged as error:
+            self._tell(Warned(f"The best checkpoint {best.name} cannot be read ({error}); the LoRA is the last one."))
+
+    def _rescue(self, error: BaseException) -> None:
+        """Save what there is. Nothing that goes wrong here hides ``error``."""
+        self._attempt("the checkpoint", self._save_checkpoint)
+        self._attempt("the LoRA", self._save_lora)
+        status = FAILED if isinstance(error, Exception) else STOPPED
+        note = {"status": status, "step": self.trainer.step, "ended": _now(), "why": _words(error)}
+        self._attempt("run.json", lambda: self.folder.note(**note))
+        if is_out_of_memory(error):
+            raise UserError(self._out_of_memory()) from error
+
+    def _save_checkpoint(self) -> None:
+        if self.trainer.torn:
+            self._quietly(Warned("The last step was cut short while it changed the weights: it is not saved."))
+        elif self.trainer.step:
+            self._quietly(*self.keeper.now(self.trainer.step))
+
+    def _save_lora(self) -> None:
+        if self.trainer.history.losses:
+            results = write_results(self.trainer, self.loras, self.folder, stopped=True)
+            self._quietly(Saved(results.lora_path, stopped=True))
+
+    def _attempt(self, what: str, save: Callable[[], None]) -> None:
+        try:
+            save()
+        except Exception as error:
+            logging.warning("%s of the run %s could not be saved: %s", what, self.folder.name, error)
+            self._quietly(Warned(f"{what} could not be saved: {error}"))
+
+    def _quietly(self, *events: Event) -> None:
+        """Tell a listener that may just have asked for the end."""
+        for event in events:
+            with suppress(BaseException):
+                self.listen(event)
+
+    def _out_of_memory(self) -> str:
+        kept = max(map(checkpoints.step_of, self.keeper.written), default=0)
+        saved = f"step {kept} is saved, and queueing again goes on from there" if kept else "nothing is saved yet"
+        return (
+            f"The card ran out of memory in step {self.trainer.step + 1}; {saved}. Close other programs, turn "
+            "checkpointing on, lower batch and raise accumulate alike, or begin anew with a lower resolution or rank."
+        )
+
+
+def _output(loras: Path, folder: RunFolder) -> Output:
+    """Where the run's files go, as a job says it: nothing for ComfyUI's own folders."""
+    places = ((loras, lora_folder()), (folder.path.parent, run_folder()))
+    return Output(*("" if chosen.resolve() == own.resolve() else str(chosen.resolve()) for chosen, own in places))
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

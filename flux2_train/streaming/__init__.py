@@ -1,0 +1,1 @@
+"""What moves between host and device memory: weights in a ring, activations."""

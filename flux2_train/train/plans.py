@@ -1,0 +1,120 @@
+"""From a run's settings to its plan: what the planner is asked, and what the user has pinned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..adapters.live import Adapters
+from ..errors import UserError
+from ..host import identify, sizes
+from ..host.system.machine import machine
+from ..host.system.memory import pinnable, without_reserved
+from ..planning.estimate import Machine, Passes, Work
+from ..planning.layout import BLOCKS, LEAF, OFF, WHOLE
+from ..planning.planner import GB, Pins, Plan, choose, smallest
+from ..settings.memory import ALL, AUTO, ON
+from ..settings.training import TrainingSettings
+from .preview_request import PreviewRequest
+
+
+def passes_of(config: TrainingSettings) -> Passes:
+    """How often a step runs the model: every part of ``run.objective`` that is on, averaged over steps."""
+    guidance, preservation = config.guidance, config.preservation_options
+    keeping = 1 / preservation.every if config.preservation else 0.0
+    together = config.preservation and preservation.together
+    trained = 1.0 if together else 1.0 + keeping
+    plain = keeping + (guidance.contrastive_guidance != 1) + bool(preservation.outside_mask)
+    return Passes(trained, plain, 1 + bool(together) + (guidance.true_cfg != 1))
+
+
+def work_of(
+    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: PreviewRequest | None = None
+) -> Work:
+    """The run as the planner sees it. ``tokens``: the most image tokens a sample has, with its references.
+
+    ``validation`` says what is painted meanwhile. Its second MODEL is no part of it: ComfyUI moves one away for the
+    other.
+    """
+    sites = {n: (adapters.kept(n), sum(p.numel() for p in adapters.of_layer(n))) for n in adapters.names}
+    trained = adapters.trainable()
+    return Work(
+        sizes.weights_of(model), sites, tokens, batch=config.batch, accumulate=config.accumulate,
+        passes=passes_of(config), optimizer=config.optimizer.optimizer, ema=bool(config.ema.ema_decay),
+        fp32_adapters=config.adapter.compute == "fp32", precision=sizes.precision_of(model),
+        in_one_step=sizes.dequantises_in_one_step(sizes.precision_of(model)),
+        size=sizes.number_size(model), kind="dora" if config.adapter.dora else config.adapter.kind,
+        edges=sum(sum(p.shape) for p in trained), begun=sum(p.numel() for p in trained if p.any()),
+        **(_painting(validation) if validation else {}),
+    )  # fmt: skip
+
+
+def _painting(validation: PreviewRequest) -> dict[str, int]:
+    """Image tokens of the largest preview, its references at their own size, and bytes to decode one."""
+    width, height = validation.config.width, validation.config.height
+    pixels = [sum(image.shape[0] * image.shape[1] * image.shape[2] for image in images) for images in
+              validation.references]  # fmt: skip
+    tokens = (width * height + max(pixels, default=0)) // 256
+    return {"preview": tokens, "decoding": sizes.decoding(validation.vae, width, height)}
+
+
+def pins_of(config: TrainingSettings, model) -> Pins:
+    """What the user has decided. Where there is no GPU nothing is streamed unless it is asked for."""
+    memory, gpu = config.memory, model.load_device.type == "cuda"
+    checkpointing = OFF if not config.checkpointing else None if memory.recompute == AUTO else memory.recompute
+    away = None if memory.offload_activations == AUTO else memory.offload_activations == ON
+    streamed = _streamed(config, model)
+    if not gpu and not memory.memory_limit:  # nothing is known to be short: as it has always been
+        checkpointing = checkpointing or BLOCKS
+    return Pins(
+        checkpointing or (BLOCKS if away else None),
+        memory.recompute_every or (1 if away or not (gpu or memory.memory_limit) else None),
+        away if away is not None or gpu else False,
+        streamed,
+        LEAF if memory.group_offload == LEAF else WHOLE,
+        memory.blocks_per_group,
+        memory.stream,
+        min(memory.micro_batch, config.batch) or (None if gpu or memory.memory_limit else config.batch),
+        gpu or bool(streamed) or bool(away),
+    )
+
+
+def _streamed(config: TrainingSettings, model) -> int | None:
+    """The number of streamed blocks that is asked for, None for as many as it takes."""
+    memory, (_, double, single, _) = config.memory, identify.sizes(model)
+    blocks = double + single
+    if memory.blocks_to_swap > blocks:
+        name = identify.flavour_name(model)
+        raise UserError(f"blocks_to_swap is {memory.blocks_to_swap}, but {name} has {blocks} blocks; set at most that.")
+    if memory.blocks_to_swap or memory.offload_percent:
+        return memory.blocks_to_swap or round(blocks * memory.offload_percent / 100)
+    if config.offload == ALL or memory.streams:
+        return blocks
+    return 0 if config.offload == OFF or model.load_device.type != "cuda" else None
+
+
+def plan(work: Work, pins: Pins, there: Machine, binding: bool) -> Plan:
+    """The plan of a run. Raises UserError, before anything is loaded, if none fits; unless ``binding`` is false."""
+    if not binding:
+        return smallest(work, Machine(float("inf"), float("inf"), there.bus, there.flops), pins)
+    return choose(work, there, pins)
+
+
+def available(device: torch.device, limit: float = 0.0, pinned: float = 0.0) -> Machine:
+    """What the machine has for a run. ``limit`` of device and ``pinned`` of host memory are bytes, 0 for no bound."""
+    found = machine(device, limit)
+    if device.type == "cuda":
+        found = without_reserved(found)
+    return replace(found, pinned=pinnable(device, pinned, found.ram))
+
+
+def planned(
+    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: PreviewRequest | None = None
+) -> tuple[Work, Pins, Machine, Plan]:
+    """Everything that stepping down needs later, and the plan to begin with."""
+    device: torch.device = model.load_device
+    work, pins = work_of(config, model, adapters, tokens, validation), pins_of(config, model)
+    there = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
+    binding = device.type == "cuda" or bool(config.memory.memory_limit)
+    return work, pins, there, plan(work, pins, there, binding)

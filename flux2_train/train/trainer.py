@@ -1,0 +1,330 @@
+"""One step, one loop. The trainer never prints: it yields events."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..data.cache import EmbedCache, LatentCache
+from ..data.order import batches, drawn, step_count
+from ..data.samples import Sample, samples
+from ..errors import UserError
+from ..events import Completed, Event, Phase, Planned, Stepped, Warned
+from ..flow.guidance import embedded
+from ..flow.target import interpolate, velocity_target
+from ..host import identify
+from ..host.borrowed.borrow import borrow_as, training_mode
+from ..host.borrowed.compute import training_dtype
+from ..host.borrowed.velocity import Condition, check_embeds, velocity
+from ..settings.training import TrainingSettings
+from . import processes
+from . import timesteps as times
+from .between_steps import BetweenSteps
+from .building import build_adapters, build_optimizer, require_preserved
+from .ema import Ema
+from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
+from .held_out import kept_out
+from .history import BANDS, History, Measured, tally
+from .loss_scale import LossScale
+from .objective import Case, Memo, Objective, Part
+from .out_of_memory import Memory
+from .preview_request import PreviewRequest
+from .schedules import Schedule
+from .state import Resumable
+
+
+class Trainer(Resumable):
+    """Trains LoRA adapters on a FLUX.2 MODEL from cached latents and embeds.
+
+    Everything that can be wrong with the inputs is refused here, before the first step. ``run`` does the work;
+    ``adapters`` and ``history`` are there at any time, also after it was stopped. ``state_dict`` is all that another
+    Trainer of the same inputs needs to go on as this one would have: on a CPU with the same bits.
+
+    ``validation`` says what is painted meanwhile; ``held_out`` are the caches of images whose loss is
+    measured, where ``config.validation_loss`` keeps none of the data set's own out of training.
+
+    With the ``accelerator`` of several processes they take each step together: all hold the same adapters, draw the
+    same randomness, compute their share of the samples and add the gradients up. ``is_main`` is true in the one that
+    tells events and writes files.
+    """
+
+    def __init__(
+        self,
+        model,
+        embeds: EmbedCache,
+        latents: LatentCache,
+        config: TrainingSettings,
+        accelerator: Accelerator | None = None,
+        validation: PreviewRequest | None = None,
+        held_out: tuple[EmbedCache, LatentCache] | None = None,
+    ):
+        identify.require_flux2(model)
+        self.accelerator = accelerator or processes.alone()
+        self.is_main = self.accelerator.process_index == 0
+        self.model, self.config = model, config
+        self.samples, self.held_out = kept_out(samples(embeds, latents), config.validation_loss)
+        if held_out and config.validation_loss.share:
+            raise UserError("Held-out images are wired in and a share of the data set is held out too; set share to 0.")
+        self.validation, self.held_out_requests = validation, ()
+        if held_out:
+            self.held_out, self.held_out_requests = samples(*held_out), held_out[1].dataset.requests
+            check_embeds(model, self.held_out[0].embeds)
+        self.dataset, self.text_encoder, self.vae = latents.dataset, embeds.made_by, latents.made_by
+        self.encoding = embeds.settings, latents.settings
+        check_embeds(model, self.samples[0].embeds)
+        self.blank = embeds.embeds.get("")
+        require_preserved(latents.dataset, config)
+        self.device = model.load_device
+        self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
+        self.total = step_count(self.samples, self.step_size, config.steps, config.epochs)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.step = 0  # steps done, those left out for a bad loss included
+        self.drawn = 0  # samples whose time has been drawn
+        self.stopping = False
+        self.cut = False  # the last step was cut short
+        self.torn = False  # and that in its update: the weights are of no step
+        self.history = History()
+        self.bad_losses = BadLosses(config.guard.bad_losses)
+        self.divergence = Divergence(config.guard.divergence, config.guard.stop_on_divergence)
+        self.slow_steps, self.plateau = SlowSteps(), Plateau(config.checkpoints.patience)
+        self.loss_scale = LossScale(training_dtype(model) == torch.float16)
+        with training_mode():
+            self.adapters = build_adapters(model, config)
+            self.dead_adapters = DeadAdapters({name: self.adapters.of_layer(name) for name in self.adapters.names})
+            self.optimizer = build_optimizer(self.adapters, config)
+            self.schedule = Schedule(self.optimizer, self.total, config.optimizer)
+            self.memory = Memory(config, model, self.adapters, self.samples.tokens(), validation)
+            self.ema = (
+                Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
+                if config.ema.ema_decay
+                else None
+            )
+        self.between_steps = BetweenSteps()
+
+    def run(self) -> Generator[Event, None, None]:
+        """Train, yielding an event after every step. Close it (or let it raise) at any time: the model is given back.
+
+        Autograd and ComfyUI's training flag are on inside a step only, so a listener may use ComfyUI as usual.
+        """
+        with closing(self._run()) as told:
+            for event in told:
+                if self.is_main:
+                    yield event
+
+    def _run(self) -> Generator[Event, None, None]:
+        warning = identify.distilled_warning(self.model)
+        if warning:
+            yield Warned(warning)
+        asked = self.config.guidance
+        if (asked.guidance, asked.guidance_max) != (1, 0) and not identify.has_guidance(self.model):
+            yield Warned(f"{identify.flavour_name(self.model)} has no guidance input; the guidance set is ignored.")
+        yield Phase("loading")
+        config = self.config
+        order = batches(self.samples, self.step_size, config.seed, config.steps, config.epochs)
+        order = islice(order, self.step, None)
+        yield from self.between_steps.before()
+        yield Planned(self.memory.describe())
+        with borrow_as(self.model, self.adapters.deltas(), self.memory.how, self.memory.room) as borrowed:
+            if self.step == 0:
+                yield from self.between_steps.measure(borrowed, 0)
+                yield from self.between_steps.paint(borrowed, 0)
+            with closing(drawn(self.samples, order, config.seed, self.step + 1)) as read:
+                for step, batch in enumerate(read, self.step + 1):
+                    yield from self._timed_step(borrowed, step, batch)
+                    self._end_if_asked(step)
+                    yield from self.between_steps.measure(borrowed, step)
+                    yield from self._end_on_plateau(step)
+                    yield from self.between_steps.paint(borrowed, step)
+                    yield Completed(step)
+                    if step == self.total:
+                        return
+
+    def stop(self) -> None:
+        """End normally after the step in progress, as if the run had been asked for that many."""
+        self.stopping = True
+
+    def _end_if_asked(self, step: int) -> None:
+        if processes.any_of(self.accelerator, self.stopping):
+            self.total = step
+
+    def _end_on_plateau(self, step: int) -> Iterator[Event]:
+        """After the last validations have brought nothing, this step was the last one."""
+        if step in self.history.validation and self.plateau.reached(self.history.validation) and step < self.total:
+            self.total = step
+            yield Phase(f"the validation loss has not fallen for {self.plateau.patience} validations: ending")
+
+    def _timed_step(self, borrowed, step: int, batch: list[Sample]) -> Iterator[Event]:
+        started, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
+        adapters = self.adapters
+        dropping = adapters.dropping(self.config.seed, step)
+        with training_mode(), adapters.keeping_divisors(), dropping, self._whole():
+            measured = self._step(borrowed, step, batch)
+        self.step = step
+        for told in self.memory.tell():
+            yield Warned(told)
+            yield Planned(self.memory.describe())
+        if isinstance(measured, str):
+            yield Warned(f"Step {step} was left out: {measured}.")
+            return
+        seconds = time.perf_counter() - started
+        self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
+        slow = self.slow_steps.check(seconds, self.memory.expected, self.memory.spills)
+        for told in (self.divergence.check(measured.loss), slow):
+            if told:
+                yield Warned(told)
+        yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)
+
+    def _step(self, borrowed, step: int, batch: list[Sample]) -> Measured | str:
+        """One optimizer step on the samples of all processes; if the update was left out, the reason.
+
+        What is random is drawn for all samples in every process, so that it does not depend on the split.
+        """
+        objective = self.objective(borrowed)
+        noise, t, guidance = self._draw(batch)
+
+        def compute(micro_batch: int) -> Tensor:
+            measured = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
+            for rows, weight in processes.shares(self.accelerator, len(batch), micro_batch):
+                case = self._case([batch[i] for i in rows], noise[rows], t[rows], [guidance[i] for i in rows])
+                measured += self._backward(objective.parts(step), case, weight)
+            return measured
+
+        undo = partial(self.optimizer.zero_grad, set_to_none=True)
+        measured = Measured.of(self.total_of(self.memory.attempt(step, compute, undo)))
+        parameters = self.adapters.trainable()
+        processes.add_gradients(self.accelerator, parameters)
+        self.loss_scale.down(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm or math.inf).item()
+        if math.isfinite(measured.loss) and self.loss_scale.overflowed(math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            return f"its gradients were too large for fp16; the loss scale is {self.loss_scale.scale:g} now"
+        told = measured.loss + measured.preservation + 0 * norm  # NaN where any of them is no number
+        if self.bad_losses.skip(told, [s.item.path.name for s in batch], len(self.history.losses)):
+            self.optimizer.zero_grad(set_to_none=True)
+            return f"its loss is no number ({_names(batch)})"
+        self._update(measured.loss)
+        return measured
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """A step that is cut short before its update leaves no trace: what it drew is given back."""
+        generator, drawn, self.cut = self.generator.get_state(), self.drawn, True
+        try:
+            yield
+            self.cut = False
+        except BaseException:
+            if not self.torn:
+                self.generator.set_state(generator)
+                self.drawn = drawn
+                self.optimizer.zero_grad(set_to_none=True)
+            raise
+
+    def _update(self, loss: float) -> None:
+        clamped = self.config.loss.loss_min or self.config.loss.loss_max  # gives no gradient on purpose
+        if not clamped and self.optimizer.param_groups[0]["lr"]:
+            self.dead_adapters.check(loss)
+        self.torn = True
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.ema:
+            with self._settled():
+                self.ema.update()
+        self.torn = False
+
+    def release(self) -> None:
+        """Give back what only training needs: gradients and the optimizer's state. The adapters stay."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+
+    def objective(self, borrowed) -> Objective:
+        """What this run learns, on the model as ``borrow`` gives it."""
+
+        def predict(case: Case) -> Tensor:
+            return self.predict(borrowed, case.x_t, case.t, case.samples, case.guidance)
+
+        return Objective(self.config, predict, self._base_model, self.blank)
+
+    def _draw(self, batch: list[Sample]) -> tuple[Tensor, Tensor, list[float]]:
+        """Noise (B, 128, h, w), times (B,) and embedded guidance of a step's samples, on the CPU."""
+        noise = torch.randn((len(batch), *batch[0].latent.shape[1:]), generator=self.generator)
+        tokens = noise[0, 0].numel()
+        offsets = [self.dataset.sources[s.item.source].timestep_offset for s in batch]
+        t = times.draw(self.config.timesteps, offsets, tokens, self.drawn, self.config.seed, self.generator)
+        self.drawn += len(batch)
+        least, most = self.config.guidance.guidance, self.config.guidance.guidance_max
+        if not most or not identify.has_guidance(self.model):  # nothing is drawn for a model that is not told
+            most = least
+        return noise, t, embedded(len(batch), least, most, self.generator)
+
+    def _case(self, batch: list[Sample], noise: Tensor, t: Tensor, guidance: list[float]) -> Case:
+        x0 = torch.cat([s.latent for s in batch]).to(self.device, torch.float32)
+        noise, t = noise.to(self.device), t.to(self.device)
+        return Case(batch, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance)
+
+    def _backward(self, parts: list[Callable[[Case, Memo], Part]], case: Case, weight: float) -> Tensor:
+        """Add gradients of samples that weigh ``weight`` each, one part after the other. Returns what was measured."""
+        memo: Memo = {}
+        loss = preservation = torch.zeros(())
+        bands = torch.zeros(2, BANDS, dtype=torch.float64)
+        for compute in parts:
+            part = compute(case, memo)
+            self.accelerator.backward(self.loss_scale.up(weight * part.loss.sum()))
+            if part.velocity_error is not None:
+                loss, bands = part.velocity_error.sum(), tally(case.t, part.velocity_error) if weight else bands
+            if part.preservation is not None:
+                preservation = part.preservation.sum()
+        sums = torch.stack((weight * loss.cpu().double(), weight * preservation.cpu().double()))
+        return torch.cat((sums, bands.flatten()))
+
+    def total_of(self, measured: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return processes.total(self.accelerator, measured.to(self.accelerator.device))
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """The weights as the optimizer means them to be used: schedule-free AdamW trains at other ones."""
+        if not hasattr(self.optimizer, "eval"):
+            yield
+            return
+        self.optimizer.eval()
+        try:
+            yield
+        finally:
+            self.optimizer.train()
+
+    @contextmanager
+    def weights_for(self, use: str) -> Iterator[None]:
+        """The adapters' weights for ``preview`` or ``export``: the running mean where there is one and it is chosen."""
+        averaged = self.ema and getattr(self.config.ema, f"ema_{use}")
+        with self._settled(), self.ema.in_place() if averaged else nullcontext():
+            yield
+
+    @contextmanager
+    def _base_model(self) -> Iterator[None]:
+        self.adapters.enabled = False
+        try:
+            yield
+        finally:
+            self.adapters.enabled = True
+
+    def predict(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = ()) -> Tensor:
+        """The velocity (B, 128, h, w) of the model as borrowed, for ``x_t`` at times ``t`` (B,)."""
+        method = self.config.guidance.references
+        conditions = [
+            Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), g, method)
+            for s, g in zip(batch, guidance or [self.config.guidance.guidance] * len(batch), strict=True)
+        ]
+        return velocity(borrowed, x_t, t, conditions)
+
+
+def _names(batch: list[Sample]) -> str:
+    return ", ".join(sorted({s.item.path.name for s in batch}))
