@@ -3,18 +3,16 @@
 from .adapter import AdapterOptions
 from .apply import LoraApply
 from .cache import CacheEmbeds, CacheLatents
-from .checkpoints import Checkpoints
 from .compare import CompareLoras
 from .dataset import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
 from .load import LoadFlux2
 from .memory import Memory
 from .merge import SaveMergedModel
-from .objective import TrainingObjective
+from .objective import Preservation, TrainingObjective
 from .optimizer import Optimizer
-from .preservation import Preservation
 from .sample import Flux2Sampler
-from .save import SaveOptions
+from .saving import Checkpoints, SaveOptions
 from .timesteps import Timesteps
 from .train import LoraTrainer
 from .validation import ValidationLoss, ValidationPrompts

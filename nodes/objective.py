@@ -1,12 +1,12 @@
-"""Training Objective: how wrong a prediction is, and towards what it is pulled."""
+"""Training Objective and Preservation: towards what a prediction is pulled, and what stays as the base model has it."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..flux2_train.settings.objective import GuardSettings, GuidanceSettings, LossSettings
+from ..flux2_train.settings.objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
 from . import fields
-from .types import CATEGORY, FluxObjective
+from .types import CATEGORY, FluxObjective, FluxPreservation
 
 SECTIONS = {"loss": LossSettings, "guidance": GuidanceSettings, "guard": GuardSettings}
 
@@ -27,3 +27,21 @@ class TrainingObjective(io.ComfyNode):
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
         return io.NodeOutput({name: fields.taken(kind, widgets) for name, kind in SECTIONS.items()})
+
+
+class Preservation(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2Preservation",
+            display_name="Preservation",
+            category=CATEGORY,
+            description="What stays as the base model has it; LoRA Trainer's 'preservation' says how strongly.",
+            search_aliases=["dop", "differential output preservation", "prior", "regularisation"],
+            inputs=fields.inputs(PreservationSettings),
+            outputs=[FluxPreservation.Output(display_name="preservation")],
+        )
+
+    @classmethod
+    def execute(cls, **widgets) -> io.NodeOutput:
+        return io.NodeOutput({"preservation_options": PreservationSettings(**widgets)})

@@ -20,7 +20,8 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.long
 def test_core_nodes_module_wins_from_the_repository_root():
-    code = "from flux2_train.host.system.bootstrap import import_comfyui as i; print(i()); import nodes; print(nodes.__file__)"
+    imported = "from flux2_train.host.system.bootstrap import import_comfyui as i"
+    code = f"{imported}; print(i()); import nodes; print(nodes.__file__)"
     comfyui, nodes = python("-c", code).stdout.splitlines()[-2:]
     assert nodes == f"{comfyui}/nodes.py"
 

@@ -15,7 +15,7 @@ from flux2_train.errors import UserError
 from flux2_train.host import identify
 from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
 from flux2_train.host.borrowed.velocity import check_embeds
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 from flux2_train.nano import TRANSFORMER
 
 

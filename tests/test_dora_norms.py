@@ -10,7 +10,7 @@ from support import adapters_for, tiny_caches, tiny_flux2
 from flux2_train.adapters import dora, files, read
 from flux2_train.adapters.parts import LowRank
 from flux2_train.host.borrowed.borrow import linears, training_mode
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 from flux2_train.host.system.memory import unload
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings

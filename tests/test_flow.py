@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flux2_train.flow.target import differential_target, interpolate, mean_squared_error, velocity_target
-from flux2_train.flow.timesteps import linear_mu, shift
+from flux2_train.flow.times import linear_mu, shift
 
 
 def test_path_ends_and_velocity():

@@ -19,7 +19,7 @@ from test_neighbour import gradients
 
 from flux2_train.host.borrowed.borrow import linears
 from flux2_train.host.borrowed.velocity import velocity
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.results import write_results

@@ -19,7 +19,7 @@ from flux2_train.adapters.parts import Hadamard, Kronecker, LowRank
 from flux2_train.errors import UserError
 from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
 from flux2_train.host.borrowed.velocity import velocity
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 
 
 @pytest.fixture(scope="module")

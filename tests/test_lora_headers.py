@@ -9,7 +9,7 @@ from support import tiny_flux2, weights_of
 from flux2_train.adapters import dora, files, peft_config, read
 from flux2_train.adapters.names import in_diffusers
 from flux2_train.adapters.parts import Hadamard, Kronecker, LowRank
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 
 ALL = ("comfyui", "diffusers", "kohya", "peft")
 

@@ -14,7 +14,7 @@ from bench.shapes import flux2_shapes
 from flux2_train.adapters import dora
 from flux2_train.host.borrowed.borrow import linears
 from flux2_train.host.borrowed.velocity import velocity
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 from flux2_train.host.lora.merge import merge
 
 

@@ -11,7 +11,7 @@ from support import tiny_flux2, weights_of
 from flux2_train.adapters import dora, read
 from flux2_train.adapters.header import Tensors
 from flux2_train.errors import UserError
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 
 
 @pytest.fixture(scope="module")

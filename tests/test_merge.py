@@ -19,7 +19,7 @@ from flux2_train.errors import UserError
 from flux2_train.host.borrowed.borrow import linears
 from flux2_train.host.borrowed.frozen import fetched
 from flux2_train.host.borrowed.velocity import velocity
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 from flux2_train.host.lora.base_file import BaseFile
 from flux2_train.host.lora.merge import PRECISIONS, convert, merge
 

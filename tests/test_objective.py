@@ -108,7 +108,7 @@ def test_weights_belong_to_their_sample(name):
 
 def test_weighted_draws_uniformly_and_brings_its_curve():
     part, p, target, t, _ = learned(timesteps=TimestepSettings(distribution="weighted"))
-    from flux2_train.flow.time_weights import measured
+    from flux2_train.flow.times import measured
 
     assert part.loss.detach().numpy() == pytest.approx(mse(p - target) * measured(torch.tensor(t)).numpy(), rel=1e-4)
     with step(timesteps=TimestepSettings(distribution="uniform", shift="none")) as (_, _, case):

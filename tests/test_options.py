@@ -20,7 +20,7 @@ from flux2_train.settings.recipes import RECIPES, combined
 from flux2_train.settings.text import numbers, rates
 from flux2_train.settings.timesteps import TimestepSettings
 from flux2_train.settings.training import NO_RECIPE, TrainingSettings
-from flux2_train.train import timesteps as times
+from flux2_train.train.timesteps import mu_of
 
 BASE = TrainingSettings(steps=4, rank=2, targets="tiny", learning_rate=2e-3, validation_items=0)
 CACHES = tiny_caches()
@@ -330,10 +330,10 @@ def test_recipes_have_the_documented_values():
     assert ai.timesteps.distribution == "weighted" and ai.optimizer.max_grad_norm == 1.0
     musubi = TrainingSettings(**combined("musubi", {}, {}))
     assert (musubi.rank, musubi.scale_alpha, musubi.epochs, musubi.seed) == (32, 1, 16, 42)
-    assert times.mu_of(musubi.timesteps, 1024) == pytest.approx(0.63)
+    assert mu_of(musubi.timesteps, 1024) == pytest.approx(0.63)
     simple = TrainingSettings(**combined("simpletuner", {}, {}))
     assert (simple.rank, simple.steps, simple.guidance.guidance, simple.adapter.dropout) == (16, 10_000, 1.0, 0.1)
-    assert np.exp(times.mu_of(simple.timesteps, 4096)) == pytest.approx(3.0)
+    assert np.exp(mu_of(simple.timesteps, 4096)) == pytest.approx(3.0)
 
 
 def test_the_plot_shows_what_is_drawn():

@@ -10,7 +10,7 @@ from support import adapters_for, loss_of, problem, state_dict, tiny_flux2
 
 from flux2_train.host.borrowed import streamed
 from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 from flux2_train.planning.layout import Layout
 
 pytestmark = pytest.mark.skipif(

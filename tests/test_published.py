@@ -16,7 +16,7 @@ from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
 from flux2_train.host.borrowed.velocity import velocity
 from flux2_train.host.loading import load
 from flux2_train.host.loading.weights import dtype_of
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 from flux2_train.host.lora.base_file import BaseFile
 from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.prepare import new_trainer

@@ -11,7 +11,7 @@ from flux2_train.adapters import files, read
 from flux2_train.adapters.header import REFERENCES, references_of
 from flux2_train.host.borrowed.borrow import borrow, training_mode
 from flux2_train.host.borrowed.velocity import velocity
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 from flux2_train.host.sampling.references import with_references
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.results import metadata

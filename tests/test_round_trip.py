@@ -19,7 +19,7 @@ from flux2_train.adapters.dora import change
 from flux2_train.adapters.parts import mapped
 from flux2_train.host.borrowed.borrow import borrow, linears
 from flux2_train.host.borrowed.velocity import velocity
-from flux2_train.host.lora.apply import apply as lora
+from flux2_train.host.lora import apply as lora
 
 PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXACT = 1e-4

@@ -66,7 +66,7 @@ def ours() -> Peer:
         return Written(path, {name: w + dora.change(parts[name], w) for name, w in layers.items()})
 
     def read_(weights: Weights, path: Path) -> Weights:
-        from flux2_train.host.lora.apply import apply as lora
+        from flux2_train.host.lora import apply as lora
 
         model = comfyui_model(weights)
         loaded = lora.read(model, read.load(path))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..settings.timesteps import TimestepSettings
-from ..train import timesteps as times
+from ..train import timesteps
 from ..train.history import History
 
 PREVIEW_DRAWS = 4000
@@ -55,12 +55,12 @@ def _draw_preservation(axis, history: History) -> None:
 
 def times_plot(config: TimestepSettings, tokens: int, size: tuple[int, int] = (800, 400)) -> Image.Image:
     """How often each time is drawn for an image of ``tokens`` tokens, and what it counts. ``size`` in pixels."""
-    t = times.draw(config, [0.0] * PREVIEW_DRAWS, tokens, 0, 0, torch.Generator().manual_seed(0))
+    t = timesteps.draw(config, [0.0] * PREVIEW_DRAWS, tokens, 0, 0, torch.Generator().manual_seed(0))
     figure = _figure(size)
     axes = figure.add_subplot(xlabel="t (1 is pure noise)", ylabel="how often", xlim=(0, 1))
     axes.hist(t.numpy(), bins=50, range=(0, 1), density=True, color="#9db8d9", label=config.distribution)
     grid = torch.linspace(0.02, 1, 200)
-    weights = times.weights(config, grid)
+    weights = timesteps.weights(config, grid)
     if weights is not None:
         axes.plot(grid.numpy(), weights.numpy(), color="#c9763b", label="weight")
     axes.grid(alpha=0.25)

@@ -16,7 +16,7 @@ from ..flow.preservation import outside
 from ..flow.target import differential_target, mean_squared_error
 from ..flow.weighting import place_weights, replaced, weighted
 from ..settings.training import TrainingSettings
-from . import timesteps as times
+from . import timesteps
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Objective:
         elements = losses.elementwise(options.loss, width, options.wavelet_detail)(_difference(predicted, target))
         factors = place_weights([s.mask for s in case.samples], [s.weight for s in case.samples], elements)
         loss = weighted(elements, factors).flatten(1).mean(1)
-        weights = times.weights(self.config.timesteps, case.t)
+        weights = timesteps.weights(self.config.timesteps, case.t)
         return losses.clamped(loss if weights is None else loss * weights.to(loss), options.loss_min, options.loss_max)
 
     def _outside(self, case: Case, memo: Memo, predicted: Tensor) -> Tensor | float:

@@ -8,9 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..flow import quantiles, time_weights, uniforms
-from ..flow.quantiles import Quantile
-from ..flow.timesteps import constant_mu, empirical_mu, linear_mu, offset, shift
+from ..flow import times
+from ..flow.times import Quantile, constant_mu, empirical_mu, linear_mu, offset, shift
 from ..settings.timesteps import TimestepSettings
 
 EDGE = 1e-5  # drawn times stay this far from 0 and 1
@@ -31,9 +30,9 @@ def draw(
     count = len(offsets)
     if config.distribution == "round robin":
         return torch.tensor([config.times[i % len(config.times)] for i in range(first, first + count)])
-    u = uniforms.independent(count, generator)
+    u = times.independent(count, generator)
     if config.strata:
-        u = uniforms.stratified(u, first, config.strata, seed)
+        u = times.stratified(u, first, config.strata, seed)
     by = torch.tensor(offsets, dtype=u.dtype)
     t = torch.empty_like(u)
     for value in set(offsets):
@@ -43,9 +42,9 @@ def draw(
 
 def _time(config: TimestepSettings, u: Tensor, by: float, tokens: int) -> Tensor:
     if config.listed:
-        return quantiles.choice(uniforms.biased(u, config.bias), config.times)
+        return times.choice(times.biased(u, config.bias), config.times)
     quantile = quantile_of(config, tokens, by)
-    return quantile(uniforms.within(u, quantile, config.min, config.max)).clamp(EDGE, 1 - EDGE)
+    return quantile(times.within(u, quantile, config.min, config.max)).clamp(EDGE, 1 - EDGE)
 
 
 def quantile_of(config: TimestepSettings, tokens: int, by: float = 0.0) -> Quantile:
@@ -53,7 +52,7 @@ def quantile_of(config: TimestepSettings, tokens: int, by: float = 0.0) -> Quant
     distribution, mu = _distribution(config), mu_of(config, tokens)
 
     def quantile(u: Tensor) -> Tensor:
-        t = distribution(uniforms.biased(u, config.bias))
+        t = distribution(times.biased(u, config.bias))
         return shift(offset(t, config.sigmoid_scale * by) if by else t, mu)
 
     return quantile
@@ -63,15 +62,15 @@ def _distribution(config: TimestepSettings) -> Quantile:
     match config.distribution:
         case "sigmoid":
             return partial(
-                quantiles.logit_normal, scale=config.sigmoid_scale, mean=config.sigmoid_mean, std=config.sigmoid_std
+                times.logit_normal, scale=config.sigmoid_scale, mean=config.sigmoid_mean, std=config.sigmoid_std
             )
         case "beta":
-            return partial(quantiles.beta, alpha=config.beta_alpha, beta=config.beta_beta)
+            return partial(times.beta, alpha=config.beta_alpha, beta=config.beta_beta)
         case "mode":
-            return partial(quantiles.mode, scale=config.mode_scale)
+            return partial(times.mode, scale=config.mode_scale)
         case "curve":
-            return partial(quantiles.density, knots=config.values)
-    return quantiles.uniform
+            return partial(times.density, knots=config.values)
+    return times.uniform
 
 
 def mu_of(config: TimestepSettings, tokens: int) -> float:
@@ -89,6 +88,6 @@ def mu_of(config: TimestepSettings, tokens: int) -> float:
 def weights(config: TimestepSettings, t: Tensor) -> Tensor | None:
     """(B,) what each sample's loss counts by its time; None where all count the same."""
     if config.weighting == "table":
-        return time_weights.table(t, config.weights)
+        return times.table(t, config.weights)
     name = "measured" if config.distribution == "weighted" else config.weighting
-    return None if name == "none" else time_weights.CURVES[name](t)
+    return None if name == "none" else times.CURVES[name](t)

@@ -25,8 +25,7 @@ from ..host.borrowed.borrow import borrow_as, training_mode
 from ..host.borrowed.compute import training_dtype
 from ..host.borrowed.velocity import Condition, check_embeds, velocity
 from ..settings.training import TrainingSettings
-from . import processes
-from . import timesteps as times
+from . import processes, timesteps
 from .between_steps import BetweenSteps
 from .building import build_adapters, build_optimizer, require_preserved
 from .ema import Ema
@@ -258,7 +257,7 @@ class Trainer(Resumable):
         noise = torch.randn((len(batch), *batch[0].latent.shape[1:]), generator=self.generator)
         tokens = noise[0, 0].numel()
         offsets = [self.dataset.sources[s.item.source].timestep_offset for s in batch]
-        t = times.draw(self.config.timesteps, offsets, tokens, self.drawn, self.config.seed, self.generator)
+        t = timesteps.draw(self.config.timesteps, offsets, tokens, self.drawn, self.config.seed, self.generator)
         self.drawn += len(batch)
         least, most = self.config.guidance.guidance, self.config.guidance.guidance_max
         if not most or not identify.has_guidance(self.model):  # nothing is drawn for a model that is not told

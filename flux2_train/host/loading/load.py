@@ -21,6 +21,7 @@ from ...formats import AS_IN_FILE, DTYPES
 from ...settings.model import ModelSettings
 from .. import identify
 from ..encoding.text_encoder import load_text_encoder
+from ..encoding.vae import load_vae as load_vae
 from . import deferred, files, quantise, shards, weights
 
 CPU = torch.device("cpu")

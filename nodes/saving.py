@@ -1,0 +1,47 @@
+"""Save Options and Checkpoints: how the LoRA is written, and when a run's state is."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..flux2_train.settings.saving import CheckpointSettings, SaveSettings
+from . import fields
+from .types import CATEGORY, FluxCheckpoints, FluxSaveOptions
+
+
+class SaveOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2SaveOptions",
+            display_name="Save Options",
+            category=CATEGORY,
+            description="In which format and precision LoRA Trainer saves the LoRA, and whether it is loaded back to "
+            "prove its strength.",
+            search_aliases=["kohya", "diffusers", "peft", "export lora", "convert lora"],
+            inputs=fields.inputs(SaveSettings),
+            outputs=[FluxSaveOptions.Output(display_name="save")],
+        )
+
+    @classmethod
+    def execute(cls, **widgets) -> io.NodeOutput:
+        return io.NodeOutput(SaveSettings(**widgets))
+
+
+class Checkpoints(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2Checkpoints",
+            display_name="Checkpoints",
+            category=CATEGORY,
+            description="When LoRA Trainer saves the whole state of a run, from which it goes on after an interruption "
+            "as if nothing had happened, and whether it stops early.",
+            search_aliases=["resume", "save every", "early stopping", "snapshot"],
+            inputs=fields.inputs(CheckpointSettings),
+            outputs=[FluxCheckpoints.Output(display_name="checkpoints")],
+        )
+
+    @classmethod
+    def execute(cls, **widgets) -> io.NodeOutput:
+        return io.NodeOutput(CheckpointSettings(**widgets))
