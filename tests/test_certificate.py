@@ -8,7 +8,7 @@ from support import FORMATS, adapters_for, problem, tiny_flux2
 from flux2_train.adapters import files, write
 from flux2_train.errors import UserError
 from flux2_train.host.lora import apply as lora
-from flux2_train.host.lora import certificate
+from flux2_train.host.lora.apply import certificate
 from flux2_train.host.lora.certificate import Case
 
 KINDS = {

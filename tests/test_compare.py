@@ -16,8 +16,8 @@ from flux2_train.errors import UserError
 from flux2_train.evaluate import sheets
 from flux2_train.evaluate.compare import MOST, compared, labelled, matching, require_few
 from flux2_train.host.lora import apply as lora
-from flux2_train.host.sampling import sample as sampling
 from flux2_train.host.sampling.sample import Settings
+from flux2_train.host.sampling.sample import sample as sampling
 from flux2_train.runs import checkpoints
 from flux2_train.runs.checkpoint_lora import lora_of
 from flux2_train.runs.folder import RunFolder

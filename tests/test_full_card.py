@@ -7,7 +7,7 @@ import comfy_aimdo.model_vbar
 import pytest
 import torch
 
-from flux2_train.host.sampling import painter
+from flux2_train.host.sampling.sample import painter
 from flux2_train.host.system import machine, memory, rates
 from flux2_train.planning.estimate import Machine
 

@@ -21,7 +21,7 @@ from flux2_train.host.borrowed.borrow import borrow
 from flux2_train.host.loading import files as host_files
 from flux2_train.host.loading import load
 from flux2_train.host.lora import apply as lora
-from flux2_train.host.sampling import sample as sampling
+from flux2_train.host.sampling.sample import sample as sampling
 from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.results import write_results

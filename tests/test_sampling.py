@@ -11,7 +11,7 @@ import nodes as core
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import identify
-from flux2_train.host.sampling import sample as sampling
+from flux2_train.host.sampling.sample import sample as sampling
 
 
 def stock_graph(nano, prompt, cfg, steps, references=()):

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support import options_for
 
-from flux2_train.host.sampling import sample as sampling
+from flux2_train.host.sampling.sample import sample as sampling
 from flux2_train.terminal.main import main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,11 +33,10 @@ def caches():
     return replace(embeds, embeds={**embeds.embeds, **prompts}), latents
 
 
-def launch(folder, *problem):
-    """What each of two processes gave: (matrices, events, prompts whose base it has painted)."""
-    folder.mkdir()
-    (folder / "problem").write_bytes(pickle.dumps(problem))
-    done = run_in_two_processes(SCRIPT, folder / "problem", folder / "out")
+def launch(folder, *problems):
+    """What each of two processes gave for each problem: (matrices, events, prompts whose base it has painted)."""
+    (folder / "problems").write_bytes(pickle.dumps(problems))
+    done = run_in_two_processes(SCRIPT, folder / "problems", folder / "out")
     assert done.returncode == 0, done.stderr
     return [pickle.loads((folder / f"out.{i}").read_bytes()) for i in (0, 1)]
 
@@ -48,21 +47,19 @@ def measured(told):
 
 @pytest.fixture(scope="module")
 def watched(caches, tmp_path_factory, comfy_folders):
-    """Two processes that paint and measure, and the VAE's file."""
+    """What each of two processes gave that paint and measure, and then train without either."""
     vae = files.locate(FLAVOURS["nano"].vaes)
-    return launch(tmp_path_factory.mktemp("two") / "watched", caches, CONFIG, PAINTING, vae), vae
+    bare = replace(CONFIG, held_out=HeldOutConfig(0.2))
+    return launch(tmp_path_factory.mktemp("two"), (caches, CONFIG, PAINTING, vae), (caches, bare, None, vae))
 
 
 @pytest.mark.long
-def test_the_main_process_paints_and_the_run_is_the_same(caches, watched, tmp_path):
-    ((main, told, painted), (other, silent, unpainted)), vae = watched
+def test_the_main_process_paints_and_the_run_is_the_same(watched):
+    ((main, told, painted), (plain, bare, _)), ((other, silent, unpainted), _) = watched
     assert (painted, unpainted, silent) == (2, 0, [])
     previews = [event for event in told if isinstance(event, Previewed)]
     assert [p.step for p in previews] == [0, 2, 4] and [e.step for e in measured(told)] == [0, 2, 4]
     assert not torch.equal(previews[-1].pictures[0].painted, previews[-1].pictures[0].base)
-    (plain, bare, _), _ = launch(
-        tmp_path / "bare", caches, replace(CONFIG, validation_loss=ValidationLossSettings(0.2)), None, vae
-    )
     assert not [e for e in bare if isinstance(e, (Previewed, ImagesMeasured))]
     for name, pair in plain.items():
         for expected, ours, theirs in zip(pair, main[name], other[name], strict=True):

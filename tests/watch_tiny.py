@@ -1,6 +1,7 @@
 """One process of several that ``accelerate launch`` started: trains the tiny FLUX.2, paints and measures meanwhile.
 
-Arguments: the pickled problem of test_watch_processes, the file to write (with the process's number behind it).
+Arguments: the pickled problems of test_watch_processes, one run each, and the file to write what came of them (with the
+process's number behind it).
 """
 
 import pickle
@@ -11,7 +12,7 @@ from pathlib import Path
 from flux2_train.host.system.bootstrap import import_comfyui
 from flux2_train.train import processes
 
-problem, target = sys.argv[1:]
+problems, target = sys.argv[1:]
 
 with processes.launched() as accelerator:
     import_comfyui()
@@ -23,12 +24,13 @@ with processes.launched() as accelerator:
     from flux2_train.runs.prepare import new_trainer
     from flux2_train.train.preview_request import PreviewRequest
 
-    caches, config, painting, vae = pickle.loads(Path(problem).read_bytes())
-    validation = painting and PreviewRequest(painting, load.load_vae(vae, FLAVOURS["nano"]))
-    trainer = new_trainer(brief_flux2(), *caches, config, accelerator, validation)
-    with torch.inference_mode(), closing(trainer.run()) as run:
-        told = list(run)
-    matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
-    painted = len(trainer.between_steps.previews.base) if validation else 0
-    Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps((matrices, told, painted)))
+    found = []
+    for caches, config, painting, vae in pickle.loads(Path(problems).read_bytes()):
+        validation = painting and PreviewRequest(painting, load.load_vae(vae, FLAVOURS["nano"]))
+        trainer = new_trainer(brief_flux2(), *caches, config, accelerator, validation)
+        with torch.inference_mode(), closing(trainer.run()) as run:
+            told = list(run)
+        matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
+        found.append((matrices, told, len(trainer.between_steps.previews.base) if validation else 0))
+    Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps(found))
 processes.leave()
