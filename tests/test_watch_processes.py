@@ -49,7 +49,7 @@ def measured(told):
 def watched(caches, tmp_path_factory, comfy_folders):
     """What each of two processes gave that paint and measure, and then train without either."""
     vae = files.locate(FLAVOURS["nano"].vaes)
-    bare = replace(CONFIG, held_out=HeldOutConfig(0.2))
+    bare = replace(CONFIG, validation_loss=ValidationLossSettings(0.2))
     return launch(tmp_path_factory.mktemp("two"), (caches, CONFIG, PAINTING, vae), (caches, bare, None, vae))
 
 
