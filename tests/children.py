@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 from comfy_server import free_port
 
 TESTS = Path(__file__).resolve().parent
@@ -13,10 +14,15 @@ ROOT = TESTS.parent
 
 
 def run_probe(script: str, *arguments, **environment: str) -> str:
-    """What a script prints that measures its own process, on one thread. Fails the test if it does not end well."""
-    command = [sys.executable, TESTS / script, *map(str, arguments)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    """What a script prints that measures its own process, on one thread. Fails the test if it does not end well.
+
+    With an ``environment`` of its own, which is read when a process starts, it is not forked from another.
+    """
+    command, variables = [TESTS / script, *map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if environment:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=variables, capture_output=True, text=True)
+    else:
+        done = forks.run(command, variables, ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -7,7 +7,6 @@ flags that can be given, not where the weights lie.
 import gc
 import json
 import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.ops
+import forks
 import other_device
 import pytest
 import torch
@@ -239,7 +239,7 @@ loss, grads = gradients(model, adapters_for(model))
 flag = getattr(comfy.cli_args.args, {flag.removeprefix("--").replace("-", "_")!r}, None)
 print(json.dumps([bool(flag), loss, [g.double().norm().item() for g in grads]]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True)
+    done = forks.run(["-c", code], dict(os.environ), ROOT)
     if "unrecognized arguments" in done.stderr:
         pytest.skip(f"this ComfyUI has no {flag}")
     assert done.returncode == 0, done.stderr

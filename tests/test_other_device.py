@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import forks
 import other_device
 import pytest
 from conftest import ROOT
@@ -35,9 +36,9 @@ NOT_THERE = {
 def run(files: list[str], arguments: str = "", chosen: str = "") -> str:
     """What pytest says of the files' tests, or of those whose names are ``chosen``, on the device."""
     left_out = " and ".join([*(f"not {name}" for name in NOT_THERE), *([f"({chosen})"] if chosen else [])])
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-k", left_out, *files]
+    command = ["-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-k", left_out, *files]
     variables = {**os.environ, "FLUX2_DEVICE": "other", "FLUX2_ARGUMENTS": arguments, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    done = forks.run(command, variables, ROOT)
     assert done.returncode == 0, done.stdout[-8000:]
     return done.stdout.splitlines()[-1]
 
