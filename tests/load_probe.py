@@ -1,18 +1,21 @@
 """Loads a transformer and a text encoder, caches and trains, in a process of its own, and prints its memory as JSON.
 
-python load_probe.py write FOLDER FULL makes the files, 2 GB each where ``FULL`` is 1 and 1 GB where it is 0, of true
+python load_probe.py FOLDER FULL PRECISION... makes files, 2 GB each where ``FULL`` is 1 and 1 GB where it is 0, of true
 architecture with random weights: FLUX.2 with fewer and narrower blocks, a Qwen3 with fewer and narrower layers, and
-FLUX.2's autoencoder. python load_probe.py run FOLDER FULL loads them, caches and trains.
-python load_probe.py quantisable FOLDER FULL makes a transformer and a text encoder in two files, of 2 or 0.4 GB each.
-python load_probe.py quantise FOLDER FULL PRECISION quantises them, in memory and by way of a file that is kept.
+FLUX.2's autoencoder. It loads them, caches and trains; where ``FULL`` is 0 the transformer then reads 16 text tokens.
+After that it makes a transformer and a text encoder in two files, of 2 or 0.4 GB each, and quantises them in each
+precision, in memory and by way of a file that is kept. Each of these is done by a process of its own, forked from the
+one that has imported ComfyUI, and the files are removed at the end.
 """
 
 import ctypes
 import gc
 import json
 import math
+import os
 import sys
 import threading
+import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +34,7 @@ import torch  # noqa: E402
 from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
 from comfy.quant_ops import QuantizedTensor  # noqa: E402
 from comfy.text_encoders.llama import Qwen3_4B  # noqa: E402
+from support import with_few_words  # noqa: E402
 
 from bench.shapes import flux2_shapes  # noqa: E402
 from flux2_train.adapters import stream  # noqa: E402
@@ -92,7 +96,7 @@ def write_all(folder: Path, full: bool) -> None:
         write(folder / f"{name}.safetensors", [(key, tuple(value.shape)) for key, value in found.items()])
 
 
-def main(folder: Path, full: bool) -> None:
+def run(folder: Path, full: bool) -> None:
     base, text, vae = (folder / f"{name}.safetensors" for name in ("transformer", "text", "vae"))
     row, tell = replace(FLAVOURS["nano"], text_encoder_config=text_encoder(full)), partial(report, resident("VmRSS"))
     model, clip = load.load_transformer(base), load.load_text_encoder(text, row)
@@ -106,6 +110,7 @@ def main(folder: Path, full: bool) -> None:
     latents, _ = cache.cache_latents(dataset, encode.ImageEncoder(autoencoder), Store(folder / "cache"))
     memory.unload(autoencoder.patcher)
     cached = tell()
+    model = model if full else with_few_words(model)
     trainer = new_trainer(model, embeds, latents, TrainingSettings(steps=1, rank=4, validation_items=0))
     losses = [event.loss for event in trainer.run() if hasattr(event, "loss")]
     sizes = [path.stat().st_size for path in (base, text)]
@@ -175,9 +180,40 @@ def report(before: int) -> dict[str, int]:
     return {"now": resident("VmRSS"), "peak": resident("VmHWM"), "anonymous": resident("RssAnon"), "before": before}
 
 
+def forked(work, *arguments) -> None:
+    """``work(*arguments)`` in a process that begins with what this one holds, as nodes run."""
+    pid = os.fork()
+    if pid:
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+            sys.exit(1)
+        return
+    try:
+        with torch.inference_mode():
+            work(*arguments)
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def main(folder: Path, full: bool, precisions: list[str]) -> None:
+    try:
+        forked(write_all, folder, full)
+        forked(run, folder, full)
+        emptied(folder)
+        forked(write_quantisable, folder, full)
+        for precision in precisions:
+            forked(quantise_all, folder, full, precision)
+    finally:
+        emptied(folder)
+
+
+def emptied(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with torch.inference_mode():
-        what, folder, full, *precision = sys.argv[1:]
-        todo = {"write": write_all, "run": main, "quantisable": write_quantisable, "quantise": quantise_all}
-        todo[what](Path(folder), full == "1", *precision)
+    main(Path(sys.argv[1]), sys.argv[2] == "1", sys.argv[3:])

@@ -1,7 +1,6 @@
 """What Load FLUX.2, the caches and training take of host memory on large files: one model at a time, as stored."""
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,41 +13,31 @@ GIGABYTE = 10**9
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory, full_size):
-    """Resident memory of one process that loads, caches and trains, at each point; the files of mapped pages count."""
+def precisions(full_size):
+    return quantise.available() if full_size else ("nvfp4",)  # the one that packs its numbers
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory, full_size, precisions):
+    """What a process has measured that loads, caches and trains, and what others have that quantise."""
     if not Path("/proc/self/status").exists():
         pytest.skip("a process's memory is read from Linux's /proc")
-    folder = tmp_path_factory.mktemp("models")
-    with _emptied(folder):
-        _probe("write", folder, full_size)
-        return json.loads(_probe("run", folder, full_size).splitlines()[-1])
+    lines = run_probe("load_probe.py", tmp_path_factory.mktemp("models"), int(full_size), *precisions).splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
-@contextmanager
-def _emptied(folder):
-    try:
-        yield
-    finally:
-        for file in folder.glob("*.safetensors"):
-            file.unlink()
-
-
-def _probe(what, folder, full_size, *more):
-    return run_probe("load_probe.py", what, folder, int(full_size), *more)
+@pytest.fixture(scope="module")
+def measured(rows):
+    """Resident memory of one process that loads, caches and trains, at each point; the files of mapped pages count."""
+    return rows[0]
 
 
 @pytest.mark.long
-def test_quantising_holds_the_result_and_two_layers(full_size, tmp_path):
+def test_quantising_holds_the_result_and_two_layers(rows, precisions):
     """Of a whole transformer and of a text encoder in two files, whose layers are of the type in the file (bf16)."""
-    if not Path("/proc/self/status").exists():
-        pytest.skip("a process's memory is read from Linux's /proc")
-    precisions = quantise.available() if full_size else ("nvfp4",)  # the one that packs its numbers
-    with _emptied(tmp_path):
-        _probe("quantisable", tmp_path, full_size)
-        lines = [line for each in precisions for line in _probe("quantise", tmp_path, full_size, each).splitlines()]
-    rows = [json.loads(line) for line in lines if line.startswith("{")]
-    assert len(rows) == 4 * len(precisions)
-    for row in rows:
+    quantised = rows[1:]
+    assert len(quantised) == 4 * len(precisions)
+    for row in quantised:
         held = row["result"] - (row["matrices"] if row["on disk"] else 0)  # the matrices are mapped then
         assert row["rise"] > 0.9 * (held if row["on disk"] else row["matrices"]), row  # or nothing would be seen
         assert row["rise"] <= held + 2 * row["layer"], row
