@@ -6,7 +6,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
-from support import adapters_for, drawn, loss_of, problem, tiny_flux2
+from support import adapters_for, drawn, loss_of, problem, tiny_flux2, with_few_words
 
 from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
 from flux2_train.host.borrowed.velocity import velocity
@@ -32,6 +32,7 @@ def float64_model(**kwargs):
 @pytest.mark.parametrize("kind, references, batch", [("klein", 0, 2), ("dev", 0, 1), ("klein", 2, 3)])
 def test_gradients_equal_finite_differences(full_size, rope_in_float64, checkpointing, kind, references, batch):
     model = float64_model(guidance=kind == "dev")
+    model = model if full_size else with_few_words(model)
     adapters, case = adapters_for(model, dtype=torch.float64), problem(batch, references)
     parameters = adapters.trainable()
     with borrow(model, adapters.deltas(), checkpointing) as borrowed, training_mode():

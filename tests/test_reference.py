@@ -9,13 +9,13 @@ import reference
 import torch
 from comfy.quant_ops import QuantizedTensor
 from reference import Flux2
-from support import FORMATS, adapters_for, drawn, problem, tiny_flux2
+from support import FORMATS, adapters_for, brief_flux2, drawn, problem, tiny_flux2
 from test_gradients import float64_model
 
 from flux2_train.host.borrowed.borrow import borrow, training_mode
 from flux2_train.host.borrowed.velocity import velocity
 
-LENGTH = 512
+LENGTH, BRIEF = 512, 16  # text tokens that FLUX.2 reads, and brief_flux2
 CASES = [(kind, references, batch) for kind in ("klein", "dev") for references in (0, 2) for batch in (1, 3)]
 ADAPTERS = {
     "dora": {"dora": True},
@@ -69,10 +69,10 @@ def _change(adapters, name, copies):
     return dora
 
 
-def by_reference(model, adapters, case):
+def by_reference(model, adapters, case, length=LENGTH):
     """The reference's velocity and its gradients of every parameter, in float64: it adds no rounding of its own."""
     x, t, conditions, weights = case
-    text = torch.cat([torch.nn.functional.pad(c.embeds, (0, 0, LENGTH - c.embeds.shape[1], 0)) for c in conditions])
+    text = torch.cat([torch.nn.functional.pad(c.embeds, (0, 0, length - c.embeds.shape[1], 0)) for c in conditions])
     references = [torch.cat(r).double() for r in zip(*(c.references for c in conditions), strict=True)]
     changes, parameters = changed_weights(adapters)
     found = Flux2(plain_weights(model), changes)(x.double(), t, text.double(), references, conditions[0].guidance)
@@ -86,8 +86,8 @@ def by_engine(model, adapters, case, checkpointing):
         return found.detach(), torch.autograd.grad((found * weights).mean(), adapters.trainable())
 
 
-def require_equal(model, adapters, case):
-    expected, expected_gradients = by_reference(model, adapters, case)
+def require_equal(model, adapters, case, length):
+    expected, expected_gradients = by_reference(model, adapters, case, length)
     for checkpointing in (False, True):
         found, gradients = by_engine(model, adapters, case, checkpointing)
         assert (found - expected).norm() <= 1e-5 * expected.norm()
@@ -137,13 +137,15 @@ def test_what_differs_in_fp32_is_rounding(name, all_in_float64):
 @pytest.mark.long
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format(full_size, format):
+    make, length = (tiny_flux2, LENGTH) if full_size else (brief_flux2, BRIEF)
     for kind, references, batch in CASES if full_size else drawn(CASES, 2):
-        model = tiny_flux2(guidance=kind == "dev", format=format)
-        require_equal(model, adapters_for(model), problem(batch, references, dtype=torch.float32))
+        model = make(guidance=kind == "dev", format=format)
+        require_equal(model, adapters_for(model), problem(batch, references, dtype=torch.float32), length)
 
 
 @pytest.mark.parametrize("format", ["fp32", "scaled_fp8_e4m3", "nvfp4_awq"])
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_every_adapter(name, format):
-    model = tiny_flux2(format=format)
-    require_equal(model, adapters_for(model, **ADAPTERS[name]), problem(2, dtype=torch.float32))
+def test_every_adapter(name, format, full_size):
+    make, length = (tiny_flux2, LENGTH) if full_size else (brief_flux2, BRIEF)
+    model = make(format=format)
+    require_equal(model, adapters_for(model, **ADAPTERS[name]), problem(2, dtype=torch.float32), length)
