@@ -34,12 +34,12 @@ def run(arguments: list, environment: dict[str, str], cwd: Path) -> subprocess.C
     """What ``python ARGUMENTS`` (``-c CODE``, ``-m MODULE ...`` or a script) would do in a process of its own.
 
     A process that uses a GPU cannot be forked from one that has looked for it, so there Python starts anew, as it does
-    where nothing can be forked.
+    where forking is not safe.
     """
     import torch
 
     arguments = list(map(str, arguments))
-    if torch.cuda.is_available() or not hasattr(os, "fork"):
+    if torch.cuda.is_available() or sys.platform != "linux":
         return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:
         out, err = (Path(folder) / name for name in ("out", "err"))
@@ -103,7 +103,7 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     sys.path.pop(0)  # this folder: the processes name theirs
     for name in sys.argv[1:]:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # a process that needs it will say what is wrong with it
             importlib.import_module(name)
     for line in sys.stdin:
         pid = os.fork()
