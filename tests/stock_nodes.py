@@ -56,7 +56,9 @@ class World:
     def __init__(self, clip, vae, context: int):
         generator = torch.Generator().manual_seed(0)
         self.latent = {"samples": torch.randn(1, 128, SIDE, SIDE, generator=generator)}
-        self.positive, self.negative = ([[torch.randn(1, 7, context, generator=generator), {}]] for _ in range(2))
+        self.positive, self.negative, self.empty = (
+            [[torch.randn(1, 7, context, generator=generator), {}]] for _ in range(3)
+        )
         self.image = torch.rand(1, 64, 64, 3, generator=generator)
         self.clip, self.vae = clip, vae
 
@@ -70,7 +72,8 @@ class World:
             case "VAE":
                 return self.vae
             case "CONDITIONING":
-                return self.negative if "neg" in name else self.positive
+                # three different ones: PerpNegGuider divides by how far the prompt is from the empty one
+                return self.negative if "neg" in name else self.empty if "empty" in name else self.positive
             case "LATENT":
                 return self.latent
             case "IMAGE":
