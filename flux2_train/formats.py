@@ -41,7 +41,7 @@ class Precision:
     ``format``: of a quantised precision, with ``layout``, a part of the name of ComfyUI's class for its tensors.
     ``dequantising``: bytes alive while a matrix is dequantised, for each byte of the result: the result, and steps on
     the way to it, which comfy-kitchen takes in fp32 and int32 where it has no kernel for the device
-    (tests/test_dequantising.py counts them).
+    (tests/host/borrowed/test_dequantising.py counts them).
     ``kernel``: comfy-kitchen's name of the kernel that dequantises in one step, where it has one (CUDA 13).
     ``comfyui``, ``torch``: the oldest versions that have it, empty where all do that the pack runs on.
     ``preference``: 'auto' takes the fastest of the smallest number that fits, the first row of equally fast ones; it

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..flux2_train.adapters import read
 from ..flux2_train.errors import UserError
-from ..flux2_train.host.lora.apply import apply as host
+from ..flux2_train.host.lora import apply as host
 from .progress import NodeProgress
 from .types import CATEGORY
 

@@ -10,7 +10,7 @@ from ..flux2_train.data.images import to_tensor
 from ..flux2_train.errors import UserError
 from ..flux2_train.evaluate.compare import compared, labelled, matching, require_few
 from ..flux2_train.host.loading.files import run_folder
-from ..flux2_train.host.lora.apply import apply as host
+from ..flux2_train.host.lora import apply as host
 from ..flux2_train.host.sampling.sample import Settings
 from ..flux2_train.runs.checkpoint_lora import lora_of
 from ..flux2_train.runs.checkpoints import paths, step_of

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..flux2_train.host.sampling.sample import sample as sampling
+from ..flux2_train.host.sampling import sample as sampling
 from . import painting
 from .types import CATEGORY
 

@@ -12,7 +12,7 @@ import other_device
 import pytest
 from conftest import ROOT
 
-NODES = ["tests/test_nodes.py", "tests/test_cache_nodes.py"]
+NODES = ["tests/nodes/test_nodes.py", "tests/nodes/test_cache_nodes.py"]
 ENGINE = ["placing", "streaming"]
 # Of NODES, what depends on where ComfyUI keeps weights; the rest runs once, or with --all.
 PLACED = "caches_train_apply_and_sample or memory_is_free_before_the_transformer_loads"
@@ -75,7 +75,13 @@ def test_the_nodes(arguments, full_size):
     assert " passed" in run(NODES, arguments, PLACED if arguments and not full_size else "")
 
 
+def found(name: str) -> str:
+    """The file of the tests of that name, whichever room it lies in."""
+    (path,) = (ROOT / "tests").rglob(f"test_{name}.py")
+    return str(path.relative_to(ROOT))
+
+
 @pytest.mark.long
 def test_the_engine(full_size):
     other_device.require_buildable()
-    assert " passed" in run([f"tests/test_{name}.py" for name in (*ENGINE, *(MORE if full_size else []))])
+    assert " passed" in run([found(name) for name in (*ENGINE, *(MORE if full_size else []))])

@@ -103,14 +103,14 @@ def test_a_changed_source_archive_is_refused(tmp_path):
 def test_the_tests_run_in_a_checkout_of_any_name(tmp_path):
     """The folder ComfyUI Manager makes has dashes in its name, which no Python package may."""
     checkout = tmp_path / "comfyui-flux2-train"
-    (checkout / "tests").mkdir(parents=True)
+    (checkout / "tests" / "data").mkdir(parents=True)
     for name in ("__init__.py", "pyproject.toml", "tests/conftest.py", "tests/support.py", "tests/tiers.py",
-                 "tests/test_geometry.py"):  # fmt: skip
+                 "tests/data/test_geometry.py"):  # fmt: skip
         (checkout / name).write_bytes((ROOT / name).read_bytes())
     for name in ("bench", "flux2_train", "nodes", "scripts"):
         (checkout / name).symlink_to(ROOT / name)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/test_geometry.py"], cwd=checkout, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", "-q", "tests/data"], cwd=checkout, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
 

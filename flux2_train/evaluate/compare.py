@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..host.lora.apply import apply as lora
+from ..host.lora import apply as lora
+from ..host.sampling import sample as sampling
 from ..host.sampling.sample import Settings
-from ..host.sampling.sample import sample as sampling
 from . import sheets
 
 MOST = 64  # pictures

@@ -12,9 +12,9 @@ from ..errors import UserError
 from ..events import Event, Phase, Picture, Previewed, Warned
 from ..host import identify
 from ..host.borrowed.borrow import borrow
+from ..host.sampling import painter
+from ..host.sampling import sample as sampling
 from ..host.sampling.references import INDEX
-from ..host.sampling.sample import painter
-from ..host.sampling.sample import sample as sampling
 from ..host.system.memory import free, is_out_of_memory
 from ..train.preview_request import PreviewRequest
 

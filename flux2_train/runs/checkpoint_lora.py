@@ -14,7 +14,7 @@ from ..adapters.live import Adapters
 from ..errors import UserError
 from ..host import identify
 from ..host.borrowed.borrow import training_mode
-from ..host.lora.apply import apply as lora
+from ..host.lora import apply as lora
 from ..settings.base import read as read_settings
 from ..settings.training import TrainingSettings
 from ..train import optimizers, packing

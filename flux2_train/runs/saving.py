@@ -14,8 +14,8 @@ from ..adapters.parts import Delta, Part, mapped
 from ..data.samples import Sample
 from ..errors import UserError
 from ..host.borrowed.velocity import Condition
-from ..host.lora.apply import apply as lora
-from ..host.lora.apply import certificate
+from ..host.lora import apply as lora
+from ..host.lora import certificate
 from ..host.lora.certificate import LARGEST_LATENT, Case, Certificate
 from ..train.trainer import Trainer
 

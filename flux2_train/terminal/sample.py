@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from ..flavours import flavour
-    from ..host.sampling.sample import sample as sampling
+    from ..host.sampling import sample as sampling
     from ..runs import precision as fit
 
     row = flavour(chosen.flavour)
@@ -83,7 +83,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _applied(model, file: str, settings: dict):
     from ..adapters import read
-    from ..host.lora.apply import apply as lora
+    from ..host.lora import apply as lora
 
     return lora.apply(model, read.load(find_file("loras", file)), **settings)
 

@@ -12,7 +12,7 @@ from ..adapters.start import start_from
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..host.borrowed.borrow import linears
-from ..host.lora.apply import apply as lora
+from ..host.lora import apply as lora
 from ..settings.training import TrainingSettings
 from . import optimizers
 

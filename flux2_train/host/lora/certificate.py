@@ -27,7 +27,7 @@ from ...errors import UserError
 from ..borrowed.borrow import borrow, linears
 from ..borrowed.velocity import Condition, velocity
 from ..identify import flavour_name
-from .apply import apply as lora
+from . import apply as lora
 
 # The largest relative error of a number rounded to that precision.
 ROUNDOFF = {name: torch.finfo(dtype).eps / 2 for name, dtype in write.DTYPES.items()}

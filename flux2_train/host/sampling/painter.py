@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..system import memory
+from . import sample as sampling
 from .sample import Settings
-from .sample import sample as sampling
 
 
 def encode_references(vae, images: list[Tensor], resize: bool) -> list[Tensor]:

@@ -27,7 +27,7 @@ def before_torch() -> None:
     """What main.py does between reading its command line, which has been read, and importing torch.
 
     Does nothing where no card can be. Where torch is imported already, its allocator stays what it is. The order and
-    the values are those of ComfyUI 0.30.0's main.py; ``tests/test_starting.py`` runs that beside this.
+    the values are those of ComfyUI 0.30.0's main.py; ``tests/host/system/test_starting.py`` runs that beside this.
     """
     from comfy.cli_args import args
 

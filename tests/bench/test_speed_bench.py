@@ -1,0 +1,55 @@
+"""bench.speed: every contender trains the same problem, and the ratio's interval is one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.speed.ratios import ratio
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = "--hidden 128 --double 1 --single 1 --context 64 --tokens 16 --pairs 3 --threads 1 --device cpu"
+ONE = "--checkpointing on --against diffusers node"  # the other half of what it can do costs half a minute more
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    pytest.importorskip("diffusers", reason="diffusers, a development requirement, is not installed")
+    out = tmp_path_factory.mktemp("speed") / "speed.json"
+    subprocess.run(
+        [sys.executable, "-m", "bench.speed", *TINY.split(), *ONE.split(), "--out", str(out)], cwd=ROOT, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    return json.loads(out.read_text())
+
+
+@pytest.mark.long
+def test_we_and_diffusers_train_the_same_problem(result):
+    ours, theirs = result["modes"]["checkpointing on"]["ours"], result["modes"]["checkpointing on"]["diffusers"]
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)  # after updates of their adapters too
+    assert theirs["time_ratio"]["pairs"] == 3
+    assert ours["peak_mb"] > 100 and len(ours["all_seconds"]) == 3
+
+
+@pytest.mark.long
+def test_comfyuis_node_is_measured_step_by_step(result):
+    assert len(result["modes"]["checkpointing on"]["node"]["all_seconds"]) == 3
+    assert 0 < result["modes"]["checkpointing on"]["node"]["time_ratio"]["low"] < 100
+
+
+@pytest.mark.long
+def test_the_machine_is_named(result):
+    assert result["machine"]["processor"] and result["machine"]["cores"] == os.cpu_count()
+    assert {"torch", "diffusers", "peft", "comfyui"} <= result["machine"].keys()
+
+
+@pytest.mark.long
+def test_the_interval_holds_the_median_and_shrinks_with_more_pairs():
+    few, many = (ratio([1.0, 1.1, 0.9] * n, [1.0] * 3 * n) for n in (1, 30))
+    assert few.low <= few.median == 1.0 <= few.high
+    assert few.high - few.low > many.high - many.low
+    assert ratio([2.0] * 5, [1.0] * 5) == ratio([4.0] * 5, [2.0] * 5)
+    assert ratio([2.0] * 5, [1.0] * 5).low == 2.0
