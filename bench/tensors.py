@@ -27,6 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
+NOT_LEARNED = {"initial_lr"}  # torch's scheduler kept it in the optimizer, until we had one of our own
 THREADS = 1  # how sums are split between threads changes their last bits
 CHECKPOINT = "flux2_train.checkpoint"  # the entry of a checkpoint's header that holds its state, see docs/run-folder.md
 # What a run sets beside the common settings. The data set of "edit" takes the place of the common one.
@@ -93,7 +94,9 @@ def _filled(packed, tensors: dict[str, str]):
         return [_filled(each, tensors) for each in packed]
     if not isinstance(packed, dict):
         return packed
-    return tensors[packed["$tensor"]] if "$tensor" in packed else {k: _filled(v, tensors) for k, v in packed.items()}
+    if "$tensor" in packed:
+        return tensors[packed["$tensor"]]
+    return {name: _filled(value, tensors) for name, value in packed.items() if name not in NOT_LEARNED}
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -76,6 +76,7 @@ def test_acts_like_the_loras_at_their_strengths(tmp_path, kind):
 
 @pytest.mark.parametrize("format", [f for f in FORMATS if f != "nvfp4_awq"])
 def test_every_source_format_keeps_its_precision_and_says_what_rounding_lost(tmp_path, format):
+    torch.manual_seed(1)  # a sum in another order may round to the other side of a tie
     _, base = base_file(tmp_path, format)
     parts = {"single_blocks.1.linear2": LowRank(torch.randn(2, 512), 0.05 * torch.randn(128, 2))}
     path = files.save(write.tensors(parts, dtype=torch.float32), tmp_path / "one.safetensors", {})
