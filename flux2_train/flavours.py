@@ -54,7 +54,6 @@ class Flavour:
     embedded_guidance: bool = False
     steps: dict[str, int] = field(default_factory=lambda: {BASE: 20, DISTILLED: 4})
     guidance: float = 4.0
-    training_guidance: float = 1.0
     resolution: int = 1024
     text_encoder_config: dict[str, Any] | None = None
     vae_module: Callable[[object], nn.Module] | None = None
