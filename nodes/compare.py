@@ -11,7 +11,7 @@ from ..flux2_train.errors import UserError
 from ..flux2_train.evaluate.compare import compared, labelled, matching, require_few
 from ..flux2_train.host.loading.files import run_folder
 from ..flux2_train.host.lora import apply as host
-from ..flux2_train.host.sampling.sample import Settings
+from ..flux2_train.host.sampling.sample import PaintSettings
 from ..flux2_train.runs.checkpoint_lora import lora_of
 from ..flux2_train.runs.checkpoints import paths, step_of
 from ..flux2_train.runs.folder import RunFolder
@@ -101,7 +101,7 @@ class CompareLoras(io.ComfyNode):
         if index >= len(loras):
             raise UserError(f"index is {index} but there are {len(loras)} LoRAs, counted from 0.")
         progress = NodeProgress(cls.hidden.unique_id, 1)
-        rows = compared(model, clip, vae, loras, at, prompt, negative, Settings(**settings), mode,
+        rows = compared(model, clip, vae, loras, at, prompt, negative, PaintSettings(**settings), mode,
                         progress.counting("pictures"))  # fmt: skip
         chosen = list(loras)[index]
         return io.NodeOutput(to_tensor(labelled(rows, list(loras), at, picture_size)), loras[chosen], chosen)

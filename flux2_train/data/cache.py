@@ -71,7 +71,7 @@ class Stored(Mapping[T, Tensor]):
         return item in self.keys_of
 
 
-class TextEncoder(Protocol):
+class EncodesTexts(Protocol):
     """What is needed of a text encoder."""
 
     identity: str
@@ -83,7 +83,7 @@ class TextEncoder(Protocol):
     def __call__(self, texts: list[str]) -> list[Tensor]: ...
 
 
-class ImageEncoder(Protocol):
+class EncodesImages(Protocol):
     """What is needed of a VAE."""
 
     identity: str
@@ -106,7 +106,7 @@ class Made:
 
 def cache_embeds(
     dataset: Dataset,
-    encoder: TextEncoder,
+    encoder: EncodesTexts,
     store: Store,
     more: Iterable[str] = (),
     batch: int = 1,
@@ -126,7 +126,7 @@ def cache_embeds(
 
 def cache_latents(
     dataset: Dataset,
-    encoder: ImageEncoder,
+    encoder: EncodesImages,
     store: Store,
     batch: int = 1,
     limit_gb: float = 0.0,

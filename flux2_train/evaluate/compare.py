@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..host.lora import apply as lora
 from ..host.sampling import sample as sampling
-from ..host.sampling.sample import Settings
+from ..host.sampling.sample import PaintSettings
 from . import sheets
 
 MOST = 64  # pictures
@@ -55,7 +55,7 @@ def compared(
     strengths: Sequence[float],
     prompt: str,
     negative: str,
-    settings: Settings,
+    settings: PaintSettings,
     mode: str = lora.AUTO,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Tensor]]:

@@ -95,9 +95,9 @@ class Previews:
                 found.append((base, self._paint(model, number)))
         return found
 
-    def _settings(self, number: int) -> sampling.Settings:
+    def _settings(self, number: int) -> sampling.PaintSettings:
         asked = self.config
-        return sampling.Settings(
+        return sampling.PaintSettings(
             asked.steps, asked.guidance, asked.sampler, asked.width, asked.height, asked.seed_of(number)
         )
 

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..host.borrowed.velocity import Condition
 from ..host.lora import apply as lora
 from ..host.lora import certificate
-from ..host.lora.certificate import LARGEST_LATENT, Case, Certificate
+from ..host.lora.certificate import LARGEST_LATENT, Certificate, Probe
 from ..train.trainer import Trainer
 
 NOT_CERTIFIED = "not certified"
@@ -66,17 +66,17 @@ def _certified(trainer: Trainer, exported: files.Exported, path: Path) -> Certif
     deltas, options = trainer.adapters.deltas(), trainer.config.save
     if options.plain_rank:
         deltas = {name: _delta(part) for name, part in exported.parts.items()}
-    return certificate.certify(trainer.model, deltas, exported.parts, path, _case(trainer), options.precision)
+    return certificate.certify(trainer.model, deltas, exported.parts, path, _probe(trainer), options.precision)
 
 
 def _delta(part: Part) -> Delta:
     return lambda x, y, base: mapped(part, lambda tensor: tensor.to(x))(x)
 
 
-def _case(trainer: Trainer) -> Case:
+def _probe(trainer: Trainer) -> Probe:
     """The first sample, cut down to a few tokens, half way to noise."""
     sample: Sample = trainer.samples[0]
     latent = sample.latent[..., :LARGEST_LATENT, :LARGEST_LATENT].float()
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
     condition = Condition(sample.embeds, guidance=trainer.config.guidance.guidance)
-    return Case(0.5 * latent + 0.5 * noise, torch.tensor([0.5]), condition)
+    return Probe(0.5 * latent + 0.5 * noise, torch.tensor([0.5]), condition)

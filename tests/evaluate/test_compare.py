@@ -17,7 +17,7 @@ from flux2_train.evaluate import sheets
 from flux2_train.evaluate.compare import MOST, compared, labelled, matching, require_few
 from flux2_train.host.lora import apply as lora
 from flux2_train.host.sampling import sample as sampling
-from flux2_train.host.sampling.sample import Settings
+from flux2_train.host.sampling.sample import PaintSettings
 from flux2_train.runs import checkpoints
 from flux2_train.runs.checkpoint_lora import lora_of
 from flux2_train.runs.folder import RunFolder
@@ -31,7 +31,7 @@ from flux2_train.settings.training import TrainingSettings
 
 PROMPT, STRENGTHS = "zbot", (0.5, 1.0)
 FREE = OptimizerSettings("schedulefree")
-SETTINGS = Settings(steps=1, guidance=2.0, width=32, height=48, seed=3)
+SETTINGS = PaintSettings(steps=1, guidance=2.0, width=32, height=48, seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,11 @@ def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE,
     _check_tokenizer(flavour)
     for part in parts:
         weights.require_unquantised(part, precision)
-    plan = weights.Stored(tuple(parts), precision, via, weights.kept_folder("text_encoders") if keep else None)
+    source = weights.WeightSource(tuple(parts), precision, via, weights.kept_folder("text_encoders") if keep else None)
     if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
-        clip = _by_core(plan, flavour)  # which assigns the mapped tensors themselves
+        clip = _by_core(source, flavour)  # which assigns the mapped tensors themselves
     else:
-        clip = _deferred(plan, flavour)
+        clip = _deferred(source, flavour)
     clip.patcher.cached_patcher_init = (_again, (flavour, parts[0], precision, via, keep))
     if precision == AS_IN_FILE:
         clip.patcher.set_attachments(identify.FILE, str(parts[0]))
@@ -50,22 +50,22 @@ def _again(flavour: Flavour, path: Path, precision: str, via: str, keep: bool, d
     return load_text_encoder(path, flavour, precision, via, keep).patcher
 
 
-def _by_core(plan: weights.Stored, flavour: Flavour):
-    return _built(_named(*plan.read(), plan.precision), flavour)
+def _by_core(source: weights.WeightSource, flavour: Flavour):
+    return _built(_named(*source.read(), source.precision), flavour)
 
 
-def _deferred(plan: weights.Stored, flavour: Flavour):
-    tensors = _named(*plan.outline(), plan.precision)
+def _deferred(source: weights.WeightSource, flavour: Flavour):
+    tensors = _named(*source.outline(), source.precision)
     names = set(tensors)
     try:
         clip = _built(tensors, flavour, {"initial_device": deferred.META})
     except NotImplementedError:  # core moves one whose numbers its device lacks (fp8 on Apple's) to the CPU at once
-        return _by_core(plan, flavour)
-    made = plan.precision in quantise.FORMATS and plan.kept is None
+        return _by_core(source, flavour)
+    made = source.precision in quantise.FORMATS and source.kept is None
     inner = _transformer(clip.cond_stage_model)
     head = {name for name, _ in inner.named_parameters() if name.startswith(HEAD)}  # writes words; nothing here does
-    weights.require_whole(inner, names | head, plan.parts[0].name)
-    deferred.defer(clip.patcher, partial(_give, plan), made, _reads_nothing(plan, inner))
+    weights.require_whole(inner, names | head, source.parts[0].name)
+    deferred.defer(clip.patcher, partial(_give, source), made, _reads_nothing(source, inner))
     return clip
 
 
@@ -73,13 +73,13 @@ def _transformer(model: nn.Module) -> nn.Module:
     return getattr(model, model.clip).transformer
 
 
-def _give(plan: weights.Stored, model: nn.Module) -> None:
-    weights.assign(_transformer(model), _named(*plan.read(), plan.precision))
+def _give(source: weights.WeightSource, model: nn.Module) -> None:
+    weights.assign(_transformer(model), _named(*source.read(), source.precision))
 
 
-def _reads_nothing(plan: weights.Stored, inner: nn.Module) -> bool:
+def _reads_nothing(source: weights.WeightSource, inner: nn.Module) -> bool:
     """Whether the weights are mapped as they lie in the file."""
-    return not plan.copies() and weights.as_stored(inner, _named(*plan.outline(), AS_IN_FILE))
+    return not source.copies() and weights.as_stored(inner, _named(*source.outline(), AS_IN_FILE))
 
 
 def _named(tensors: dict[str, Tensor], metadata: dict[str, str], precision: str) -> dict[str, Tensor]:

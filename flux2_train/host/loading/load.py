@@ -71,12 +71,12 @@ def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto",
     for part in parts:
         weights.require_unquantised(part, precision)
     kept = weights.kept_folder("diffusion_models") if keep else None
-    plan = weights.Stored(tuple(parts), precision, via, kept)
+    source = weights.WeightSource(tuple(parts), precision, via, kept)
     if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
-        return _mapped_by_core(plan, (str(parts[0]), precision, via, keep))
-    model = _without_weights(parts[0], plan)
+        return _mapped_by_core(source, (str(parts[0]), precision, via, keep))
+    model = _without_weights(parts[0], source)
     made = precision in quantise.FORMATS and not keep
-    deferred.defer(model, partial(_give_transformer, plan), made, _reads_nothing(plan, model.model))
+    deferred.defer(model, partial(_give_transformer, source), made, _reads_nothing(source, model.model))
     model.cached_patcher_init = (_again, (str(parts[0]), precision, via, keep))  # how core loads it anew
     return model
 
@@ -86,17 +86,17 @@ def _again(path: str, precision: str, via: str, keep: bool, disable_dynamic: boo
     return load_transformer(Path(path), precision, via, keep)
 
 
-def _mapped_by_core(plan: weights.Stored, how: tuple):
+def _mapped_by_core(source: weights.WeightSource, how: tuple):
     """With dynamic VRAM core maps files itself, and reads a layer when it is needed.
 
     Files that it cannot read, of several parts or under diffusers' names, it gets as tensors.
     """
-    path, dtype = plan.parts[0], weights.dtype_of(plan.precision)
+    path, dtype = source.parts[0], weights.dtype_of(source.precision)
     options = {} if dtype is None else {"dtype": dtype}
     try:
-        if len(plan.parts) == 1 and not diffusers.is_diffusers(headers.read(path).tensors):
+        if len(source.parts) == 1 and not diffusers.is_diffusers(headers.read(path).tensors):
             return comfy.sd.load_diffusion_model(str(path), model_options=options)
-        tensors, metadata = plan.read()
+        tensors, metadata = source.read()
         model = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata)
     except RuntimeError as error:
         raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows ({error}).") from error
@@ -106,21 +106,21 @@ def _mapped_by_core(plan: weights.Stored, how: tuple):
     return model
 
 
-def _without_weights(path: Path, plan: weights.Stored):
+def _without_weights(path: Path, source: weights.WeightSource):
     """ComfyUI's MODEL whose weights have no bytes yet."""
-    dtype = weights.dtype_of(plan.precision)
-    model = _built(path, plan, dtype)
-    own = comfy.utils.weight_dtype(plan.outline()[0])
+    dtype = weights.dtype_of(source.precision)
+    model = _built(path, source, dtype)
+    own = comfy.utils.weight_dtype(source.outline()[0])
     # where nothing computes in 16 bits core would store twice the file; weights can as well be widened when used
     if dtype is None and model.load_device.type == "cpu" and model.model.get_dtype().itemsize > own.itemsize:
-        return model if model.model.model_config.quant_config else _as_stored(_built(path, plan, own), plan)
+        return model if model.model.model_config.quant_config else _as_stored(_built(path, source, own), source)
     return model
 
 
-def _as_stored(model, plan: weights.Stored):
+def _as_stored(model, source: weights.WeightSource):
     """The MODEL with every weight in the type that it has in its file, where these differ: fp8 beside bf16."""
     module, config = model.model.diffusion_model, model.model.model_config
-    stored = config.process_unet_state_dict(_unprefixed(*plan.outline()))
+    stored = config.process_unet_state_dict(_unprefixed(*source.outline()))
     for name, weight in list(module.named_parameters()):
         if stored[name].dtype != weight.dtype:
             place, _, own = name.rpartition(".")
@@ -129,10 +129,10 @@ def _as_stored(model, plan: weights.Stored):
     return model
 
 
-def _built(path: Path, plan: weights.Stored, dtype: torch.dtype | None):
+def _built(path: Path, source: weights.WeightSource, dtype: torch.dtype | None):
     offload = comfy.model_management.unet_offload_device()
     options = {"offload_device": CPU, **({} if dtype is None else {"dtype": dtype})}
-    tensors = _unprefixed(*plan.outline())
+    tensors = _unprefixed(*source.outline())
     stored = dict(tensors)  # core takes them out of the other
     with deferred.META:
         model = comfy.sd.load_diffusion_model_state_dict(tensors, options)
@@ -146,16 +146,16 @@ def _built(path: Path, plan: weights.Stored, dtype: torch.dtype | None):
     return model
 
 
-def _give_transformer(plan: weights.Stored, model: torch.nn.Module) -> None:
-    tensors = model.model_config.process_unet_state_dict(_unprefixed(*plan.read()))
+def _give_transformer(source: weights.WeightSource, model: torch.nn.Module) -> None:
+    tensors = model.model_config.process_unet_state_dict(_unprefixed(*source.read()))
     weights.assign(model.diffusion_model, tensors)
 
 
-def _reads_nothing(plan: weights.Stored, model: torch.nn.Module) -> bool:
+def _reads_nothing(source: weights.WeightSource, model: torch.nn.Module) -> bool:
     """Whether the weights are mapped as they lie in the file."""
-    if plan.copies():
+    if source.copies():
         return False
-    tensors = model.model_config.process_unet_state_dict(_unprefixed(*plan.outline()))
+    tensors = model.model_config.process_unet_state_dict(_unprefixed(*source.outline()))
     return weights.as_stored(model.diffusion_model, tensors)
 
 

@@ -17,7 +17,7 @@ from .awaited import is_awaited
 
 
 @dataclass(frozen=True)
-class Stored:
+class WeightSource:
     """The files of a model and how its weights are to be stored.
 
     Quantising is computed on the device ``via`` names; its result is kept as a file in ``kept``, if that is a folder.

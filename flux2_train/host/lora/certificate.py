@@ -36,7 +36,7 @@ LARGEST_LATENT = 16  # tokens per side: a certificate costs one small forward
 
 
 @dataclass(frozen=True)
-class Case:
+class Probe:
     """The prediction beside which is compared: ``x_t`` (1, 128, h, w) at time ``t`` (1,) under a condition."""
 
     x_t: Tensor
@@ -72,7 +72,7 @@ class Certificate:
 
 
 def certify(
-    model, deltas: dict[str, Delta], parts: dict[str, Part], path: Path, case: Case, precision: str
+    model, deltas: dict[str, Delta], parts: dict[str, Part], path: Path, probe: Probe, precision: str
 ) -> Certificate:
     """Load ``path`` back and compare what it adds to every layer with what the live adapters ``deltas`` add.
 
@@ -95,7 +95,7 @@ def certify(
 
     with torch.inference_mode(), borrow(model, {n: compared(n, d) for n, d in deltas.items()}) as borrowed:
         device = borrowed.load_device
-        velocity(borrowed, case.x_t.to(device), case.t.to(device), [case.condition])
+        velocity(borrowed, probe.x_t.to(device), probe.t.to(device), [probe.condition])
     worst = max(rows, key=lambda name: rows[name].error)
     along, square = (sum(getattr(row, part) for row in rows.values()) for part in ("along", "square"))
     effect = along / square if square else 1.0  # of what has learned nothing

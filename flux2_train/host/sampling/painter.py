@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..system import memory
 from . import sample as sampling
-from .sample import Settings
+from .sample import PaintSettings
 
 
 def encode_references(vae, images: list[Tensor], resize: bool) -> list[Tensor]:
@@ -24,7 +24,7 @@ def paint(
     prompt: str,
     negative: str,
     references: list[Tensor],
-    settings: Settings,
+    settings: PaintSettings,
     method: str,
 ) -> Tensor:
     """(1, 128, H/16, W/16) latents on the CPU, painted with a MODEL on which the adapters act.

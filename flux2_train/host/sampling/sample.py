@@ -97,7 +97,7 @@ def interruptible(*_) -> None:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PaintSettings:
     """How a picture is painted; 0 of ``steps`` and of ``guidance`` ask for what the MODEL was made for.
 
     ``width`` and ``height`` in pixels; ``batch`` pictures come from different noise of one ``seed``.
@@ -122,7 +122,9 @@ class Settings:
             )
 
 
-def denoise(model, positive: list, negative: list, settings: Settings, callback=None, quiet: bool = False) -> Tensor:
+def denoise(
+    model, positive: list, negative: list, settings: PaintSettings, callback=None, quiet: bool = False
+) -> Tensor:
     """(B, 128, H/16, W/16) latents. ``negative`` counts only where guidance mixes two predictions.
 
     ``callback`` is ComfyUI's, called after every step; ``quiet`` draws no bar in the console.
@@ -142,12 +144,12 @@ def denoise(model, positive: list, negative: list, settings: Settings, callback=
 @torch.inference_mode()
 def sample(model, clip, vae, prompt: str, *, negative: str = "", references: list[Tensor] = (),
            resize_references: bool = True, **settings) -> Tensor:  # fmt: skip
-    """(B, H, W, 3) images in 0..1 with ``Settings`` by name.
+    """(B, H, W, 3) images in 0..1 with ``PaintSettings`` by name.
 
     References go on both sides of true CFG, as the official graphs wire them. Raises UserError as
-    ``Settings.require_for``, and for a text encoder of another flavour.
+    ``PaintSettings.require_for``, and for a text encoder of another flavour.
     """
-    settings = Settings(**settings)
+    settings = PaintSettings(**settings)
     settings.require_for(model)
     latents = encode_references(vae, list(references), resize_references)
     positive, uncond = conditions(model, clip, prompt, negative, latents, settings.guidance)

@@ -9,7 +9,7 @@ from flux2_train.adapters import files, write
 from flux2_train.errors import UserError
 from flux2_train.host.lora import apply as lora
 from flux2_train.host.lora import certificate
-from flux2_train.host.lora.certificate import Case
+from flux2_train.host.lora.certificate import Probe
 
 KINDS = {
     "lora": {},
@@ -20,9 +20,9 @@ KINDS = {
 }
 
 
-def case():
+def probe():
     x, t, conditions, _ = problem(1, dtype=torch.float32)
-    return Case(x, t, conditions[0])
+    return Probe(x, t, conditions[0])
 
 
 def saved(model, adapters, path, **options):
@@ -32,7 +32,7 @@ def saved(model, adapters, path, **options):
 
 def certify(model, adapters, exported, path, precision="bf16"):
     with torch.inference_mode():
-        return certificate.certify(model, adapters.deltas(), exported.parts, path, case(), precision)
+        return certificate.certify(model, adapters.deltas(), exported.parts, path, probe(), precision)
 
 
 @pytest.mark.parametrize("format", FORMATS)
