@@ -1,6 +1,9 @@
-"""What a graph's MODEL, CLIP and VAE are, in the words of Load FLUX.2, and what cannot be said in them."""
+"""A graph's MODEL, CLIP and VAE as settings of Load FLUX.2, and what those settings cannot express."""
 
 from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 
 from ..formats import AS_IN_FILE, CHOICES, DTYPES
 from ..settings.model import ModelSettings
@@ -8,7 +11,7 @@ from . import identify
 from .loading import files, weights
 
 AUTO = "auto"
-# Where core and other packs keep what they change about a model, beside its weights.
+# Attributes of a ModelPatcher that hold changes made by ComfyUI's nodes and other packs.
 CHANGES = {
     "patches": "patched weights (a LoRA, or another node's)",
     "object_patches": "replaced parts",
@@ -19,23 +22,23 @@ CHANGES = {
 }
 
 
-def text_encoder_file(clip) -> str:
-    """The file of a CLIP as Load FLUX.2 would name it, empty where its output depends on more than that."""
+def text_encoder_file(clip: CLIP) -> str:
+    """Load FLUX.2's name for a CLIP's file, empty if the file is unknown or the CLIP is patched."""
     return _file("text_encoders", clip.patcher)
 
 
-def vae_file(vae) -> str:
-    """The file of a VAE as Load FLUX.2 would name it, empty where its output depends on more than that."""
+def vae_file(vae: VAE) -> str:
+    """Load FLUX.2's name for a VAE's file, empty if the file is unknown or the VAE is patched."""
     return _file("vae", vae.patcher)
 
 
-def _file(folder: str, patcher) -> str:
+def _file(folder: str, patcher: ModelPatcher) -> str:
     path = identify.path_of(patcher)
     return files.name_of(folder, path) if path and not patcher.patches else ""
 
 
-def describe(model, text_encoder: str, vae: str) -> tuple[ModelSettings, tuple[str, ...]]:
-    """Load FLUX.2's inputs for a graph, and a few words on everything they do not say."""
+def describe(model: ModelPatcher, text_encoder: str, vae: str) -> tuple[ModelSettings, tuple[str, ...]]:
+    """Load FLUX.2's settings for a graph, and a few words on each thing that they cannot express."""
     row, path, precision = identify.flavour_of(model), identify.path_of(model), precision_of(model)
     unknown = [f"the MODEL has {what}" for what in changes(model)]
     if row is None:
@@ -60,15 +63,15 @@ def describe(model, text_encoder: str, vae: str) -> tuple[ModelSettings, tuple[s
     return described, tuple(unknown)
 
 
-def changes(model) -> list[str]:
-    """What has been done to a MODEL since it was loaded."""
-    found = [what for name, what in CHANGES.items() if getattr(model, name, None)]
+def changes(model: ModelPatcher) -> list[str]:
+    """How a MODEL was changed after it was loaded, in words."""
+    changed = [what for name, what in CHANGES.items() if getattr(model, name, None)]
     options = {name: value for name, value in model.model_options.items() if value}
-    return [*found, *(["changed options"] if options else [])]
+    return [*changed, *(["changed options"] if options else [])]
 
 
-def precision_of(model) -> str | None:
-    """Load FLUX.2's name for how a MODEL's weights were asked to be stored, ``None`` where it has none."""
+def precision_of(model: ModelPatcher) -> str | None:
+    """The precision that Load FLUX.2 would have to be set to for this MODEL, ``None`` if none fits."""
     init = getattr(model, "cached_patcher_init", None)
     if init and len(init[1]) > 1 and init[1][1] in CHOICES:
         return init[1][1]

@@ -1,4 +1,4 @@
-"""The planner's view of a MODEL that is loaded already."""
+"""Sizes and stored bytes of a MODEL that is already loaded, as the planner needs them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import sys
 from collections import Counter
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
+from comfy.sd import VAE
 from torch import nn
 
 from ..formats import PRECISIONS, of_layout
@@ -15,8 +17,8 @@ from . import describe, identify
 from .borrowed.borrow import linears
 
 
-def weights_of(model) -> Weights:
-    """Sizes and stored bytes of a MODEL's Linears, whatever format they have."""
+def weights_of(model: ModelPatcher) -> Weights:
+    """Sizes and stored bytes of a MODEL's Linears, in any format."""
     hidden, double, single, _ = identify.sizes(model)
     layers = linears(model)
     sizes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
@@ -25,21 +27,21 @@ def weights_of(model) -> Weights:
     return Weights(hidden, double, single, sizes, stored, plain)
 
 
-def number_size(model) -> int:
-    """Bytes of a number as the model computes."""
+def number_size(model: ModelPatcher) -> int:
+    """Bytes of one number in the dtype that the model computes in."""
     return torch.empty((), dtype=model.model.get_dtype_inference()).element_size()
 
 
-def decoding(vae, width: int, height: int) -> int:
-    """Bytes of a VAE, and of what ComfyUI takes it to need to decode one image of that size."""
+def decoding(vae: VAE, width: int, height: int) -> int:
+    """Bytes that decoding one image of that size takes: the VAE's weights and ComfyUI's estimate for the rest."""
     shape = (1, vae.latent_channels, height // 16, width // 16)
     return round(vae.patcher.model_size() + vae.memory_used_decode(shape, vae.vae_dtype))
 
 
-def precision_of(model) -> str:
-    """Load FLUX.2's name for how the blocks' matrices are stored, empty where it has none.
+def precision_of(model: ModelPatcher) -> str:
+    """Load FLUX.2's name for the format of the blocks' matrices, empty if it has none.
 
-    Quantised ones are looked at: a file that is loaded as it is says nothing of its format.
+    The quantised layers themselves are looked at, because the precision "as in file" does not name a format.
     """
     kinds = Counter(getattr(layer.weight, "_layout_cls", "") for n, layer in linears(model).items() if "_blocks." in n)
     layout = max(kinds, key=kinds.get, default="")
@@ -47,13 +49,13 @@ def precision_of(model) -> str:
 
 
 def dequantises_in_one_step(precision: str) -> bool:
-    """Whether comfy-kitchen has a kernel for it on this computer, which makes the numbers without steps in fp32."""
+    """Whether comfy-kitchen has a kernel here that dequantises this precision without intermediate fp32 tensors."""
     row, kitchen = PRECISIONS.get(precision), sys.modules.get("comfy_kitchen")
     if row is None or not row.kernel or kitchen is None:
         return False
-    known = kitchen.list_backends()
-    return any(known[each]["available"] and not known[each]["disabled"] and row.kernel in known[each]["capabilities"]
-               for each in ("cuda", "hip", "triton") if each in known)  # fmt: skip
+    backends = kitchen.list_backends()
+    gpu = [backends[name] for name in ("cuda", "hip", "triton") if name in backends]
+    return any(b["available"] and not b["disabled"] and row.kernel in b["capabilities"] for b in gpu)
 
 
 def _bytes(layer: nn.Module) -> int:
