@@ -51,7 +51,8 @@ def _deferred(path: Path):
         for name, value in dict(module.named_buffers()).items():
             place, _, own = name.rpartition(".")
             module.get_submodule(place)._buffers[own] = statistics[name].to(value.dtype, copy=True)
-        deferred.defer(vae.patcher, partial(_give, path), made=False, free=weights.as_stored(module, tensors))
+        only_maps = weights.as_stored(module, tensors)
+        deferred.defer(vae.patcher, partial(_give, path), computed=False, reads_nothing=only_maps)
         vae.__class__ = DeferredVAE
     if "bn.running_mean" in statistics:  # ComfyUI rounds them to the VAE's precision
         mean, var = (statistics[f"bn.running_{name}"].float() for name in ("mean", "var"))

@@ -1,8 +1,8 @@
-"""Stand-ins for weights that are made when they are first read.
+"""Stand-ins for weights that are computed when they are first read.
 
-A model that Load FLUX.2 is to quantise has no bytes until somebody needs them. Its weights then have their shape, dtype
-and place, so that ComfyUI's estimates and other nodes see what they will get, and whoever computes with one, saves it
-or asks for its memory gets the weight itself, which is made for that.
+A model that Load FLUX.2 quantises holds no weights until they are needed. Each weight is then a stand-in with the real
+weight's shape, dtype and device, so ComfyUI's memory estimates are right. As soon as code computes with a stand-in,
+saves it or asks for its memory, the real weight is computed and used instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Find = Callable[[], Tensor]
 
 
 class Awaited(Tensor):
-    """A tensor on the CPU without bytes, like ``like``; ``find`` makes and returns the one it stands for."""
+    """A CPU tensor without bytes, with the form of ``like``; ``find`` returns the tensor that it stands for."""
 
     @staticmethod
     def __new__(cls, like: Tensor, find: Find) -> Awaited:
@@ -31,7 +31,7 @@ class Awaited(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten.detach.default:  # what nn.Parameter and .data ask for: still nothing is read
+        if function is torch.ops.aten.detach.default:  # called by nn.Parameter and .data: nothing is read yet
             return cls(args[0], args[0].find)
         args, kwargs = tree_map_only(Awaited, lambda tensor: tensor.find(), (args, kwargs or {}))
         return function(*args, **kwargs)
@@ -39,14 +39,14 @@ class Awaited(Tensor):
     def __repr__(self) -> str:
         return f"Awaited(shape={tuple(self.shape)}, dtype={self.dtype})"
 
-    # What torch answers without dispatching.
+    # torch does not dispatch the following through __torch_dispatch__.
 
     @property
     def data(self) -> Tensor:
         return self.detach()
 
     @data.setter
-    def data(self, value: Tensor) -> None:  # how nn.Module moves a weight that has come on the way
+    def data(self, value: Tensor) -> None:  # nn.Module sets it when it moves a weight that was computed meanwhile
         self.find().data = value
 
     def data_ptr(self) -> int:
@@ -73,23 +73,23 @@ class Awaited(Tensor):
 
 
 def awaited(weight: Tensor, find: Find) -> Tensor:
-    """A parameter that stands for ``weight``, of the same class; where that is quantised its parts are stand-ins."""
+    """A stand-in parameter of ``weight``'s class; of a quantised weight, each inner tensor is a stand-in."""
     if hasattr(weight, "__tensor_flatten__"):
         names, context = weight.__tensor_flatten__()
         parts = {name: Awaited(getattr(weight, name), partial(_part, find, name)) for name in names}
-        found = type(weight).__tensor_unflatten__(parts, context, weight.size(), weight.stride())
+        stand_in = type(weight).__tensor_unflatten__(parts, context, weight.size(), weight.stride())
     else:
-        found = Awaited(weight, find)
-    found._is_param = True  # what makes it an nn.Parameter, whose constructor would copy the scales
-    return found
+        stand_in = Awaited(weight, find)
+    stand_in._is_param = True  # makes it an nn.Parameter; the constructor of that would copy the scales
+    return stand_in
 
 
 def _part(find: Find, name: str) -> Tensor:
     weight = find()
-    weight.__tensor_flatten__()  # which sets the attributes that it names
+    weight.__tensor_flatten__()  # sets the attributes that it names
     return getattr(weight, name)
 
 
 def is_awaited(weight: Tensor) -> bool:
-    """Whether a weight is one of these stand-ins."""
+    """Whether a weight is a stand-in."""
     return isinstance(weight, Awaited) or isinstance(getattr(weight, "_qdata", None), Awaited)

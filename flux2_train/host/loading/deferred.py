@@ -1,9 +1,9 @@
-"""Models whose weights take no memory before they are needed, and let it go when ComfyUI unloads them.
+"""Models whose weights take no memory until they are needed, and free it when ComfyUI unloads the model.
 
-They are built on torch's meta device. Weights that the model stores as the file has them are then mapped at once, which
-reads no byte of them: the page cache has them, and gives them up when memory is short. Weights that have to be made,
-because they are quantised or of another type than in the file, are made when ComfyUI first loads the model or somebody
-reads one of them (``awaited``). Only ComfyUI's patcher is extended, by a subclass.
+The models are built on torch's meta device. Weights that the model stores exactly as the file does are memory-mapped at
+once: that reads nothing, and the system can drop their pages when memory is short. Weights that must be computed,
+because they are quantised or have another dtype than in the file, are computed when ComfyUI first loads the model or
+when one of them is read (``awaited``). The only part of ComfyUI that is extended is its patcher, by a subclass.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ... import safetensors_header as headers
@@ -26,103 +27,104 @@ from .awaited import awaited
 ATTRIBUTE = "flux2_train_deferred"  # on a ComfyUI model: its Deferred
 META, CPU = torch.device("meta"), torch.device("cpu")
 OLD_INPUT_SCALE = ".scale_input"
-SMALLEST = 1 << 16  # bytes: what lies between the scales of quantised weights would add up to more than a layer
+SMALLEST = 1 << 16  # bytes; below it, memory stuck between the scales of quantised weights adds up to over a layer
 
 
 @dataclass
 class Deferred:
-    """How a model comes by its weights. Knows no model, which would never be freed if it did.
+    """How a model gets its weights. It holds no reference to the model, which could otherwise never be freed.
 
-    ``fetch`` assigns them to the model, in which they have these ``names``. ``made`` weights are computed on the way:
-    they stay when ComfyUI unloads the model, until ``drop``. ``free``: fetching them reads no byte of them.
+    ``fetch`` assigns the weights to the model given to it; ``names`` are their names there. ``computed``: fetching
+    computes them, so they stay when ComfyUI unloads the model, until ``drop``. ``reads_nothing``: fetching only maps
+    the file. ``filled``: the model has its weights at the moment.
     """
 
     fetch: Callable[[nn.Module], None]
     names: frozenset[str]
-    made: bool
-    free: bool
-    here: bool = False
+    computed: bool
+    reads_nothing: bool
+    filled: bool = False
 
 
 def outline(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A safetensors file's tensors without their bytes, and its metadata; the file is not mapped.
 
-    Vectors of bytes, which hold text, are read, and so are the input scales of old fp8 files, which core looks at.
+    Two kinds are read: vectors of bytes, which hold text, and the input scales of old fp8 files, which core looks at.
     Raises UserError as ``mapping.dtype_of`` and ``headers.read``.
     """
-    header, found = headers.read(path), {}
+    header, tensors = headers.read(path), {}
     for key, entry in header.tensors.items():
-        found[key] = torch.empty(entry.shape, dtype=mapping.dtype_of(header, key), device=META)
+        tensors[key] = torch.empty(entry.shape, dtype=mapping.dtype_of(header, key), device=META)
         if (entry.dtype == "U8" and len(entry.shape) == 1) or (key.endswith(OLD_INPUT_SCALE) and not entry.shape):
             data = torch.frombuffer(bytearray(header.read(key)) or bytearray(1), dtype=torch.uint8)[: entry.nbytes]
-            found[key] = data.view(found[key].dtype).view(entry.shape)
-    return found, header.metadata
+            tensors[key] = data.view(tensors[key].dtype).view(entry.shape)
+    return tensors, header.metadata
 
 
-def defer(patcher, fetch: Callable[[nn.Module], None], made: bool, free: bool) -> None:
-    """Let ``fetch`` give a freshly built model, whose weights are on the meta device, its weights on first use.
+def defer(patcher: ModelPatcher, fetch: Callable[[nn.Module], None], computed: bool, reads_nothing: bool) -> None:
+    """Make ``fetch`` assign the weights on first use, for a new model whose weights are on the meta device.
 
-    Where that is ``free`` the model gets them now, and again whenever they are dropped.
+    If fetching ``reads_nothing``, the model gets its weights now, and again after each time they are dropped.
     """
     names = frozenset(name for name, weight in patcher.model.named_parameters() if weight.is_meta)
-    setattr(patcher.model, ATTRIBUTE, Deferred(fetch, names, made, free))
+    setattr(patcher.model, ATTRIBUTE, Deferred(fetch, names, computed, reads_nothing))
     patcher.__class__ = _deferring(type(patcher))
     _await(patcher.model)
-    if free:
+    if reads_nothing:
         fill(patcher.model)
 
 
 def fill(model: nn.Module) -> None:
-    """Give a model its weights if they are deferred."""
+    """Fetch a model's weights, if they are deferred and not there."""
     deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
-    if deferred is not None and not deferred.here:
+    if deferred is not None and not deferred.filled:
         with freed_at_once(CPU, large=SMALLEST):
             deferred.fetch(model)
-        deferred.here = True
+        deferred.filled = True
 
 
 def drop(model: nn.Module) -> None:
-    """Let go of the memory of deferred weights until the next use. The model must not be loaded."""
+    """Free the memory of deferred weights until their next use. The model must not be loaded."""
     deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
-    if deferred is None or not deferred.here:
+    if deferred is None or not deferred.filled:
         return
-    deferred.here = False
+    deferred.filled = False
     _await(model)
-    if deferred.free:
-        with suppress(Exception):  # a file that has gone meanwhile is named when the weights are needed
+    if deferred.reads_nothing:
+        with suppress(Exception):  # if the file is gone, the error comes when the weights are needed
             fill(model)
 
 
 def _await(model: nn.Module) -> None:
-    """Put stand-ins in the place of deferred weights."""
-    names, known = getattr(model, ATTRIBUTE).names, weakref.ref(model)
+    """Replace deferred weights by stand-ins."""
+    names, reference = getattr(model, ATTRIBUTE).names, weakref.ref(model)
     for place, module in model.named_modules():
         for own, weight in module._parameters.items():
             name = f"{place}.{own}"
             if name in names:
-                module._parameters[own] = awaited(weight, partial(_found, known, name))
+                module._parameters[own] = awaited(weight, partial(_fetched, reference, name))
 
 
-def _found(known: weakref.ref[nn.Module], name: str) -> Tensor:
-    """The weight of that name of a model, which gets its weights for it."""
-    model = known()
+def _fetched(reference: weakref.ref[nn.Module], name: str) -> Tensor:
+    """The model's weight of that name; fetches the model's weights for it."""
+    model = reference()
     if model is None:
         raise RuntimeError(f"{name} cannot be read: the model that it belonged to has been freed.")
     fill(model)
     return model.get_parameter(name)
 
 
-def mapped(patcher) -> bool:
-    """Whether a model's weights are mapped from its file, where the system can take their memory back."""
+def mapped(patcher: ModelPatcher) -> bool:
+    """Whether a model's weights are mapped from its file, so that the system can take their memory back."""
     deferred: Deferred | None = getattr(patcher.model, ATTRIBUTE, None)
-    return not deferred.made if deferred is not None else patcher.is_dynamic()  # with dynamic VRAM core maps files
+    return not deferred.computed if deferred is not None else patcher.is_dynamic()  # with dynamic VRAM, core maps files
 
 
 @contextmanager
 def present(model: nn.Module) -> Iterator[None]:
-    """A context in which a model has its weights, whether or not it is loaded; afterwards it is as before."""
+    """A context in which a model has its weights, even if it is not loaded; those it had not before are dropped."""
     deferred: Deferred | None = getattr(model, ATTRIBUTE, None)
-    before = deferred is None or deferred.here
+    before = deferred is None or deferred.filled
     fill(model)
     try:
         yield
@@ -133,24 +135,26 @@ def present(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _staying(model: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """Core moves every layer to the device, also one that is there, and copies at least the scales of its weights."""
-    there = [layer for layer in model.modules() if _places(layer) == {device}]
-    for layer in there:
+    """A context in which core leaves layers that are already on ``device`` alone; it would copy their scales."""
+    staying = [layer for layer in model.modules() if _devices(layer) == {device}]
+    for layer in staying:
         layer._apply = lambda fn, recurse=True, layer=layer: layer
     try:
         yield
     finally:
-        for layer in there:
+        for layer in staying:
             del layer._apply
 
 
-def _places(layer: nn.Module) -> set[torch.device]:
-    """The devices of a layer's weights; none for what has parts."""
-    return set() if any(True for _ in layer.children()) else {x.device for x in (*layer.parameters(), *layer.buffers())}
+def _devices(layer: nn.Module) -> set[torch.device]:
+    """The devices of a layer's weights; empty for a module that contains others."""
+    if any(True for _ in layer.children()):
+        return set()
+    return {tensor.device for tensor in (*layer.parameters(), *layer.buffers())}
 
 
 class _Deferring:
-    """What a ModelPatcher of deferred weights does beside its own work."""
+    """What is added to the ModelPatcher of a model with deferred weights."""
 
     def load(self, device_to=None, *args, **kwargs):
         fill(self.model)
@@ -166,18 +170,18 @@ class _Deferring:
         return super().model_state_dict(*args, **kwargs)
 
     def unpatch_model(self, device_to=None, unpatch_weights=True):
-        here = getattr(self.model, ATTRIBUTE).here  # not if reading failed: there is nothing to move then
-        return super().unpatch_model(device_to if here else None, unpatch_weights)
+        filled = getattr(self.model, ATTRIBUTE).filled  # false if reading failed: then there is nothing to move
+        return super().unpatch_model(device_to if filled else None, unpatch_weights)
 
     def detach(self, unpatch_all=True):
         model = super().detach(unpatch_all)
-        if unpatch_all and not getattr(model, ATTRIBUTE).made:
+        if unpatch_all and not getattr(model, ATTRIBUTE).computed:
             drop(model)
         return model
 
     def clone(self, *args, **kwargs):
         copy = super().clone(*args, **kwargs)
-        if not isinstance(copy, _Deferring):  # core makes a plain one where it wants no dynamic VRAM
+        if not isinstance(copy, _Deferring):  # core makes a plain patcher if dynamic VRAM is off
             copy.__class__ = _deferring(type(copy))
         return copy
 

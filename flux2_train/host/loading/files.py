@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).resolve().parents[3] / "datasets"
 
 
 def resolve(folder: str) -> Path:
-    """An absolute folder as it is; a relative one inside ComfyUI's input folder, else of the pack's own data sets."""
+    """The path of a folder: absolute, or relative to ComfyUI's input folder or to the pack's own data sets."""
     named = Path(folder.strip().strip('"')).expanduser()
     if named.is_absolute():
         return named
@@ -29,7 +29,7 @@ def resolve(folder: str) -> Path:
 
 
 def resolve_file(name: str) -> Path:
-    """An absolute path as it is; a relative one inside ComfyUI's input folder. Raises UserError for any other."""
+    """The path of a file: absolute, or relative to ComfyUI's input folder. Raises UserError for any other."""
     named = Path(name.strip().strip('"')).expanduser()
     if named.is_absolute():
         return named
@@ -54,13 +54,13 @@ def choices(folder: str) -> list[str]:
 
 
 def locate(files: tuple[ModelFile, ...], chosen: str = AUTO) -> Path:
-    """Path of the chosen file, or of the first known one that is there; a generated file is made on first use.
+    """Path of the chosen file, or of the first known one that exists; a generated file is made on first use.
 
-    ``chosen`` is ``auto``, a name in the folder of these files, or a full path. Raises UserError with file name,
-    folder, repository and how to log in where nothing is there.
+    ``chosen`` is ``auto``, a name in the folder of these files, or a full path. If no file exists,
+    raises UserError with file name, folder, repository and how to log in.
     """
     if Path(chosen).is_absolute():
-        return _at(Path(chosen))
+        return _require_safetensors(Path(chosen))
     if chosen != AUTO:
         path = _existing(files[0].folder, chosen)
         if path is None:
@@ -75,14 +75,14 @@ def locate(files: tuple[ModelFile, ...], chosen: str = AUTO) -> Path:
     raise UserError(missing_message(files))
 
 
-def _at(path: Path) -> Path:
+def _require_safetensors(path: Path) -> Path:
     if not path.is_file() or path.suffix != ".safetensors":
         raise UserError(f"{path} is no safetensors file that is there; give the name of one, or choose 'auto'.")
     return path
 
 
 def name_of(folder: str, path: Path) -> str:
-    """What ``locate`` finds that file by: its name in ComfyUI's model folder, or the full path outside of it."""
+    """The name under which ``locate`` finds that file: relative to ComfyUI's model folder, or else the full path."""
     for root in folder_paths.get_folder_paths(folder):
         if path.is_relative_to(root):
             name = str(path.relative_to(root))
@@ -92,7 +92,7 @@ def name_of(folder: str, path: Path) -> str:
 
 
 def find(file: ModelFile) -> Path | None:
-    """Where a known file lies, ``None`` if it is not there."""
+    """The path of a known file, ``None`` if it does not exist."""
     return _existing(file.folder, file.name)
 
 
@@ -109,19 +109,19 @@ def _missing_choice(files: tuple[ModelFile, ...], name: str) -> str:
     if known is None:
         where = model_folder(files[0].folder)
         return f"{name} is not in {where}; choose 'auto' or a file that is there (press R to refresh the list)."
-    there = [file.name for file in files if find(file)]
-    have = f" Or choose 'auto', which takes the {there[0]} that you have." if there else ""
+    existing = [file.name for file in files if find(file)]
+    have = f" Or choose 'auto', which takes the {existing[0]} that you have." if existing else ""
     return missing_message((known, *(file for file in files if file != known))) + have
 
 
 def model_folder(folder: str) -> Path:
-    """The path new files of that kind belong in: of the ones ComfyUI has, the first that bears its name."""
+    """Where new files of that kind belong: the first of ComfyUI's folders for it that has the kind's own name."""
     paths = [Path(path) for path in folder_paths.get_folder_paths(folder)]
     return next((path for path in paths if path.name == folder), paths[0])
 
 
 def missing_message(files: tuple[ModelFile, ...]) -> str:
-    """One sentence per thing to do: which file, into which folder, from which repository, logged in or not."""
+    """What is missing and what to do: which file, from which repository, into which folder, and whether to log in."""
     file, others = files[0], [f.name for f in files[1:]]
     lines = [
         f"Missing model file {file.name}: download it from {file.url} and put it into {model_folder(file.folder)}."
@@ -142,13 +142,13 @@ def _generate(file: ModelFile) -> Path:
     path = model_folder(file.folder) / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    with whole(path) as partial:  # another process may look for it at this moment
+    with whole(path) as partial:  # another process may be looking for it now
         save_file(file.generate(), partial, metadata={"format": "pt"})
     return path
 
 
 def cache_folder(place: str = USER) -> Path:
-    """Where a cache lies. A user folder whose name begins so is out of reach of ComfyUI's own routes."""
+    """The folder of a cache. ComfyUI's server does not serve user folders whose name begins with two underscores."""
     if place == OUTPUT:
         return Path(folder_paths.get_output_directory()) / "flux2_train" / "cache"
     return Path(folder_paths.get_user_directory()) / "__flux2_train"

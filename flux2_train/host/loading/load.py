@@ -12,6 +12,8 @@ import comfy.model_management
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 
 from ... import safetensors_header as headers
 from ...adapters import diffusers
@@ -28,12 +30,12 @@ CPU = torch.device("cpu")
 
 
 def precisions() -> list[str]:
-    """How weights can be stored here: as in the file, as plain numbers, or quantised."""
+    """The precisions available here: as in the file, plain dtypes, and quantised formats."""
     return [AS_IN_FILE, *DTYPES, *quantise.available()]
 
 
 def locate_parts(chosen: ModelSettings) -> tuple[Path, Path, Path]:
-    """Transformer, text encoder and VAE, all of them before anything is loaded: a missing one is told at once."""
+    """Paths of transformer, text encoder and VAE. All are located before any is loaded, so a missing one shows early."""
     row = flavour(chosen.flavour)
     return (
         files.locate(row.transformer_files(chosen.variant), chosen.transformer),
@@ -42,30 +44,30 @@ def locate_parts(chosen: ModelSettings) -> tuple[Path, Path, Path]:
     )
 
 
-def load_model(path: Path, chosen: ModelSettings):
-    """ComfyUI MODEL of the chosen flavour, precision and variant. Raises UserError if the file is another flavour's."""
+def load_model(path: Path, chosen: ModelSettings) -> ModelPatcher:
+    """ComfyUI MODEL with the chosen settings. Raises UserError if the file holds another flavour."""
     row = flavour(chosen.flavour)
     model = load_transformer(path, chosen.precision, chosen.quantize_via, chosen.keep_quantised)
     identify.require_flavour(model, row, path.name)
-    said = chosen.variant if chosen.variant != "auto" else row.variant_of(path.name)
-    if said:
-        model.set_attachments(identify.VARIANT, said)
+    variant = chosen.variant if chosen.variant != "auto" else row.variant_of(path.name)
+    if variant:
+        model.set_attachments(identify.VARIANT, variant)
     return model
 
 
-def load_clip(path: Path, chosen: ModelSettings):
+def load_clip(path: Path, chosen: ModelSettings) -> CLIP:
     """ComfyUI CLIP of the chosen flavour and text encoder precision."""
     row, precision = flavour(chosen.flavour), chosen.text_encoder_precision
     return load_text_encoder(path, row, precision, chosen.quantize_via, chosen.keep_quantised)
 
 
-def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
-    """ComfyUI MODEL from a FLUX.2 transformer file, which will store its weights in ``precision``.
+def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False) -> ModelPatcher:
+    """ComfyUI MODEL from a FLUX.2 transformer file, which stores its weights in ``precision``.
 
-    They are mapped, or made when they are first read (``deferred``). Quantising is computed on the device that ``via``
-    names; with ``keep`` its result is kept as a file beside the models.
-    The file has ComfyUI's names or diffusers'; ``path`` may be any part of one that is split over several.
-    Raises UserError for a file that is not a FLUX.2 transformer and for a precision asked of a quantised file.
+    The weights are mapped, or computed when they are first read (``deferred``). Quantising is computed on the device
+    that ``via`` names; with ``keep`` the quantised copy is kept as a file beside the models.
+    The file has ComfyUI's names or diffusers'; if the model is split, ``path`` may be any of its files.
+    Raises UserError if the file is no FLUX.2 transformer, or if it is quantised and another precision is asked for.
     """
     parts = shards.parts_of(path)
     for part in parts:
@@ -75,21 +77,21 @@ def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto",
     if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
         return _mapped_by_core(source, (str(parts[0]), precision, via, keep))
     model = _without_weights(parts[0], source)
-    made = precision in quantise.FORMATS and not keep
-    deferred.defer(model, partial(_give_transformer, source), made, _reads_nothing(source, model.model))
-    model.cached_patcher_init = (_again, (str(parts[0]), precision, via, keep))  # how core loads it anew
+    computed = precision in quantise.FORMATS and not keep
+    deferred.defer(model, partial(_assign_transformer, source), computed, _reads_nothing(source, model.model))
+    model.cached_patcher_init = (_reload, (str(parts[0]), precision, via, keep))  # core calls it to load another
     return model
 
 
-def _again(path: str, precision: str, via: str, keep: bool, disable_dynamic: bool = False):
-    """Another MODEL of the same file; a patcher's clone decides by itself whether dynamic VRAM is used."""
+def _reload(path: str, precision: str, via: str, keep: bool, disable_dynamic: bool = False) -> ModelPatcher:
+    """Another MODEL of the same file, for core. ``disable_dynamic`` is core's; a patcher's clone handles it."""
     return load_transformer(Path(path), precision, via, keep)
 
 
-def _mapped_by_core(source: weights.WeightSource, how: tuple):
-    """With dynamic VRAM core maps files itself, and reads a layer when it is needed.
+def _mapped_by_core(source: weights.WeightSource, arguments: tuple) -> ModelPatcher:
+    """The MODEL with dynamic VRAM, where core maps files itself and reads each layer when it is needed.
 
-    Files that it cannot read, of several parts or under diffusers' names, it gets as tensors.
+    Core is given tensors instead of a file it cannot read: one of several parts, or one with diffusers' names.
     """
     path, dtype = source.parts[0], weights.dtype_of(source.precision)
     options = {} if dtype is None else {"dtype": dtype}
@@ -102,57 +104,59 @@ def _mapped_by_core(source: weights.WeightSource, how: tuple):
         raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows ({error}).") from error
     if model is None:
         raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows.")
-    model.cached_patcher_init = (_again, how)
+    model.cached_patcher_init = (_reload, arguments)
     return model
 
 
-def _without_weights(path: Path, source: weights.WeightSource):
-    """ComfyUI's MODEL whose weights have no bytes yet."""
+def _without_weights(path: Path, source: weights.WeightSource) -> ModelPatcher:
+    """ComfyUI's MODEL with weights on the meta device."""
     dtype = weights.dtype_of(source.precision)
     model = _built(path, source, dtype)
-    own = comfy.utils.weight_dtype(source.outline()[0])
-    # where nothing computes in 16 bits core would store twice the file; weights can as well be widened when used
-    if dtype is None and model.load_device.type == "cpu" and model.model.get_dtype().itemsize > own.itemsize:
-        return model if model.model.model_config.quant_config else _as_stored(_built(path, source, own), source)
+    in_file = comfy.utils.weight_dtype(source.outline()[0])
+    # If the CPU cannot compute in 16 bits, core would store weights as fp32, twice the file's size. Casting them on use
+    # does as well.
+    if dtype is None and model.load_device.type == "cpu" and model.model.get_dtype().itemsize > in_file.itemsize:
+        return model if model.model.model_config.quant_config else _as_stored(_built(path, source, in_file), source)
     return model
 
 
-def _as_stored(model, source: weights.WeightSource):
-    """The MODEL with every weight in the type that it has in its file, where these differ: fp8 beside bf16."""
+def _as_stored(model: ModelPatcher, source: weights.WeightSource) -> ModelPatcher:
+    """The MODEL with every weight in its own dtype from the file, which may mix them: fp8 beside bf16."""
     module, config = model.model.diffusion_model, model.model.model_config
     stored = config.process_unet_state_dict(_unprefixed(*source.outline()))
     for name, weight in list(module.named_parameters()):
         if stored[name].dtype != weight.dtype:
-            place, _, own = name.rpartition(".")
-            meant = torch.empty_like(weight, dtype=stored[name].dtype)
-            module.get_submodule(place)._parameters[own] = torch.nn.Parameter(meant, requires_grad=False)
+            layer, _, own_name = name.rpartition(".")
+            as_in_file = torch.empty_like(weight, dtype=stored[name].dtype)
+            module.get_submodule(layer)._parameters[own_name] = torch.nn.Parameter(as_in_file, requires_grad=False)
     return model
 
 
-def _built(path: Path, source: weights.WeightSource, dtype: torch.dtype | None):
+def _built(path: Path, source: weights.WeightSource, dtype: torch.dtype | None) -> ModelPatcher:
     offload = comfy.model_management.unet_offload_device()
     options = {"offload_device": CPU, **({} if dtype is None else {"dtype": dtype})}
     tensors = _unprefixed(*source.outline())
-    stored = dict(tensors)  # core takes them out of the other
+    stored = dict(tensors)  # core removes them from `tensors`
     with deferred.META:
         model = comfy.sd.load_diffusion_model_state_dict(tensors, options)
     if model is None:
         raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows.")
     core = model.model
-    core.model_sampling = comfy.model_base.model_sampling(core.model_config, core.model_type)  # has a table of its own
+    # built again: the table in it was on the meta device too
+    core.model_sampling = comfy.model_base.model_sampling(core.model_config, core.model_type)
     model.offload_device = core.device = offload
-    # core's names: files of Black Forest Labs call the norms of q and k "scale"
+    # Core renames weights: files of Black Forest Labs call the norms of q and k "scale".
     weights.require_whole(core.diffusion_model, set(core.model_config.process_unet_state_dict(stored)), path.name)
     return model
 
 
-def _give_transformer(source: weights.WeightSource, model: torch.nn.Module) -> None:
+def _assign_transformer(source: weights.WeightSource, model: torch.nn.Module) -> None:
     tensors = model.model_config.process_unet_state_dict(_unprefixed(*source.read()))
     weights.assign(model.diffusion_model, tensors)
 
 
 def _reads_nothing(source: weights.WeightSource, model: torch.nn.Module) -> bool:
-    """Whether the weights are mapped as they lie in the file."""
+    """Whether getting the weights only maps the file."""
     if source.copies():
         return False
     tensors = model.model_config.process_unet_state_dict(_unprefixed(*source.outline()))
@@ -160,12 +164,12 @@ def _reads_nothing(source: weights.WeightSource, model: torch.nn.Module) -> bool
 
 
 def _unprefixed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> dict[str, torch.Tensor]:
-    """A transformer's tensors by core's names, from a file that may be a checkpoint or older than ``comfy_quant``."""
+    """A transformer's tensors by core's names; the file may be a full checkpoint, or older than ``comfy_quant``."""
     tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata)
     prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
     inside = comfy.utils.state_dict_prefix_replace(tensors, {prefix: ""}, filter_keys=True)
     if not inside:
         return tensors
-    found, _ = comfy.utils.convert_old_quants(inside, "", metadata)
-    # a header that names the layers with the prefix has left such names: core would take them for the model
-    return {name: tensor for name, tensor in found.items() if not name.startswith(prefix)}
+    converted, _ = comfy.utils.convert_old_quants(inside, "", metadata)
+    # If the header names layers with the prefix, some names still have it: core would mistake them for the model.
+    return {name: tensor for name, tensor in converted.items() if not name.startswith(prefix)}

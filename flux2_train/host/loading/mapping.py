@@ -1,9 +1,9 @@
-"""Safetensors files mapped into memory, those larger than memory among them.
+"""Safetensors files mapped into memory, even those larger than memory.
 
-The library maps a file so that it could be written to without changing it, and Linux promises memory for that: a file
-larger than memory and swap is refused ("unable to mmap"). Mapped shared and for reading only nothing has to be
-promised, because its pages can always be read again. Whoever wrote to such a tensor would end the process, so this is
-done only where the library's way fails; under dynamic VRAM core maps every file like this.
+The safetensors library maps files copy-on-write. Linux reserves memory for the copies, so it refuses a file larger than
+memory and swap ("unable to mmap"). A shared, read-only mapping needs no reserve, because its pages can be read again at
+any time. Writing to a tensor in such a mapping crashes the process, so it is used only if the library's way fails.
+With dynamic VRAM, core maps every file read-only.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ... import safetensors_header as headers
 from ...adapters.stream import DTYPES
 from ...errors import UserError
 
-REFUSED = (OSError, RuntimeError, MemoryError, SafetensorError)  # what the library raises where it cannot map a file
+REFUSED = (OSError, RuntimeError, MemoryError, SafetensorError)  # what the library raises if it cannot map a file
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def dtype_of(header: headers.Header, name: str) -> torch.dtype:
-    """torch's type of a tensor in a file. Raises UserError for a type of numbers that ComfyUI has no use for."""
+    """torch's dtype of a tensor in a file. Raises UserError for a dtype that ComfyUI does not use."""
     dtype = header.tensors[name].dtype
     if dtype not in _BY_NAME:
         raise UserError(f"{header.path.name} holds {name} as {dtype}, which cannot be read; use another file.")
@@ -34,9 +34,9 @@ def dtype_of(header: headers.Header, name: str) -> torch.dtype:
 
 
 class ReadOnly:
-    """A safetensors file mapped for reading only, with those methods of the library's file that are used here.
+    """A safetensors file mapped read-only, with those methods of the library's file that are used here.
 
-    Raises UserError where the file is damaged, or the process may not map it at all.
+    Raises UserError if the file is damaged, or if the process is not allowed to map it.
     """
 
     def __init__(self, path: Path):
@@ -56,7 +56,7 @@ class ReadOnly:
         return self
 
     def __exit__(self, *_) -> None:
-        """Tensors that were given keep the file mapped for as long as they live."""
+        """Does nothing: the file stays mapped as long as one of its tensors exists."""
 
     def keys(self) -> list[str]:
         return list(self.header.tensors)
@@ -65,7 +65,7 @@ class ReadOnly:
         return self.header.metadata
 
     def get_tensor(self, name: str) -> Tensor:
-        """A tensor that must not be written to."""
+        """A tensor; writing to it would crash the process."""
         entry = self.header.tensors[name]
         dtype = dtype_of(self.header, name)
         if not entry.nbytes:
@@ -77,29 +77,29 @@ class ReadOnly:
 
 
 def opened(path: Path) -> safe_open | ReadOnly:
-    """A safetensors file whose tensors can be asked for one by one (``keys``, ``metadata``, ``get_tensor``).
+    """A safetensors file whose tensors are read one by one (``keys``, ``metadata``, ``get_tensor``).
 
     It is a context manager. Raises FileNotFoundError, and UserError as ``ReadOnly``.
     """
     try:
         return safe_open(path, framework="pt")
     except REFUSED as error:
-        _require_there(error)
+        _raise_if_unreadable(error)
     return ReadOnly(path)
 
 
 def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, mapped, and its metadata. Raises as ``opened``."""
     try:
-        found, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
-        return found, metadata or {}
+        named, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+        return named, metadata or {}
     except REFUSED as error:
-        _require_there(error)
+        _raise_if_unreadable(error)
     file = ReadOnly(path)
     return {name: file.get_tensor(name) for name in file.header.tensors}, file.metadata()
 
 
-def _require_there(error: BaseException) -> None:
-    """Raise errors of finding or opening the file as they are."""
+def _raise_if_unreadable(error: BaseException) -> None:
+    """Raise the error again if the file does not exist or may not be read."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         raise error

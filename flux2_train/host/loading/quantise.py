@@ -1,8 +1,8 @@
 """Storing a model's large matrices in fewer bits, in the quantised layouts that ComfyUI itself reads from files.
 
-One tensor at a time comes out of the memory-mapped file and is quantised a few rows at a time, so the host never holds
-more than the result and, for a moment, less than two such tensors. What is sensitive (embedders, modulation, norms,
-final layer) stays as in the file.
+The tensors are read from the memory-mapped file one by one and quantised a few rows at a time, so the host holds the
+result and less than two original tensors at most. Sensitive layers (embedders, modulation, norms, final layer) stay as
+in the file.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MATRICES = re.compile(
     r"(.*\.)?((double|single)_blocks\.\d+\.((img|txt)_(attn\.(qkv|proj)|mlp\.[02])|linear[12])"
     r"|layers\.\d+\.(self_attn|mlp)\.\w+_proj)\.weight"
 )
-ROTATIONS = (256, 64, 16)  # widths of Hadamard rotation that ComfyUI's kernels have
-TILE = 128  # rows that lie together in every layout: cuBLAS keeps scales of blocks in tiles of 128 rows
-SLICE = 4 << 20  # bytes of rows in fp32 that are quantised together; nvfp4 takes eight times that meanwhile
+ROTATIONS = (256, 64, 16)  # widths of the Hadamard rotation that ComfyUI's kernels support
+TILE = 128  # slices are multiples of this many rows: cuBLAS stores block scales in tiles of 128 rows
+SLICE = 4 << 20  # bytes, in fp32, of the rows that are quantised together; nvfp4 needs eight times that while it runs
 
 
 def available() -> list[str]:
-    """The names in FORMATS that the running ComfyUI can read, on the running torch."""
+    """The names in FORMATS that this ComfyUI and this torch can read."""
     return [name for name, format in FORMATS.items() if format.name in comfy.quant_ops.QUANT_ALGOS and _has(format)]
 
 
@@ -46,7 +46,7 @@ def _has(format: Format) -> bool:
 
 
 def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:
-    """A Linear's weight (out, in) as the tensors of a file, by key, on the CPU. Computed where ``weight`` is."""
+    """A Linear's weight (out, in) as a file stores it, by key, on the CPU. Computed on ``weight``'s device."""
     format = FORMATS[precision]
     options, notes = dict(format.options), {"format": format.name}
     if format.rotated:
@@ -54,13 +54,13 @@ def quantised(layer: str, weight: Tensor, precision: str) -> dict[str, Tensor]:
     largest = _largest(weight) if format.largest else None
     layout = comfy.quant_ops.QUANT_ALGOS[format.name]["comfy_tensor_layout"]
 
-    def made(rows: Tensor) -> dict[str, Tensor]:
+    def quantise_rows(rows: Tensor) -> dict[str, Tensor]:
         scale = {} if largest is None else {"scale": largest.float().to(rows.device) / format.largest}
         return QuantizedTensor.from_float(rows.float(), layout, **options, **scale).state_dict(f"{layer}.weight")
 
-    tensors = made(weight.to("meta"))
+    tensors = quantise_rows(weight.to("meta"))
     if not weight.is_meta:
-        tensors = _filled(tensors, map(made, _rows(weight)))
+        tensors = _joined(tensors, map(quantise_rows, _rows(weight)))
     tensors[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
     return tensors
 
@@ -69,23 +69,24 @@ def _largest(weight: Tensor) -> Tensor:
     return torch.stack([rows.abs().max() for rows in _rows(weight)]).max()
 
 
-def _filled(forms: dict[str, Tensor], parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of these forms on the CPU, from one slice of their rows after the other.
+def _joined(forms: dict[str, Tensor], slices: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of these forms on the CPU, filled with slices of their rows in order.
 
-    The result is there first: slices that wait to be joined would take its size again and leave holes in the heap.
+    The result is allocated first: collecting the slices and joining them would need its size twice, and leave holes in
+    the heap.
     """
-    found = {key: torch.empty_like(form, device="cpu") for key, form in forms.items()}
-    begun = dict.fromkeys(found, 0)
-    for part in parts:
-        for key, tensor in part.items():
-            target = found[key][begun[key] : begun[key] + len(tensor)] if tensor.ndim else found[key]
+    result = {key: torch.empty_like(form, device="cpu") for key, form in forms.items()}
+    filled = dict.fromkeys(result, 0)
+    for each in slices:
+        for key, tensor in each.items():
+            target = result[key][filled[key] : filled[key] + len(tensor)] if tensor.ndim else result[key]
             target.copy_(tensor)
-            begun[key] += len(tensor) if tensor.ndim else 0
-    return found
+            filled[key] += len(tensor) if tensor.ndim else 0
+    return result
 
 
 def _rows(weight: Tensor) -> Sequence[Tensor]:
-    """A matrix in slices that no layout notices, of a 16th at most; one without bytes whole."""
+    """A matrix in slices of rows that do not change the result, at most a 16th each; a meta tensor is one slice."""
     if weight.is_meta:
         return [weight]
     most = min(SLICE // (4 * weight.shape[1]), len(weight) // 16)
@@ -97,7 +98,7 @@ def _rotation(width: int) -> int:
 
 
 def stored(parts: Sequence[Path], precision: str, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a model's files with its matrices quantised, one after the other; arithmetic on ``device``.
+    """The tensors of a model's files with its matrices quantised on ``device``, one after the other.
 
     Raises UserError as ``converted``.
     """
@@ -107,9 +108,9 @@ def stored(parts: Sequence[Path], precision: str, device: torch.device) -> Itera
 def converted(
     tensors: Iterable[tuple[str, Tensor]], precision: str, device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by key with the matrices among them quantised. Of tensors without bytes come such in the format's shapes.
+    """Tensors by key, with the matrices quantised. Meta tensors give meta tensors in the shapes of the format.
 
-    Raises UserError if the format is unknown to the running ComfyUI or does not fit the model's sizes.
+    Raises UserError if this ComfyUI does not know the format, or if the model's sizes do not fit it.
     """
     if precision not in available():
         raise UserError(
@@ -121,7 +122,7 @@ def converted(
             weight = tensor if tensor.is_meta else tensor.to(device)
             yield from quantised(key.removesuffix(".weight"), weight, precision).items()
             if not weight.is_meta:
-                give_back()  # what one matrix leaves in the heap is small, what all of them leave is more than a layer
+                give_back()  # one matrix leaves little in the heap, but all of them leave more than a layer
         else:
             yield key, tensor
 
@@ -133,7 +134,7 @@ def _require_divisible(key: str, tensor: Tensor, precision: str) -> None:
 
 
 def device_for(via: str) -> torch.device:
-    """Where quantising is computed: ``auto`` is ComfyUI's device. Raises UserError for a GPU that is not there."""
+    """The device that quantises: ``auto`` is ComfyUI's. Raises UserError if a GPU is asked for and there is none."""
     device = torch.device("cpu") if via == "cpu" else comfy.model_management.get_torch_device()
     if via == "gpu" and device.type == "cpu":
         raise UserError("Quantising on the GPU was asked for, but ComfyUI runs on the CPU; choose 'auto' or 'cpu'.")
@@ -141,10 +142,10 @@ def device_for(via: str) -> torch.device:
 
 
 def kept(parts: Sequence[Path], precision: str, via: str, folder: Path) -> Path:
-    """The quantised copy of a model in ``folder``, made on first use and one file; any ComfyUI loader reads it.
+    """The path of a model's quantised copy in ``folder``, one file that any ComfyUI loader reads; made on first use.
 
-    Its name holds a key of the sources' content (header, size and time of change) and of the precision, so a changed
-    source gets a new copy. It is written tensor by tensor, and is there whole or not at all.
+    Its name holds a hash of the precision and of the sources' headers, sizes and times of change, so a changed source
+    gets a new copy. It is written tensor by tensor; it exists either complete or not at all.
     """
     stem, kind = shards.stem_of(parts[0]), re.sub(r"[^a-z0-9]", "", precision)
     target = folder / f"{stem}-{kind}-{_key(parts, precision)}.safetensors"
@@ -158,11 +159,11 @@ def kept(parts: Sequence[Path], precision: str, via: str, folder: Path) -> Path:
 
 
 def _key(parts: Sequence[Path], precision: str) -> str:
-    """Changes with the row's ``repr``: whoever renames a field of Format has every kept copy made again."""
-    found = hashlib.sha256(f"{precision} {FORMATS[precision]}".encode())
+    """Covers the row's ``repr``: whoever renames a field of Format makes every kept copy be made again."""
+    digest = hashlib.sha256(f"{precision} {FORMATS[precision]}".encode())
     for path in parts:
         with path.open("rb") as file:
             header = headers.raw(file) + file.read(8)
         state = path.stat()
-        found.update(f" {state.st_size} {state.st_mtime_ns}".encode() + header)
-    return found.hexdigest()[:12]
+        digest.update(f" {state.st_size} {state.st_mtime_ns}".encode() + header)
+    return digest.hexdigest()[:12]

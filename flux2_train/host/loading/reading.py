@@ -1,7 +1,7 @@
-"""The tensors of a model's files, of one file or several, by ComfyUI's names: without bytes, mapped, or one by one.
+"""The tensors of a model, in one file or several, under ComfyUI's names: without bytes, mapped, or one by one.
 
-A transformer under diffusers' names is renamed on the way. Only what is joined or turned round takes memory of its own
-then: q, k and v of the double blocks, and one modulation.
+A transformer with diffusers' names is renamed while it is read. The only tensors copied for that are those that must be
+joined (q, k and v of the double blocks) or whose halves must be swapped (one modulation).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Named = dict[str, Tensor]
 
 
 def outline(parts: Sequence[Path]) -> tuple[Named, dict[str, str]]:
-    """The tensors without their bytes, but for text, and the metadata. Raises UserError as ``deferred.outline``."""
+    """The tensors without their bytes (except text), and the metadata. Raises UserError as ``deferred.outline``."""
     return _gathered(parts, deferred.outline)
 
 
@@ -34,36 +34,36 @@ def mapped(parts: Sequence[Path]) -> tuple[Named, dict[str, str]]:
 def _gathered(parts: Sequence[Path], read: Callable[[Path], tuple[Named, dict[str, str]]]) -> tuple[Named, dict]:
     tensors, metadata = {}, {}
     for part in parts:
-        found, said = read(part)
-        tensors, metadata = tensors | found, metadata | said
+        part_tensors, part_metadata = read(part)
+        tensors, metadata = tensors | part_tensors, metadata | part_metadata
     return _renamed(tensors, parts), metadata
 
 
 def each(parts: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """One tensor after the other: of those that are read, only the one that was given last is held."""
+    """The tensors one after the other; only the last one is held in memory."""
     with ExitStack() as stack:
-        places = {}
+        file_of = {}
         for part in parts:
             file = stack.enter_context(mapping.opened(part))
-            places |= dict.fromkeys(file.keys(), file)
-        for name, origin in _origins(places, parts).items():
-            yield name, joined([places[key].get_tensor(key) for key in origin.keys], origin.swapped)
+            file_of |= dict.fromkeys(file.keys(), file)
+        for name, origin in _origins(file_of, parts).items():
+            yield name, joined([file_of[key].get_tensor(key) for key in origin.keys], origin.swapped)
 
 
 def names(parts: Sequence[Path]) -> tuple[list[str], dict[str, str]]:
     """The names of the tensors, and the metadata, from the headers alone."""
-    found = [headers.read(part) for part in parts]
-    metadata = {key: value for header in found for key, value in header.metadata.items()}
-    return list(_origins([name for header in found for name in header.tensors], parts)), metadata
+    all_headers = [headers.read(part) for part in parts]
+    metadata = {key: value for header in all_headers for key, value in header.metadata.items()}
+    return list(_origins([name for header in all_headers for name in header.tensors], parts)), metadata
 
 
 def joins(parts: Sequence[Path]) -> bool:
-    """Whether tensors have to be joined or turned round: those of a transformer under diffusers' names."""
+    """Whether tensors must be joined or swapped, which is so for a transformer with diffusers' names."""
     return diffusers.is_diffusers([name for part in parts for name in headers.read(part).tensors])
 
 
 def joined(tensors: Sequence[Tensor], swapped: bool) -> Tensor:
-    """Matrices with as many columns one below the other; ``swapped``: the halves of the rows trade places."""
+    """Matrices of equal width joined along their rows; ``swapped`` exchanges the two halves of each one's rows."""
     pieces = [half for tensor in tensors for half in tensor.chunk(2)[::-1]] if swapped else tensors
     return tensors[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
@@ -77,10 +77,10 @@ def _origins(names, parts: Sequence[Path]) -> dict[str, diffusers.Origin]:
 def _renamed(tensors: Named, parts: Sequence[Path]) -> Named:
     if not diffusers.is_diffusers(tensors):
         return tensors
-    found = {}
+    renamed = {}
     for name, origin in diffusers.origins(tensors, parts[0].name).items():
         pieces = [tensors.pop(key) for key in origin.keys]
         if len({(tensor.dtype, tensor.shape[1:]) for tensor in pieces}) > 1:
             raise UserError(f"{parts[0].name}: {' and '.join(origin.keys)} differ in type or width; download it again.")
-        found[name] = joined(pieces, origin.swapped)
-    return found
+        renamed[name] = joined(pieces, origin.swapped)
+    return renamed

@@ -1,4 +1,4 @@
-"""A model in several files, as its makers split it: name the first, the others are found beside it."""
+"""A model that its makers split into several files: the user names one, the others are found beside it."""
 
 from __future__ import annotations
 
@@ -13,38 +13,36 @@ NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All files of the model that ``path`` is one of, in order; itself alone where it is not split.
+    """All files of the model that ``path`` belongs to, in order; only ``path`` if the model is one file.
 
-    Raises UserError naming those that are missing.
+    Raises UserError naming missing files.
     """
     match = NUMBERED.fullmatch(path.name)
     if match is None:
         return [path]
     stem, total = match[1], int(match[3])
-    found = [path.with_name(f"{stem}-{number:05d}-of-{total:05d}.safetensors") for number in range(1, total + 1)]
-    missing = [part.name for part in found if not part.is_file()]
+    parts = [path.with_name(f"{stem}-{number:05d}-of-{total:05d}.safetensors") for number in range(1, total + 1)]
+    missing = [part.name for part in parts if not part.is_file()]
     if missing:
         raise UserError(
             f"{path.name} is one of {total} parts, but {', '.join(missing)} is not beside it; put it there."
         )
-    return found
+    return parts
 
 
 def stem_of(path: Path) -> str:
-    """A model file's name without its ending, nor its number where it is one of several."""
+    """A model file's name without its extension, and without its number if the model is split."""
     match = NUMBERED.fullmatch(path.name)
     return match[1] if match else path.stem
 
 
 def require_tokenizer(parts: list[Path], flavour: Flavour) -> None:
-    """Raise UserError if the text encoder's files lack the tokenizer that ComfyUI needs to find in them."""
-    wanted = flavour.tokenizer_tensor
-    for part in parts if wanted else ():
-        if wanted in headers.read(part).tensors:
-            return
-    if wanted:
-        names = " or ".join(file.name for file in flavour.text_encoders)
-        raise UserError(
-            f"{parts[0].name} holds no tokenizer ({wanted}), which ComfyUI needs for {flavour.name}'s text encoder: "
-            f"use {names}, which has it."
-        )
+    """Raise UserError if ComfyUI needs a tokenizer inside the text encoder's files and none is there."""
+    tokenizer = flavour.tokenizer_tensor
+    if not tokenizer or any(tokenizer in headers.read(part).tensors for part in parts):
+        return
+    names = " or ".join(file.name for file in flavour.text_encoders)
+    raise UserError(
+        f"{parts[0].name} holds no tokenizer ({tokenizer}), which ComfyUI needs for {flavour.name}'s text encoder: "
+        f"use {names}, which has it."
+    )

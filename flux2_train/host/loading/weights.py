@@ -1,4 +1,4 @@
-"""The weights of a model that Load FLUX.2 names: what they will be, without reading them, and then they themselves."""
+"""The weights of a model for Load FLUX.2: first their names, shapes and dtypes without reading, then the weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .awaited import is_awaited
 
 @dataclass(frozen=True)
 class WeightSource:
-    """The files of a model and how its weights are to be stored.
+    """Where a model's weights come from: its files (``parts``), and the precision to store them in.
 
-    Quantising is computed on the device ``via`` names; its result is kept as a file in ``kept``, if that is a folder.
+    Quantising is computed on the device that ``via`` names. If ``kept`` is a folder, the quantised copy is kept there.
     """
 
     parts: tuple[Path, ...]
@@ -29,61 +29,61 @@ class WeightSource:
     kept: Path | None = None
 
     def outline(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The tensors by ComfyUI's names, without bytes, and its metadata.
+        """The tensors by ComfyUI's names, without bytes, and the metadata.
 
         Raises UserError as ``quantise.converted``.
         """
-        found, metadata = reading.outline(self.parts)
+        tensors, metadata = reading.outline(self.parts)
         if self.precision in quantise.FORMATS:
-            quantise.device_for(self.via)  # a GPU that is not there is told now, not at the first use
-            return dict(quantise.converted(found.items(), self.precision, deferred.META)), metadata
-        return found, metadata
+            quantise.device_for(self.via)  # raises now, not at first use, if the GPU asked for does not exist
+            return dict(quantise.converted(tensors.items(), self.precision, deferred.META)), metadata
+        return tensors, metadata
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The tensors by ComfyUI's names, and the file's metadata: mapped, or just quantised."""
+        """The tensors by ComfyUI's names, and the metadata: mapped from files, or quantised now."""
         if self.precision in quantise.FORMATS and self.kept is None:
             return dict(quantise.stored(self.parts, self.precision, quantise.device_for(self.via))), {}
         return reading.mapped(self.files())
 
     def copies(self) -> bool:
-        """Whether ``read`` makes tensors of its own: quantised ones, or of a transformer under diffusers' names."""
+        """Whether ``read`` makes new tensors instead of mapping: to quantise, or to convert diffusers' names."""
         return self.precision in quantise.FORMATS or reading.joins(self.parts)
 
     def files(self) -> tuple[Path, ...]:
-        """The files that hold the weights as they are to be stored; a kept one is made if it is not there."""
+        """The files to map the weights from; the kept quantised copy is made first if it does not exist."""
         if self.precision in quantise.FORMATS and self.kept is not None:
             return (quantise.kept(self.parts, self.precision, self.via, self.kept),)
         return self.parts
 
 
 def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Make ``tensors`` the weights of a module, without a copy where they have the dtype that it is to store.
+    """Make ``tensors`` the weights of a module, without copying those that already have the module's dtype.
 
-    Layer by layer, and out of ``tensors``: ComfyUI copies the scales of quantised weights.
+    ``tensors`` is emptied layer by layer, because ComfyUI copies the scales of quantised weights: the originals go.
     """
-    for place in module.modules():
-        if "factory_kwargs" in place.__dict__:  # where core's quantised layers put what they are given
-            place.factory_kwargs["device"] = None
+    for layer in module.modules():
+        if "factory_kwargs" in layer.__dict__:  # core's quantised layers move loaded weights to this device
+            layer.factory_kwargs["device"] = None
     for name, weight in module.named_parameters():
         if name in tensors and not isinstance(weight, QuantizedTensor):
             tensors[name] = tensors[name].to(weight.dtype)
-    by_place: dict[str, dict[str, Tensor]] = {}
+    by_layer: dict[str, dict[str, Tensor]] = {}
     for name in list(tensors):
-        place, _, own = name.rpartition(".")
-        by_place.setdefault(place, {})[own] = tensors.pop(name)
-    for name, place in module.named_modules():
-        _load(place, by_place.pop(name, {}))
-    for place in module.modules():  # what the file lacks, which core has named
-        for name, weight in place._parameters.items():
+        layer_name, _, own_name = name.rpartition(".")
+        by_layer.setdefault(layer_name, {})[own_name] = tensors.pop(name)
+    for layer_name, layer in module.named_modules():
+        _load(layer, by_layer.pop(layer_name, {}))
+    for layer in module.modules():  # weights that the file lacks become zeros; core has logged their names
+        for name, weight in layer._parameters.items():
             if weight is not None and (weight.is_meta or is_awaited(weight)):
                 zeros = torch.zeros(weight.shape, dtype=weight.dtype)
-                place._parameters[name] = nn.Parameter(zeros, requires_grad=False)
+                layer._parameters[name] = nn.Parameter(zeros, requires_grad=False)
 
 
 def as_stored(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
-    """Whether ``assign`` gives a module these tensors as they are, so that mapped ones are not read.
+    """Whether ``assign`` uses these tensors unchanged, so that mapped ones are not read.
 
-    It does unless a weight has another dtype in the file, or has scales of which ComfyUI makes copies.
+    It does unless a weight has another dtype in the file, or has several scales, which ComfyUI copies.
     """
     return all(
         _has_one_scale(weight) if isinstance(weight, QuantizedTensor) else weight.dtype == tensors[name].dtype
@@ -97,27 +97,27 @@ def _has_one_scale(weight: QuantizedTensor) -> bool:
     return all(getattr(weight, name).numel() == 1 for name in names if name != "_qdata")
 
 
-def _load(place: nn.Module, own: dict[str, Tensor]) -> None:
-    """What lies in a module itself: its own way of reading it, unless it would read that of its parts as well."""
-    if own and not any(True for _ in place.children()):
-        place.load_state_dict(own, strict=False, assign=True)
+def _load(layer: nn.Module, own: dict[str, Tensor]) -> None:
+    """Assign a module's ``own`` tensors: by its ``load_state_dict``, or one by one if it contains other modules."""
+    if own and not any(True for _ in layer.children()):
+        layer.load_state_dict(own, strict=False, assign=True)
         return
     for name, tensor in own.items():
-        if place._parameters.get(name) is not None:
-            place._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-        elif name in place._buffers:
-            place._buffers[name] = tensor
+        if layer._parameters.get(name) is not None:
+            layer._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        elif name in layer._buffers:
+            layer._buffers[name] = tensor
 
 
 def require_whole(module: nn.Module, names: set[str], file: str) -> None:
-    """Raise UserError if a module has weights that are not among those of its file."""
+    """Raise UserError if the file does not hold all of the module's weights."""
     missing = [name for name, _ in module.named_parameters() if name not in names]
     if missing:
         raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} first: download it again.")
 
 
 def require_unquantised(path: Path, precision: str) -> None:
-    """Raise UserError if a file is asked for in another precision and is quantised, or is no safetensors file."""
+    """Raise UserError if another precision is asked of a quantised file, or the file is no safetensors file."""
     if precision != AS_IN_FILE and _is_quantised(headers.read(path)):
         raise UserError(f"{path.name} is already quantised: set the precision to 'as in file', not {precision!r}.")
 
@@ -125,7 +125,7 @@ def require_unquantised(path: Path, precision: str) -> None:
 def _is_quantised(header: headers.Header) -> bool:
     """True if the file holds quantised tensors: fp8, int8 or packed weights, or their scales.
 
-    Other vectors of bytes are text: Mistral's tokenizer lies in its file.
+    One-dimensional byte tensors of other names are text, such as the tokenizer in Mistral's file.
     """
     scales = (".comfy_quant", ".weight_scale", ".scale_weight")
     return any(
@@ -135,17 +135,17 @@ def _is_quantised(header: headers.Header) -> bool:
 
 
 def kept_folder(kind: str) -> Path:
-    """Where quantised copies of ComfyUI's models of that kind are kept."""
+    """The folder that keeps quantised copies of ComfyUI's models of that kind."""
     return files.model_folder(kind) / "flux2_train_quantised"
 
 
 def dtype_of(precision: str) -> torch.dtype | None:
-    """What a plain precision casts weights to, ``None`` for one that leaves their dtype to the file or quantises."""
+    """The dtype of a plain precision; ``None`` for 'as in file' and for quantised ones."""
     name = DTYPES.get(precision)
     return getattr(torch, name) if name else None
 
 
 def narrowed(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
-    """Tensors in the dtype of a precision; bytes, which hold text, as they are."""
+    """Tensors cast to the dtype of a plain precision; integer tensors, such as text, stay as they are."""
     dtype = dtype_of(precision)
     return tensors if dtype is None else {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
