@@ -1,13 +1,15 @@
-"""Text and images through ComfyUI's own encoders, for the caches, and what identifies an encoder."""
+"""Encoding texts and images with ComfyUI's own encoders, for the caches, and a hash that identifies an encoder."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -19,27 +21,28 @@ from ..system.heap import freed_at_once
 from . import streamed_text
 
 LATENT_CHANNELS = 128
-SAMPLED = 16  # values of each weight that tell one file from another
+SAMPLED = 16  # values of each weight that go into an encoder's identity
 PRECISIONS = {"as loaded": None, "fp32": torch.float32, "bf16": torch.bfloat16}
-SMALLEST_TILE = 128  # pixels; ComfyUI also takes tiles of half the side, which must still overlap
+SMALLEST_TILE = 128  # pixels; ComfyUI also encodes tiles of half this side, which must still overlap
 STATISTICS = "flux2_train_statistics"  # on a VAE: batch-norm mean and variance as its file has them
 
 
-def _encode(clip, tokens: dict) -> Tensor:
+def _encode(clip: CLIP, tokens: dict) -> Tensor:
     with freed_at_once(clip.patcher.load_device, clip.patcher.model_size()):
         return clip.encode_from_tokens_scheduled(tokens)[0][0].cpu()
 
 
 class TextEncoder:
-    """A CLIP for the cache: knows each text's key, and encodes texts of equal length together.
+    """A CLIP for the cache: gives each text's key, and encodes texts of equal length together.
 
-    ComfyUI encodes the sections of one prompt as rows of one batch, so several prompts of one length, given as
-    sections, are what each would be alone. ``offload`` streams the encoder's layers: ``all`` does, ``auto`` where it
-    does not fit its card, ``off`` leaves it to ComfyUI; this begins with the first text and ends with the context.
-    Raises UserError for a CLIP that changes over a schedule.
+    ComfyUI encodes the sections of one prompt as rows of one batch. Several prompts of equal length are passed as
+    sections of one, and each gets the embeds that it would get alone. ``offload`` decides whether the encoder's layers
+    are streamed: ``all`` streams, ``auto`` streams if it does not fit its card, ``off`` never does. Streaming starts
+    with the first text and ends with this context. Raises UserError for a CLIP with hooks, which change embeds over the
+    steps.
     """
 
-    def __init__(self, clip, offload: str = AUTO, via: Direct | None = None):
+    def __init__(self, clip: CLIP, offload: str = AUTO, via: Direct | None = None):
         if getattr(clip.patcher, "forced_hooks", None) is not None:
             raise UserError("This CLIP carries hooks, which change embeds over the steps and cannot be cached; "
                             "wire the CLIP without them.")  # fmt: skip
@@ -47,7 +50,7 @@ class TextEncoder:
         self.identity = identity_of(clip.cond_stage_model, clip.patcher, _layers(clip))
         self.tokens: dict[str, dict] = {}
         self.offload, self.via, self.streaming = offload, via, ExitStack()
-        self.ready = self.ring = None  # from the first text on: the CLIP to encode with, and its ring if it streams
+        self.ready = self.ring = None  # set at the first text: the CLIP to encode with, and its ring if it streams
 
     def __enter__(self) -> TextEncoder:
         return self
@@ -57,11 +60,11 @@ class TextEncoder:
         self.streaming.close()
 
     def key(self, text: str) -> str:
-        """What the embeds of a text depend on: the encoder and the very tokens it gets, template included."""
+        """Hash of what a text's embeds depend on: the encoder, and the tokens with those of the template."""
         return canonical_hash([self.identity, _plain(self._tokenized(text))])
 
     def length(self, text: str) -> int:
-        """How many tokens the encoder gets for a text: those of its template included, and of padding."""
+        """How many tokens the encoder gets for a text, with those of the template and of padding."""
         return max(len(section) for sections in self._tokenized(text).values() for section in sections)
 
     def _tokenized(self, text: str) -> dict:
@@ -70,7 +73,7 @@ class TextEncoder:
         return self.tokens[text]
 
     def batches(self, texts: list[str], most: int) -> Iterator[list[str]]:
-        """The texts in groups that can be encoded together."""
+        """The texts in groups of at most ``most`` that can be encoded together."""
         groups: dict[object, list[str]] = {}
         for text in texts:
             self.key(text)
@@ -84,7 +87,8 @@ class TextEncoder:
         together = {name: [section for t in tokens for section in t[name]] for name in tokens[0]}
         return list(_encode(self._begin(), together).chunk(len(texts), dim=1))
 
-    def _begin(self):
+    def _begin(self) -> CLIP:
+        """The CLIP to encode with; starts streaming at the first call if it is needed."""
         if self.ready is None:
             self.ready = self.clip
             if streamed_text.needed(self.clip, self.offload):
@@ -92,15 +96,15 @@ class TextEncoder:
         return self.ready
 
 
-def _layers(clip) -> list:
-    """What is taken from the encoder: layers, and options that a node has set on the CLIP."""
+def _layers(clip: CLIP) -> list:
+    """Which of the encoder's layers give the embeds, and options that a node has set on the CLIP."""
     models = [m for m in clip.cond_stage_model.modules() if hasattr(m, "options_default")]
     chosen = [[type(m).__name__, m.options_default[:2], getattr(m, "layer_norm_hidden_state", None)] for m in models]
     return [repr(chosen), clip.layer_idx, repr(sorted(clip.tokenizer_options.items()))]
 
 
 def _length(tokens: dict) -> tuple | None:
-    """What must be equal for prompts to share a batch; None for one that has to be alone."""
+    """What must be equal for prompts to share a batch; None for a prompt that must be encoded alone."""
     simple = all(len(sections) == 1 and all(_is_plain(token) for token in sections[0]) for sections in tokens.values())
     return tuple((name, len(sections[0])) for name, sections in sorted(tokens.items())) if simple else None
 
@@ -110,7 +114,7 @@ def _is_plain(token: tuple) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Tokens as plain values; embeddings among them by their content."""
+    """Tokens as plain values; a tensor (a textual inversion) becomes a hash of its content."""
     if isinstance(value, Tensor):
         return hashlib.blake2b(_bytes(value), digest_size=16).hexdigest()
     if isinstance(value, dict):
@@ -121,13 +125,13 @@ def _plain(value: object) -> object:
 
 
 class ImageEncoder:
-    """A VAE for the cache, at its own precision or another one; the graph's VAE itself stays as it is.
+    """A VAE for the cache, in its own precision or another one; the graph's VAE is not changed.
 
-    ``tile`` pixels a side are encoded at a time, 0 for the whole image, unless memory runs out: ComfyUI then takes
-    tiles itself, which ``in_tiles`` counts because such latents are slightly different.
+    Images are encoded in tiles of ``tile`` pixels a side, or whole with 0. If memory runs out, ComfyUI itself encodes
+    in tiles; ``in_tiles`` counts that, because such latents differ slightly.
     """
 
-    def __init__(self, vae, precision: str = "as loaded", tile: int = 0):
+    def __init__(self, vae: VAE, precision: str = "as loaded", tile: int = 0):
         if 0 < tile < SMALLEST_TILE:
             raise UserError(f"tile is {tile}; at least {SMALLEST_TILE} pixels are needed, 0 encodes whole images.")
         self.vae, self.tile, self.in_tiles = _borrowed(vae, PRECISIONS[precision]), tile, 0
@@ -147,14 +151,14 @@ class ImageEncoder:
 
         Raises UserError if the VAE is not FLUX.2's.
         """
-        # activations of an image are several times the size of the weights
-        thrifty = freed_at_once(self.vae.device, 10 * self.vae.patcher.model_size())
-        with _fp32_statistics(self.vae) as normalised, thrifty:
+        # an image's activations are several times larger than the weights
+        low_memory = freed_at_once(self.vae.device, 10 * self.vae.patcher.model_size())
+        with _fp32_statistics(self.vae) as normalise, low_memory:
             if self.tile and max(images.shape[1:3]) > self.tile:
                 latents = self.vae.encode_tiled(images, tile_x=self.tile, tile_y=self.tile, overlap=self.tile // 4)
             else:
                 latents = self.vae.encode(images)
-            return _checked(normalised(latents.float().cpu()), images)
+            return _checked(normalise(latents.float().cpu()), images)
 
 
 def _checked(latents: Tensor, images: Tensor) -> Tensor:
@@ -169,8 +173,8 @@ def _checked(latents: Tensor, images: Tensor) -> Tensor:
     return latents
 
 
-def _borrowed(vae, dtype: torch.dtype | None):
-    """A VAE of its own that shares the weights, or has a copy of them in another precision."""
+def _borrowed(vae: VAE, dtype: torch.dtype | None) -> VAE:
+    """A copy of the VAE object that shares the weights, or has a copy of them in another precision."""
     own = copy.copy(vae)
     if dtype is None or dtype == vae.vae_dtype:
         return own
@@ -182,7 +186,7 @@ def _borrowed(vae, dtype: torch.dtype | None):
 
 
 class _Unit(nn.Module):
-    """Batch-norm statistics that change nothing."""
+    """Batch-norm statistics of mean 0 and variance 1, which change nothing."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -191,10 +195,10 @@ class _Unit(nn.Module):
 
 
 @contextmanager
-def _fp32_statistics(vae) -> Iterator:
-    """Normalise latents in fp32 where ComfyUI would do it in the VAE's 16 bits; yields what is still to be applied.
+def _fp32_statistics(vae: VAE) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield a function that normalises latents in fp32, where ComfyUI would do it in the VAE's 16 bits.
 
-    Division by sqrt(1 + 1e-4), which ComfyUI's batch norm does with unit statistics, is below bf16's rounding.
+    Inside, ComfyUI's batch norm has unit statistics; its division by sqrt(1 + 1e-4) is below bf16's rounding.
     """
     module = vae.first_stage_model
     norm = getattr(module, "bn", None)
@@ -209,41 +213,41 @@ def _fp32_statistics(vae) -> Iterator:
         module.bn = norm
 
 
-def statistics(vae) -> tuple[Tensor, Tensor]:
-    """Batch-norm mean and variance: as in the file where Load FLUX.2 kept them, else as the VAE holds them."""
+def statistics(vae: VAE) -> tuple[Tensor, Tensor]:
+    """Batch-norm mean and variance: the file's own if Load FLUX.2 kept them, else the VAE's, which may be rounded."""
     norm = vae.first_stage_model.bn
     return getattr(vae, STATISTICS, None) or (norm.running_mean, norm.running_var)
 
 
-def identity_of(module: nn.Module, patcher, extra: object) -> str:
-    """Tells one encoder from another: class, a sample of every weight with its dtype and shape, patches, ``extra``.
+def identity_of(module: nn.Module, patcher: ModelPatcher, extra: object) -> str:
+    """Hash that identifies an encoder: class, a sample of every weight with dtype and shape, patches, ``extra``.
 
-    Independent of device and of whether patches are applied at the moment.
+    It does not depend on the device, nor on whether patches are applied at the moment.
     """
     with deferred.present(module):
         sampled = _sampled(module, patcher)
     return canonical_hash([type(module).__qualname__, sampled, _patches(patcher.patches), extra])
 
 
-def _sampled(module: nn.Module, patcher) -> str:
-    state, found = dict(module.state_dict()), hashlib.blake2b(digest_size=16)
+def _sampled(module: nn.Module, patcher: ModelPatcher) -> str:
+    state, digest = dict(module.state_dict()), hashlib.blake2b(digest_size=16)
     for name, original in getattr(patcher, "backup", {}).items():
         if name in state:
             state[name] = original.weight
     parts = {k: v for name, weight in state.items() for k, v in _parts(name, weight).items()}
     for name, weight in sorted(parts.items()):
-        found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + _bytes(_sample(weight)))
-    return found.hexdigest()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + _bytes(_sample(weight)))
+    return digest.hexdigest()
 
 
 def _parts(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """A weight by its name; a quantised one as its values and scales."""
-    stored = getattr(weight, "state_dict", None)  # which plain tensors do not have
-    return stored(name) if stored else {name: weight}
+    """A weight's tensors by name: itself, or the values and scales of a quantised one."""
+    state_dict = getattr(weight, "state_dict", None)  # plain tensors have none
+    return state_dict(name) if state_dict else {name: weight}
 
 
 def _sample(weight: Tensor) -> Tensor:
-    """A few values at even distances."""
+    """A few evenly spaced values of a weight."""
     flat = getattr(weight, "_qdata", weight).reshape(-1)
     return flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
 

@@ -1,18 +1,19 @@
-"""A text encoder whose layers' weights stay in host memory and come to the device just before they are used.
+"""A text encoder whose layers' weights stay in host memory and are copied to the device just before they are used.
 
-The ring and the exchange of weights are the transformer's (``streamed``), a group being one of the encoder's layers.
-Words and norms stay on the device. ComfyUI's own loading takes what fits and casts the rest one Linear at a time; this
-takes two layers' memory and fetches the next while one computes.
+The ring of buffers and the exchange of weights are the transformer's (``borrowed.streamed``); each group is one layer
+of the encoder. Embeddings and norms stay on the device. ComfyUI's own loading would keep on the device what fits there
+and copy the other Linears one at a time; this needs the memory of two layers, and copies the next while one computes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import comfy.model_management
+from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -27,8 +28,8 @@ from ..system.memory import unload
 LAYER = re.compile(r"(.*\.layers\.\d+)\.")
 
 
-def needed(clip, offload: str) -> bool:
-    """Whether to stream a CLIP: always, never, or with ``auto`` where it does not fit its card."""
+def needed(clip: CLIP, offload: str) -> bool:
+    """Whether to stream a CLIP: with ``all``, and with ``auto`` if it does not fit its card."""
     patcher = clip.patcher
     if offload != AUTO:
         return offload == ALL
@@ -39,15 +40,15 @@ def needed(clip, offload: str) -> bool:
 
 
 @contextmanager
-def streamed(clip, via: Direct | None = None) -> Iterator[tuple[object, Ring]]:
+def streamed(clip: CLIP, via: Direct | None = None) -> Iterator[tuple[CLIP, Ring]]:
     """Yield a clone of a CLIP that streams its layers, and their ring; ``via`` as in ``StreamedWeights``.
 
-    The CLIP is as before on every way out. Raises UserError if it has no layers that can be streamed.
+    The CLIP is restored on every way out. Raises UserError if none of its layers can be streamed.
     """
     own, patcher = clip.clone(), clip.patcher
     layers = {n: m for n, m in clip.cond_stage_model.named_modules() if hasattr(m, "in_features") and LAYER.match(n)}
     comfy.model_management.load_models_gpu([own.patcher], memory_required=patcher.model_size())
-    own.load_model = lambda tokens=None: own.patcher  # or ComfyUI would load what was just left out
+    own.load_model = lambda tokens=None: own.patcher  # else ComfyUI would load the streamed layers too
     portions: dict[str, list[str]] = {}
     for name, layer in layers.items():
         if can_stream(layer) and "forward" not in layer.__dict__:
@@ -68,6 +69,6 @@ def streamed(clip, via: Direct | None = None) -> Iterator[tuple[object, Ring]]:
             unload(patcher)
 
 
-def _forward(layer: nn.Module, original, *args, **kwargs) -> Tensor:
+def _forward(layer: nn.Module, original: Callable, *args, **kwargs) -> Tensor:
     with arrived(layer):
         return original(*args, **kwargs)

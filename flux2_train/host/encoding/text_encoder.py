@@ -1,4 +1,4 @@
-"""A flavour's text encoder as ComfyUI's CLIP: weights take memory from first use on, until captions are cached."""
+"""A flavour's text encoder as ComfyUI's CLIP, whose weights take memory only from first use until it is unloaded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import comfy.utils
 import folder_paths
 import torch
 import transformers
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -20,14 +22,16 @@ from ...formats import AS_IN_FILE
 from .. import identify
 from ..loading import deferred, quantise, shards, weights
 
-HEAD = "model.lm_head."
+HEAD = "model.lm_head."  # predicts words, which nothing here does
 
 
-def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False):
-    """ComfyUI CLIP of the flavour's text encoder, which will store its weights in ``precision`` as the transformer.
+def load_text_encoder(
+    path: Path, flavour: Flavour, precision: str = AS_IN_FILE, via: str = "auto", keep: bool = False
+) -> CLIP:
+    """ComfyUI CLIP of the flavour's text encoder; ``precision``, ``via`` and ``keep`` as for the transformer.
 
-    ``path`` may be any part of one that is split over several files. Raises UserError for a missing part, and for a
-    file without the tokenizer that ComfyUI needs.
+    If the encoder is split, ``path`` may be any of its files. Raises UserError for a missing file, and for files
+    without the tokenizer that ComfyUI needs.
     """
     parts = shards.parts_of(path)
     shards.require_tokenizer(parts, flavour)
@@ -36,36 +40,38 @@ def load_text_encoder(path: Path, flavour: Flavour, precision: str = AS_IN_FILE,
         weights.require_unquantised(part, precision)
     source = weights.WeightSource(tuple(parts), precision, via, weights.kept_folder("text_encoders") if keep else None)
     if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
-        clip = _by_core(source, flavour)  # which assigns the mapped tensors themselves
+        clip = _by_core(source, flavour)  # core assigns the mapped tensors without copying them
     else:
         clip = _deferred(source, flavour)
-    clip.patcher.cached_patcher_init = (_again, (flavour, parts[0], precision, via, keep))
+    clip.patcher.cached_patcher_init = (_reload, (flavour, parts[0], precision, via, keep))
     if precision == AS_IN_FILE:
         clip.patcher.set_attachments(identify.FILE, str(parts[0]))
     return clip
 
 
-def _again(flavour: Flavour, path: Path, precision: str, via: str, keep: bool, disable_dynamic: bool = False):
-    """The patcher of another CLIP of the same files, for core; its clone decides whether dynamic VRAM is used."""
+def _reload(
+    flavour: Flavour, path: Path, precision: str, via: str, keep: bool, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """The patcher of another CLIP of the same files, for core. ``disable_dynamic`` is core's; a clone handles it."""
     return load_text_encoder(path, flavour, precision, via, keep).patcher
 
 
-def _by_core(source: weights.WeightSource, flavour: Flavour):
+def _by_core(source: weights.WeightSource, flavour: Flavour) -> CLIP:
     return _built(_named(*source.read(), source.precision), flavour)
 
 
-def _deferred(source: weights.WeightSource, flavour: Flavour):
+def _deferred(source: weights.WeightSource, flavour: Flavour) -> CLIP:
     tensors = _named(*source.outline(), source.precision)
     names = set(tensors)
     try:
         clip = _built(tensors, flavour, {"initial_device": deferred.META})
-    except NotImplementedError:  # core moves one whose numbers its device lacks (fp8 on Apple's) to the CPU at once
+    except NotImplementedError:  # core moves a dtype that the device lacks (fp8 on Apple) to the CPU at once
         return _by_core(source, flavour)
-    made = source.precision in quantise.FORMATS and source.kept is None
+    computed = source.precision in quantise.FORMATS and source.kept is None
     inner = _transformer(clip.cond_stage_model)
-    head = {name for name, _ in inner.named_parameters() if name.startswith(HEAD)}  # writes words; nothing here does
+    head = {name for name, _ in inner.named_parameters() if name.startswith(HEAD)}  # may be missing
     weights.require_whole(inner, names | head, source.parts[0].name)
-    deferred.defer(clip.patcher, partial(_give, source), made, _reads_nothing(source, inner))
+    deferred.defer(clip.patcher, partial(_assign, source), computed, _reads_nothing(source, inner))
     return clip
 
 
@@ -73,19 +79,19 @@ def _transformer(model: nn.Module) -> nn.Module:
     return getattr(model, model.clip).transformer
 
 
-def _give(source: weights.WeightSource, model: nn.Module) -> None:
+def _assign(source: weights.WeightSource, model: nn.Module) -> None:
     weights.assign(_transformer(model), _named(*source.read(), source.precision))
 
 
 def _reads_nothing(source: weights.WeightSource, inner: nn.Module) -> bool:
-    """Whether the weights are mapped as they lie in the file."""
+    """Whether getting the weights only maps the file."""
     return not source.copies() and weights.as_stored(inner, _named(*source.outline(), AS_IN_FILE))
 
 
 def _named(tensors: dict[str, Tensor], metadata: dict[str, str], precision: str) -> dict[str, Tensor]:
-    """Tensors as core's loader wants them; it takes a text encoder's dtype from them.
+    """Tensors with the names and the dtype that core's loader expects; it takes the encoder's dtype from them.
 
-    Of a Qwen3-VL only what reads words is used, whose names core does not change for FLUX.2.
+    Of a Qwen3-VL only the language model is used; core does not rename its weights for FLUX.2, so it is done here.
     """
     tensors, _ = comfy.utils.convert_old_quants(tensors, model_prefix="", metadata=metadata)
     tensors = comfy.utils.state_dict_prefix_replace(tensors, {"lm_head.": HEAD, "model.language_model.": "model."})
@@ -101,8 +107,8 @@ def _check_tokenizer(flavour: Flavour) -> None:
         )
 
 
-def _built(tensors: dict[str, Tensor], flavour: Flavour, options: dict[str, torch.device] | None = None):
-    """A text encoder from its tensors; one of other sizes by name, as core tells its text encoders apart by width."""
+def _built(tensors: dict[str, Tensor], flavour: Flavour, options: dict[str, torch.device] | None = None) -> CLIP:
+    """A CLIP from its tensors. Core knows text encoders by width; a flavour of another width brings its own config."""
     embeddings, options = folder_paths.get_folder_paths("embeddings"), options or {}
     if flavour.text_encoder_config is None:
         kind = comfy.sd.CLIPType.FLUX2

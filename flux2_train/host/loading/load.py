@@ -35,7 +35,7 @@ def precisions() -> list[str]:
 
 
 def locate_parts(chosen: ModelSettings) -> tuple[Path, Path, Path]:
-    """Paths of transformer, text encoder and VAE. All are located before any is loaded, so a missing one shows early."""
+    """Paths of transformer, text encoder and VAE, all located before any is loaded: a missing one is reported early."""
     row = flavour(chosen.flavour)
     return (
         files.locate(row.transformer_files(chosen.variant), chosen.transformer),

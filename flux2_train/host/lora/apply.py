@@ -1,7 +1,7 @@
-"""Putting a LoRA on a MODEL: merged into the weights by ComfyUI's patches, or beside them in bypass.
+"""Putting a LoRA on a MODEL: merged into the weights by ComfyUI's patches, or computed beside them (bypass).
 
-Both modes act on the same parts, which are read once, from any format (``adapters.read``). Merged hands them to
-ComfyUI's own loader; bypass computes them here, because the stock bypass drops DoRA's magnitudes and split q, k and v.
+A LoRA file of any format is read once into parts (``adapters.read``), which both modes use. Merging gives them to
+ComfyUI's own loader. Bypass is computed here, because ComfyUI's bypass drops DoRA's magnitudes and split q, k and v.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import comfy.lora
 import comfy.sd
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
@@ -40,10 +41,11 @@ MODES = (AUTO, MERGED, BYPASS)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A LoRA as read for a MODEL: parts by Linear name, changes of other weights by theirs, how many keys that was.
+    """A LoRA file as read for a MODEL.
 
-    ComfyUI's own trainer also trains norms: those are the ``others``. ``keys`` of ``total`` keys in the file matched.
-    ``references`` is how reference images were shown in training, ``note`` what had to be assumed about the file.
+    ``parts`` are by Linear name. ``others`` are changes of other weights by name: ComfyUI's own trainer also trains
+    norms. ``keys`` of ``total`` keys in the file matched. ``references`` is how reference images were placed in
+    training, ``note`` what had to be assumed about the file.
     """
 
     parts: dict[str, Part]
@@ -54,16 +56,16 @@ class Loaded:
     note: str = ""
 
 
-def sizes(model) -> Sizes:
+def sizes(model: ModelPatcher) -> Sizes:
     """(in features, out features) of every Linear of a MODEL's transformer."""
     return {name: (layer.in_features, layer.out_features) for name, layer in linears(model).items()}
 
 
-def read(model, weights: dict[str, Tensor], allow_unmatched: bool = False) -> Loaded:
+def read(model: ModelPatcher, weights: dict[str, Tensor], allow_unmatched: bool = False) -> Loaded:
     """A LoRA file's tensors (``adapters.read.load``) as parts for this MODEL.
 
-    Raises UserError if it is not FLUX.2, naming keys that match nothing unless those are allowed, and for a LoRA of
-    another flavour.
+    Raises UserError for a MODEL that is not FLUX.2, for a LoRA of another flavour, and for keys that match nothing
+    unless those are allowed.
     """
     require_flux2(model)
     parts, unmatched = reading.read(weights, sizes(model), flavour_name(model))
@@ -82,21 +84,22 @@ def _fits(change: Tensor, weight: Tensor | None) -> bool:
 
 
 def on_layers(loaded: Loaded, include: str = "", exclude: str = "") -> Loaded:
-    """The LoRA on those of its layers only that the glob patterns leave (commas between, empty for no restriction).
+    """The LoRA restricted to layers that ``include`` matches and ``exclude`` does not.
 
-    Raises UserError naming a pattern that fits no layer of the LoRA.
+    Both are glob patterns separated by commas; an empty one does not restrict. Raises UserError naming a pattern that
+    matches no layer of the LoRA.
     """
     if not include.strip() and not exclude.strip():
         return loaded
     names = restricted([*loaded.parts, *loaded.others], include, exclude, "this LoRA")
-    parts, others = ({n: v for n, v in found.items() if n in names} for found in (loaded.parts, loaded.others))
-    return replace(loaded, parts=parts, others=others)
+    parts = {name: part for name, part in loaded.parts.items() if name in names}
+    return replace(loaded, parts=parts, others={name: v for name, v in loaded.others.items() if name in names})
 
 
-def trainable(model, tensors: dict[str, Tensor]) -> dict[str, Part]:
-    """A LoRA file's tensors as parts that training can go on from, DoRA as in its paper.
+def trainable(model: ModelPatcher, tensors: dict[str, Tensor]) -> dict[str, Part]:
+    """A LoRA file's tensors as parts that training can continue from; DoRA in the form of its paper.
 
-    Raises UserError as ``read`` does, and for a LoRA that also changes other weights than Linears.
+    Raises UserError as ``read`` does, and for a LoRA that also changes weights other than Linears.
     """
     loaded = read(model, tensors)
     if loaded.others:
@@ -105,37 +108,44 @@ def trainable(model, tensors: dict[str, Tensor]) -> dict[str, Part]:
     return dora.with_norm(loaded.parts, weights(model), of_base=False)
 
 
-def describe(model, loaded: Loaded, strength: float, mode: str) -> str:
-    """One line on a LoRA that was put on a MODEL: keys matched, layers, how it acts."""
+def describe(model: ModelPatcher, loaded: Loaded, strength: float, mode: str) -> str:
+    """One line about a LoRA on a MODEL: its kinds, matched keys, layers, mode and strength."""
     kinds = "+".join(sorted({write.kind(part) for part in loaded.parts.values()}))
     matched = f"{loaded.keys}/{loaded.total} keys on {len(loaded.parts)} layers"
     note = f"; {loaded.note}" if loaded.note else ""
     return f"{kinds}, {matched}, {chosen_mode(model, mode)}, strength {strength:g}{note}"
 
 
-def chosen_mode(model, mode: str) -> str:
-    """``auto`` bypasses on quantised models, where merging would round the LoRA away, and merges on others."""
+def chosen_mode(model: ModelPatcher, mode: str) -> str:
+    """The mode to use; ``auto`` is bypass on quantised models, where merging would round the LoRA away, else merged."""
     return mode if mode != AUTO else BYPASS if is_quantised(model) else MERGED
 
 
-def is_quantised(model) -> bool:
+def is_quantised(model: ModelPatcher) -> bool:
     """True if any Linear's weight is stored in a quantised or 8-bit format."""
     floats = (torch.float32, torch.bfloat16, torch.float16)
     weights = [layer.weight for layer in linears(model).values()]
     return any(isinstance(weight, QuantizedTensor) or weight.dtype not in floats for weight in weights)
 
 
-def apply(model, weights: dict[str, Tensor], strength: float, mode: str = AUTO, include: str = "", exclude: str = ""):
+def apply(
+    model: ModelPatcher,
+    weights: dict[str, Tensor],
+    strength: float,
+    mode: str = AUTO,
+    include: str = "",
+    exclude: str = "",
+) -> ModelPatcher:
     """A clone of ``model`` with a LoRA file's tensors at ``strength``: ``read``, ``on_layers`` and ``put`` in one."""
     return put(model, on_layers(read(model, weights), include, exclude), strength, mode)
 
 
-def put(model, loaded: Loaded, strength: float, mode: str = AUTO):
+def put(model: ModelPatcher, loaded: Loaded, strength: float, mode: str = AUTO) -> ModelPatcher:
     """A clone of ``model`` with the LoRA at ``strength``; ``model`` itself stays as it is.
 
-    ``W' = W + strength * (W1 - W)`` where ``W1`` is the weight with the LoRA at full strength: for all but DoRA that is
-    ``W + strength * dW``. References are placed as the LoRA was trained with them. Raises UserError where merging
-    cannot act.
+    ``W' = W + strength * (W1 - W)``, where ``W1`` is the weight with the LoRA at strength 1. Except for DoRA this
+    equals ``W + strength * dW``. Reference images are placed as they were in the LoRA's training. Raises UserError if
+    the LoRA cannot be merged.
     """
     if strength == 0:
         return model
@@ -150,32 +160,32 @@ def put(model, loaded: Loaded, strength: float, mode: str = AUTO):
     return clone
 
 
-def _patches(model, parts: dict[str, Part]) -> dict:
-    """ComfyUI's patches: its own adapters where they do the same, ours for what depends on the weight."""
+def _patches(model: ModelPatcher, parts: dict[str, Part]) -> dict:
+    """The LoRA as ComfyUI's patches: its own adapters, or ours for parts whose change depends on the weight (DoRA)."""
     layers = linears(model)
     for name in parts:
         if getattr(layers[name], "pre_quant_scale", None) is not None:
             raise UserError(f"{name} scales its input (AWQ), so a LoRA merged into it acts wrongly; use mode 'bypass'.")
     own = {f"diffusion_model.{n}.weight": merging(part) for n, part in parts.items() if dora.needs_weight(part)}
     tensors = write.tensors({n: p for n, p in parts.items() if not dora.needs_weight(p)}, "comfyui", torch.float32)
-    found = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False) | own
-    missing = parts.keys() - {layer_name(key) for key in found}
+    patches = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False) | own
+    missing = parts.keys() - {layer_name(key) for key in patches}
     if missing:
         raise UserError(f"This ComfyUI cannot merge the LoRA at {', '.join(sorted(missing)[:3])}; use mode 'bypass'.")
-    return found
+    return patches
 
 
 def layer_name(key: str | tuple) -> str:
     """The Linear's name in the transformer for a key of ComfyUI's patches."""
-    whole = key if isinstance(key, str) else key[0]
-    return whole.removeprefix("diffusion_model.").removesuffix(".weight")
+    name = key if isinstance(key, str) else key[0]
+    return name.removeprefix("diffusion_model.").removesuffix(".weight")
 
 
-def weights(model) -> Weights:
-    """A MODEL's weights one by one, as ``adapters.dora`` and ``adapters.plain`` ask for them: with its own LoRAs.
+def weights(model: ModelPatcher) -> Weights:
+    """A function that gives a MODEL's weights one by one, with its own LoRAs, for ``adapters.dora`` and ``plain``.
 
-    Clones of a MODEL share their weights. Whichever was loaded last has merged its LoRAs into them, so the MODEL itself
-    is loaded first where that was another one.
+    Clones of a MODEL share their weights, and the clone that was loaded last has merged its LoRAs into them. So this
+    MODEL is loaded first if another clone was the last.
     """
     layers = linears(model)
 
@@ -189,8 +199,8 @@ def weights(model) -> Weights:
     return of
 
 
-def row_norms(model) -> Callable[[str], Tensor]:
-    """The L2 norm of every row of a Linear's weight (out,) by its name: what DoRA's magnitudes start from."""
+def row_norms(model: ModelPatcher) -> Callable[[str], Tensor]:
+    """A function from a Linear's name to the L2 norms of its weight's rows (out,): the start of DoRA's magnitudes."""
     own = weights(model)
 
     def norms(name: str) -> Tensor:
@@ -201,10 +211,12 @@ def row_norms(model) -> Callable[[str], Tensor]:
 
 
 class _Bypass:
-    """A LoRA computed beside the Linears it sits on, by forward hooks: any number may sit on one Linear, beside other
-    packs' replaced forwards, and come off in any order."""
+    """A LoRA computed beside its Linears by forward hooks.
 
-    def __init__(self, model, parts: dict[str, Part], strength: float):
+    A Linear may have any number of them, also if another pack has replaced its forward; they are removed in any order.
+    """
+
+    def __init__(self, model: ModelPatcher, parts: dict[str, Part], strength: float):
         layers = linears(model)
         self.sites = [(layers[name], part) for name, part in parts.items()]
         self.strength, self.handles = strength, []
@@ -222,7 +234,7 @@ class _Bypass:
 
 
 class Contribution:
-    """A forward hook that adds what a part does at a strength to its Linear's output."""
+    """A forward hook that adds a part's change, times a strength, to its Linear's output."""
 
     def __init__(self, part: Part, strength: float):
         self.part, self.strength = part, strength
@@ -237,13 +249,13 @@ class Contribution:
 
         @contextmanager
         def weight() -> Iterator[Tensor]:
-            with fetched(layer, x.dtype, x.device) as (found, _):
-                yield found
+            with fetched(layer, x.dtype, x.device) as (fetched_weight, _):
+                yield fetched_weight
 
         return y + beside.added(self.placed, x, plain, weight) * self.strength
 
     def _place(self, layer: nn.Module, x: Tensor) -> None:
-        """Keep the part where the model computes. What inference mode makes, autograd may not save: hence its flag."""
+        """Move the part to ``x``'s device and dtype; again after inference mode: autograd cannot save its tensors."""
         where = (x.device, x.dtype, torch.is_inference_mode_enabled())
         if self.where == where:
             return

@@ -1,6 +1,6 @@
-"""A FLUX.2 transformer's file, Linear by Linear: read without loading the model, put back in the format it has.
+"""A FLUX.2 transformer's file, read Linear by Linear without loading the model, and weights written in its formats.
 
-ComfyUI's own quantised Linear reads and writes every format core knows; one is built for each layer and dropped again.
+ComfyUI's own quantised Linear reads and writes every format that core knows. One is built for each layer in turn.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ OLD_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}  # of
 
 
 class BaseFile:
-    """The transformer in a safetensors file. Close it, or use it as a context.
+    """The transformer in a safetensors file, as a context manager that closes the file.
 
-    ``prefix`` is what stands before the transformer's names where the file is a checkpoint. Raises UserError for what
-    is no safetensors file of a FLUX.2.
+    ``prefix`` stands before the transformer's names if the file is a full checkpoint. Raises UserError if the file is
+    no safetensors file of a FLUX.2.
     """
 
     def __init__(self, path: Path):
@@ -58,29 +58,29 @@ class BaseFile:
 
     def _sizes(self) -> Sizes:
         shapes = {key.removeprefix(self.prefix): entry.shape for key, entry in self.header.tensors.items()}
-        every = sizes_of(*dimensions_of(shapes, self.path.name))
-        return {name: size for name, size in every.items() if f"{name}.weight" in shapes}
+        all_sizes = sizes_of(*dimensions_of(shapes, self.path.name))
+        return {name: size for name, size in all_sizes.items() if f"{name}.weight" in shapes}
 
     def _formats(self) -> dict[str, dict]:
-        """ComfyUI's description of each quantised layer, from wherever this file has it."""
-        telling = (".comfy_quant", "scaled_fp8", ".scale_weight", ".scale_input")
-        small = {key: self.file.get_tensor(key) for key in self.keys if key.endswith(telling)}
+        """ComfyUI's description of each quantised layer, from its tensors or from the header."""
+        endings = (".comfy_quant", "scaled_fp8", ".scale_weight", ".scale_input")
+        small = {key: self.file.get_tensor(key) for key in self.keys if key.endswith(endings)}
         converted, _ = comfy.utils.convert_old_quants(small, self.prefix, self.metadata)
-        found = {k.removesuffix(MARK): v for k, v in converted.items() if k.endswith(MARK)}
-        # where the header names the layers, it may do so with the prefix or without
-        return {k.removeprefix(self.prefix): json.loads(value.numpy().tobytes()) for k, value in found.items()}
+        descriptions = {k.removesuffix(MARK): v for k, v in converted.items() if k.endswith(MARK)}
+        # a header may name the layers with the prefix or without it
+        return {k.removeprefix(self.prefix): json.loads(value.numpy().tobytes()) for k, value in descriptions.items()}
 
     def names_of(self, name: str) -> dict[str, str]:
-        """Keys in the file of what belongs to a Linear, by ComfyUI's names for it: ``weight``, ``weight_scale`` ..."""
-        found = {}
+        """The keys of a Linear's tensors in the file, by ComfyUI's names for them: ``weight``, ``weight_scale`` ..."""
+        keys = {}
         for what in ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant"):
             for spelling in (what, OLD_NAMES.get(what, what)):
                 if f"{self.prefix}{name}.{spelling}" in self.keys:
-                    found[what] = f"{self.prefix}{name}.{spelling}"
-        return found
+                    keys[what] = f"{self.prefix}{name}.{spelling}"
+        return keys
 
     def linear(self, name: str) -> torch.nn.Module:
-        """ComfyUI's Linear with the weight as the file has it."""
+        """ComfyUI's Linear, loaded with the weight from the file."""
         state = {what: self.file.get_tensor(key) for what, key in self.names_of(name).items()}
         if name in self.formats:
             text = json.dumps(self.formats[name]).encode()
@@ -96,7 +96,7 @@ class BaseFile:
         yield dequantised(self.linear(name))
 
     def stored_in(self, name: str) -> str:
-        """The format of a Linear in words: ``nvfp4``, ``float8_e4m3fn``, ``BF16`` ..."""
+        """The name of a Linear's format: ``nvfp4``, ``float8_e4m3fn``, ``BF16`` ..."""
         if name in self.formats:
             return self.formats[name]["format"]
         return self.header.tensors[f"{self.prefix}{name}.weight"].dtype
@@ -116,11 +116,11 @@ def requantised(layer: torch.nn.Module, weight: Tensor) -> dict[str, Tensor]:
 def scaled_fp8(weight: Tensor) -> dict[str, Tensor]:
     """The tensors of ``weight`` (out, in) in core's fp8 with one scale, as the official fp8 files have them."""
     layout = QUANT_ALGOS["float8_e4m3fn"]["comfy_tensor_layout"]
-    found = dict(QuantizedTensor.from_float(weight, layout, scale="recalculate").state_dict("weight"))
+    tensors = dict(QuantizedTensor.from_float(weight, layout, scale="recalculate").state_dict("weight"))
     note = torch.frombuffer(bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
-    return {**found, "comfy_quant": note}
+    return {**tensors, "comfy_quant": note}
 
 
 def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """``weight`` in ``dtype``; 8-bit floats have no infinity to overflow to, so it is kept within their range."""
+    """``weight`` in ``dtype``; for 8-bit floats, which have no infinity, it is clamped to their range."""
     return weight.to(dtype) if dtype in FLOATS else weight.clamp(-(m := torch.finfo(dtype).max), m).to(dtype)

@@ -1,8 +1,8 @@
-"""Proof that a saved LoRA acts: what ComfyUI's own loader adds to every layer, against the adapter that was trained.
+"""Proof that a saved LoRA acts as trained: what ComfyUI's own loader adds to each layer is compared with the adapter.
 
-Both are computed beside one prediction, from the very input that each layer gets in it. The base takes no part in the
-difference, so a base that quantises its activations, and answers the last digit with a jump, does not blur it; and one
-wrong layer of many shows.
+Both are computed during one prediction, from the input that each layer gets in it. The base's output takes no part in
+the comparison: a base that quantises its activations, where rounding can turn a tiny difference into a jump, does not
+disturb it. A single wrong layer among many is noticed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import comfy.lora_convert
 import comfy.utils
 import torch
 import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import Tensor, nn
 
@@ -31,13 +32,13 @@ from . import apply as lora
 
 # The largest relative error of a number rounded to that precision.
 ROUNDOFF = {name: torch.finfo(dtype).eps / 2 for name, dtype in write.DTYPES.items()}
-ARITHMETIC = 1e-3  # two ways in fp32 to a difference that may be a ten thousandth of the weights
+ARITHMETIC = 1e-3  # rounding between two fp32 computations of a change that may be 1/10,000 of the weights
 LARGEST_LATENT = 16  # tokens per side: a certificate costs one small forward
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The prediction beside which is compared: ``x_t`` (1, 128, h, w) at time ``t`` (1,) under a condition."""
+    """Inputs of the prediction during which layers are compared: ``x_t`` (1, 128, h, w) at time ``t`` (1,)."""
 
     x_t: Tensor
     t: Tensor
@@ -46,11 +47,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Certificate:
-    """``matched`` of ``total`` layers were found by the loader ``through``.
+    """The loader ``through`` found ``matched`` of ``total`` layers.
 
-    ``effect`` is ``<file, live> / |live|^2`` of what the file and the live adapter add, over all layers together;
-    ``error`` is ``|file - live| / |live|`` at ``layer``, where it is largest, and ``tolerance`` what rounding to the
-    file's precision can do to it.
+    With ``file`` and ``live`` for what the file and the live adapter add: ``effect`` is ``<file, live> / |live|^2``
+    over all layers together, ``error`` is ``|file - live| / |live|`` at ``layer``, where it is largest, and
+    ``tolerance`` is the largest error that rounding to the file's precision explains.
     """
 
     matched: int
@@ -67,44 +68,44 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Every layer was found, and none is further off than its precision explains."""
+        """Whether every layer was found, and no error is larger than rounding explains."""
         return self.matched == self.total and self.error <= self.tolerance
 
 
 def certify(
-    model, deltas: dict[str, Delta], parts: dict[str, Part], path: Path, probe: Probe, precision: str
+    model: ModelPatcher, deltas: dict[str, Delta], parts: dict[str, Part], path: Path, probe: Probe, precision: str
 ) -> Certificate:
     """Load ``path`` back and compare what it adds to every layer with what the live adapters ``deltas`` add.
 
-    ``parts`` are those that were written, in ``precision`` (write.DTYPES). The loader is ComfyUI's bypass, which acts
-    on any storage format; its merging for DoRA, which the stock bypass would drop; LoRA Apply where neither can carry
-    the file (DoRA on a quantised model or in peft's keys, peft's folder). The model is left as it was, offloaded or
-    not. Raises nothing: look at ``holds``.
+    ``parts`` are those that were written, in ``precision`` (write.DTYPES). The loader is ComfyUI's bypass, which works
+    with any storage format; ComfyUI's merging for DoRA, which its bypass would drop; or LoRA Apply if neither can load
+    the file (DoRA on a quantised model, peft's keys, peft's folder). The model is left as it was, offloaded or not.
+    A difference raises nothing: the caller looks at ``holds``.
     """
-    found, through = _load(model, parts, path)
+    loaded, through = _load(model, parts, path)
     rows: dict[str, _Row] = {}
 
-    def compared(name: str, live: Delta) -> Delta:
+    def comparing(name: str, live: Delta) -> Delta:
         def delta(x: Tensor, y: Tensor, base: Base) -> Tensor | None:
             exact = _exact(x, parts[name], base)
             wanted = live(*exact, base)
-            rows[name] = _compare(found[name](*exact, base) if name in found else torch.zeros_like(wanted), wanted)
+            rows[name] = _compare(loaded[name](*exact, base) if name in loaded else torch.zeros_like(wanted), wanted)
             return live(x, y, base)
 
         return delta
 
-    with torch.inference_mode(), borrow(model, {n: compared(n, d) for n, d in deltas.items()}) as borrowed:
+    with torch.inference_mode(), borrow(model, {n: comparing(n, d) for n, d in deltas.items()}) as borrowed:
         device = borrowed.load_device
         velocity(borrowed, probe.x_t.to(device), probe.t.to(device), [probe.condition])
     worst = max(rows, key=lambda name: rows[name].error)
     along, square = (sum(getattr(row, part) for row in rows.values()) for part in ("along", "square"))
-    effect = along / square if square else 1.0  # of what has learned nothing
+    effect = along / square if square else 1.0  # square is 0 if nothing was learned
     tolerance = max(map(_factors, parts.values())) * ROUNDOFF[precision] + ARITHMETIC
-    return Certificate(len(found), len(parts), effect, rows[worst].error, tolerance, worst, through)
+    return Certificate(len(loaded), len(parts), effect, rows[worst].error, tolerance, worst, through)
 
 
-def require(certificate: Certificate, model, parts: dict[str, Part], path: Path) -> None:
-    """Raise UserError naming what differs unless the certificate holds."""
+def require(certificate: Certificate, model: ModelPatcher, parts: dict[str, Part], path: Path) -> None:
+    """Raise UserError that says what differs, unless the certificate holds."""
     if certificate.holds:
         return
     raise UserError(
@@ -114,7 +115,7 @@ def require(certificate: Certificate, model, parts: dict[str, Part], path: Path)
 
 
 def _factors(part: Part) -> int:
-    """Of how many rounded matrices what a part adds is the product."""
+    """How many rounded matrices are multiplied in what a part adds."""
     match part:
         case Hadamard():
             return 4
@@ -124,7 +125,7 @@ def _factors(part: Part) -> int:
 
 
 def _exact(x: Tensor, part: Part, base: Base) -> tuple[Tensor, Tensor]:
-    """A layer's input in fp32, and what the base makes of it in fp32 where the part depends on that."""
+    """A layer's input in fp32, and the base's output for it in fp32; zeros unless the part is DoRA, which needs it."""
     x = x.float()
     if not is_dora(part):
         return x, x.new_zeros(*x.shape[:-1], size_of(part)[1])
@@ -142,33 +143,33 @@ class _Row:
 
     @property
     def error(self) -> float:
-        """What has learned nothing yet must do nothing either."""
+        """``|file - live| / |live|``; if the adapter adds nothing, the file must add nothing, else this is infinite."""
         return (self.missed / self.square) ** 0.5 if self.square else math.inf if self.missed else 0.0
 
 
-def _compare(found: Tensor, live: Tensor) -> _Row:
-    found, live = found.double(), live.double()
-    products = ((found * live).sum(), live.square().sum(), (found - live).square().sum())
+def _compare(file: Tensor, live: Tensor) -> _Row:
+    file, live = file.double(), live.double()
+    products = ((file * live).sum(), live.square().sum(), (file - live).square().sum())
     return _Row(*(product.item() for product in products))
 
 
-# What a layer's output gains, from its input x (..., in), the base's output y (..., out) and the base.
+# Gives what is added to a layer's output, from its input x (..., in), the base's output y (..., out) and the base.
 Contribution = Callable[[Tensor, Tensor, Base], Tensor]
 
 
-def _load(model, parts: dict[str, Part], path: Path) -> tuple[dict[str, Contribution], str]:
-    """What the file adds, by Linear name, and which loader says so."""
+def _load(model: ModelPatcher, parts: dict[str, Part], path: Path) -> tuple[dict[str, Contribution], str]:
+    """What the file adds, by Linear name, and the name of the loader that computes it."""
     decomposed, layers = any(map(is_dora, parts.values())), linears(model)
-    loaded = read.load(path)
-    pefts = path.name == peft_config.FILE or any(write.VECTOR in key for key in loaded)
-    if pefts or (decomposed and lora.is_quantised(model)):
-        loaded = lora.read(model, loaded, allow_unmatched=True)
+    own_tensors = read.load(path)
+    is_pefts = path.name == peft_config.FILE or any(write.VECTOR in key for key in own_tensors)
+    if is_pefts or (decomposed and lora.is_quantised(model)):
+        loaded = lora.read(model, own_tensors, allow_unmatched=True)
         return {name: _applied(layers[name], part) for name, part in loaded.parts.items()}, "LoRA Apply"
     tensors = comfy.utils.load_torch_file(str(path), safe_load=True, device=model.load_device)
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    found = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys, log_missing=False)
+    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys, log_missing=False)
     through = _merged if decomposed else _bypassed
-    stock = {lora.layer_name(key): through(layers[lora.layer_name(key)], key, patch) for key, patch in found.items()}
+    stock = {lora.layer_name(key): through(layers[lora.layer_name(key)], key, patch) for key, patch in patches.items()}
     return stock, f"stock loader, {'merged' if decomposed else 'bypass'}"
 
 
@@ -178,12 +179,12 @@ def _applied(layer: nn.Module, part: Part) -> Contribution:
 
 
 def _bypassed(layer: nn.Module, key: str, adapter) -> Contribution:
-    BypassForwardHook(layer, adapter)  # tells the adapter what it sits on; nothing is put in
+    BypassForwardHook(layer, adapter)  # its constructor tells the adapter about the layer; it is not injected
     return lambda x, y, base: adapter.h(x, y)
 
 
 def _merged(layer: nn.Module, key: str, patch) -> Contribution:
-    """By the weight that ComfyUI computes in fp32, before it is rounded to how the model is stored."""
+    """The difference that merging makes, in fp32, before ComfyUI rounds the weight to the model's storage format."""
 
     def contribution(x: Tensor, y: Tensor, base: Base) -> Tensor:
         with base(torch.float32, x.device) as (weight, _):
@@ -193,19 +194,19 @@ def _merged(layer: nn.Module, key: str, patch) -> Contribution:
     return contribution
 
 
-def _differences(model, parts: dict[str, Part], path: Path) -> str:
-    """What is wrong with the file layer by layer, as far as the file itself tells."""
-    found, _ = read.read(read.load(path), lora.sizes(model), flavour_name(model))
-    if missing := [name for name in parts if name not in found]:
+def _differences(model: ModelPatcher, parts: dict[str, Part], path: Path) -> str:
+    """A sentence on what is wrong in the file: missing layers, other numbers, or neither."""
+    in_file, _ = read.read(read.load(path), lora.sizes(model), flavour_name(model))
+    if missing := [name for name in parts if name not in in_file]:
         return f"It lacks {len(missing)} layers ({', '.join(missing[:3])})."
     generator = torch.Generator().manual_seed(0)
-    other = []
+    wrong = []
     for name, part in parts.items():
         x = torch.randn(4, size_of(part)[0], generator=generator)
-        wanted, got = part(x), found[name](x)
+        wanted, got = part(x), in_file[name](x)
         if (got - wanted).norm() > 0.02 * wanted.norm():
-            other.append(name)
-    if other:
-        return f"{len(other)} layers in it have other numbers ({', '.join(other[:3])})."
+            wrong.append(name)
+    if wrong:
+        return f"{len(wrong)} layers in it have other numbers ({', '.join(wrong[:3])})."
     kinds = ", ".join(sorted({write.kind(part) for part in parts.values()}))
     return f"Every layer in it has the right numbers, so this ComfyUI's loader reads {kinds} otherwise."

@@ -1,4 +1,4 @@
-"""LoRAs merged into a model's file, and LoRA files converted; the model is never loaded, one layer at a time is."""
+"""LoRAs merged into a model's file, and LoRA files converted. Only one layer of the model is loaded at a time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import comfy.model_management
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...adapters import dora, files, others, peft_config, read, stream, write
 from ...adapters.names import Sizes, bare_name, sizes_of
@@ -26,7 +27,11 @@ PRECISIONS = (SOURCE, *write.DTYPES, FP8)
 
 @dataclass
 class Merged:
-    """What a merge did: Linears changed, and what rounding to the file's precision lost of the change, 0 to 1."""
+    """What a merge did.
+
+    ``layers`` Linears were changed, ``formats`` counts them by format. ``lost`` and ``wanted`` are the sums of
+    ``|stored - exact|^2`` and ``|exact - base|^2`` over the merged weights.
+    """
 
     path: Path
     layers: int = 0
@@ -56,12 +61,13 @@ class _Change:
 
 
 def merge(source: Path, loras: Sequence[tuple[Path, float]], output: Path, precision: str = SOURCE) -> Merged:
-    """Write ``source``, a FLUX.2 transformer, with ``loras`` (file, strength) merged in their order into ``output``.
+    """Merge ``loras`` (file, strength) in their order into ``source``, a FLUX.2 transformer, and write ``output``.
 
-    ``precision``: the source's own, layer by layer, or bf16, fp16, fp32, or fp8 with one scale per layer (the blocks;
-    all else bf16). Layers that no LoRA touches are copied bit by bit where their precision stays. A touched quantised
-    layer is dequantised, changed and quantised again; the result says what that lost. Peak memory is a few layers.
-    Raises UserError for a LoRA that does not fit, an existing ``output`` and for what cannot be merged exactly.
+    ``precision`` is ``source`` (each layer keeps its own), bf16, fp16, fp32, or fp8 with one scale per layer in the
+    blocks and bf16 elsewhere. Layers that no LoRA changes are copied bit by bit if their precision stays. A changed
+    quantised layer is dequantised, changed and quantised again; the result says what that lost. Peak memory is a few
+    layers. Raises UserError for a LoRA that does not fit, for an existing ``output``, and for layers that scale their
+    input (AWQ).
     """
     if precision not in PRECISIONS:
         raise UserError(f"Unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
@@ -86,11 +92,11 @@ def convert(
     base: Path | None = None,
     allow_unmatched: bool = False,
 ) -> str:
-    """Write the LoRA file ``source`` in another format, and return a line that says what was done.
+    """Write the LoRA file ``source`` in another format, and return one line on what was done.
 
-    ``output`` is a file, for format 'peft' a folder. ``plain_rank`` above 0 writes plain LoRA of at most that rank.
-    ``base``, the transformer's file, is needed where DoRA changes its form. Raises UserError for what the format cannot
-    carry, and for keys that mean nothing in any FLUX.2 unless those are allowed.
+    ``output`` is a file, or a folder for format 'peft'. ``plain_rank`` above 0 writes plain LoRA of at most that rank.
+    ``base``, the transformer's file, is needed if a DoRA changes its form. Raises UserError for parts that the format
+    cannot hold, and for keys that match no FLUX.2 layer unless those are allowed.
     """
     tensors = read.load(source)
     sizes, name = _sizes_for(tensors, base)
@@ -105,12 +111,12 @@ def convert(
     return f"{path.name}: {len(parts)} layers as {format}, {precision}{exported.note}"
 
 
-def _no_base(name: str):
+def _no_base(name: str) -> NoReturn:
     raise UserError(f"The DoRA at {name} depends on the weights it sits on: give the base model's file too.")
 
 
 def _sizes_for(tensors: dict[str, Tensor], base: Path | None) -> tuple[Sizes, str]:
-    """The sizes of the base's Linears, else of the first flavour that the LoRA fits."""
+    """The sizes of the Linears, and whose they are: the base's, else those of the first flavour that the LoRA fits."""
     if base:
         with BaseFile(base) as file:
             return file.sizes, base.name
@@ -135,9 +141,9 @@ def _read(base: BaseFile, path: Path) -> tuple[dict[str, Part], dict[str, Tensor
     tensors = read.load(path)
     parts, unmatched = read.read(tensors, base.sizes, base.path.name)
     weights = [key.removeprefix(base.prefix) for key in base.keys if key.endswith((".weight", ".scale"))]
-    places = {key: name for key, name in others.found(unmatched, weights).items() if _fits(base, name, tensors[key])}
-    read.require_matched([key for key in unmatched if key not in places], len(tensors), base.path.name)
-    return parts, {name: tensors[key] for key, name in places.items()}
+    target_of = {key: name for key, name in others.found(unmatched, weights).items() if _fits(base, name, tensors[key])}
+    read.require_matched([key for key in unmatched if key not in target_of], len(tensors), base.path.name)
+    return parts, {name: tensors[key] for key, name in target_of.items()}
 
 
 def _fits(base: BaseFile, name: str, change: Tensor) -> bool:
@@ -156,18 +162,21 @@ def _require_mergeable(base: BaseFile, changes: list[_Change]) -> None:
 def _tensors(base: BaseFile, changes: list[_Change], precision: str, report: Merged) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the merged file under its key."""
     touched = {name for change in changes for name in change.parts}
-    same = precision == SOURCE
-    rewritten = {n for n in base.sizes if n in touched or (not same and (n in base.formats or precision == FP8))}
+    keeps = precision == SOURCE
+    rewritten = {n for n in base.sizes if n in touched or (not keeps and (n in base.formats or precision == FP8))}
     done = {key for name in rewritten for key in base.names_of(name).values()}
     for name in base.sizes:
         if name in rewritten:
             yield from _linear(base, name, changes, precision, report)
     for key in base.keys:
-        if key not in done and (same or key != f"{base.prefix}scaled_fp8"):
+        if key not in done and (keeps or key != f"{base.prefix}scaled_fp8"):
             yield key, _other(base, key, changes, precision)
 
 
-def _linear(base: BaseFile, name: str, changes: list[_Change], precision: str, report: Merged):
+def _linear(
+    base: BaseFile, name: str, changes: list[_Change], precision: str, report: Merged
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a Linear with the LoRAs merged in, under their keys in the file."""
     device = comfy.model_management.get_torch_device()
     layer, keys = base.linear(name), base.names_of(name)
     before = dequantised(layer).to(device)
@@ -176,17 +185,19 @@ def _linear(base: BaseFile, name: str, changes: list[_Change], precision: str, r
         if name in change.parts:
             weight.add_(dora.change(change.parts[name], weight), alpha=change.strength)
     weight = weight.cpu()
-    found, format = _stored(base, name, layer, weight, precision)
-    _note(report, before.cpu(), weight, _reread(layer, found), format)
-    for what, tensor in found.items():
+    tensors, format = _stored(base, name, layer, weight, precision)
+    _note(report, before.cpu(), weight, _reread(layer, tensors), format)
+    for what, tensor in tensors.items():
         if precision != SOURCE:
             yield f"{base.prefix}{name}.{what}", tensor
-        elif what in keys:  # some files describe their formats in the header only
+        elif what in keys:  # a file that describes its formats in the header has no such tensors
             yield keys[what], tensor
 
 
-def _stored(base: BaseFile, name: str, layer, weight: Tensor, precision: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a Linear in the precision asked for, by what they are, and what that is called."""
+def _stored(
+    base: BaseFile, name: str, layer: nn.Module, weight: Tensor, precision: str
+) -> tuple[dict[str, Tensor], str]:
+    """A Linear's tensors in the requested precision, by ComfyUI's names, and the name of their format."""
     if precision == FP8 and "_blocks." in name:
         return scaled_fp8(weight), "float8_e4m3fn"
     if precision == SOURCE and name in base.formats:
@@ -199,14 +210,16 @@ def _dtype(precision: str) -> torch.dtype:
     return write.DTYPES["bf16" if precision == FP8 else precision]
 
 
-def _reread(layer, found: dict[str, Tensor]) -> Tensor:
-    if "comfy_quant" not in found:
-        return found["weight"].float()
-    if not found["weight"].dtype.is_floating_point or len(found) > 2 or hasattr(layer, "quant_format"):
+def _reread(layer: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+    """The weight in fp32 that these tensors stand for, as a model that loads them computes with it."""
+    weight = tensors["weight"]
+    if "comfy_quant" not in tensors:
+        return weight.float()
+    if not weight.dtype.is_floating_point or len(tensors) > 2 or hasattr(layer, "quant_format"):
         fresh = type(layer)(layer.in_features, layer.out_features, bias=False, device="cpu")
-        fresh.load_state_dict(dict(found), strict=False)
+        fresh.load_state_dict(dict(tensors), strict=False)
         return dequantised(fresh)
-    return found["weight"].float() * found["weight_scale"].float()
+    return weight.float() * tensors["weight_scale"].float()
 
 
 def _note(report: Merged, before: Tensor, wanted: Tensor, stored: Tensor, format: str) -> None:
@@ -219,7 +232,7 @@ def _note(report: Merged, before: Tensor, wanted: Tensor, stored: Tensor, format
 
 
 def _other(base: BaseFile, key: str, changes: list[_Change], precision: str) -> Tensor:
-    """A tensor that belongs to no changed Linear: as it is, or in the precision asked for."""
+    """A tensor of no rewritten Linear, with the LoRAs' changes of it, in the requested precision."""
     tensor = base.file.get_tensor(key)
     name = key.removeprefix(base.prefix)
     for change in changes:

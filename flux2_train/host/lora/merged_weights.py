@@ -1,4 +1,4 @@
-"""Parts that depend on the weight, merged by ComfyUI's own patching: with the weight as it is when it is patched."""
+"""Parts whose change depends on the weight (DoRA), as ComfyUI's patches, which see the weight when they are applied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...adapters.parts import Part, mapped
 
 
 class Merging(WeightAdapterBase):
-    """A part as one of ComfyUI's weight adapters. Core builds copies from ``loaded_keys`` and ``weights``."""
+    """A part as a ComfyUI weight adapter. Core copies it from its ``loaded_keys`` and ``weights``."""
 
     name = "flux2_train"
 
@@ -26,5 +26,5 @@ class Merging(WeightAdapterBase):
 
 
 def merging(part: Part) -> Merging:
-    """What to give ``add_patches`` for a part on one whole Linear."""
+    """The patch to give to ``add_patches`` for a part of one Linear."""
     return Merging(set(), (part,))

@@ -1,4 +1,4 @@
-"""Painting previews in the middle of training: from cached embeds, with the adapters as they are at that moment."""
+"""Painting previews during training, from cached embeds and with the adapters as they are at that step."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from torch import Tensor
 
 from ..system import memory
@@ -13,13 +15,13 @@ from . import sample as sampling
 from .sample import PaintSettings
 
 
-def encode_references(vae, images: list[Tensor], resize: bool) -> list[Tensor]:
-    """As ``sampling.encode_references``, on the CPU."""
+def encode_references(vae: VAE, images: list[Tensor], resize: bool) -> list[Tensor]:
+    """As ``sampling.encode_references``, but the latents are on the CPU."""
     return [latent.cpu() for latent in sampling.encode_references(vae, images, resize)]
 
 
 def paint(
-    model,
+    model: ModelPatcher,
     embeds: Mapping[str, Tensor],
     prompt: str,
     negative: str,
@@ -27,9 +29,9 @@ def paint(
     settings: PaintSettings,
     method: str,
 ) -> Tensor:
-    """(1, 128, H/16, W/16) latents on the CPU, painted with a MODEL on which the adapters act.
+    """(1, 128, H/16, W/16) latents on the CPU, painted with a MODEL that runs the adapters.
 
-    ``embeds`` holds both texts. Global random states are left as they were. Raises ComfyUI's interrupt in mid-sampling.
+    ``embeds`` holds both texts. Global random states are restored. Raises ComfyUI's interrupt if the user cancels.
     """
     strength = sampling.guidance_for(model, settings.guidance)
 
@@ -43,8 +45,8 @@ def paint(
         return sampling.denoise(model, positive, uncond, settings, sampling.interruptible, quiet=True).cpu()
 
 
-def decode(vae, latents: list[Tensor]) -> list[Tensor]:
-    """(1, H, W, 3) in 0..1 on the CPU for each of ``latents``; the VAE leaves its device afterwards."""
+def decode(vae: VAE, latents: list[Tensor]) -> list[Tensor]:
+    """A picture (1, H, W, 3) in 0..1 on the CPU for each of ``latents``; afterwards the VAE is unloaded."""
     try:
         with torch.inference_mode():
             return [vae.decode(latent).cpu() for latent in latents]
@@ -52,7 +54,7 @@ def decode(vae, latents: list[Tensor]) -> list[Tensor]:
         memory.unload(vae.patcher)
 
 
-def back(model, memory_required: float) -> None:
-    """A borrowed MODEL on its device again, with room in bytes to train, wherever painting has left it."""
+def back(model: ModelPatcher, memory_required: float) -> None:
+    """Load a borrowed MODEL again after painting, with ``memory_required`` bytes of room for training."""
     memory.reset_watermarks()
     comfy.model_management.load_models_gpu([model], memory_required=memory_required)

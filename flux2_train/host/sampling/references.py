@@ -1,15 +1,16 @@
-"""At which time reference images are shown while sampling: ComfyUI's own ways, set on a MODEL instead of a prompt."""
+"""How reference images are placed in time: ComfyUI's own methods, set on a MODEL instead of on a prompt."""
 
 from __future__ import annotations
 
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 INDEX = "index"  # ComfyUI's default for FLUX.2
 KEY = "flux2_train.references"
 
 
-def with_references(model, method: str):
-    """A clone of ``model`` that places references by ``method`` wherever it is sampled; the default needs no clone."""
+def with_references(model: ModelPatcher, method: str) -> ModelPatcher:
+    """A clone of ``model`` that always places references by ``method``; for the default method, ``model`` itself."""
     if method == INDEX:
         return model
 

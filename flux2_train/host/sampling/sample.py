@@ -11,6 +11,8 @@ import comfy.utils
 import latent_preview
 import node_helpers
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from comfy_extras.nodes_flux import get_schedule
 from torch import Tensor
 
@@ -31,28 +33,32 @@ class Guidance:
     cfg: float
 
 
-def guidance_for(model, asked: float) -> Guidance:
-    """dev embeds it, klein base mixes with the negative prompt, distilled klein has none. 0 asks for the default."""
+def guidance_for(model: ModelPatcher, chosen: float) -> Guidance:
+    """The chosen guidance as this model takes it; 0 chooses the flavour's default.
+
+    dev takes it as an input; klein base mixes predictions for the prompt and the negative one; distilled klein ignores
+    it.
+    """
     row = identify.flavour_of(model)
-    value = asked or (row.guidance if row else 4.0)
+    value = chosen or (row.guidance if row else 4.0)
     if identify.has_guidance(model):
         return Guidance(value, 1.0)
     return Guidance(value, 1.0 if identify.variant_of(model) == DISTILLED else value)
 
 
-def steps_for(model, asked: int) -> int:
-    """The number of steps; 0 asks for what the flavour and variant were made for."""
+def steps_for(model: ModelPatcher, chosen: int) -> int:
+    """The number of sampling steps; 0 chooses what the flavour and variant were made for."""
     row = identify.flavour_of(model)
-    return asked or (row.steps[identify.variant_of(model) or BASE] if row else 20)
+    return chosen or (row.steps[identify.variant_of(model) or BASE] if row else 20)
 
 
 def sigmas(steps: int, width: int, height: int) -> Tensor:
-    """(steps + 1,) noise levels from 1 to 0 on Black Forest Labs' empirical mu, as core's Flux2Scheduler gives."""
+    """(steps + 1,) noise levels from 1 to 0, from Black Forest Labs' empirical mu, equal to core's Flux2Scheduler."""
     return get_schedule(steps, round(width * height / MULTIPLE**2))
 
 
-def encode_references(vae, images: list[Tensor], resize: bool) -> list[Tensor]:
-    """Latents of reference images (1, H, W, 3), scaled down to a megapixel if ``resize``, never up."""
+def encode_references(vae: VAE, images: list[Tensor], resize: bool) -> list[Tensor]:
+    """Latents of reference images (B, H, W, 3); with ``resize``, those above a megapixel are scaled down to it."""
     latents = []
     for image in images:
         height, width = image.shape[1:3]
@@ -65,13 +71,13 @@ def encode_references(vae, images: list[Tensor], resize: bool) -> list[Tensor]:
     return latents
 
 
-def encode_prompt(clip, prompt: str) -> list:
+def encode_prompt(clip: CLIP, prompt: str) -> list:
     """ComfyUI CONDITIONING of a prompt."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 
 def conditioned(conditioning: list, references: list[Tensor], guidance: float, method: str = INDEX) -> list:
-    """CONDITIONING with embedded guidance and reference latents, which ``method`` places (ComfyUI's name for it)."""
+    """CONDITIONING with embedded guidance and reference latents; ``method`` is ComfyUI's name for their placing."""
     values = {"guidance": guidance}
     if references:
         values["reference_latents"] = references
@@ -80,8 +86,10 @@ def conditioned(conditioning: list, references: list[Tensor], guidance: float, m
     return node_helpers.conditioning_set_values(conditioning, values)
 
 
-def conditions(model, clip, prompt: str, negative: str, references: list[Tensor], guidance: float) -> tuple[list, list]:
-    """CONDITIONING of both texts, of the negative one only where guidance mixes two predictions."""
+def conditions(
+    model: ModelPatcher, clip: CLIP, prompt: str, negative: str, references: list[Tensor], guidance: float
+) -> tuple[list, list]:
+    """CONDITIONING of prompt and negative prompt; where guidance does not mix two predictions, the prompt's twice."""
     strength = guidance_for(model, guidance)
 
     def encoded(text: str) -> list:
@@ -92,15 +100,15 @@ def conditions(model, clip, prompt: str, negative: str, references: list[Tensor]
 
 
 def interruptible(*_) -> None:
-    """A sampler's callback that raises ComfyUI's interrupt once the user has cancelled, and shows nothing."""
+    """A sampler's callback that only raises ComfyUI's interrupt if the user has cancelled."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 @dataclass(frozen=True)
 class PaintSettings:
-    """How a picture is painted; 0 of ``steps`` and of ``guidance`` ask for what the MODEL was made for.
+    """How pictures are painted; 0 for ``steps`` or ``guidance`` chooses what the MODEL was made for.
 
-    ``width`` and ``height`` in pixels; ``batch`` pictures come from different noise of one ``seed``.
+    ``width`` and ``height`` are in pixels; the ``batch`` pictures start from different noise of one ``seed``.
     """
 
     steps: int = 0
@@ -111,8 +119,8 @@ class PaintSettings:
     seed: int = 0
     batch: int = 1
 
-    def require_for(self, model) -> None:
-        """Raise UserError for a MODEL that is not FLUX.2, sizes that are no multiples of 16 and unknown samplers."""
+    def require_for(self, model: ModelPatcher) -> None:
+        """Raise UserError if the MODEL is not FLUX.2, a size is no multiple of 16, or the sampler is unknown."""
         identify.require_flux2(model)
         if self.sampler not in comfy.samplers.SAMPLER_NAMES:
             raise UserError(f"There is no sampler {self.sampler!r}; euler is what FLUX.2 was made with.")
@@ -125,9 +133,9 @@ class PaintSettings:
 def denoise(
     model, positive: list, negative: list, settings: PaintSettings, callback=None, quiet: bool = False
 ) -> Tensor:
-    """(B, 128, H/16, W/16) latents. ``negative`` counts only where guidance mixes two predictions.
+    """(B, 128, H/16, W/16) latents. ``negative`` is used only if guidance mixes two predictions.
 
-    ``callback`` is ComfyUI's, called after every step; ``quiet`` draws no bar in the console.
+    ``callback`` is ComfyUI's, called after every step; ``quiet`` hides the progress bar in the console.
     """
     steps, strength = steps_for(model, settings.steps), guidance_for(model, settings.guidance)
     _check_text(model, positive)
@@ -142,22 +150,22 @@ def denoise(
 
 
 @torch.inference_mode()
-def sample(model, clip, vae, prompt: str, *, negative: str = "", references: list[Tensor] = (),
+def sample(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, *, negative: str = "", references: list[Tensor] = (),
            resize_references: bool = True, **settings) -> Tensor:  # fmt: skip
-    """(B, H, W, 3) images in 0..1 with ``PaintSettings`` by name.
+    """(B, H, W, 3) images in 0..1; ``settings`` are the fields of ``PaintSettings``.
 
-    References go on both sides of true CFG, as the official graphs wire them. Raises UserError as
+    Both predictions of true CFG get the references, as in the official graphs. Raises UserError as
     ``PaintSettings.require_for``, and for a text encoder of another flavour.
     """
-    settings = PaintSettings(**settings)
-    settings.require_for(model)
+    paint = PaintSettings(**settings)
+    paint.require_for(model)
     latents = encode_references(vae, list(references), resize_references)
-    positive, uncond = conditions(model, clip, prompt, negative, latents, settings.guidance)
-    callback = latent_preview.prepare_callback(model, steps_for(model, settings.steps))
-    return vae.decode(denoise(model, positive, uncond, settings, callback))
+    positive, uncond = conditions(model, clip, prompt, negative, latents, paint.guidance)
+    callback = latent_preview.prepare_callback(model, steps_for(model, paint.steps))
+    return vae.decode(denoise(model, positive, uncond, paint, callback))
 
 
-def _check_text(model, conditioning: list) -> None:
+def _check_text(model: ModelPatcher, conditioning: list) -> None:
     width, expected = conditioning[0][0].shape[-1], model.model.diffusion_model.params.context_in_dim
     if width != expected:
         raise UserError(
