@@ -20,6 +20,7 @@ from functools import partial
 import comfy.ldm.flux.layers as flux_layers
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
@@ -41,10 +42,10 @@ BLOCK_KINDS = (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)
 
 
 class Borrowed:
-    """How a borrowed model runs at the moment. ``layout`` may be exchanged between two steps (``lay_out``).
+    """How a borrowed model runs at the moment. ``lay_out`` may change its ``layout`` between two steps.
 
-    ``via`` moves streamed weights; the device's best way if it is None. At most ``pinned`` bytes of them are pinned; 0
-    is half of the host's free memory.
+    ``via`` copies streamed weights; None chooses the best way for the device. At most ``pinned`` bytes of them are
+    pinned; 0 chooses half of the host's free memory.
     """
 
     def __init__(self, layout: Layout, via: Direct | None = None, pinned: float = 0.0):
@@ -53,38 +54,42 @@ class Borrowed:
         self.streamed: StreamedWeights | None = None
 
     def lay_out(self, layout: Layout) -> None:
-        """Run by another layout from the next step on."""
+        """Use another layout from the next step on."""
         self.layout = layout
         self.changed()
 
     def copied(self) -> int:
-        """Bytes of weights streamed since this layout was begun with."""
+        """Bytes of weights streamed since this layout came into use."""
         return self.streamed.ring.copied if self.streamed and self.streamed.ring else 0
 
     def unpinned(self) -> int:
-        """Bytes of streamed weights that come from memory that is not pinned, on a device where pinned is faster."""
+        """Bytes of streamed weights in memory that is not pinned, on a device that copies faster from pinned memory."""
         return self.streamed.unpinned if self.streamed and self.streamed.ring else 0
 
 
-def linears(model) -> dict[str, nn.Module]:
+def linears(model: ModelPatcher) -> dict[str, nn.Module]:
     """Every Linear of a MODEL's transformer by its dotted name, quantised ones (which are no nn.Linear) included."""
     modules = model.model.diffusion_model.named_modules()
     return {name: m for name, m in modules if hasattr(m, "in_features") and hasattr(m, "weight")}
 
 
-def borrow(model, deltas: dict[str, Delta], checkpointing: bool = True) -> AbstractContextManager:
+def borrow(
+    model: ModelPatcher, deltas: dict[str, Delta], checkpointing: bool = True
+) -> AbstractContextManager[ModelPatcher]:
     """``borrow_as`` with nothing streamed; ``checkpointing`` recomputes each block instead of keeping activations."""
     return borrow_as(model, deltas, Borrowed(Layout(BLOCKS if checkpointing else OFF)))
 
 
 @contextmanager
-def borrow_as(model, deltas: dict[str, Delta], how: Borrowed, memory_required: float = 0.0) -> Iterator:
+def borrow_as(
+    model: ModelPatcher, deltas: dict[str, Delta], how: Borrowed, memory_required: float = 0.0
+) -> Iterator[ModelPatcher]:
     """Yield a clone of ``model`` on its load device whose Linears run frozen, with ``deltas`` added by name.
 
-    ``how`` says how it is laid out in memory; ``memory_required`` is the room in bytes that training needs beside the
-    weights. Call in the mode nodes run in (inference mode).
-    The model is given back untouched on every way out. Raises UserError for a compiled MODEL, and where another
-    node's patch has taken a layer's forward.
+    ``how`` holds its layout in memory; ``memory_required`` is the room in bytes that training needs beside the weights.
+    Call it in inference mode, in which ComfyUI runs nodes.
+    The model is given back untouched on every way out. Raises UserError for a compiled MODEL, and if another node's
+    patch has replaced a layer's forward.
     """
     _require_uncompiled(model)
     borrowed = model.clone()
@@ -109,7 +114,7 @@ def borrow_as(model, deltas: dict[str, Delta], how: Borrowed, memory_required: f
 
 @contextmanager
 def training_mode() -> Iterator[None]:
-    """Autograd on inside a node, and ComfyUI told so: without its flag RoPE runs as an op that has no gradient."""
+    """Turn on autograd inside a node, and ComfyUI's training flag: without it RoPE runs as an op with no gradient."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
@@ -119,7 +124,7 @@ def training_mode() -> Iterator[None]:
         comfy.model_management.in_training = before
 
 
-def _require_uncompiled(model) -> None:
+def _require_uncompiled(model: ModelPatcher) -> None:
     wrappers = model.wrappers.get(WrappersMP.APPLY_MODEL, {})
     modules = [*model.object_patches.values(), *model.model.diffusion_model.modules()]
     if COMPILE_KEY in wrappers or any(map(_is_compiled, modules)):
@@ -129,29 +134,29 @@ def _require_uncompiled(model) -> None:
         )
 
 
-def _is_compiled(thing) -> bool:
+def _is_compiled(module: object) -> bool:
     """True for what ``torch.compile`` returns and for modules after their ``compile``."""
-    return hasattr(thing, "_torchdynamo_orig_callable") or getattr(thing, "_compiled_call_impl", None) is not None
+    return hasattr(module, "_torchdynamo_orig_callable") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 class _Swap:
     """The replacement forwards of one borrowed model; inject and eject may be called any number of times."""
 
-    def __init__(self, model, deltas: dict[str, Delta], how: Borrowed):
+    def __init__(self, model: ModelPatcher, deltas: dict[str, Delta], how: Borrowed):
         self.transformer, self.deltas, self.how = model.model.diffusion_model, deltas, how
         self.device, self.mapped = model.load_device, deferred.mapped(model)
         self.recompute = Recompute(how)
         self.doubles = len(self.transformer.double_blocks)
         self.lay_out: Callable[[], None] = self._stream
         self.swapped: list[nn.Module] = []
-        self.stranded = False  # whether streamed weights found no room on the device when they were given back
-        self.taken = ""  # a layer whose forward somebody else has replaced
+        self.stranded = False  # whether the device had no room for streamed weights when they were given back
+        self.taken = ""  # the name of a layer whose forward another pack has replaced
         unknown = deltas.keys() - {name for name, _ in self.transformer.named_modules()}
         if unknown:
             raise UserError(f"The model has no layers named {', '.join(sorted(unknown)[:5])}.")
 
     def require_free(self) -> None:
-        """Raise UserError if somebody else had already replaced a forward when ours were put in."""
+        """Raise UserError if another pack had already replaced a forward when ``inject`` ran."""
         if self.taken:
             raise UserError(
                 f"The MODEL already runs {self.taken} through another node's patch (a LoRA in ComfyUI's own bypass "
@@ -159,7 +164,7 @@ class _Swap:
             )
 
     def inject(self) -> None:
-        for name, module in self.transformer.named_modules():  # walked anew: object patches may have changed the tree
+        for name, module in self.transformer.named_modules():  # listed again: object patches may have changed the tree
             if _is_taken(module):
                 self.taken = self.taken or name
             forward = self._replacement(module, name)
@@ -178,26 +183,26 @@ class _Swap:
         return {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
 
     def _stream(self) -> None:
-        """Stream what the layout says, and nothing else."""
+        """Stream the layers that the layout names, and no others."""
         layers = self._layers()
         if self.how.streamed is None:
             self.how.streamed = StreamedWeights(self.device, self.how, self.mapped)
         self.how.streamed.stream(layers, portions_of(layers, self.how.layout))
 
-    def place_anew(self, patcher) -> None:
-        """Have the patcher load what the layout leaves on the device, then stream the rest."""
+    def place_anew(self, patcher: ModelPatcher) -> None:
+        """Let the patcher load what the layout leaves on the device; that injects again, which streams the rest."""
         self.how.streamed.close()
         placing.replace(patcher)
 
     def end(self) -> None:
-        """Give back what is ours for good."""
+        """Remove our forwards and stop streaming, for good."""
         self.eject()
         if self.how.streamed is not None:
             self.how.streamed.end()
             self.stranded, self.how.streamed = self.how.streamed.stranded, None
 
     def eject(self) -> None:
-        """Leave the model to ComfyUI, which moves it; inject goes on with the same buffers, copies and pins."""
+        """Remove our forwards while ComfyUI moves the model; ``inject`` continues with the same buffers and pins."""
         self.how.changed = lambda: None
         if self.how.streamed is not None:
             self.how.streamed.pause()
@@ -221,14 +226,14 @@ class _Swap:
 
 
 def _is_taken(module: nn.Module) -> bool:
-    """True if ``forward`` is an attribute of the instance that neither we nor somebody putting it back has set."""
+    """True if another pack has set ``forward`` on the instance, to something else than the class's own ``forward``."""
     forward = module.__dict__.get("forward")
     restored = getattr(forward, "__func__", None) is type(module).forward
     return forward is not None and not restored and not isinstance(forward, _Forward)
 
 
 class _Forward(partial):
-    """A replacement forward, recognisable as ours when it is time to take it out."""
+    """A replacement forward, of a class of its own so that ``eject`` recognises it."""
 
 
 def _linear(module: nn.Module, original: Callable, delta: Delta | None, x: Tensor) -> Tensor:

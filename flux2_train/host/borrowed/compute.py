@@ -7,15 +7,16 @@ from contextlib import contextmanager
 
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
-def training_dtype(model) -> torch.dtype:
+def training_dtype(model: ModelPatcher) -> torch.dtype:
     """ComfyUI's own choice for the MODEL, but bf16 instead of fp16 where the device has it.
 
-    fp16 ends at 6e-8. The loss is a mean over some 100,000 numbers, so most gradients of a FLUX.2 lie below that.
-    bf16 has the exponent of fp32.
+    The smallest fp16 number is 6e-8. The loss is a mean over some 100,000 numbers, so most gradients of a FLUX.2 are
+    smaller than that. bf16 has the exponent range of fp32.
     """
     chosen = model.model.get_dtype_inference()
     if chosen == torch.float16 and comfy.model_management.should_use_bf16(model.load_device):
@@ -24,10 +25,10 @@ def training_dtype(model) -> torch.dtype:
 
 
 @contextmanager
-def in_training_dtype(model) -> Iterator[None]:
+def in_training_dtype(model: ModelPatcher) -> Iterator[None]:
     """A context in which the MODEL computes in ``training_dtype`` if ComfyUI's training flag is on.
 
-    Outside of training its layers are ComfyUI's own, which compute in the dtype that they were built for.
+    Without the flag its layers run as ComfyUI's own, in the dtype that they were built for.
     """
     core = model.model
     before = core.manual_cast_dtype

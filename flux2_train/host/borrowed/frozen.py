@@ -3,8 +3,8 @@
 ComfyUI's weights may be inference tensors, quantised, on another device or gone by the time of backward, so
 autograd must never hold one. A frozen Linear therefore fetches its weight the way ComfyUI's own layers do
 (``comfy.ops.cast_bias_weight``: device moves, dequantisation, weight patches), in forward and again in backward,
-and saves nothing at all. Layers of other packs (GGUF) cast their weights in their own way; what they then compute with
-is looked at while they run.
+and saves nothing at all. Layers of other packs (GGUF) cast their weights in their own way: they are run once, and the
+weight that they pass to ``F.linear`` is copied.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .streamed import SOURCE, arrived
 
 @contextmanager
 def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of a ComfyUI layer in ``dtype`` on ``device``, as they act; valid inside the block only.
+    """Weight and bias that a ComfyUI layer computes with, in ``dtype`` on ``device``; valid inside the block only.
 
     Raises ComfyUI's interrupt where the user has cancelled, as ComfyUI's own layers do, and UserError for another
     pack's layer that does not use them in a plain ``F.linear``.
@@ -36,8 +36,8 @@ def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Itera
     if type(layer).__module__ != comfy.ops.__name__:
         yield _observed(layer, dtype, device)
         return
-    with arrived(layer), _cast(layer, dtype, device) as found:
-        yield found
+    with arrived(layer), _cast(layer, dtype, device) as weight_and_bias:
+        yield weight_and_bias
 
 
 @contextmanager
@@ -73,7 +73,7 @@ class _Linears(TorchFunctionMode):
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """A plain copy of a tensor that may be reused at once, of whatever class: GGUF's ``clone`` gives itself back."""
+    """A plain copy of a tensor whose memory may be reused at once. GGUF's own ``clone`` returns the tensor itself."""
     return tensor.as_subclass(Tensor).clone()
 
 
@@ -82,7 +82,7 @@ def _argument(place: int, name: str, args: tuple, kwargs: dict | None) -> Tensor
 
 
 def _observed(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias that another pack's layer multiplies with, dequantised and patched as it does that itself."""
+    """Weight and bias that another pack's layer multiplies with, after its own dequantising and patching."""
     with torch.inference_mode(), _Linears() as linears:
         type(layer).forward(layer, torch.zeros(1, layer.in_features, dtype=dtype, device=device))
     if len(linears.seen) != 1:
@@ -94,7 +94,7 @@ def _observed(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> tup
 
 
 def row_norms(layer: nn.Module, device: torch.device) -> Tensor:
-    """L2 norm of every row of a layer's weight (out,), fp32 on ``device``: what DoRA's magnitudes start from."""
+    """L2 norm of every row of a layer's weight (out,), fp32 on ``device``: the start of DoRA's magnitudes."""
     with fetched(layer, torch.float32, device) as (weight, _):
         return torch.linalg.vector_norm(weight, dim=1).clone()
 
@@ -123,7 +123,7 @@ def frozen_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def frozen_rms_norm(layer: nn.Module, x: Tensor) -> Tensor:
-    """RMSNorm with its (tiny) scale copied, because autograd saves it and may not save ComfyUI's own tensor."""
+    """RMSNorm with a copy of its small scale, because autograd saves the scale and must not save ComfyUI's tensor."""
     with fetched(layer, x.dtype, x.device) as (weight, _):
         own = weight.detach().clone()
     return F.rms_norm(x, own.shape, own, layer.eps)

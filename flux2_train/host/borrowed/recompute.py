@@ -1,4 +1,4 @@
-"""Blocks that keep little for backward: their inputs, or those and what attention gave, or those in host memory."""
+"""Blocks that keep little for backward: their inputs, or also attention's outputs, on the device or in host memory."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from ...planning.layout import SELECTIVE
 from ...streaming.saved_tensors import offloaded
+from .streamed import How
 
-STREAMS = ("img", "txt", "x")  # what blocks change in place, by name
-# Attention by the name of its kernel: on CUDA and ROCm by shape and dtype one of several, on a CPU one.
+STREAMS = ("img", "txt", "x")  # arguments that blocks change in place
+# Kernels of attention. On CUDA and ROCm shape and dtype decide which one runs; a CPU has one.
 ATTENTION = [
     getattr(torch.ops.aten, name).default
     for name in ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
                  "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu")
     if hasattr(torch.ops.aten, name)
 ]  # fmt: skip
-Kept = list[tuple[tuple, list[int]]]  # what attention gave, in the order in which it ran, and these tensors' versions
+Kept = list[tuple[tuple, list[int]]]  # attention's outputs in the order of its calls, and the versions of these tensors
 _around: ContextVar[TorchDispatchMode | None] = ContextVar("_around", default=None)
 
 
 def attended(attention: Callable, *args, **kwargs):
-    """What ``attention`` gives; in a block that keeps it, kept the first time and given instead of run the second.
+    """Run ``attention``. In a block that keeps its output, the recomputation returns the kept output instead.
 
-    Only what runs in here is looked at operation by operation: to do that with all of a block's operations takes a
-    tenth more of the processor's time, for which a card would wait.
+    Only operations inside this call are intercepted. Intercepting all operations of a block would take 10% more
+    processor time, and a card would wait for it.
     """
     mode = _around.get()
     if mode is None:
@@ -42,34 +43,34 @@ def attended(attention: Callable, *args, **kwargs):
 
 
 class _Keeping(TorchDispatchMode):
-    """Keeps what attention gives."""
+    """Keeps attention's outputs in the first run."""
 
     def __init__(self, kept: Kept):
         super().__init__()
         self.kept = kept
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
+        outputs = function(*args, **(kwargs or {}))
         if function in ATTENTION:
-            self.kept.append(_alias(found))
-        return found
+            self.kept.append(_alias(outputs))
+        return outputs
 
 
 class _Giving(_Keeping):
-    """Gives what was kept instead of running attention once more."""
+    """Returns the kept outputs in the recomputation, instead of running attention again."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function not in ATTENTION:
             return function(*args, **(kwargs or {}))
-        found, versions = self.kept.pop(0)
-        if versions != _versions(found):
+        outputs, versions = self.kept.pop(0)
+        if versions != _versions(outputs):
             raise RuntimeError("what attention gave was changed in place, and cannot be kept for recomputation")
-        return found
+        return outputs
 
 
 @contextmanager
 def _attended_in(mode: TorchDispatchMode) -> Iterator[None]:
-    """A context in which ``attended`` looks at attention's operations with ``mode``."""
+    """A context in which ``attended`` runs attention under ``mode``."""
     before = _around.set(mode)
     try:
         yield
@@ -77,31 +78,31 @@ def _attended_in(mode: TorchDispatchMode) -> Iterator[None]:
         _around.reset(before)
 
 
-def _alias(found: tuple) -> tuple[tuple, list[int]]:
-    """The same memory without what autograd will add to these tensors, and their versions, which are shared."""
+def _alias(outputs: tuple) -> tuple[tuple, list[int]]:
+    """Tensors on the same memory that autograd does not touch, and their versions, which both share."""
     with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
-        aliases = tree_map_only(Tensor, Tensor.detach, found)
+        aliases = tree_map_only(Tensor, Tensor.detach, outputs)
     return aliases, _versions(aliases)
 
 
-def _versions(found: tuple) -> list[int]:
-    return [each._version for each in found if isinstance(each, Tensor)]
+def _versions(outputs: tuple) -> list[int]:
+    return [output._version for output in outputs if isinstance(output, Tensor)]
 
 
 def _keeping_attention() -> tuple:
     """Contexts for a block's first run and for its recomputation.
 
-    torch's own (create_selective_checkpoint_contexts) raise in torch 2.14, not yet in 2.11, where the second run calls
-    any operation more often than the first. It does where weights come through a ring of buffers.
+    torch's own create_selective_checkpoint_contexts cannot be used: from torch 2.14 on (2.11 did not) it raises if the
+    second run calls any operation more often than the first, which happens when weights come through a ring of buffers.
     """
     kept: Kept = []
     return _attended_in(_Keeping(kept)), _attended_in(_Giving(kept))
 
 
 class Recompute:
-    """Runs a block as the layout of ``how`` says at that moment. A block's number counts both kinds."""
+    """Runs a block by the layout that ``how`` has at that moment. Blocks are numbered, double ones before single ones."""
 
-    def __init__(self, how):
+    def __init__(self, how: How):
         self.how = how
 
     def __call__(self, original: Callable, number: int, *args, **kwargs):
@@ -114,12 +115,12 @@ class Recompute:
         if layout.checkpointing == SELECTIVE:
             contexts = _keeping_attention
         with offloaded() if layout.offload_activations else nullcontext():
-            # As arguments of their own, so that whoever counts or moves what autograd saves sees these tensors too.
+            # Passed as arguments of their own, so that hooks on saved tensors, which count or move them, see these too.
             return checkpoint(run, *args[:1], *streams.values(), use_reentrant=False, context_fn=contexts)
 
 
 def _on_copies(original: Callable, args: tuple, kwargs: dict, names: tuple[str, ...], *streams: Tensor):
-    """Run a block on copies of the streams it changes in place: its first argument or those that ``names`` says."""
+    """Run a block on copies of the streams that it changes in place: its first argument, or those in ``names``."""
     copies = [stream.clone() for stream in streams]
     first = copies[: len(copies) - len(names)]
     return original(*first, *args, **dict(zip(names, copies[len(first) :], strict=True)), **kwargs)

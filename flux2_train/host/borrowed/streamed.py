@@ -1,13 +1,13 @@
-"""ComfyUI's layers, some of which get their weight from a ring instead of keeping it on the device.
+"""Streaming layers: ComfyUI's layers that get their weight from a ring of buffers instead of keeping it on the device.
 
-Only the layer's ``weight`` is exchanged, for the moment in which it is fetched: ComfyUI's own code then finds it on the
-right device and dequantises and patches it as ever. Whatever moved to host memory for a run goes back when it ends.
+A layer's ``weight`` is replaced only while it is fetched: ComfyUI's own code then finds it on the right device, and
+dequantises and patches it as always. Weights that moved to host memory for a run go back when it ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol
 
@@ -21,12 +21,12 @@ from ...planning.layout import SLOTS, Layout, groups
 from ...streaming.ring import Direct, Group, Ring, transfers
 from ..system.memory import is_out_of_memory
 
-SOURCE = "flux2_train_source"  # on a layer: gives its weight on the device, as a context
-PINNED_FROM = 1 << 16  # bytes: CUDA does not wait for smaller copies, wherever they come from
+SOURCE = "flux2_train_source"  # attribute of a layer: a context manager that gives its weight on the device
+PINNED_FROM = 1 << 16  # bytes; CUDA does not wait for smaller copies, from any memory
 
 
 class How(Protocol):
-    """What ``borrow.Borrowed`` says of streaming."""
+    """The part of ``borrow.Borrowed`` that streaming reads."""
 
     layout: Layout
     via: Direct | None
@@ -36,9 +36,9 @@ class How(Protocol):
 class StreamedWeights:
     """The layers of one loaded model that are streamed at the moment.
 
-    ``stream`` may be called again with others, ``end`` any number of times. Between ``pause`` and ``stream`` the layers
-    are ComfyUI's, while buffers, host copies and pins stay. ``mapped``: the model's weights lie in a mapped file.
-    ``unpinned`` counts the streamed bytes that should be in pinned memory and are not.
+    ``stream`` may be called again with other layers, ``end`` any number of times. Between ``pause`` and ``stream`` the
+    layers belong to ComfyUI, while buffers, host copies and pins stay. ``mapped``: the model's weights are mapped from
+    its file. ``unpinned`` counts the streamed bytes that should be in pinned memory but are not.
     """
 
     def __init__(self, device: torch.device, how: How, mapped: bool = False):
@@ -48,23 +48,27 @@ class StreamedWeights:
         self.moved: dict[str, nn.Module] = {}
         self.pins: list[Tensor] = []
         self.ring: Ring | None = None
-        self.said: object = None
+        self.streaming: object = None  # portions and prefetch that the ring was built for
         self.masters: dict[str, tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]] = {}
         self.unpinned = 0
 
     @property
     def stranded(self) -> bool:
-        """After ``end``: whether weights stayed in host memory because the device had no room for them any more."""
+        """After ``end``: whether weights stayed in host memory because the device had no room left for them."""
         return bool(self.moved)
 
     def stream(self, layers: dict[str, nn.Module], portions: list[list[str]]) -> None:
-        """Read the weights of these portions, and of no other layers, through a ring from now on.
+        """From now on, read the weights of these portions, and of no other layers, through a ring.
 
-        Those that lie on the device go to host memory; what is streamed no more goes back. Raises the device's or the
-        host's own error where memory ends; it can be called again then, or ended.
+        Those on the device move to host memory; those that are no longer streamed move back. Raises the device's or the
+        host's own error if memory runs out; ``stream`` or ``end`` can be called after that.
         """
-        said = portions, self.how.layout.ahead
-        if self.ring is not None and said == self.said and all(layers[name] is m for name, m in self.layers.items()):
+        wanted = portions, self.how.layout.ahead
+        if (
+            self.ring is not None
+            and wanted == self.streaming
+            and all(layers[name] is m for name, m in self.layers.items())
+        ):
             self._resume()
             return
         self.close()
@@ -72,10 +76,10 @@ class StreamedWeights:
         self._give_back([name for name in self.moved if name not in self.layers])
         if portions:
             self._open(portions)
-            self.said = said
+            self.streaming = wanted
 
     def pause(self) -> None:
-        """Leave the layers to ComfyUI until the next ``stream``. Weights that it takes for loaded are loaded again."""
+        """Leave the layers to ComfyUI until the next ``stream``. Weights that were moved to host memory go back."""
         if self.moved:
             self.end()
         for layer in self.layers.values():
@@ -86,10 +90,10 @@ class StreamedWeights:
             tensors, rebuild = self.masters[name]
             layer.__dict__[SOURCE] = partial(self._read, name, rebuild)
             if not self.mapped and _flat(layer.weight)[0][0].data_ptr() != tensors[0].data_ptr():
-                _set(layer, rebuild(tensors))  # it was on the device in between, and this is another copy of it
+                _set(layer, rebuild(tensors))  # ComfyUI moved it meanwhile, so it is another copy
 
     def end(self) -> None:
-        """Give the ring's memory back, and every weight to where it was, as long as there is room for it."""
+        """Free the ring's memory and move every weight back to where it was, as long as there is room for it."""
         self.close()
         try:
             self._give_back(list(self.moved))
@@ -98,15 +102,15 @@ class StreamedWeights:
                 raise
 
     def _open(self, portions: list[list[str]]) -> None:
-        self.masters = {name: _flat(self._taken(name)) for name in self.layers}
-        lying = [{name: self.masters[name][0] for name in portion} for portion in portions]
+        self.masters = {name: _flat(self._host_weight(name)) for name in self.layers}
+        weights = [{name: self.masters[name][0] for name in portion} for portion in portions]
         if self.via.pins:
-            sizes = [sum(t.nbytes for tensors in each.values() for t in tensors) for each in lying]
+            sizes = [sum(t.nbytes for tensors in each.values() for t in tensors) for each in weights]
             chosen = within(sizes, self.how.pinned or PINNED_SHARE * self._host_memory(sum(sizes)))
-            lying = [self._pinned(each) if pin else each for each, pin in zip(lying, chosen, strict=True)]
-            self.unpinned = sum(t.nbytes for each in lying for tensors in each.values() for t in tensors if _slow(t))
+            weights = [self._pinned(each) if pin else each for each, pin in zip(weights, chosen, strict=True)]
+            self.unpinned = sum(t.nbytes for each in weights for tensors in each.values() for t in tensors if _slow(t))
         ahead = self.how.layout.ahead
-        self.ring = Ring([*map(Group, lying)], self.how.via or transfers(self.device, ahead), SLOTS, ahead)
+        self.ring = Ring([*map(Group, weights)], self.how.via or transfers(self.device, ahead), SLOTS, ahead)
         for name, layer in self.layers.items():
             layer.__dict__[SOURCE] = partial(self._read, name, self.masters[name][1])
 
@@ -114,14 +118,15 @@ class StreamedWeights:
         return psutil.virtual_memory().available + (0 if self.mapped else streamed)
 
     def _pinned(self, weights: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-        """The same weights in pinned memory: pinned where they lie, or, of a mapped file, a copy of them."""
+        """The same weights in pinned memory: pinned in place, or copied first if they are mapped from a file."""
         for name, tensors in weights.items():
             if self.mapped and name not in self.moved:
                 weights[name] = tensors = [tensor.clone() for tensor in tensors]
             self.pins += [t for t in tensors if _slow(t) and comfy.model_management.pin_memory(t)]
         return weights
 
-    def _taken(self, name: str) -> Tensor:
+    def _host_weight(self, name: str) -> Tensor:
+        """A layer's weight in host memory; moves it there if it is on the device."""
         layer = self.layers[name]
         if self.via.holds(layer.weight):
             _set(layer, self.via.to_host(layer.weight.detach()))
@@ -134,7 +139,7 @@ class StreamedWeights:
             yield rebuild(tensors)
 
     def close(self) -> None:
-        """Give the ring's memory and the pins back; what is streamed has to be said again."""
+        """Free the ring's memory and the pins; ``stream`` must be called again to stream."""
         for layer in self.layers.values():
             layer.__dict__.pop(SOURCE, None)
         self.masters.clear()
@@ -153,7 +158,7 @@ class StreamedWeights:
 
 
 def _slow(tensor: Tensor) -> bool:
-    """Whether a copy from that memory stops what else is done."""
+    """Whether other work waits while this tensor is copied, because its memory is not pinned."""
     return tensor.nbytes >= PINNED_FROM and not tensor.is_pinned()
 
 
@@ -162,7 +167,7 @@ def _set(layer: nn.Module, weight: Tensor) -> None:
 
 
 def within(sizes: list[int], budget: float) -> list[bool]:
-    """Which of the portions, taken in their order, fit into so many bytes of pinned memory."""
+    """Which portions, taken in order, fit into ``budget`` bytes of pinned memory; one that does not fit is skipped."""
     chosen = []
     for size in sizes:
         chosen.append(size <= budget)
@@ -171,24 +176,24 @@ def within(sizes: list[int], budget: float) -> list[bool]:
 
 
 def portions_of(layers: dict[str, nn.Module], layout: Layout) -> list[list[str]]:
-    """The names of the Linears in each portion that the layout streams, those that can be streamed."""
+    """The names of the Linears in each portion that the layout streams, without those that cannot be streamed."""
     blocks: dict[str, list[str]] = {}
     for name in layers:
         if "_blocks." in name:
             blocks.setdefault(".".join(name.split(".")[:2]), []).append(name)
-    found = groups(layout, list(blocks), blocks)
-    usable = [[name for name in portion if can_stream(layers[name])] for portion in found]
+    portions = groups(layout, list(blocks), blocks)
+    usable = [[name for name in portion if can_stream(layers[name])] for portion in portions]
     return [portion for portion in usable if portion]
 
 
 def can_stream(layer: nn.Module) -> bool:
-    """ComfyUI's own layers; those whose patches are prepared for its own paging are left to it."""
+    """Whether a layer can be streamed: ComfyUI's own without bias, unless prepared for ComfyUI's own offloading."""
     ours = type(layer).__module__ == "comfy.ops"
     return ours and getattr(layer, "bias", None) is None and getattr(layer, "weight_lowvram_function", None) is None
 
 
-def arrived(layer: nn.Module):
-    """A context in which the layer's weight lies on the device, if the layer is streamed."""
+def arrived(layer: nn.Module) -> AbstractContextManager[None]:
+    """A context in which a streamed layer's weight is on the device; for other layers it does nothing."""
     source = layer.__dict__.get(SOURCE)
     return nullcontext() if source is None else _exchanged(layer, source)
 
@@ -205,7 +210,7 @@ def _exchanged(layer: nn.Module, source: Callable) -> Iterator[None]:
 
 
 def _flat(weight: Tensor) -> tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]:
-    """The plain tensors of a weight, and what makes a weight of them again."""
+    """The plain tensors of a weight, and a function that makes a weight from such tensors."""
     if not hasattr(weight, "__tensor_flatten__"):
         return [weight.detach()], lambda tensors: tensors[0]
     names, context = weight.__tensor_flatten__()

@@ -1,13 +1,15 @@
-"""Asking ComfyUI's model for a velocity, with the text put in exactly as ComfyUI's sampler would."""
+"""Asking ComfyUI's model for a velocity, with the text prepared exactly as ComfyUI's sampler does."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import comfy.patcher_extension
 import comfy.utils
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...errors import UserError
@@ -21,9 +23,9 @@ DIFFUSION_MODEL = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 class Condition:
     """What one sample is conditioned on.
 
-    ``embeds`` (1, L, D) as the text encoder gives them; ``references`` are latents (1, 128, h, w); ``guidance`` is
-    the embedded guidance of dev, ignored by models without it. ``method`` is ComfyUI's name for how references are
-    placed: ``index`` at the image's own time, ``index_timestep_zero`` as clean images.
+    ``embeds`` are the text encoder's output (1, L, D); ``references`` are latents (1, 128, h, w); ``guidance`` is dev's
+    embedded guidance, which models without it ignore. ``method`` is ComfyUI's name for how references are placed:
+    ``index`` at the image's own time, ``index_timestep_zero`` as clean images.
     """
 
     embeds: Tensor
@@ -32,7 +34,7 @@ class Condition:
     method: str = "index"
 
 
-def check_embeds(model, embeds: Tensor) -> None:
+def check_embeds(model: ModelPatcher, embeds: Tensor) -> None:
     """Raise UserError if the text embeddings come from another flavour's text encoder."""
     expected = model.model.diffusion_model.params.context_in_dim
     if embeds.shape[-1] != expected:
@@ -42,15 +44,15 @@ def check_embeds(model, embeds: Tensor) -> None:
         )
 
 
-def model_inputs(model, x: Tensor, condition: Condition) -> dict:
+def model_inputs(model: ModelPatcher, x: Tensor, condition: Condition) -> dict:
     """The keyword arguments of ``apply_model`` for a batch ``x``, as ComfyUI's sampler prepares them.
 
-    Going through ``extra_conds`` gives dev its left padding with zeros to 512 tokens, which no trainer that calls
-    the transformer directly reproduces.
+    ``extra_conds`` pads dev's embeds on the left with zeros to 512 tokens. A trainer that calls the transformer
+    directly does not get that padding.
     """
     conds = model.model.extra_conds(
         cross_attn=condition.embeds.to(x.device),
-        pooled_output=None,  # FLUX.2 has none, but up to 0.18.2 the key must be there
+        pooled_output=None,  # FLUX.2 has none, but ComfyUI up to 0.18.2 requires the key
         noise=x,
         device=x.device,
         guidance=condition.guidance,
@@ -60,10 +62,10 @@ def model_inputs(model, x: Tensor, condition: Condition) -> dict:
     return {name: c.process_cond(batch_size=x.shape[0], area=None, device=x.device).cond for name, c in conds.items()}
 
 
-def velocity(model, x_t: Tensor, t: Tensor, conditions: list[Condition]) -> Tensor:
-    """The model's velocity for ``x_t`` (B, 128, h, w) at times ``t`` (B,) fp32 in 0..1; same shape, fp32 at least.
+def velocity(model: ModelPatcher, x_t: Tensor, t: Tensor, conditions: list[Condition]) -> Tensor:
+    """The model's velocity for ``x_t`` (B, 128, h, w) at times ``t`` (B,) fp32 in 0..1; same shape, at least fp32.
 
-    Samples of one batch run together when their conditions have equal shapes, else one by one.
+    Samples of one batch run together if their conditions have equal shapes, else one by one.
     """
     each = [model_inputs(model, x_t[i : i + 1], c) for i, c in enumerate(conditions)]
     if len({_shapes(inputs) for inputs in each}) == 1:
@@ -89,24 +91,24 @@ def _stack(each: list[dict]) -> dict:
     return {name: stack([inputs[name] for inputs in each]) for name in each[0]}
 
 
-def _apply(model, x_t: Tensor, t: Tensor, inputs: dict) -> Tensor:
+def _apply(model: ModelPatcher, x_t: Tensor, t: Tensor, inputs: dict) -> Tensor:
     raw: list[Tensor] = []
 
-    def keep(executor, *args, **kwargs):
+    def keep_output(executor, *args, **kwargs):
         raw.append(executor(*args, **kwargs))
         return raw[-1]
 
     with in_training_dtype(model):
-        model.model.apply_model(x_t, t, transformer_options=_transformer_options(model, keep), **inputs)
-    # The transformer's own output: apply_model returns x - t * velocity, from which small t cannot be divided out.
+        model.model.apply_model(x_t, t, transformer_options=_transformer_options(model, keep_output), **inputs)
+    # The transformer's own output: apply_model returns x - t * velocity, and dividing that by a small t is inexact.
     return raw[0].to(torch.promote_types(raw[0].dtype, torch.float32))
 
 
-def _transformer_options(model, keep) -> dict:
+def _transformer_options(model: ModelPatcher, wrapper: Callable) -> dict:
     options = comfy.patcher_extension.copy_nested_dicts(model.model_options.get("transformer_options", {}))
     wrappers = options.setdefault("wrappers", {})
     comfy.patcher_extension.merge_nested_dicts(wrappers, model.wrappers, copy_dict1=False)
-    wrappers.setdefault(DIFFUSION_MODEL, {}).setdefault("flux2_train", []).append(keep)
-    # Whatever attention the user chose, training needs one with a gradient: sage and flash have none.
+    wrappers.setdefault(DIFFUSION_MODEL, {}).setdefault("flux2_train", []).append(wrapper)
+    # Training needs an attention with a gradient, whichever the user chose: sage and flash have none.
     options["optimized_attention_override"] = lambda _, *args, **kwargs: attended(attention_pytorch, *args, **kwargs)
     return options
