@@ -100,7 +100,7 @@ def _keeping_attention() -> tuple:
 
 
 class Recompute:
-    """Runs a block by the layout that ``how`` has at that moment. Blocks are numbered, double ones before single ones."""
+    """Runs a block by the layout that ``how`` has at that moment. Block numbers count double blocks first."""
 
     def __init__(self, how: How):
         self.how = how

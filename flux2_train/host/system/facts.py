@@ -1,4 +1,4 @@
-"""What this computer has and what of it training uses: for ``doctor`` and for the benches. Nothing is measured here."""
+"""What this computer has, and which of its features training can use: for ``doctor`` and benches. Measures nothing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .bootstrap import find_comfyui
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "comfy-kitchen", "comfy-aimdo",
             "diffusers", "triton", "xformers", "sageattention", "bitsandbytes")  # fmt: skip
-OWN = ("peft", "accelerate", "matplotlib")
+OURS = ("peft", "accelerate", "matplotlib")
 TOKENS = re.compile(r"\b(hf|ghp|gho|github_pat|sk|wandb|key)[_-][A-Za-z0-9_-]{8,}|\b[0-9a-f]{40}\b")
 
 
 def version_of(package: str) -> str:
-    """The installed version of a package, empty where it is not installed. It is not imported."""
+    """The installed version of a package, empty if it is not installed. The package is not imported."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -30,7 +30,7 @@ def version_of(package: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What runs here: this project, ComfyUI, Python, and the packages that matter. Those not installed are empty."""
+    """Versions of this project, ComfyUI, Python and the packages that matter; empty for those not installed."""
     return {
         "flux2_train": __version__,
         "comfyui": comfyui_version(),
@@ -40,23 +40,23 @@ def versions() -> dict[str, str]:
 
 
 def comfyui_version() -> str:
-    """Read from its file, without importing it; empty where there is none."""
+    """ComfyUI's version, read from its file without importing it; empty if there is no ComfyUI."""
     try:
         text = (find_comfyui() / "comfyui_version.py").read_text()
     except (UserError, OSError):
         return ""
-    found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
-    return found[1] if found else ""
+    match = re.search(r'__version__\s*=\s*"([^"]+)"', text)
+    return match[1] if match else ""
 
 
 def missing_packages() -> list[str]:
-    """What ComfyUI's requirements, without its non-essential ones, and ours name, and is not installed."""
+    """Packages that ComfyUI's essential requirements or ours name and that are not installed."""
     try:
         text = (find_comfyui() / "requirements.txt").read_text()
     except (UserError, OSError):
         text = ""
-    needed = re.findall(r"^([A-Za-z0-9_.-]+)", text.partition("#non essential")[0], re.MULTILINE)
-    return [name for name in dict.fromkeys([*needed, *OWN]) if not version_of(name)]
+    required = re.findall(r"^([A-Za-z0-9_.-]+)", text.partition("#non essential")[0], re.MULTILINE)
+    return [name for name in dict.fromkeys([*required, *OURS]) if not version_of(name)]
 
 
 def system() -> dict[str, object]:
@@ -75,7 +75,7 @@ def system() -> dict[str, object]:
 
 
 def processor() -> str:
-    """The processor's name: Python does not know it on Linux."""
+    """The processor's name. On Linux it is read from /proc/cpuinfo, because Python does not know it there."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -83,7 +83,7 @@ def processor() -> str:
 
 
 def card() -> dict[str, object]:
-    """The device that ComfyUI computes on, once ComfyUI is imported. ``type`` is 'cpu' where it has no other."""
+    """The device that ComfyUI computes on; ComfyUI must have been imported. ``type`` is 'cpu' if there is no other."""
     import comfy.model_management as management
     import torch
 
@@ -91,53 +91,53 @@ def card() -> dict[str, object]:
     from .starting import allocator, dynamic_vram
 
     device = management.get_torch_device()
-    found = {"type": device.type, "device": str(device), "computes_in": rates.dtype_of_training(device)}
+    facts = {"type": device.type, "device": str(device), "computes_in": rates.dtype_of_training(device)}
     if device.type == "cpu":
-        return found
+        return facts
     on, why = dynamic_vram()
-    found |= {
+    facts |= {
         "name": rates.name_of(device), "driver": rates.driver(), "cuda": torch.version.cuda or "",
         "hip": getattr(torch.version, "hip", None) or "", "memory": management.get_total_memory(device),
         "memory_free": management.get_free_memory(device), "dynamic_vram": on, "why_no_dynamic_vram": why,
         "allocator": allocator()[0], "why_other_allocator": allocator()[1],
     }  # fmt: skip
     if device.type == "cuda":
-        found |= {"capability": "sm_{}{}".format(*torch.cuda.get_device_capability(device)),
+        facts |= {"capability": "sm_{}{}".format(*torch.cuda.get_device_capability(device)),
                   "cards": torch.cuda.device_count()}  # fmt: skip
-    return found
+    return facts
 
 
 def formats() -> dict[str, str]:
-    """Load FLUX.2's precisions, each with what is against it here; empty for those that work."""
+    """Load FLUX.2's precisions, each with the reason why it cannot be used here; empty for those that work."""
     import torch
 
     from ...formats import DTYPES, FORMATS, PRECISIONS
     from ..loading import quantise
 
-    there = quantise.available()
-    found = dict.fromkeys(DTYPES, "")
+    usable = quantise.available()
+    problems = dict.fromkeys(DTYPES, "")
     for name, format in FORMATS.items():
-        lacking = f"this ComfyUI has none, {PRECISIONS[name].comfyui or 'a newer one'} has"
+        problem = f"this ComfyUI has none, {PRECISIONS[name].comfyui or 'a newer one'} has"
         if format.dtype and not hasattr(torch, format.dtype):
-            lacking = f"this torch has no {format.dtype}, {PRECISIONS[name].torch} has"
-        found[name] = "" if name in there else lacking
-    return found
+            problem = f"this torch has no {format.dtype}, {PRECISIONS[name].torch} has"
+        problems[name] = "" if name in usable else problem
+    return problems
 
 
 def kernels() -> str:
-    """Whether comfy-kitchen's CUDA kernels run here, and why not."""
+    """``yes`` if comfy-kitchen's CUDA kernels run here, else ``no`` and why."""
     if not version_of("comfy-kitchen") and importlib.util.find_spec("comfy_kitchen") is None:
         return "no: comfy-kitchen is not installed"
     import comfy_kitchen
 
-    found = comfy_kitchen.list_backends().get("cuda", {})
-    if found.get("available") and not found.get("disabled"):
+    backend = comfy_kitchen.list_backends().get("cuda", {})
+    if backend.get("available") and not backend.get("disabled"):
         return "yes"
-    return f"no: {found.get('unavailable_reason') or 'ComfyUI wants torch with CUDA 13 for them'}"
+    return f"no: {backend.get('unavailable_reason') or 'ComfyUI wants torch with CUDA 13 for them'}"
 
 
 def flavour_files() -> dict[str, list[str]]:
-    """The parts of each flavour, but nano, of which ComfyUI has no file."""
+    """For each flavour except nano, the parts for which ComfyUI has no file."""
     from ...flavours import FLAVOURS
     from ..loading.files import find
 
@@ -149,22 +149,22 @@ def flavour_files() -> dict[str, list[str]]:
 
 
 def scrubbed(text: str) -> str:
-    """Text without this user's name, home folder, and whatever looks like a token: it is made to be shown."""
-    for place, instead in ((str(find_home()), "~"), (sys.prefix, "PYTHON")):
-        if len(place) > 1:
-            text = text.replace(place, instead)
+    """Text that can be shown to others: without this user's name, home folder, and whatever looks like a token."""
+    for path, instead in ((str(find_home()), "~"), (sys.prefix, "PYTHON")):
+        if len(path) > 1:
+            text = text.replace(path, instead)
     text = TOKENS.sub("(left out)", text)
     user = user_name()
     return re.sub(rf"(?<=[/\\]){re.escape(user)}(?=[/\\\s]|$)", "USER", text) if user else text
 
 
 def find_home() -> Path:
-    """The home folder, also where the environment names none."""
+    """The home folder, even if the environment does not name it."""
     return Path(os.path.expanduser("~"))
 
 
 def user_name() -> str:
-    """The name under which somebody is logged in, empty where the system has none."""
+    """The name of the user who is logged in, empty if the system has none."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):

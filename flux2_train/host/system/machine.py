@@ -1,4 +1,4 @@
-"""What the machine has: free memory, and how fast it moves and multiplies."""
+"""What this computer has: free memory, and how fast it copies and multiplies."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from .rates import rates
 
 
 def device() -> torch.device:
-    """Where ComfyUI computes."""
+    """The device that ComfyUI computes on."""
     return comfy.model_management.get_torch_device()
 
 
 def machine(device: torch.device, limit: float = 0.0) -> Machine:
-    """Free memory of the device, with what ComfyUI would unload for us, and its rates.
+    """Free memory of the device, including what ComfyUI would unload for us, and its rates.
 
-    ``limit`` in bytes is the most that is taken for free, 0 for none.
+    ``limit`` is the most bytes of the device to count as free, 0 for no limit.
     """
-    found = rates(device)
+    measured = rates(device)
     _wake(device)
     vram = comfy.model_management.get_free_memory(device)
     if device.type == "cuda":
-        there = comfy.model_management.current_loaded_models
-        vram += sum(loaded.model_loaded_memory() for loaded in there if loaded.device == device)
-    taken = min(vram, limit) if limit else vram
+        models = comfy.model_management.current_loaded_models
+        vram += sum(loaded.model_loaded_memory() for loaded in models if loaded.device == device)
+    usable = min(vram, limit) if limit else vram
     ram = psutil.virtual_memory().available
-    return Machine(taken, ram, found.bus, found.flops, vram - taken, bus_unpinned=found.bus_unpinned)
+    return Machine(usable, ram, measured.bus, measured.flops, vram - usable, bus_unpinned=measured.bus_unpinned)
 
 
 def rates_in_words(device: torch.device) -> str:
@@ -37,7 +37,7 @@ def rates_in_words(device: torch.device) -> str:
 
 
 def _wake(device: torch.device) -> None:
-    """Have cuBLAS take its workspace, some 10 to 100 MB, before anybody asks how much memory is free."""
+    """Make cuBLAS allocate its workspace, some 10 to 100 MB, before free memory is measured."""
     if device.type != "cuda":
         return
     one = torch.ones(16, 16, device=device)

@@ -1,4 +1,4 @@
-"""Memory as ComfyUI sees it: whether it ran out, and giving it back."""
+"""Memory as ComfyUI manages it: whether it ran out, how much may be used, and freeing it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ...planning.estimate import PINNED_SHARE, Machine
 from ..loading import deferred
 from .heap import give_back
 
-# What torch names in a RuntimeError when there is no memory and it has no exception of its own for that: the CPU's
-# allocator, and libraries that find no room for their workspace (on ROCm hipBLAS and MIOpen).
+# Texts of RuntimeErrors that mean "out of memory" where torch has no exception of its own for it: from the CPU's
+# allocator, and from libraries that find no room for their workspace (on ROCm hipBLAS and MIOpen).
 NAMED = ("DefaultCPUAllocator: ", "BLAS_STATUS_ALLOC_FAILED", "BLAS_STATUS_NOT_INITIALIZED", "DNN_STATUS_ALLOC_FAILED",
          "miopenStatusAllocFailed")  # fmt: skip
 
@@ -30,10 +31,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def can_spill(device: torch.device) -> bool:
-    """Whether a step may be slow now because the driver has moved memory of the device to the host's.
+    """Whether a step may be slow because the driver has moved some of the device's memory to the host.
 
-    Windows' drivers do that where others refuse the memory, under WSL too, and only on a full device: with less free
-    than the ``reserved`` bytes, which a plan leaves free.
+    Drivers of Windows, also under WSL, do that where others refuse the memory, and only if the device is full: with
+    less free than the ``reserved`` bytes, which a plan leaves free.
     """
     return device.type == "cuda" and _drivers_spill() and torch.cuda.mem_get_info(device)[0] < reserved()
 
@@ -48,25 +49,25 @@ def reserved() -> float:
 
 
 def without_reserved(machine: Machine) -> Machine:
-    """What there is, without the bytes that ComfyUI leaves free and does not count with what is left to others."""
+    """The machine without ComfyUI's reserved bytes, as far as bytes withheld by a limit do not already cover them."""
     return replace(machine, vram=min(machine.vram, machine.vram + machine.withheld - reserved()))
 
 
-def pinnable(device: torch.device, asked: float, free: float) -> float:
-    """Bytes of streamed weights that can be pinned: as many as are ``asked`` for, or a share of what is ``free``.
+def pinnable(device: torch.device, chosen: float, free: float) -> float:
+    """Bytes of streamed weights that can be pinned: ``chosen``, or if that is 0 a share of the ``free`` host memory.
 
-    ComfyUI pins less on Windows, and nothing with --disable-pinned-memory. Infinite where no copy is faster for it.
+    ComfyUI pins less on Windows, and nothing with --disable-pinned-memory. Infinite if pinning makes no copy faster.
     """
     if device.type != "cuda":
         return math.inf
     most = getattr(comfy.model_management, "MAX_PINNED_MEMORY", math.inf)
-    return max(0.0, min(asked or PINNED_SHARE * free, most))
+    return max(0.0, min(chosen or PINNED_SHARE * free, most))
 
 
 def reset_watermarks() -> None:
-    """Let dynamic VRAM put weights on the device again that it keeps off since they were squeezed out.
+    """Let dynamic VRAM load weights again that it keeps off the device since memory was short.
 
-    ComfyUI does that after each node, and a run is one node.
+    ComfyUI does this after each node, but a whole run is one node.
     """
     paging = sys.modules.get("comfy_aimdo.model_vbar")  # older ComfyUI has none
     if paging is not None:
@@ -74,13 +75,13 @@ def reset_watermarks() -> None:
 
 
 def free() -> None:
-    """Give back what nobody holds any more: Python's cycles first, then the device's cache."""
+    """Free unused memory: Python's reference cycles first, then the device's cache."""
     gc.collect()
     comfy.model_management.soft_empty_cache()
 
 
-def load(patcher) -> None:
-    """Load a model, so that its weights hold its own patches, unless they do; those of a clone may lie in them."""
+def load(patcher: ModelPatcher) -> None:
+    """Load a model if its weights do not hold its own patches: they may hold those of another clone."""
     merged = patcher.model.current_weight_patches_uuid
     if merged == patcher.patches_uuid or (merged is None and not patcher.patches):
         return
@@ -88,11 +89,11 @@ def load(patcher) -> None:
         comfy.model_management.load_models_gpu([patcher])
 
 
-def unload(patcher) -> None:
-    """Free the memory a model takes, on its device and on the host, so that the next one finds it empty."""
+def unload(patcher: ModelPatcher) -> None:
+    """Free the memory that a model uses on its device and on the host."""
     loaded = comfy.model_management.current_loaded_models
     others = [entry for entry in loaded if entry.model is None or entry.model.model is not patcher.model]
-    comfy.model_management.free_memory(1e30, patcher.load_device, others)  # 1e30: core's word for all of it
+    comfy.model_management.free_memory(1e30, patcher.load_device, others)  # 1e30: core's number for "all of it"
     deferred.drop(patcher.model)
     give_back()
     comfy.model_management.soft_empty_cache()

@@ -1,4 +1,4 @@
-"""How fast a device, its bus and the disk are: measured once per card and driver, kept in ComfyUI's user folder."""
+"""How fast a device, its bus and the disk are: measured once per card and driver, saved in ComfyUI's user folder."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ...atomic import sweep, write_text
 from ...planning.estimate import Machine
 from ..loading.files import cache_folder
 
-FILE, LARGEST, ENTRIES = "rates.json", 1 << 16, 32  # its name, bytes that are read of it at most, cards in it at most
-COPIED = 1 << 28  # bytes in a copy from host memory
-SIDES = (512, 1024, 2048, 4096)  # of the matrices: the first whose product takes LONG seconds, or the last
-LONG, ROUND, ROUNDS = 2e-3, 0.05, 3  # seconds of a product, seconds of a round, and rounds
-READ, READ_SECONDS = 1 << 28, 1.0  # bytes and seconds for the disk at most
-BLOCK, NEW = 1 << 23, 1 << 26  # bytes that are read at a time, and of the file that is written where no model lies
+FILE, LARGEST, ENTRIES = "rates.json", 1 << 16, 32  # its name, its largest size in bytes, its largest number of cards
+COPIED = 1 << 28  # bytes in one copy from host memory
+SIDES = (512, 1024, 2048, 4096)  # of the matrices; the first whose product takes LONG seconds is used, else the last
+LONG, ROUND, ROUNDS = 2e-3, 0.05, 3  # seconds of a product, seconds of a round, number of rounds
+READ, READ_SECONDS = 1 << 28, 1.0  # most bytes and seconds to read from the disk
+BLOCK, NEW = 1 << 23, 1 << 26  # bytes per read; bytes of the file that is written if there is no model
 
 
 @dataclass(frozen=True)
 class Rates:
     """Bytes per second from pinned and from other host memory to the device, and operations per second.
 
-    ``flops`` are of matrix products in the dtype that training computes in; ``products`` has them by dtype. ``memory``
-    are bytes per second that the device reads and writes, ``disk`` that are read from a file; 0 where it is not known.
+    ``flops`` counts matrix products in the dtype that training computes in; ``products`` has this number by dtype.
+    ``memory`` is bytes per second that the device reads and writes, ``disk`` those read from a file; 0 if unknown.
     ``measured`` is false for the planner's assumptions.
     """
 
@@ -48,39 +48,39 @@ class Rates:
     measured: bool = False
 
     def words(self, on: str = "card") -> str:
-        """Where the planner's seconds come from, with the two numbers they are made of. ``on``: what was measured."""
+        """Where the planner's seconds come from, and the two rates behind them. ``on`` names what was measured."""
         where = f"measured on this {on}" if self.measured else "assumed"
         return f"{where}: {self.flops / 1e12:.3g} TFLOP/s, {self.bus / 1e9:.3g} GB/s from host memory"
 
 
 ASSUMED = Rates()
-_known: dict[str, Rates] = {}  # of this process, also where the folder cannot be written
+_known: dict[str, Rates] = {}  # of this process; used even if the folder cannot be written
 
 
 def rates(device: torch.device) -> Rates:
-    """The rates of a device, measured in a few seconds where they are not kept; ASSUMED where that fails."""
+    """The rates of a device: saved ones, else measured in a few seconds; ASSUMED if measuring fails."""
     key = key_of(device)
-    found = _known.get(key) or kept(device)
-    if found is None:
+    rates_here = _known.get(key) or kept(device)
+    if rates_here is None:
         try:
             return measure_anew(device)
         except Exception as error:  # no memory left, or a driver's own error: a plan needs no measurement
             logging.warning("The rates of %s could not be measured (%s); the plan's are assumed.", device, error)
             return ASSUMED
-    _known[key] = found
-    return found
+    _known[key] = rates_here
+    return rates_here
 
 
 def measure_anew(device: torch.device) -> Rates:
-    """Measure the rates now, and keep them in place of older ones. Raises the device's own error."""
-    key, found = key_of(device), measure(device)
-    _keep(key, found)
-    _known[key] = found
-    return found
+    """Measure the rates now and save them instead of older ones. Raises the device's own error."""
+    key, measured = key_of(device), measure(device)
+    _keep(key, measured)
+    _known[key] = measured
+    return measured
 
 
 def kept(device: torch.device) -> Rates | None:
-    """The rates that were measured on this card with this driver and torch before; nothing is measured."""
+    """The saved rates of this card with this driver and torch, if there are any; measures nothing."""
     return _known.get(key_of(device)) or _read().get(key_of(device))
 
 
@@ -94,13 +94,13 @@ def key_of(device: torch.device) -> str:
 
 
 def name_of(device: torch.device) -> str:
-    """What the maker calls it."""
+    """The maker's name for the device."""
     module = getattr(torch, device.type, None)
     return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver, of AMD's on Linux, empty where neither says it."""
+    """The version of NVIDIA's driver, or of AMD's on Linux; empty if neither is known."""
     for library in ("libnvidia-ml.so.1", "nvml.dll"):
         try:
             nvml, text = ctypes.CDLL(library), ctypes.create_string_buffer(96)
@@ -115,26 +115,26 @@ def driver() -> str:
 @torch.inference_mode(False)
 @torch.no_grad()
 def measure(device: torch.device) -> Rates:
-    """Measure everything. Raises the device's own error where it has no memory for it."""
+    """Measure everything. Raises the device's own error if it lacks the memory."""
     products = dict(_products(device))
     pinned = device.type == "cuda"
     slow = _copy(device, False)
     dtype = dtype_of_training(device)
     memory = _memory(device)
     comfy.model_management.soft_empty_cache()
-    reading = disk() if device.type != "cpu" else 0.0  # nothing waits for it where the processor is slower still
+    reading = disk() if device.type != "cpu" else 0.0  # with a CPU, computing is slower than the disk
     return Rates(_copy(device, True) if pinned else slow, slow, products[dtype], products, memory, reading, True)
 
 
 def dtype_of_training(device: torch.device) -> str:
-    """As ``compute.training_dtype``, for a model whose dtype is left to ComfyUI."""
+    """The name of ``compute.training_dtype`` for a model whose dtype ComfyUI chooses."""
     if device.type == "cpu":
         return "fp32"
     return "bf16" if comfy.model_management.should_use_bf16(device) else "fp16"
 
 
 def _products(device: torch.device) -> Iterator[tuple[str, float]]:
-    """Operations per second of products of random matrices, by dtype: zeros would cost less power than weights do."""
+    """Operations per second of matrix products, by dtype. The matrices are random: zeros would take less power."""
     dtype = dtype_of_training(device)
     side = next((s for s in SIDES if _once(device, _plain(device, dtype, s)) > LONG), SIDES[-1])
     yield dtype, 2 * side**3 / _seconds(device, _plain(device, dtype, side))
@@ -145,11 +145,11 @@ def _products(device: torch.device) -> Iterator[tuple[str, float]]:
         try:
             yield name, 2 * side**3 / _seconds(device, make(device, name, side))
         except (RuntimeError, AttributeError, NotImplementedError, ValueError):
-            continue  # the device, or this torch, has none
+            continue  # the device or this torch does not have this product
 
 
 def _matrix(device: torch.device, side: int) -> torch.Tensor:
-    return torch.randn(side, side).to(device)  # drawn on the CPU: not every device has a generator
+    return torch.randn(side, side).to(device)  # drawn on the CPU, because not every device has a generator
 
 
 def _plain(device: torch.device, name: str, side: int) -> Callable[[], object]:
@@ -180,7 +180,7 @@ def _copy(device: torch.device, pinned: bool) -> float:
 
 
 def _memory(device: torch.device) -> float:
-    """Bytes per second that the device reads and writes: more than its cache holds, copied."""
+    """Bytes per second that the device reads and writes, measured by copying more than its cache holds."""
     size = 2 * COPIED if device.type == "cuda" else COPIED >> 3
     source = torch.ones(size, dtype=torch.uint8).to(device)
     target = torch.empty_like(source)
@@ -188,7 +188,7 @@ def _memory(device: torch.device) -> float:
 
 
 def disk() -> float:
-    """Bytes per second from the disk of the models; 0 where the system does not let its cache be left out."""
+    """Bytes per second from the models' disk; 0 if the system cannot bypass its cache."""
     if not hasattr(os, "posix_fadvise"):
         return 0.0
     try:
@@ -199,9 +199,9 @@ def disk() -> float:
 
 
 def _largest_model() -> Path | None:
-    found = [Path(entry.path) for folder in folder_paths.get_folder_paths("diffusion_models") if os.path.isdir(folder)
+    paths = [Path(entry.path) for folder in folder_paths.get_folder_paths("diffusion_models") if os.path.isdir(folder)
              for entry in os.scandir(folder) if entry.is_file() and entry.stat().st_size >= READ]  # fmt: skip
-    return max(found, key=lambda path: path.stat().st_size, default=None)
+    return max(paths, key=lambda path: path.stat().st_size, default=None)
 
 
 def _read_rate(path: Path) -> float:
@@ -228,7 +228,7 @@ def _read_rate_of_new_file() -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Return when the device has done what it was given."""
+    """Wait until the device has finished its work."""
     module = getattr(torch, device.type, None)
     if device.type != "cpu" and hasattr(module, "synchronize"):
         module.synchronize() if device.type == "mps" else module.synchronize(device)
@@ -244,9 +244,9 @@ def _once(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """Of the fastest of ROUNDS rounds, each of as many runs as fill ROUND seconds, per run."""
-    long = ROUND if device.type == "cuda" else ROUND / 5
-    count = max(1, min(1000, int(long / max(_once(device, work), 1e-6))))
+    """Seconds per run of ``work``: the fastest of ROUNDS rounds, each with as many runs as fill ROUND seconds."""
+    round_seconds = ROUND if device.type == "cuda" else ROUND / 5
+    count = max(1, min(1000, int(round_seconds / max(_once(device, work), 1e-6))))
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -258,13 +258,13 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def _read() -> dict[str, Rates]:
-    """What is kept, without what is damaged."""
+    """The saved rates by key, without damaged entries."""
     path = cache_folder() / FILE
     try:
         if path.stat().st_size > LARGEST:
             return {}
         entries = json.loads(path.read_text())
-        return {str(key): found for key, entry in entries.items() if (found := _entry(entry))}
+        return {str(key): saved for key, entry in entries.items() if (saved := _entry(entry))}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
@@ -285,8 +285,9 @@ def _number(value: object, least: float = 1.0) -> float:
     return float(value)
 
 
-def _keep(key: str, found: Rates) -> None:
-    entries = {**dict(list(_read().items())[1 - ENTRIES :]), key: found}
+def _keep(key: str, measured: Rates) -> None:
+    """Save the rates; the oldest entries go if there are more than ENTRIES."""
+    entries = {**dict(list(_read().items())[1 - ENTRIES :]), key: measured}
     text = json.dumps({name: {k: v for k, v in asdict(e).items() if k != "measured"} for name, e in entries.items()},
                       indent=1)  # fmt: skip
     try:

@@ -1,8 +1,8 @@
-"""Starting ComfyUI's memory management as its main.py does, where we start ComfyUI as a library.
+"""Starting ComfyUI's memory management as its main.py does, for when we use ComfyUI as a library.
 
-Two things must happen before torch is imported: the environment names CUDA's allocator, and comfy-aimdo, which is
-behind dynamic VRAM, loads its library. A third happens once ComfyUI is there: its MODELs are made of the class that
-uses comfy-aimdo. Without these steps ComfyUI runs, but not as users have it.
+Two things must happen before torch is imported: the environment names CUDA's allocator, and comfy-aimdo, which provides
+dynamic VRAM, loads its library. A third must happen after ComfyUI is imported: MODELs get the patcher class that uses
+comfy-aimdo. Without these steps ComfyUI works, but differs from what users run.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
-# Files that a driver of NVIDIA, AMD and WSL makes on Linux. Other systems have none to look for.
+# Files that drivers (NVIDIA's, AMD's, WSL's) create on Linux. Other systems have no such files.
 DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/kfd", "/dev/dxg")
 DYNAMIC_SINCE = (2, 8)  # torch
 _why_off: list[str] = []
 
 
 def may_have_card() -> bool:
-    """Whether a card of NVIDIA's or AMD's can be here, found out without torch."""
+    """Whether this computer may have a card of NVIDIA's or AMD's, without importing torch."""
     return not sys.platform.startswith("linux") or any(Path(path).exists() for path in DRIVERS)
 
 
 def before_torch() -> None:
-    """What main.py does between reading its command line, which has been read, and importing torch.
+    """Do what main.py does between reading its command line and importing torch. The command line must have been read.
 
-    Does nothing where no card can be. Where torch is imported already, its allocator stays what it is. The order and
-    the values are those of ComfyUI 0.30.0's main.py; ``tests/host/system/test_starting.py`` runs that beside this.
+    Does nothing if there can be no card. If torch is already imported, its allocator stays as it is. Order and values
+    are those of ComfyUI 0.30.0's main.py; ``tests/host/system/test_starting.py`` compares both.
     """
     from comfy.cli_args import args
 
@@ -41,7 +43,7 @@ def before_torch() -> None:
             os.environ["OCL_SET_SVM_SIZE"] = "262144"
 
 
-def _load_aimdo(args) -> None:
+def _load_aimdo(args: Namespace) -> None:
     import comfy.cli_args
 
     if not getattr(comfy.cli_args, "enables_dynamic_vram", lambda: False)():
@@ -53,7 +55,7 @@ def _load_aimdo(args) -> None:
     reserved = getattr(args, "reserve_vram", None)
     headroom = {"simple_vram_headroom": None if reserved is None else int(reserved * 1024**3)}
     pressure = {"nvml_pressure": not getattr(args, "disable_nvml_pressure", False)}
-    for arguments in ({**headroom, **pressure}, headroom, {}):  # of 0.4.11, 0.4.10 and 0.4.9
+    for arguments in ({**headroom, **pressure}, headroom, {}):  # as comfy-aimdo 0.4.11, 0.4.10 and 0.4.9 take them
         try:
             control.init(**arguments)
             return
@@ -61,7 +63,7 @@ def _load_aimdo(args) -> None:
             continue
 
 
-def _name_devices(args) -> None:
+def _name_devices(args: Namespace) -> None:
     if os.name == "nt":
         os.environ["MIMALLOC_PURGE_DELAY"] = "0"
     os.environ["TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"] = "1"
@@ -82,12 +84,12 @@ def _visible(devices: str) -> None:
 
 
 def after_import() -> None:
-    """What main.py does once ComfyUI's modules are there: MODELs with dynamic VRAM, where it can be."""
-    why = _reason_for_none() or _turn_on()
+    """Do what main.py does after importing ComfyUI's modules: turn on dynamic VRAM, if it is possible."""
+    why = _why_not_tried() or _turn_on()
     _why_off[:] = [why] if why else []
 
 
-def _reason_for_none() -> str:
+def _why_not_tried() -> str:
     """Why main.py would not try dynamic VRAM here, empty if it would."""
     import comfy.cli_args
     import comfy.model_management as management
@@ -112,14 +114,14 @@ def _reason_for_none() -> str:
 
 
 def _turn_on() -> str:
-    """Returns why it did not work, empty if it did."""
+    """Turn on dynamic VRAM. Returns why that did not work, empty if it did."""
     try:
         import comfy.memory_management as memory
         import comfy.model_patcher as patcher
         import comfy_aimdo.control as control
     except ImportError:
         return "comfy-aimdo is not installed"
-    if not _devices_began(control):  # also where its library was not loaded before: ComfyUI's modules look for it once
+    if not _devices_started(control):  # false too if its library was not loaded: ComfyUI's modules look for it once
         return "comfy-aimdo does not work with this card or driver"
     control.set_log_warning()
     patcher.CoreModelPatcher = patcher.ModelPatcherDynamic
@@ -127,32 +129,32 @@ def _turn_on() -> str:
     return ""
 
 
-def _devices_began(control) -> bool:
+def _devices_started(control: ModuleType) -> bool:
     import comfy.model_management as management
     from comfy.cli_args import args
 
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # each process of accelerate's has a card of its own
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # each of accelerate's processes has its own card
     devices = [management.get_torch_device()] if several else management.get_all_torch_devices()
     headroom = int(getattr(args, "vram_headroom", 0) * 1024**3)
     try:
         return bool(control.init_devices((device.index or 0, headroom) for device in devices))
-    except TypeError:  # of 0.4.9
+    except TypeError:  # comfy-aimdo 0.4.9
         return bool(control.init_devices(device.index or 0 for device in devices))
 
 
 def dynamic_vram() -> tuple[bool, str]:
-    """Whether ComfyUI's MODELs use dynamic VRAM, and why they do not."""
+    """Whether ComfyUI's MODELs use dynamic VRAM, and if not, why."""
     try:
         import comfy.memory_management
 
         on = bool(getattr(comfy.memory_management, "aimdo_enabled", False))
     except ImportError:
         on = False
-    return on, "" if on else (_why_off[0] if _why_off else _reason_for_none() or "ComfyUI did not turn it on")
+    return on, "" if on else (_why_off[0] if _why_off else _why_not_tried() or "ComfyUI did not turn it on")
 
 
 def allocator() -> tuple[str, str]:
-    """The name of CUDA's allocator in torch, and why it is not the one that main.py would take; both may be empty."""
+    """The name of CUDA's allocator in torch, and why it differs from main.py's choice; both may be empty."""
     import torch
     from comfy.cli_args import args
 
@@ -164,11 +166,11 @@ def allocator() -> tuple[str, str]:
 
 
 def warnings() -> list[str]:
-    """Sentences on what ComfyUI's server would do otherwise on this card, for whoever reads a terminal."""
+    """Warnings for the terminal: what ComfyUI's server would do differently on this card."""
     from comfy.cli_args import args
 
-    if args.cpu or os.environ.get("RANK", "0") != "0":  # of accelerate's processes one says it
+    if args.cpu or os.environ.get("RANK", "0") != "0":  # only one of accelerate's processes warns
         return []
     on, why = dynamic_vram()
-    said = [] if on else [f"dynamic VRAM is off: {why}"]
-    return [*said, *filter(None, [allocator()[1]])]
+    off = "" if on else f"dynamic VRAM is off: {why}"
+    return [text for text in (off, allocator()[1]) if text]
