@@ -1,1 +1,1 @@
-"""The graph's model while it trains: borrowed, its layers frozen, its velocity, its weights on the move."""
+"""The graph's model during training: borrowed, with frozen layers, asked for its velocity, its weights streamed."""

@@ -55,7 +55,7 @@ class Placement:
 
 
 def place(patcher: ModelPatcher, streamed: Callable[[], list[nn.Module]], room: float) -> bool:
-    """Make a clone's patcher place its weights in this way; false with dynamic VRAM and on a CPU, where none is needed.
+    """Make a clone's patcher place its weights in this way. False where that is not needed: dynamic VRAM, or a CPU.
 
     A loaded model that is mapped from its file is unloaded first if it streams: its streamed weights are in the file.
     """

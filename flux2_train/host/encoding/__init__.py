@@ -1,1 +1,1 @@
-"""Captions and images through ComfyUI's encoders."""
+"""Encoding captions and images with ComfyUI's own encoders."""

@@ -1,1 +1,1 @@
-"""Model files as ComfyUI's own objects: found, read, quantised, loaded."""
+"""Model files as ComfyUI's own objects: finding, reading, quantising and loading them."""

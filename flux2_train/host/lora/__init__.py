@@ -1,1 +1,1 @@
-"""LoRAs on ComfyUI's models: applied, proved, merged."""
+"""LoRAs on ComfyUI's models: applying them, certifying saved files, merging and converting files."""

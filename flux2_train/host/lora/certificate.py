@@ -135,7 +135,7 @@ def _exact(x: Tensor, part: Part, base: Base) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Row:
-    """One layer compared: ``<file, live>``, ``|live|^2``, ``|file - live|^2``."""
+    """One layer's comparison: ``<file, live>``, ``|live|^2``, ``|file - live|^2``."""
 
     along: float
     square: float

@@ -1,1 +1,1 @@
-"""Painting as FLUX.2 is meant to be sampled."""
+"""Painting pictures with FLUX.2, with the sampling that it was made for."""

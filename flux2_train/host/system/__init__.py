@@ -1,1 +1,1 @@
-"""ComfyUI started as a library, its devices and memory, and this computer."""
+"""Starting ComfyUI as a library, its memory and devices, and facts about this computer."""
