@@ -26,7 +26,7 @@ ATTENTION = [
     if hasattr(torch.ops.aten, name)
 ]  # fmt: skip
 Kept = list[tuple[tuple, list[int]]]  # attention's outputs in the order of its calls, and the versions of these tensors
-_around: ContextVar[TorchDispatchMode | None] = ContextVar("_around", default=None)
+_attention_mode: ContextVar[TorchDispatchMode | None] = ContextVar("_attention_mode", default=None)
 
 
 def attended(attention: Callable, *args, **kwargs):
@@ -35,7 +35,7 @@ def attended(attention: Callable, *args, **kwargs):
     Only operations inside this call are intercepted. Intercepting all operations of a block would take 10% more
     processor time, and a card would wait for it.
     """
-    mode = _around.get()
+    mode = _attention_mode.get()
     if mode is None:
         return attention(*args, **kwargs)
     with mode:
@@ -71,11 +71,11 @@ class _Giving(_Keeping):
 @contextmanager
 def _attended_in(mode: TorchDispatchMode) -> Iterator[None]:
     """A context in which ``attended`` runs attention under ``mode``."""
-    before = _around.set(mode)
+    before = _attention_mode.set(mode)
     try:
         yield
     finally:
-        _around.reset(before)
+        _attention_mode.reset(before)
 
 
 def _alias(outputs: tuple) -> tuple[tuple, list[int]]:
