@@ -90,7 +90,7 @@ class Saved:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class PreviewPicture:
     """A prompt as the base model and the adapters paint it: (H, W, 3) in 0..1 on the CPU.
 
     ``asked`` is all that was asked for, as JSON has it.
@@ -107,7 +107,7 @@ class Previewed:
     """Every prompt painted after ``step`` steps."""
 
     step: int
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PreviewPicture, ...]
 
 
 @dataclass(frozen=True)

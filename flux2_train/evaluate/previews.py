@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..adapters.live import Adapters
 from ..errors import UserError
-from ..events import Event, Phase, Picture, Previewed, Warned
+from ..events import Event, Phase, Previewed, PreviewPicture, Warned
 from ..host import identify
 from ..host.borrowed.borrow import borrow
 from ..host.sampling import painter
@@ -106,14 +106,14 @@ class Previews:
         settings = self._settings(number)
         return painter.paint(model, self.embeds, prompt, self.config.negative, references, settings, self.method)
 
-    def _pictures(self, model, step: int, latents: list[tuple[Tensor | None, Tensor]]) -> Iterator[Picture]:
+    def _pictures(self, model, step: int, latents: list[tuple[Tensor | None, Tensor]]) -> Iterator[PreviewPicture]:
         news = [latent for pair in latents for latent in pair if latent is not None]
         decoded = iter([image[0] for image in painter.decode(self.validation.vae, news)])
         for number, (base, _) in enumerate(latents):
             if base is not None:
                 self.base[number] = next(decoded)
             prompt = self.config.prompts[number]
-            yield Picture(prompt.label, self.base[number], next(decoded), self._asked(model, step, number))
+            yield PreviewPicture(prompt.label, self.base[number], next(decoded), self._asked(model, step, number))
 
     def _asked(self, model, step: int, number: int) -> dict:
         """Everything a picture was painted from, as it is written into its file."""

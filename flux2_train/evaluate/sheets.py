@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..events import Picture
+from ..events import PreviewPicture
 
 GAP = 8
 HEAD = 18  # pixels for a column's name
@@ -58,7 +58,7 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def beside(step: int, pictures: Sequence[Picture]) -> Image.Image:
+def beside(step: int, pictures: Sequence[PreviewPicture]) -> Image.Image:
     """The base model's picture beside the adapters', a row per prompt; the first few prompts."""
     shown = pictures[:LIVE_ROWS]
     rows = [[small(to_picture(p.base)), small(to_picture(p.painted))] for p in shown]

@@ -30,14 +30,14 @@ class Rewind:
     def helps(self, error: BaseException) -> bool:
         """Whether a step ended for want of memory, and there is a level with less left. The layout is that one then."""
         trainer = self.trainer
-        if not trainer.cut or trainer.accelerator.num_processes > 1 or not is_out_of_memory(error):
+        if not trainer.interrupted or trainer.accelerator.num_processes > 1 or not is_out_of_memory(error):
             return False
         return trainer.memory.take_lower()
 
     def back(self) -> Iterator[Event]:
         """Put a whole state in place. Call when the error's frames, which hold the step's tensors, are gone."""
         trainer, at = self.trainer, self.trainer.step + 1
-        if trainer.torn:
+        if trainer.half_updated:
             yield from self.keeper.settled()
             found = resume.newest(self.folder)
             yield from map(Warned, found.set_aside() if found else ())

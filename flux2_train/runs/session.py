@@ -229,7 +229,7 @@ class Session:
             raise UserError(self._out_of_memory()) from error
 
     def _save_checkpoint(self) -> None:
-        if self.trainer.torn:
+        if self.trainer.half_updated:
             self._quietly(Warned("The last step was cut short while it changed the weights: it is not saved."))
         elif self.trainer.step:
             self._quietly(*self.keeper.now(self.trainer.step))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """``s <- d s + (1 - d) p`` after every step, with d 0 before step ``warmup`` and ``decay`` from there on."""
+    """``s <- d s + (1 - d) p`` after every step, where d is 0 before step ``warmup`` and ``decay`` from then on."""
 
     def __init__(self, parameters: list[nn.Parameter], decay: float, warmup: int = 0):
         self.parameters, self.decay, self.warmup, self.steps = parameters, decay, warmup, 0
@@ -18,14 +18,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are after a step."""
+        """Add the parameters to the average. Call after every step."""
         self.steps += 1
         weight = 1.0 if self.steps < self.warmup else 1 - self.decay
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The parameters hold the mean inside the block and their own values again after it."""
+        """Inside the block the parameters hold the average; their own values return after it."""
         own = [p.detach().clone() for p in self.parameters]
         self._write(self.shadow)
         try:
@@ -39,11 +39,11 @@ class Ema:
             parameter.copy_(value)
 
     def state_dict(self) -> dict:
-        """What ``load_state_dict`` needs to go on."""
+        """What ``load_state_dict`` takes."""
         return {"steps": self.steps, "shadow": [s.clone() for s in self.shadow]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from ``state_dict``'s state."""
+        """Continue from a state of ``state_dict``."""
         self.steps = state["steps"]
         for own, saved in zip(self.shadow, state["shadow"], strict=True):
             own.copy_(saved)

@@ -1,4 +1,4 @@
-"""What watches a run and speaks up: losses that are no numbers, a loss that runs away, adapters that do not learn."""
+"""Guards of a run: against losses that are not finite, divergence, adapters that do not learn, and slow steps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 from ..errors import UserError
 
 WINDOW = 20  # steps over which losses are averaged
-FEW = 5  # steps of which the first may warm up and another be an odd one out
-SLOWER = 3.0  # more than buckets of different sizes and preservation on some steps only differ by in the median
-PATIENCE = 3  # successive steps without gradient that make an adapter dead
+FEW = 5  # steps, enough for a median: the first is slow from warm-up, another may be slow by chance
+SLOWER = 3.0  # more than medians differ because of bucket sizes, or of preservation on some steps only
+PATIENCE = 3  # an adapter without gradient on this many successive steps is dead
 
 
 @dataclass
 class BadLosses:
-    """Steps whose loss is NaN or infinite are left out; ``limit`` of them in a row stop the run."""
+    """Leaves out steps whose loss is NaN or infinite, and stops the run after ``limit`` of them in a row."""
 
     limit: int
     total: int = 0
@@ -34,7 +34,7 @@ class BadLosses:
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
         self.items.update(items)
         if self.in_a_row >= self.limit:
-            times, self.in_a_row = self.in_a_row, 0  # whoever goes on from here gets as many tries again
+            times, self.in_a_row = self.in_a_row, 0  # a run resumed from here may again skip that many
             raise UserError(
                 f"The loss is {loss} after {step} steps, {times} times in a row (images: "
                 f"{', '.join(sorted(self.items)[:5])}). Lower the learning rate, look at these images, or clear the "
@@ -43,25 +43,25 @@ class BadLosses:
         return True
 
     def state_dict(self) -> dict:
-        """What ``load_state_dict`` needs to go on."""
+        """What ``load_state_dict`` takes."""
         return {"total": self.total, "in_a_row": self.in_a_row, "items": sorted(self.items)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from ``state_dict``'s state."""
+        """Continue from a state of ``state_dict``."""
         self.total, self.in_a_row, self.items = state["total"], state["in_a_row"], set(state["items"])
 
 
 class Divergence:
-    """Tells once when the mean loss of the last steps is ``factor`` times the lowest such mean so far."""
+    """Warns once when the mean loss of the last WINDOW steps exceeds ``factor`` times the lowest such mean so far."""
 
     def __init__(self, factor: float, stop: bool = False):
-        self.factor, self.stop, self.told = factor, stop, False
+        self.factor, self.stop, self.warned = factor, stop, False
         self.recent: list[float] = []
         self.best = math.inf
 
     def check(self, loss: float) -> str | None:
-        """A sentence the first time the loss has run away. Raises UserError instead if it shall stop the run."""
-        if not self.factor or self.told:
+        """A warning the first time the loss diverges, else None. Raises UserError instead if ``stop`` is set."""
+        if not self.factor or self.warned:
             return None
         self.recent = [*self.recent, loss][-WINDOW:]
         if len(self.recent) < WINDOW:
@@ -75,35 +75,35 @@ class Divergence:
             f"({self.best:.3g}): training diverges. Lower the learning rate or the guidance scale."
         )
         if self.stop:
-            self.recent = []  # whoever goes on from here gets as many steps again
+            self.recent = []  # a run resumed from here fills a new window first
             raise UserError(text)
-        self.told = True
+        self.warned = True
         return text
 
     def state_dict(self) -> dict:
-        """What ``load_state_dict`` needs to go on."""
-        return {"told": self.told, "recent": self.recent, "best": self.best}
+        """What ``load_state_dict`` takes."""
+        return {"told": self.warned, "recent": self.recent, "best": self.best}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from ``state_dict``'s state."""
-        self.told, self.recent, self.best = state["told"], list(state["recent"]), state["best"]
+        """Continue from a state of ``state_dict``."""
+        self.warned, self.recent, self.best = state["told"], list(state["recent"]), state["best"]
 
 
 class DeadAdapters:
-    """Raises when an adapter gets no gradient at all on PATIENCE successive steps that should have given it one."""
+    """Raises UserError when an adapter gets no gradient on PATIENCE successive steps that should give it one."""
 
     def __init__(self, layers: dict[str, list[nn.Parameter]]):
         self.layers = layers
-        self.silent = dict.fromkeys(layers, 0)
+        self.steps_without = dict.fromkeys(layers, 0)
 
     def check(self, loss: float) -> None:
-        """Look at the gradients of a step with a learning rate. Call after backward, before they are cleared."""
+        """Look at a step's gradients. Call between backward and clearing them, if the learning rate is not 0."""
         if not loss:
             return
-        alive = self._alive()
+        learning = self._with_gradient()
         for name in self.layers:
-            self.silent[name] = 0 if name in alive else self.silent[name] + 1
-        dead = [name for name, steps in self.silent.items() if steps >= PATIENCE]
+            self.steps_without[name] = 0 if name in learning else self.steps_without[name] + 1
+        dead = [name for name, steps in self.steps_without.items() if steps >= PATIENCE]
         if dead:
             raise UserError(
                 f"{len(dead)} of {len(self.layers)} adapters get no gradient ({', '.join(dead[:3])}): they would stay "
@@ -111,14 +111,14 @@ class DeadAdapters:
             )
 
     def state_dict(self) -> dict:
-        """What ``load_state_dict`` needs to go on."""
-        return dict(self.silent)
+        """What ``load_state_dict`` takes."""
+        return dict(self.steps_without)
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from ``state_dict``'s state."""
-        self.silent = dict(state)
+        """Continue from a state of ``state_dict``."""
+        self.steps_without = dict(state)
 
-    def _alive(self) -> set[str]:
+    def _with_gradient(self) -> set[str]:
         named = [(name, p.grad) for name, parameters in self.layers.items() for p in parameters if p.grad is not None]
         if not named:
             return set()
@@ -127,23 +127,24 @@ class DeadAdapters:
 
 
 class SlowSteps:
-    """Tells once when steps are SLOWER times as slow as they were, or as the plan expects them to be.
+    """Warns once when steps take SLOWER times as long as before, or as the plan expects.
 
-    Medians count: of WINDOW steps, against the plan of the first FEW, because a run may spill from its first step on.
+    Compares medians of the last WINDOW steps. The comparison with the plan begins after FEW steps, because memory may
+    spill from the first step on.
     """
 
     def __init__(self):
         self.recent: list[float] = []
-        self.best, self.told = math.inf, False
+        self.best, self.warned = math.inf, False
 
     def check(self, seconds: float, expected: float = math.inf, spills: bool = True) -> str | None:
-        """A sentence the first time it happens. ``expected``: what the plan says, infinite where there is none.
+        """A warning the first time steps are slow, else None. ``expected``: the plan's seconds, or infinity.
 
-        ``spills``: whether memory may have spilled by now. Where it has not, a step is slow because of many small
-        operations, a busy processor or another program, none of which is worth a warning about the card.
+        ``spills`` says whether device memory may have spilled. If it has not, the step is slow for another reason (many
+        small operations, a busy processor, another program), and a warning about the card would be wrong.
         """
         self.recent = [*self.recent, seconds][-WINDOW:]
-        if self.told or len(self.recent) < FEW:
+        if self.warned or len(self.recent) < FEW:
             return None
         median = statistics.median(self.recent)
         if len(self.recent) == WINDOW:
@@ -151,13 +152,13 @@ class SlowSteps:
         if not spills:
             return None
         if median > SLOWER * expected:
-            return self._tell(f"Steps take {median:.3g} s where the plan expects {expected:.3g} s.")
+            return self._warning(f"Steps take {median:.3g} s where the plan expects {expected:.3g} s.")
         if median > SLOWER * self.best:
-            return self._tell(f"Steps take {median:.3g} s now and took {self.best:.3g} s before.")
+            return self._warning(f"Steps take {median:.3g} s now and took {self.best:.3g} s before.")
         return None
 
-    def _tell(self, what: str) -> str:
-        self.told = True
+    def _warning(self, what: str) -> str:
+        self.warned = True
         return (
             f"{what} The card is full, and Windows then spills its memory into the computer's without a word: close "
             "other programs that use the card, or lower resolution, batch or rank, or set Memory's memory_limit below "
@@ -166,12 +167,12 @@ class SlowSteps:
 
 
 class Plateau:
-    """Ends a run whose validation loss has not fallen below its lowest for ``patience`` validations; 0 never does."""
+    """Says when the validation loss has set no new minimum for ``patience`` validations; 0 means never."""
 
     def __init__(self, patience: int):
         self.patience = patience
 
     def reached(self, validation: dict[int, float]) -> bool:
-        """``validation`` holds the losses by step, in the order in which they were measured; step 0 counts as one."""
+        """``validation``: losses by step, in the order in which they were measured. The one of step 0 counts, too."""
         losses = list(validation.values())
         return bool(self.patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= self.patience

@@ -1,4 +1,4 @@
-"""Images that are kept out of training, so that their loss tells learning from memorising."""
+"""Images that are held out of training. Their loss shows whether a run learns or memorises."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ..settings.previews import ValidationLossSettings
 
 
 def kept_out(samples: Samples, config: ValidationLossSettings) -> tuple[Samples, Samples]:
-    """The items to train on and those to keep out of training: ``share`` of the images, drawn from ``seed``.
+    """(samples to train on, samples held out): ``config.share`` of the images are held out, drawn from ``config.seed``.
 
-    An image goes with all its sizes and crops, and regularisation images stay. Raises UserError if nothing is left.
+    All sizes and crops of an image go together. Regularisation images are never held out. Raises UserError if no image
+    is left to train on.
     """
     if not config.share:
         return samples, samples.only(())
@@ -23,17 +24,17 @@ def kept_out(samples: Samples, config: ValidationLossSettings) -> tuple[Samples,
             f"A share of {config.share:g} keeps {count} of {len(images)} images out of training, which leaves none; "
             "lower the share or add images."
         )
-    out = set(random.Random(f"{config.seed}/held out").sample(images, count))
+    held_out = set(random.Random(f"{config.seed}/held out").sample(images, count))
     groups = ([], [])
     for index, item in enumerate(samples.items):
-        groups[item.view.digest in out].append(index)
+        groups[item.view.digest in held_out].append(index)
     return samples.only(groups[0]), samples.only(groups[1])
 
 
 def also_trained(held_out: Samples, trained: Samples) -> str:
-    """A sentence naming held-out images that are trained on all the same, empty where there are none."""
-    known = {item.view.digest for item in trained.items}
-    names = sorted({item.path.name for item in held_out.items if item.view.digest in known})
+    """A warning that names held-out images which are trained on as well; empty if there are none."""
+    trained_on = {item.view.digest for item in trained.items}
+    names = sorted({item.path.name for item in held_out.items if item.view.digest in trained_on})
     if not names:
         return ""
     return (

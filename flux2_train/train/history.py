@@ -1,4 +1,4 @@
-"""What a run has measured: its curve, and how wrong it is at which noise."""
+"""What a run has measured: its loss curve, and its mean error by time t."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 SMOOTHING = 0.95
 LISTS = ("losses", "smoothed", "preservation", "seconds", "rates")
-BANDS = 10  # equal parts of t in 0..1
+BANDS = 10  # equal parts of the interval 0..1 of t
 
 
 def tally(t: Tensor, errors: Tensor) -> Tensor:
-    """(2, BANDS): how many of the samples at times t (B,) fell into each band, and the sum of their errors (B,)."""
+    """(2, BANDS): for each band of t, how many samples with times ``t`` (B,) fall into it, and their summed errors."""
     band = (t.detach().cpu() * BANDS).long().clamp(max=BANDS - 1)
     counts = torch.bincount(band, minlength=BANDS).double()
     return torch.stack((counts, torch.bincount(band, errors.detach().cpu().double(), minlength=BANDS)))
@@ -21,7 +21,7 @@ def tally(t: Tensor, errors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """One step: the velocity's mean squared error without any weight, the preservation loss, and the bands' tally."""
+    """One step: the velocity's unweighted mean squared error, the preservation loss, and the result of ``tally``."""
 
     loss: float
     preservation: float
@@ -46,7 +46,7 @@ class History:
     validation: dict[int, float] = field(default_factory=dict)
 
     def add(self, loss: float, preservation: float, seconds: float, rate: float, bands: Tensor) -> None:
-        """Append one step; the running mean starts unbiased, as a plain mean of the first steps."""
+        """Append one step. The running mean is a plain mean over the first steps, so that it starts unbiased."""
         weight = max(1 - SMOOTHING, 1 / (len(self.losses) + 1))
         last = self.smoothed[-1] if self.smoothed else loss
         self.losses.append(loss)
@@ -57,17 +57,17 @@ class History:
         self.bands += bands
 
     def state_dict(self) -> dict:
-        """What ``load_state_dict`` needs to go on."""
+        """What ``load_state_dict`` takes."""
         lists = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in LISTS}
         return {**lists, "bands": self.bands, "validation": dict(self.validation)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from ``state_dict``'s state."""
+        """Continue from a state of ``state_dict``."""
         for name in LISTS:
             setattr(self, name, state[name].tolist())
         self.bands, self.validation = state["bands"].clone(), dict(state["validation"])
 
     def by_band(self) -> dict[str, float]:
-        """The mean error in each band of t that was drawn from."""
+        """The mean error of every band of t in which a sample fell, by the band's name."""
         counts, sums = self.bands
         return {f"{i / BANDS:g}-{(i + 1) / BANDS:g}": (sums[i] / counts[i]).item() for i in range(BANDS) if counts[i]}

@@ -1,4 +1,4 @@
-"""Loss scaling for models that compute in fp16, whose gradients would otherwise be too small for its exponent."""
+"""Loss scaling for models that compute in fp16, where small gradients would otherwise become 0."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 FIRST, LARGEST = 2.0**16, 2.0**24
-GROW_AFTER = 200  # updates without an overflow, after which twice the scale is tried
-PATIENCE = 10  # halvings in a row after which it is not the scale that is wrong
+GROW_AFTER = 200  # updates without an overflow, then the scale is doubled
+PATIENCE = 10  # halvings in a row; if gradients still overflow, the scale is not the cause
 
 
 class LossScale:
-    """The loss is multiplied before backward, and the gradients are divided by the same power of two after it.
+    """Multiplies the loss by a power of two before backward and divides the gradients by it afterwards.
 
-    Micikevicius et al. 2018, section 3.2. Where a gradient overflows, the scale is halved and the update is left out.
-    With ``on`` false the scale is 1 and nothing is changed.
+    Micikevicius et al. 2018, section 3.2. If a gradient overflows, the scale is halved and the update is left out.
+    With ``on`` false nothing is scaled.
     """
 
     def __init__(self, on: bool):
@@ -34,9 +34,9 @@ class LossScale:
             torch._foreach_mul_(gradients, 1 / self.scale)
 
     def overflowed(self, finite: bool) -> bool:
-        """Whether to leave an update out, whose gradients are ``finite`` or not, because the scale was too large.
+        """Whether to leave the update out because the scale is too large. ``finite``: whether all gradients are finite.
 
-        False after PATIENCE halvings in a row: the gradients are then not finite for another reason.
+        False after PATIENCE halvings in a row: then the gradients have another reason not to be finite.
         """
         if not self.on:
             return False
@@ -52,10 +52,10 @@ class LossScale:
         return True
 
     def state_dict(self) -> dict:
-        """What ``load_state_dict`` needs to go on."""
+        """What ``load_state_dict`` takes."""
         return {"scale": self.scale, "good": self.good, "halved": self.halved}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from ``state_dict``'s state. Where this device needs no scaling, or needs it now, the state is left."""
+        """Continue from a state of ``state_dict``; it is ignored unless that run and this one both scale."""
         if self.on and state["scale"] != 1:
             self.scale, self.good, self.halved = state["scale"], state["good"], state["halved"]

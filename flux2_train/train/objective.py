@@ -1,4 +1,4 @@
-"""What a step learns: the parts of its loss, each a forward pass that can be run backward before the next begins."""
+"""What a step learns: the parts of its loss. The backward pass of one part may run before the next part begins."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from . import timesteps
 
 
 @dataclass(frozen=True)
-class Case:
-    """A batch with its randomness drawn: ``x_t`` and ``target`` (B, 128, h, w), ``t`` (B,), dev's ``guidance``."""
+class StepInput:
+    """A batch with its randomness drawn: ``x_t`` and ``target`` (B, 128, h, w), times ``t`` (B,).
+
+    ``guidance`` holds one value per sample for models with a guidance input (dev).
+    """
 
     samples: list[Sample]
     x_t: Tensor
@@ -31,20 +34,20 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a step's loss per sample (B,), as it is learned from and as it is told."""
+class ObjectivePart:
+    """One part of a step's loss: ``loss`` (B,) is what backward starts from, the other two (B,) are only reported."""
 
     loss: Tensor
     velocity_error: Tensor | None = None
     preservation: Tensor | None = None
 
 
-Predict = Callable[[Case], Tensor]
-Memo = dict[str, Tensor]  # what carries no gradient, by name; given back, it is used again
+Predict = Callable[[StepInput], Tensor]
+Memo = dict[str, Tensor]  # values without gradient by name; passing the same memo again reuses them
 
 
 def frozen(memo: Memo, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """The value of ``compute`` without gradient, the same one for as long as ``memo`` lives."""
+    """The value of ``compute`` without gradient. It is computed once and then read from ``memo``."""
     if name not in memo:
         with torch.no_grad():
             memo[name] = compute().detach()
@@ -54,8 +57,8 @@ def frozen(memo: Memo, name: str, compute: Callable[[], Tensor]) -> Tensor:
 class Objective:
     """Composes the options of a run into the parts of a step's loss.
 
-    ``predict`` gives the adapted model's velocity for a case, ``base_model`` switches the adapters off in its block,
-    ``blank`` is the embedding of no caption (1, L, D).
+    ``predict`` gives the adapted model's velocity, ``base_model`` is a context manager that switches the adapters off,
+    ``blank`` is the embedding of the empty caption (1, L, D).
     """
 
     def __init__(
@@ -67,93 +70,95 @@ class Objective:
     ):
         self.config, self.predict, self.base_model, self.blank = config, predict, base_model, blank
 
-    def parts(self, step: int) -> list[Callable[[Case, Memo], Part]]:
+    def parts(self, step: int) -> list[Callable[[StepInput, Memo], ObjectivePart]]:
         """The parts of optimizer step ``step`` (from 1), to be run one after the other."""
         preserving = self.config.preservation and (step - 1) % self.config.preservation_options.every == 0
         if not preserving:
             return [self.learn]
         return [self.learn_and_preserve] if self.config.preservation_options.together else [self.learn, self.preserve]
 
-    def learn(self, case: Case, memo: Memo) -> Part:
+    def learn(self, inputs: StepInput, memo: Memo) -> ObjectivePart:
         """The prediction's error against the target."""
-        return self._learned(case, memo, self.predict(case))
+        return self._learning_part(inputs, memo, self.predict(inputs))
 
-    def preserve(self, case: Case, memo: Memo) -> Part:
-        """With the class word, or without a caption, the adapted model shall predict what the base model does."""
-        preserved = self._preserved(case)
-        return self._kept(preserved, memo, self.predict(preserved))
+    def preserve(self, inputs: StepInput, memo: Memo) -> ObjectivePart:
+        """The adapted model's distance from the base model with the class word as caption, or with no caption."""
+        preserved = self._preservation_input(inputs)
+        return self._preservation_part(preserved, memo, self.predict(preserved))
 
-    def learn_and_preserve(self, case: Case, memo: Memo) -> Part:
-        """Both as one pass of twice the size: faster where the device has room for both graphs."""
-        preserved = self._preserved(case)
-        learned, kept = self.predict(_joined(case, preserved)).chunk(2)
-        first, second = self._learned(case, memo, learned), self._kept(preserved, memo, kept)
-        return Part(first.loss + second.loss, first.velocity_error, second.preservation)
+    def learn_and_preserve(self, inputs: StepInput, memo: Memo) -> ObjectivePart:
+        """``learn`` and ``preserve`` in one pass of twice the batch: faster if the device has room for both graphs."""
+        preserved = self._preservation_input(inputs)
+        learned, preserved_prediction = self.predict(_concatenated(inputs, preserved)).chunk(2)
+        first = self._learning_part(inputs, memo, learned)
+        second = self._preservation_part(preserved, memo, preserved_prediction)
+        return ObjectivePart(first.loss + second.loss, first.velocity_error, second.preservation)
 
-    def _learned(self, case: Case, memo: Memo, predicted: Tensor) -> Part:
-        raw = mean_squared_error(predicted.detach(), case.target)
+    def _learning_part(self, inputs: StepInput, memo: Memo, predicted: Tensor) -> ObjectivePart:
+        velocity_error = mean_squared_error(predicted.detach(), inputs.target)
         if self.config.guidance.true_cfg != 1:
-            predicted = guide.guided(predicted, self.predict(self._unconditional(case)), self.config.guidance.true_cfg)
-        loss = self._loss(case, predicted, self._target(case, memo, predicted))
-        return Part(loss + self._outside(case, memo, predicted), velocity_error=raw)
+            unconditional = self.predict(self._unconditional(inputs))
+            predicted = guide.guided(predicted, unconditional, self.config.guidance.true_cfg)
+        loss = self._loss(inputs, predicted, self._target(inputs, memo, predicted))
+        return ObjectivePart(loss + self._outside_mask(inputs, memo, predicted), velocity_error=velocity_error)
 
-    def _target(self, case: Case, memo: Memo, predicted: Tensor) -> Tensor:
-        target, options = self._aim(case, memo), self.config.guidance
+    def _target(self, inputs: StepInput, memo: Memo, predicted: Tensor) -> Tensor:
+        target, options = self._plain_target(inputs, memo), self.config.guidance
         if options.contrastive_guidance != 1:
-            unconditional = frozen(memo, "unconditional", lambda: self.predict(self._unconditional(case)))
-            scale = guide.scale_at(case.t, options.contrastive_guidance, options.contrastive_schedule)
+            unconditional = frozen(memo, "unconditional", lambda: self.predict(self._unconditional(inputs)))
+            scale = guide.scale_at(inputs.t, options.contrastive_guidance, options.contrastive_schedule)
             target = guide.contrastive_target(target, unconditional, scale, options.contrastive_project)
         if self.config.differential_guidance != 1:
-            fixed = frozen(memo, "prediction", lambda: predicted)
-            target = differential_target(fixed, target, self.config.differential_guidance)
+            detached = frozen(memo, "prediction", lambda: predicted)
+            target = differential_target(detached, target, self.config.differential_guidance)
         return target
 
-    def _aim(self, case: Case, memo: Memo) -> Tensor:
-        """The velocity to learn: the image's, or the base model's own for samples that are to keep it."""
-        chosen = [s.base_target for s in case.samples]
-        if not any(chosen):
-            return case.target
-        return replaced(case.target, frozen(memo, "base", lambda: self._base(case)), chosen)
+    def _plain_target(self, inputs: StepInput, memo: Memo) -> Tensor:
+        """The target before guidance: the image's velocity, or the base model's for samples with ``base_target``."""
+        towards_base = [s.base_target for s in inputs.samples]
+        if not any(towards_base):
+            return inputs.target
+        return replaced(inputs.target, frozen(memo, "base", lambda: self._base(inputs)), towards_base)
 
-    def _loss(self, case: Case, predicted: Tensor, target: Tensor) -> Tensor:
-        """(B,) the chosen loss, weighted by place, sample and time, and clamped."""
+    def _loss(self, inputs: StepInput, predicted: Tensor, target: Tensor) -> Tensor:
+        """(B,) the loss that the user chose, weighted by mask, sample and time, then clamped."""
         options = self.config.loss
-        width = lambda: losses.huber_width(case.t, options.huber_width, options.huber_schedule)  # noqa: E731
+        width = lambda: losses.huber_width(inputs.t, options.huber_width, options.huber_schedule)  # noqa: E731
         elements = losses.elementwise(options.loss, width, options.wavelet_detail)(_difference(predicted, target))
-        factors = place_weights([s.mask for s in case.samples], [s.weight for s in case.samples], elements)
+        factors = place_weights([s.mask for s in inputs.samples], [s.weight for s in inputs.samples], elements)
         loss = weighted(elements, factors).flatten(1).mean(1)
-        weights = timesteps.weights(self.config.timesteps, case.t)
+        weights = timesteps.weights(self.config.timesteps, inputs.t)
         return losses.clamped(loss if weights is None else loss * weights.to(loss), options.loss_min, options.loss_max)
 
-    def _outside(self, case: Case, memo: Memo, predicted: Tensor) -> Tensor | float:
-        """(B,) the distance from the base model's prediction where the masks are dark."""
+    def _outside_mask(self, inputs: StepInput, memo: Memo, predicted: Tensor) -> Tensor | float:
+        """(B,) the weighted distance from the base model's prediction outside the masks, where they are dark."""
         if not self.config.preservation_options.outside_mask:
             return 0.0
-        masks = [s.mask for s in case.samples]
+        masks = [s.mask for s in inputs.samples]
         if all(mask is None for mask in masks):
             return 0.0
-        distance = losses.squared(_difference(predicted, frozen(memo, "base", lambda: self._base(case))))
+        distance = losses.squared(_difference(predicted, frozen(memo, "base", lambda: self._base(inputs))))
         return self.config.preservation_options.outside_mask * (distance * outside(masks, distance)).flatten(1).mean(1)
 
-    def _kept(self, preserved: Case, memo: Memo, predicted: Tensor) -> Part:
+    def _preservation_part(self, preserved: StepInput, memo: Memo, predicted: Tensor) -> ObjectivePart:
         prior = frozen(memo, "prior", lambda: self._base(preserved))
         error = mean_squared_error(predicted, prior)
         if self.config.preservation_options.kind == "class" and any(s.is_reg for s in preserved.samples):
-            # their caption is its own class caption: keeping it would keep them from being learned
+            # a regularisation image's caption is its class caption: preserving it would prevent learning it
             error = error * torch.tensor([not s.is_reg for s in preserved.samples], device=error.device)
-        return Part(self.config.preservation * error, preservation=error.detach())
+        return ObjectivePart(self.config.preservation * error, preservation=error.detach())
 
-    def _base(self, case: Case) -> Tensor:
+    def _base(self, inputs: StepInput) -> Tensor:
         with self.base_model():
-            return self.predict(case)
+            return self.predict(inputs)
 
-    def _preserved(self, case: Case) -> Case:
+    def _preservation_input(self, inputs: StepInput) -> StepInput:
         if self.config.preservation_options.kind == "blank":
-            return self._unconditional(case)
-        return replace(case, samples=[replace(s, embeds=s.class_embeds) for s in case.samples])
+            return self._unconditional(inputs)
+        return replace(inputs, samples=[replace(s, embeds=s.class_embeds) for s in inputs.samples])
 
-    def _unconditional(self, case: Case) -> Case:
-        return replace(case, samples=[replace(s, embeds=self.blank) for s in case.samples])
+    def _unconditional(self, inputs: StepInput) -> StepInput:
+        return replace(inputs, samples=[replace(s, embeds=self.blank) for s in inputs.samples])
 
 
 def _difference(predicted: Tensor, target: Tensor) -> Tensor:
@@ -161,8 +166,8 @@ def _difference(predicted: Tensor, target: Tensor) -> Tensor:
     return predicted.to(dtype) - target.to(dtype)
 
 
-def _joined(a: Case, b: Case) -> Case:
-    return Case(
+def _concatenated(a: StepInput, b: StepInput) -> StepInput:
+    return StepInput(
         a.samples + b.samples,
         torch.cat((a.x_t, b.x_t)),
         torch.cat((a.t, b.t)),

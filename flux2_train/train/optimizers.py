@@ -1,4 +1,4 @@
-"""Optimizers from the libraries that keep them, imported when chosen; never one in another's place."""
+"""Optimizers, each from its own library, which is imported when the user chooses it. None replaces another."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..errors import UserError
 from ..settings.optimizer import OptimizerSettings
 
 Groups = list[dict]
-SCHEDULE_FREE = ("schedulefree",)  # they train at other weights than those to use, which their ``eval`` puts in place
+SCHEDULE_FREE = ("schedulefree",)  # their ``eval()`` puts the weights to use in place; they train with others
 
 
 def build(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
-    """The optimizer over parameter groups, each with ``params`` and ``lr``.
+    """The optimizer for parameter groups, each with ``params`` and ``lr``.
 
-    Raises UserError if its library is not installed, or it cannot work on these parameters.
+    Raises UserError if its library is not installed, or if it cannot train these parameters.
     """
     return _BUILDERS[config.optimizer](config, groups)
 
 
 def by_block(groups: Groups, names: dict[nn.Parameter, str], rates: tuple[tuple[str, float], ...]) -> Groups:
-    """The groups with their learning rate multiplied where a parameter's layer matches; the first match counts.
+    """The groups, split so that the first of ``rates`` whose pattern matches a parameter's layer multiplies its rate.
 
-    ``names`` gives the layer of each parameter. Raises UserError for an expression that matches no layer.
+    ``names`` gives the layer of each parameter. Raises UserError for a pattern that matches no layer.
     """
     for pattern, _ in rates:
         if not any(re.search(pattern, name) for name in names.values()):
@@ -61,7 +61,7 @@ def _adamw8bit(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimiz
 
 
 def _adafactor(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
-    # the user's own rate: transformers' default would ignore it and find one from the step's number
+    # these three off: the defaults would ignore the user's rate and compute one from the step's number
     adafactor = _library("transformers.optimization", "transformers", config.optimizer).Adafactor
     return adafactor(groups, relative_step=False, scale_parameter=False, warmup_init=False,
                      weight_decay=config.weight_decay)  # fmt: skip
@@ -101,7 +101,7 @@ _BUILDERS: dict[str, Callable[[OptimizerSettings, Groups], torch.optim.Optimizer
 
 
 def _moments(config: OptimizerSettings) -> dict:
-    """The settings of both moments that the user has set."""
+    """``betas`` and ``eps``, if the user has set them."""
     return ({"betas": config.betas} if config.betas else {}) | ({"eps": config.eps} if config.eps else {})
 
 

@@ -1,4 +1,4 @@
-"""Out of memory in the middle of a step: one level down, and the same step again with the same noise."""
+"""When the device runs out of memory in a step, the step is repeated in a smaller layout with the same noise."""
 
 from __future__ import annotations
 
@@ -7,93 +7,103 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..adapters.live import Adapters
 from ..host.borrowed.borrow import Borrowed
 from ..host.borrowed.compute import NAMES, training_dtype
+from ..host.graph_types import ModelPatcher
 from ..host.system.machine import rates_in_words
 from ..host.system.memory import can_spill, free, is_out_of_memory, reset_watermarks
 from ..planning.planner import GB, Plan, lower
 from ..planning.table import parts
 from ..settings.training import TrainingSettings
 from . import plans
+from .preview_request import PreviewRequest
 
 
-class Memory:
-    """How a run is laid out in memory, and what happens when that turns out to be too much.
+class RunMemory:
+    """How a run is laid out in memory, and what happens if the device has too little for that layout.
 
-    ``how`` is what ``borrow`` takes. ``told`` are sentences that the user has not been told yet.
+    ``how`` is the layout as ``borrow`` takes it. ``messages`` are sentences that the user has not seen yet.
     """
 
-    def __init__(self, config: TrainingSettings, model, adapters, tokens: int, validation=None):
+    def __init__(
+        self,
+        config: TrainingSettings,
+        model: ModelPatcher,
+        adapters: Adapters,
+        tokens: int,
+        validation: PreviewRequest | None = None,
+    ):
         self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens, validation)
         self.how = Borrowed(self.plan.layout, pinned=config.memory.pinned_memory * GB)
         self.device, self.computes_in = model.load_device, training_dtype(model)
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self.unpinned = 0
 
     @property
     def room(self) -> float:
-        """Bytes that ComfyUI has to leave free when it loads the weights: what a run needs, and what others keep."""
+        """Bytes that ComfyUI must leave free when it loads the weights: for the run and for other programs."""
         return float(self.plan.estimate.peak - self.plan.estimate.parts["weights"]) + self.machine.withheld
 
     @property
     def spills(self) -> bool:
-        """Whether steps may be slow now because memory has spilled into the host's."""
+        """Whether steps may be slow now because device memory has spilled into host memory."""
         return can_spill(self.device)
 
     @property
     def expected(self) -> float:
-        """Seconds that a step takes by the plan."""
+        """The seconds per step that the plan expects."""
         return self.plan.estimate.seconds
 
     def describe(self) -> str:
-        """The plan in lines, and the dtype in which the run computes."""
+        """The plan as lines of text, and the dtype in which the run computes."""
         scaled = ", with loss scaling" if self.computes_in == torch.float16 else ""
         computes = f"{'computes in':12} {NAMES[self.computes_in]}{scaled}"
         plan = parts(self.plan, self.work.weights.double + self.work.weights.single)
         return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}"
 
     def attempt(self, step: int, compute: Callable[[int], Tensor], undo: Callable[[], None]) -> Tensor:
-        """``compute(micro_batch)``, again and again one level down for as long as the device has no memory for it.
+        """``compute(micro_batch)``, repeated in the next smaller layout each time the device runs out of memory.
 
-        What it has drawn by then is drawn again from the same state; ``undo`` takes its gradients back. Only for what
-        comes before the optimizer's update. Raises the device's own error when there is no level left.
+        Before a repetition ``undo`` clears the gradients, and torch's random generators are set back, so that the same
+        numbers are drawn. Not for the optimizer's update. Raises the device's own error when no smaller layout is left.
         """
-        states, below = _random_states(), None
+        states, smaller = _random_states(), None
         while True:
             try:
-                if below is not None:  # here: laying out the lower level may find no memory either
-                    self._step_down(below, step)
+                if smaller is not None:  # inside the try: changing the layout may run out of memory, too
+                    self._step_down(smaller, step)
                 return compute(self.plan.layout.micro_batch)
             except BaseException as error:
-                below = lower(self.work, self.machine, self.plan, self.pins) if is_out_of_memory(error) else None
-                if below is None:
+                smaller = lower(self.work, self.machine, self.plan, self.pins) if is_out_of_memory(error) else None
+                if smaller is None:
                     raise
-            # Here and not above: while the exception is handled, its frames hold the step's tensors.
+            # Not in the except block: there the exception's frames still hold the step's tensors.
             undo()
             _restore(states)
 
-    def _step_down(self, below: Plan, step: int) -> None:
-        self._take(below)
-        self.told.append(
+    def _step_down(self, smaller: Plan, step: int) -> None:
+        self._adopt(smaller)
+        self.messages.append(
             f"The device ran out of memory in step {step}: repeated with {self.layout_in_words()}. "
             "Nothing was left out."
         )
 
     def take_lower(self) -> bool:
-        """Run one level down from here on; false, and as before, where there is none left."""
-        below = lower(self.work, self.machine, self.plan, self.pins)
-        if below is not None:
-            self._take(below)
-        return below is not None
+        """Use the next smaller layout from now on. False, and no change, if there is none."""
+        smaller = lower(self.work, self.machine, self.plan, self.pins)
+        if smaller is not None:
+            self._adopt(smaller)
+        return smaller is not None
 
-    def _take(self, below: Plan) -> None:
+    def _adopt(self, plan: Plan) -> None:
         free()
-        self.plan = below
-        self.how.lay_out(below.layout)
+        self.plan = plan
+        self.how.lay_out(plan.layout)
         free()
-        reset_watermarks()  # what was squeezed out while memory ended
+        reset_watermarks()  # weights that ComfyUI moved off the device when memory ran out may return
 
-    def _slow(self, unpinned: int) -> str:
+    def _slow_transfers(self, unpinned: int) -> str:
         limit = self.how.pinned / GB
         return (
             f"{unpinned / GB:.1f} GB of streamed weights are not in pinned memory and come more slowly: "
@@ -102,19 +112,19 @@ class Memory:
         )
 
     def layout_in_words(self) -> str:
-        """How the run is laid out now."""
+        """The present layout as text for the user."""
         blocks = self.work.weights.double + self.work.weights.single
         split = self.plan.layout.micro_batch
         images = f", {split} of {self.work.batch} images at a time" if split < self.work.batch else ""
         return f"{self.plan.layout.describe(blocks)}{images}"
 
-    def tell(self) -> Iterator[str]:
-        """What has happened since the last call."""
+    def new_messages(self) -> Iterator[str]:
+        """The messages since the last call; they are removed."""
         if self.how.unpinned() > self.unpinned:
-            self.told.append(self._slow(self.how.unpinned()))
+            self.messages.append(self._slow_transfers(self.how.unpinned()))
         self.unpinned = self.how.unpinned()
-        while self.told:
-            yield self.told.pop(0)
+        while self.messages:
+            yield self.messages.pop(0)
 
 
 def _random_states() -> list[Tensor]:

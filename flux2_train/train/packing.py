@@ -1,17 +1,17 @@
-"""A nested state (what ``state_dict`` gives) as JSON and named tensors, and back: the same types, the same bits."""
+"""Packs a nested state (what ``state_dict`` returns) into JSON and named tensors, and unpacks it bit by bit."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-TENSOR, TUPLE, ITEMS = "$tensor", "$tuple", "$items"  # keys of the dicts that stand for what JSON does not have
+TENSOR, TUPLE, ITEMS = "$tensor", "$tuple", "$items"  # keys of dicts that represent what JSON cannot hold
 
 
 def pack(state) -> tuple[object, dict[str, Tensor]]:
-    """(what JSON can hold, tensors by their place). Tensors are copied to the CPU, so the state may change afterwards.
+    """(a value that JSON can hold, tensors by their path in the state). Tensors are copied to the CPU.
 
-    Holds dicts, lists, tuples, numbers, texts, None and tensors. Raises TypeError for anything else.
+    The state may hold dicts, lists, tuples, numbers, texts, None and tensors. Raises TypeError for anything else.
     """
     tensors: dict[str, Tensor] = {}
     return _pack(state, "", tensors), tensors
@@ -33,23 +33,23 @@ def unpack(packed, tensors: dict[str, Tensor]):
 
 
 def copied(state):
-    """The state with tensors of its own, ordinary ones even where the given ones were made in inference mode."""
+    """A copy of the state with ordinary CPU tensors, also if the given ones were created in inference mode."""
     with torch.inference_mode(False):
         return unpack(*pack(state))
 
 
-def _pack(value, place: str, tensors: dict[str, Tensor]):
+def _pack(value, path: str, tensors: dict[str, Tensor]):
     if isinstance(value, Tensor):
-        name = place.removeprefix(".")
+        name = path.removeprefix(".")
         tensors[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {TENSOR: name}
     if isinstance(value, dict):
-        packed = [(key, _pack(each, f"{place}.{key}", tensors)) for key, each in value.items()]
+        packed = [(key, _pack(each, f"{path}.{key}", tensors)) for key, each in value.items()]
         plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
         return dict(packed) if plain else {ITEMS: [list(pair) for pair in packed]}
     if isinstance(value, (list, tuple)):
-        packed = [_pack(each, f"{place}.{number}", tensors) for number, each in enumerate(value)]
+        packed = [_pack(each, f"{path}.{number}", tensors) for number, each in enumerate(value)]
         return {TUPLE: packed} if isinstance(value, tuple) else packed
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise TypeError(f"{place} is {type(value).__name__}, which a checkpoint cannot hold")
+    raise TypeError(f"{path} is {type(value).__name__}, which a checkpoint cannot hold")

@@ -1,4 +1,4 @@
-"""From a run's settings to its plan: what the planner is asked, and what the user has pinned."""
+"""From a run's settings to its plan: the work that the planner plans for, and what the user has fixed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from ..adapters.live import Adapters
 from ..errors import UserError
 from ..host import identify, sizes
+from ..host.graph_types import ModelPatcher
 from ..host.system.machine import machine
 from ..host.system.memory import pinnable, without_reserved
 from ..planning.estimate import Machine, Passes, Work
@@ -20,21 +21,25 @@ from .preview_request import PreviewRequest
 
 
 def passes_of(config: TrainingSettings) -> Passes:
-    """How often a step runs the model: every part of ``run.objective`` that is on, averaged over steps."""
+    """How often a step runs the model: all parts of ``train.objective`` that are on, averaged over steps."""
     guidance, preservation = config.guidance, config.preservation_options
-    keeping = 1 / preservation.every if config.preservation else 0.0
+    preserving = 1 / preservation.every if config.preservation else 0.0
     together = config.preservation and preservation.together
-    trained = 1.0 if together else 1.0 + keeping
-    plain = keeping + (guidance.contrastive_guidance != 1) + bool(preservation.outside_mask)
+    trained = 1.0 if together else 1.0 + preserving
+    plain = preserving + (guidance.contrastive_guidance != 1) + bool(preservation.outside_mask)
     return Passes(trained, plain, 1 + bool(together) + (guidance.true_cfg != 1))
 
 
 def work_of(
-    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: PreviewRequest | None = None
+    config: TrainingSettings,
+    model: ModelPatcher,
+    adapters: Adapters,
+    tokens: int,
+    validation: PreviewRequest | None = None,
 ) -> Work:
-    """The run as the planner sees it. ``tokens``: the most image tokens a sample has, with its references.
+    """The run as the planner sees it. ``tokens``: the most image tokens of a sample, including its references.
 
-    ``validation`` says what is painted meanwhile. Its second MODEL is no part of it: ComfyUI moves one away for the
+    ``validation`` says which previews are painted. Its second MODEL is not counted: ComfyUI unloads one model for the
     other.
     """
     sites = {n: (adapters.kept(n), sum(p.numel() for p in adapters.of_layer(n))) for n in adapters.names}
@@ -51,7 +56,7 @@ def work_of(
 
 
 def _painting(validation: PreviewRequest) -> dict[str, int]:
-    """Image tokens of the largest preview, its references at their own size, and bytes to decode one."""
+    """Image tokens of the largest preview with its references at full size, and the bytes that decoding one takes."""
     width, height = validation.config.width, validation.config.height
     pixels = [sum(image.shape[0] * image.shape[1] * image.shape[2] for image in images) for images in
               validation.references]  # fmt: skip
@@ -59,13 +64,13 @@ def _painting(validation: PreviewRequest) -> dict[str, int]:
     return {"preview": tokens, "decoding": sizes.decoding(validation.vae, width, height)}
 
 
-def pins_of(config: TrainingSettings, model) -> Pins:
-    """What the user has decided. Where there is no GPU nothing is streamed unless it is asked for."""
+def pins_of(config: TrainingSettings, model: ModelPatcher) -> Pins:
+    """What the user has fixed for the planner. Without a GPU nothing is streamed unless the user sets it."""
     memory, gpu = config.memory, model.load_device.type == "cuda"
     checkpointing = OFF if not config.checkpointing else None if memory.recompute == AUTO else memory.recompute
     away = None if memory.offload_activations == AUTO else memory.offload_activations == ON
     streamed = _streamed(config, model)
-    if not gpu and not memory.memory_limit:  # nothing is known to be short: as it has always been
+    if not gpu and not memory.memory_limit:  # no limit is known: checkpoint blocks, and nothing more
         checkpointing = checkpointing or BLOCKS
     return Pins(
         checkpointing or (BLOCKS if away else None),
@@ -80,8 +85,8 @@ def pins_of(config: TrainingSettings, model) -> Pins:
     )
 
 
-def _streamed(config: TrainingSettings, model) -> int | None:
-    """The number of streamed blocks that is asked for, None for as many as it takes."""
+def _streamed(config: TrainingSettings, model: ModelPatcher) -> int | None:
+    """The number of streamed blocks that the user set; None leaves it to the planner."""
     memory, (_, double, single, _) = config.memory, identify.sizes(model)
     blocks = double + single
     if memory.blocks_to_swap > blocks:
@@ -94,27 +99,31 @@ def _streamed(config: TrainingSettings, model) -> int | None:
     return 0 if config.offload == OFF or model.load_device.type != "cuda" else None
 
 
-def plan(work: Work, pins: Pins, there: Machine, binding: bool) -> Plan:
-    """The plan of a run. Raises UserError, before anything is loaded, if none fits; unless ``binding`` is false."""
+def plan(work: Work, pins: Pins, computer: Machine, binding: bool) -> Plan:
+    """The plan of a run. If ``binding``, it has to fit the computer: raises UserError if no plan does."""
     if not binding:
-        return smallest(work, Machine(float("inf"), float("inf"), there.bus, there.flops), pins)
-    return choose(work, there, pins)
+        return smallest(work, Machine(float("inf"), float("inf"), computer.bus, computer.flops), pins)
+    return choose(work, computer, pins)
 
 
 def available(device: torch.device, limit: float = 0.0, pinned: float = 0.0) -> Machine:
-    """What the machine has for a run. ``limit`` of device and ``pinned`` of host memory are bytes, 0 for no bound."""
-    found = machine(device, limit)
+    """What the machine has for a run. ``limit`` of device and ``pinned`` of host memory are bytes; 0 is no limit."""
+    computer = machine(device, limit)
     if device.type == "cuda":
-        found = without_reserved(found)
-    return replace(found, pinned=pinnable(device, pinned, found.ram))
+        computer = without_reserved(computer)
+    return replace(computer, pinned=pinnable(device, pinned, computer.ram))
 
 
 def planned(
-    config: TrainingSettings, model, adapters: Adapters, tokens: int, validation: PreviewRequest | None = None
+    config: TrainingSettings,
+    model: ModelPatcher,
+    adapters: Adapters,
+    tokens: int,
+    validation: PreviewRequest | None = None,
 ) -> tuple[Work, Pins, Machine, Plan]:
-    """Everything that stepping down needs later, and the plan to begin with."""
+    """The plan to begin with, and what is needed to find a smaller one later (work, pins, machine)."""
     device: torch.device = model.load_device
     work, pins = work_of(config, model, adapters, tokens, validation), pins_of(config, model)
-    there = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
+    computer = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
     binding = device.type == "cuda" or bool(config.memory.memory_limit)
-    return work, pins, there, plan(work, pins, there, binding)
+    return work, pins, computer, plan(work, pins, computer, binding)

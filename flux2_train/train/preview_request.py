@@ -1,4 +1,4 @@
-"""What to paint while a run goes on, and with which of the graph's parts: what the node Validation hands on."""
+"""The previews to paint during a run, as the node Validation passes them on."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..host.graph_types import VAE, ModelPatcher
 from ..settings.previews import PreviewSettings
 
 
 @dataclass(frozen=True)
 class PreviewRequest:
-    """What to paint, and with which of the graph's parts.
+    """What to paint, and the VAE and MODEL of the graph to paint with.
 
-    ``model`` is the second MODEL, which paints with the adapters that the first one learns. ``references`` are the
-    IMAGEs (N, H, W, 3) that each prompt edits or takes things from, in the order of the prompts. ``made_by`` is the
-    VAE's file as Load FLUX.2 names it, empty where that does not say all.
+    ``model`` is a second MODEL, which paints with the adapters that the first one learns. ``references`` are the
+    reference IMAGEs (N, H, W, 3) of each prompt, in the order of the prompts. ``made_by`` is the VAE's file as Load
+    FLUX.2 names it, or empty if the file's name alone does not identify the VAE.
     """
 
     config: PreviewSettings
-    vae: object
-    model: object | None = None
+    vae: VAE
+    model: ModelPatcher | None = None
     references: tuple[tuple[Tensor, ...], ...] = field(default=())
     made_by: str = ""

@@ -26,13 +26,13 @@ from ..errors import UserError
 
 T = TypeVar("T")
 STATES = (PartialState, AcceleratorState, GradientState)
-PATIENCE = timedelta(days=1)  # for the others, while one encodes a data set
+PATIENCE = timedelta(days=1)  # how long processes wait for the one that encodes a data set
 
 
 def alone() -> Accelerator:
-    """An Accelerator of this process only, whatever the environment says, which leaves nothing behind.
+    """An Accelerator of this process only, whatever the environment says. accelerate's shared state stays as it was.
 
-    ``cpu`` is for accelerate alone, so that it looks for no device: which one trains is ComfyUI's choice.
+    ``cpu=True`` only keeps accelerate from choosing a device: ComfyUI chooses the one that trains.
     """
     with _own_state(), patch_environment(LOCAL_RANK=-1, WORLD_SIZE=1):
         return _accelerator(cpu=True)
@@ -40,14 +40,14 @@ def alone() -> Accelerator:
 
 @contextmanager
 def _own_state() -> Iterator[None]:
-    """What accelerate makes in this block gets a state to itself, and the state of others is as it was after it.
+    """An Accelerator that is created inside this block gets its own state; everybody else's state is restored after it.
 
-    accelerate keeps the state of all Accelerators in the class attribute ``_shared_state``, where another pack may have
-    put its own, which may not be touched. There is no public way around it (seen in 1.15): ``Accelerator`` takes no
-    state, and ``_reset_state``, which is as private, empties that of everybody. An Accelerator holds on to the
-    dictionary that it found when it was made, so that it may be exchanged back at once.
+    accelerate keeps one state for all Accelerators in the class attribute ``_shared_state``. Another node pack may use
+    it, so it must not change. There is no public way around it (as of 1.15): ``Accelerator`` takes no state, and
+    ``_reset_state``, which is private too, clears it for everybody. An Accelerator keeps the dictionary that it found
+    when it was created, so the old dictionary can be put back at once.
     """
-    before = [vars(state)["_shared_state"] for state in STATES]  # a descriptor, which reading the attribute would hide
+    before = [vars(state)["_shared_state"] for state in STATES]  # vars() gives the descriptor itself, getattr its value
     try:
         for state in STATES:
             state._shared_state = {}
@@ -59,9 +59,9 @@ def _own_state() -> Iterator[None]:
 
 @contextmanager
 def launched() -> Iterator[Accelerator]:
-    """The Accelerator of a process in a terminal: of all that ``accelerate launch`` started, else of this one only.
+    """The Accelerator of a process in a terminal: for all processes that ``accelerate launch`` started, or this one.
 
-    Enter before ComfyUI is imported, which takes the device that is current by then.
+    Enter before ComfyUI is imported: ComfyUI takes the device that is current at its import.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield alone()
@@ -69,7 +69,7 @@ def launched() -> Iterator[Accelerator]:
     accelerator = _accelerator(cpu=not torch.cuda.is_available())
     try:
         yield accelerator
-        accelerator.wait_for_everyone()  # one that left before the others has been seen to abort in torch's clean-up
+        accelerator.wait_for_everyone()  # a process that left early was seen to abort in torch's clean-up
     finally:
         accelerator.end_training()
 
@@ -77,8 +77,8 @@ def launched() -> Iterator[Accelerator]:
 def leave(code: int = 0) -> NoReturn:
     """End a process that ``accelerate launch`` started, without the clean-up of native libraries.
 
-    A process whose work was done and saved has been seen to abort there (``terminate called without an active
-    exception``), in one of some hundred runs, and the launcher then calls the whole run failed.
+    In about one of a hundred runs a process aborted there after its work was saved (``terminate called without an
+    active exception``), and the launcher then reports the whole run as failed.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -88,8 +88,8 @@ def leave(code: int = 0) -> NoReturn:
 
 @contextmanager
 def main_first(accelerator: Accelerator) -> Iterator[None]:
-    """The main process runs what is inside before the others do, so that they find what it has made."""
-    if accelerator.num_processes == 1:  # accelerate would look at its own state, which ``alone`` does without
+    """The main process runs the block first, so that the others find the files that it wrote."""
+    if accelerator.num_processes == 1:  # accelerate would use its shared state, which ``alone`` avoids
         yield
         return
     with accelerator.main_process_first():
@@ -97,7 +97,7 @@ def main_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 def _accelerator(cpu: bool) -> Accelerator:
-    # The loop divides by what it has, and ComfyUI chooses dtypes and devices: accelerate's environment must not.
+    # Variables of accelerate's environment must not act: the loop accumulates, ComfyUI chooses dtypes and devices.
     return Accelerator(
         cpu=cpu,
         mixed_precision="no",
@@ -108,19 +108,19 @@ def _accelerator(cpu: bool) -> Accelerator:
 
 
 def shares(accelerator: Accelerator, count: int, batch: int) -> list[tuple[list[int], float]]:
-    """This process's part of ``count`` samples: batches of indices, and what each sample in them weighs.
+    """This process's share of ``count`` samples: batches of indices, each with the weight of every sample in it.
 
     The weights of all processes add up to 1. Every process gets the same number of batches, because a model that is
-    sharded over them runs in all or in none; one that is left with nothing takes the first sample, at weight 0.
+    sharded over processes must run in all of them at once. A batch with no sample left is the first sample, weight 0.
     """
-    mine = range(accelerator.process_index, count, accelerator.num_processes)
+    indices = range(accelerator.process_index, count, accelerator.num_processes)
     rounds = math.ceil(math.ceil(count / accelerator.num_processes) / batch)
-    parts = [list(mine[i * batch : (i + 1) * batch]) for i in range(rounds)]
+    parts = [list(indices[i * batch : (i + 1) * batch]) for i in range(rounds)]
     return [(part, 1 / count) if part else ([0], 0.0) for part in parts]
 
 
 def total(accelerator: Accelerator, value: Tensor) -> Tensor:
-    """The sum of every process's ``value``, the same in all of them."""
+    """The sum of ``value`` over all processes, the same in each."""
     return value if accelerator.num_processes == 1 else accelerator.reduce(value, "sum")
 
 
@@ -132,22 +132,22 @@ def any_of(accelerator: Accelerator, value: bool) -> bool:
 
 
 def decided(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """What ``decide`` gives in the main process, in all of them: what lies on a disk may change between two looks.
+    """Run ``decide`` in the main process and return its result in every process: files may change between two looks.
 
-    Raises the main process's UserError in all of them.
+    If ``decide`` raises UserError, every process raises it.
     """
     if accelerator.num_processes == 1:
         return decide()
-    told: list = [None, ""]
+    outcome: list = [None, ""]  # the result, the text of an error
     if accelerator.is_main_process:
         try:
-            told[0] = decide()
+            outcome[0] = decide()
         except UserError as error:
-            told[1] = str(error)
-    broadcast_object_list(told)
-    if told[1]:
-        raise UserError(told[1])
-    return told[0]
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1]:
+        raise UserError(outcome[1])
+    return outcome[0]
 
 
 def add_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:

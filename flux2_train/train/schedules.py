@@ -1,4 +1,4 @@
-"""The learning rate over a run, as a factor of the one asked for."""
+"""The learning rate over a run, as a factor of the rate that the user set."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SHAPES: dict[str, Callable[[float, OptimizerSettings], float]] = {
 
 
 def factor(step: int, total: int, config: OptimizerSettings) -> float:
-    """The factor of optimizer step ``step`` (from 0) of ``total``: warm-up, then the schedule's shape down to ``end``.
+    """The factor for optimizer step ``step`` (from 0) of ``total``: warm-up, then the schedule's shape down to ``end``.
 
-    Warm-up rises in equal parts from the first step, which already learns, to the full rate at its last.
+    Warm-up rises by the same amount each step. Its first step is above 0, its last step has the full rate.
     """
     warmup = warmup_steps(total, config)
     if step < warmup:
@@ -34,14 +34,14 @@ def factor(step: int, total: int, config: OptimizerSettings) -> float:
 
 
 def warmup_steps(total: int, config: OptimizerSettings) -> int:
-    """The steps of warm-up: a part of all steps below 1, else a number."""
+    """The number of warm-up steps: ``warmup`` below 1 is a share of all steps, else a number of steps."""
     return round(config.warmup * total if config.warmup < 1 else config.warmup)
 
 
 class Schedule:
-    """Sets an optimizer's learning rates: those it was made with times ``factor`` of the steps done.
+    """Sets an optimizer's learning rates: its first rates times ``factor`` for the number of steps done.
 
-    Nothing but the number of steps done is needed to go on with it.
+    To resume, the number of steps done is enough.
     """
 
     def __init__(self, optimizer: Optimizer, total: int, config: OptimizerSettings):
@@ -50,7 +50,7 @@ class Schedule:
         self.go_to(0)
 
     def go_to(self, done: int) -> None:
-        """Set the rates for ``done`` optimizer steps. A state that is loaded into the optimizer brings other ones."""
+        """Set the rates for ``done`` optimizer steps. Call it after loading an optimizer state, too, which has its own."""
         self.done = done
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor(done, self.total, self.config)

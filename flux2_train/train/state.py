@@ -1,4 +1,4 @@
-"""All that training changes and all that it draws from, as one state that another trainer can go on from."""
+"""Everything that training changes, and its random state, as one state from which another trainer can continue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Resumable:
     config: TrainingSettings
     step: int
     drawn: int
-    torn: bool
+    half_updated: bool
     generator: torch.Generator
     adapters: Adapters
     optimizer: torch.optim.Optimizer
@@ -32,7 +32,10 @@ class Resumable:
     history: History
 
     def state_dict(self) -> dict:
-        """All that training changes and draws from, sharing its tensors with the trainer. Not while ``torn``."""
+        """Everything that training changes, and its random state. Do not call while ``half_updated``.
+
+        The tensors are the trainer's own, not copies.
+        """
         return {
             "step": self.step,
             "seed": self.config.seed,
@@ -47,21 +50,21 @@ class Resumable:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from a state, with the seed it was made with. The learning rate and its schedule stay the trainer's."""
+        """Continue from a state and with its seed. The learning rate and its schedule stay this trainer's."""
         self.config = replace(self.config, seed=state["seed"])
-        self.step, self.drawn, self.torn = state["step"], state["drawn"], False
+        self.step, self.drawn, self.half_updated = state["step"], state["drawn"], False
         self.optimizer.zero_grad(set_to_none=True)
         self.generator.set_state(state["generator"])
         self.restore_weights(state)
         self.schedule.go_to(state["scheduled"])
         self.history.load_state_dict(state["history"])
-        for name in state["guards"].keys() & set(GUARDS):  # checkpoints of older versions lack the newest ones
+        for name in state["guards"].keys() & set(GUARDS):  # checkpoints of older versions lack the newer guards
             getattr(self, name).load_state_dict(state["guards"][name])
 
     def restore_weights(self, state: dict) -> None:
-        """The weights of a state, in all the ways ``weights_for`` may mean them; everything else stays as it is.
+        """Restore only the weights of a state, including the running mean that ``weights_for`` may use.
 
-        The optimizer's state is among them: a schedule-free one has the weights to use from it.
+        The optimizer's state belongs to them: a schedule-free optimizer computes the weights to use from it.
         """
         with training_mode(), torch.no_grad():
             for name, parameter in self.adapters.masters().items():

@@ -1,4 +1,4 @@
-"""The times of a batch as the user's options draw them, and what each sample's loss counts by its time."""
+"""Draws the times of a batch as the user's settings say, and gives the weight of a loss at a time."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def draw(
     seed: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """(B,) fp32 times of the draws numbered ``first`` and on, one per entry of ``offsets`` (on the logit scale).
+    """(B,) fp32 times, one for each of ``offsets``, which move a time on the logit scale.
 
-    ``tokens`` is the number of image tokens, which moves the shift; ``seed`` orders strata.
+    ``first`` is the number of times drawn before in the run. The shift depends on ``tokens``, the number of image
+    tokens. ``seed`` sets the order of strata.
     """
     count = len(offsets)
     if config.distribution == "round robin":
@@ -33,10 +34,10 @@ def draw(
     u = times.independent(count, generator)
     if config.strata:
         u = times.stratified(u, first, config.strata, seed)
-    by = torch.tensor(offsets, dtype=u.dtype)
+    by_sample = torch.tensor(offsets, dtype=u.dtype)
     t = torch.empty_like(u)
     for value in set(offsets):
-        t[by == value] = _time(config, u[by == value], value, tokens)
+        t[by_sample == value] = _time(config, u[by_sample == value], value, tokens)
     return t.float()
 
 
@@ -48,7 +49,7 @@ def _time(config: TimestepSettings, u: Tensor, by: float, tokens: int) -> Tensor
 
 
 def quantile_of(config: TimestepSettings, tokens: int, by: float = 0.0) -> Quantile:
-    """From ``u`` to ``t``, without the limits: bias, distribution, offset, shift."""
+    """The function from uniform ``u`` to ``t``: bias, distribution, offset ``by``, shift; without min and max."""
     distribution, mu = _distribution(config), mu_of(config, tokens)
 
     def quantile(u: Tensor) -> Tensor:
@@ -74,8 +75,8 @@ def _distribution(config: TimestepSettings) -> Quantile:
 
 
 def mu_of(config: TimestepSettings, tokens: int) -> float:
-    """The shift towards noise as mu; 0 moves nothing."""
-    if config.distribution == "weighted":  # the curve was measured on times that are not shifted
+    """The shift towards noise as mu; 0 is no shift."""
+    if config.distribution == "weighted":  # its curve was measured with unshifted times
         return 0.0
     return {
         "none": 0.0,
@@ -86,7 +87,7 @@ def mu_of(config: TimestepSettings, tokens: int) -> float:
 
 
 def weights(config: TimestepSettings, t: Tensor) -> Tensor | None:
-    """(B,) what each sample's loss counts by its time; None where all count the same."""
+    """(B,) the weight of each sample's loss at its time ``t``; None if all weights are 1."""
     if config.weighting == "table":
         return times.table(t, config.weights)
     name = "measured" if config.distribution == "weighted" else config.weighting

@@ -24,6 +24,7 @@ from ..host import identify
 from ..host.borrowed.borrow import borrow_as, training_mode
 from ..host.borrowed.compute import training_dtype
 from ..host.borrowed.velocity import Condition, check_embeds, velocity
+from ..host.graph_types import ModelPatcher
 from ..settings.training import TrainingSettings
 from . import processes, timesteps
 from .between_steps import BetweenSteps
@@ -33,8 +34,8 @@ from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .held_out import kept_out
 from .history import BANDS, History, Measured, tally
 from .loss_scale import LossScale
-from .objective import Case, Memo, Objective, Part
-from .out_of_memory import Memory
+from .objective import Memo, Objective, ObjectivePart, StepInput
+from .out_of_memory import RunMemory
 from .preview_request import PreviewRequest
 from .schedules import Schedule
 from .state import Resumable
@@ -43,21 +44,21 @@ from .state import Resumable
 class Trainer(Resumable):
     """Trains LoRA adapters on a FLUX.2 MODEL from cached latents and embeds.
 
-    Everything that can be wrong with the inputs is refused here, before the first step. ``run`` does the work;
-    ``adapters`` and ``history`` are there at any time, also after it was stopped. ``state_dict`` is all that another
-    Trainer of the same inputs needs to go on as this one would have: on a CPU with the same bits.
+    The constructor raises UserError for wrong inputs, before the first step. ``run`` trains. ``adapters`` and
+    ``history`` can be read at any time, also after the run was stopped. ``state_dict`` is all that another Trainer of
+    the same inputs needs to continue exactly as this one would have: on a CPU with the same bits.
 
-    ``validation`` says what is painted meanwhile; ``held_out`` are the caches of images whose loss is
-    measured, where ``config.validation_loss`` keeps none of the data set's own out of training.
+    ``validation`` says which previews are painted during the run. ``held_out`` are the caches of images whose loss is
+    measured but which are not trained on, if ``config.validation_loss`` keeps no images of the data set for that.
 
-    With the ``accelerator`` of several processes they take each step together: all hold the same adapters, draw the
-    same randomness, compute their share of the samples and add the gradients up. ``is_main`` is true in the one that
-    tells events and writes files.
+    If ``accelerator`` stands for several processes, they take each step together: every process holds the same
+    adapters, draws the same random numbers and computes its share of the samples, then their gradients are summed.
+    ``is_main`` is true in the process that yields events and writes files.
     """
 
     def __init__(
         self,
-        model,
+        model: ModelPatcher,
         embeds: EmbedCache,
         latents: LatentCache,
         config: TrainingSettings,
@@ -85,11 +86,11 @@ class Trainer(Resumable):
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.total = step_count(self.samples, self.step_size, config.steps, config.epochs)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.step = 0  # steps done, those left out for a bad loss included
+        self.step = 0  # steps done, including those left out for a bad loss
         self.drawn = 0  # samples whose time has been drawn
         self.stopping = False
-        self.cut = False  # the last step was cut short
-        self.torn = False  # and that in its update: the weights are of no step
+        self.interrupted = False  # the last step did not finish
+        self.half_updated = False  # interrupted inside optimizer.step(): the weights are half updated
         self.history = History()
         self.bad_losses = BadLosses(config.guard.bad_losses)
         self.divergence = Divergence(config.guard.divergence, config.guard.stop_on_divergence)
@@ -100,7 +101,7 @@ class Trainer(Resumable):
             self.dead_adapters = DeadAdapters({name: self.adapters.of_layer(name) for name in self.adapters.names})
             self.optimizer = build_optimizer(self.adapters, config)
             self.schedule = Schedule(self.optimizer, self.total, config.optimizer)
-            self.memory = Memory(config, model, self.adapters, self.samples.tokens(), validation)
+            self.memory = RunMemory(config, model, self.adapters, self.samples.tokens(), validation)
             self.ema = (
                 Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
                 if config.ema.ema_decay
@@ -109,12 +110,12 @@ class Trainer(Resumable):
         self.between_steps = BetweenSteps()
 
     def run(self) -> Generator[Event, None, None]:
-        """Train, yielding an event after every step. Close it (or let it raise) at any time: the model is given back.
+        """Train and yield events. The generator may be closed at any time: the model is given back then, as on errors.
 
-        Autograd and ComfyUI's training flag are on inside a step only, so a listener may use ComfyUI as usual.
+        Autograd and ComfyUI's training flag are on only inside a step, so a listener may use ComfyUI as usual.
         """
-        with closing(self._run()) as told:
-            for event in told:
+        with closing(self._run()) as events:
+            for event in events:
                 if self.is_main:
                     yield event
 
@@ -122,8 +123,8 @@ class Trainer(Resumable):
         warning = identify.distilled_warning(self.model)
         if warning:
             yield Warned(warning)
-        asked = self.config.guidance
-        if (asked.guidance, asked.guidance_max) != (1, 0) and not identify.has_guidance(self.model):
+        guidance = self.config.guidance
+        if (guidance.guidance, guidance.guidance_max) != (1, 0) and not identify.has_guidance(self.model):
             yield Warned(f"{identify.flavour_name(self.model)} has no guidance input; the guidance set is ignored.")
         yield Phase("loading")
         config = self.config
@@ -135,10 +136,10 @@ class Trainer(Resumable):
             if self.step == 0:
                 yield from self.between_steps.measure(borrowed, 0)
                 yield from self.between_steps.paint(borrowed, 0)
-            with closing(drawn(self.samples, order, config.seed, self.step + 1)) as read:
-                for step, batch in enumerate(read, self.step + 1):
+            with closing(drawn(self.samples, order, config.seed, self.step + 1)) as drawn_batches:
+                for step, batch in enumerate(drawn_batches, self.step + 1):
                     yield from self._timed_step(borrowed, step, batch)
-                    self._end_if_asked(step)
+                    self._end_if_stopping(step)
                     yield from self.between_steps.measure(borrowed, step)
                     yield from self._end_on_plateau(step)
                     yield from self.between_steps.paint(borrowed, step)
@@ -147,28 +148,28 @@ class Trainer(Resumable):
                         return
 
     def stop(self) -> None:
-        """End normally after the step in progress, as if the run had been asked for that many."""
+        """End the run normally after the step in progress, as if that were its last one."""
         self.stopping = True
 
-    def _end_if_asked(self, step: int) -> None:
+    def _end_if_stopping(self, step: int) -> None:
         if processes.any_of(self.accelerator, self.stopping):
             self.total = step
 
     def _end_on_plateau(self, step: int) -> Iterator[Event]:
-        """After the last validations have brought nothing, this step was the last one."""
+        """Make ``step`` the last one if the validation loss has not fallen for too long."""
         if step in self.history.validation and self.plateau.reached(self.history.validation) and step < self.total:
             self.total = step
             yield Phase(f"the validation loss has not fallen for {self.plateau.patience} validations: ending")
 
-    def _timed_step(self, borrowed, step: int, batch: list[Sample]) -> Iterator[Event]:
+    def _timed_step(self, borrowed: ModelPatcher, step: int, batch: list[Sample]) -> Iterator[Event]:
         started, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
         adapters = self.adapters
         dropping = adapters.dropping(self.config.seed, step)
-        with training_mode(), adapters.keeping_divisors(), dropping, self._whole():
+        with training_mode(), adapters.keeping_divisors(), dropping, self._undo_if_interrupted():
             measured = self._step(borrowed, step, batch)
         self.step = step
-        for told in self.memory.tell():
-            yield Warned(told)
+        for message in self.memory.new_messages():
+            yield Warned(message)
             yield Planned(self.memory.describe())
         if isinstance(measured, str):
             yield Warned(f"Step {step} was left out: {measured}.")
@@ -176,15 +177,15 @@ class Trainer(Resumable):
         seconds = time.perf_counter() - started
         self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
         slow = self.slow_steps.check(seconds, self.memory.expected, self.memory.spills)
-        for told in (self.divergence.check(measured.loss), slow):
-            if told:
-                yield Warned(told)
+        for warning in (self.divergence.check(measured.loss), slow):
+            if warning:
+                yield Warned(warning)
         yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)
 
-    def _step(self, borrowed, step: int, batch: list[Sample]) -> Measured | str:
-        """One optimizer step on the samples of all processes; if the update was left out, the reason.
+    def _step(self, borrowed: ModelPatcher, step: int, batch: list[Sample]) -> Measured | str:
+        """One optimizer step on the samples of all processes. Returns the reason as a text if the update is left out.
 
-        What is random is drawn for all samples in every process, so that it does not depend on the split.
+        Every process draws noise and times for all samples, so that they do not depend on how samples are shared.
         """
         objective = self.objective(borrowed)
         noise, t, guidance = self._draw(batch)
@@ -192,8 +193,8 @@ class Trainer(Resumable):
         def compute(micro_batch: int) -> Tensor:
             measured = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
             for rows, weight in processes.shares(self.accelerator, len(batch), micro_batch):
-                case = self._case([batch[i] for i in rows], noise[rows], t[rows], [guidance[i] for i in rows])
-                measured += self._backward(objective.parts(step), case, weight)
+                inputs = self._step_input([batch[i] for i in rows], noise[rows], t[rows], [guidance[i] for i in rows])
+                measured += self._backward(objective.parts(step), inputs, weight)
             return measured
 
         undo = partial(self.optimizer.zero_grad, set_to_none=True)
@@ -205,80 +206,82 @@ class Trainer(Resumable):
         if math.isfinite(measured.loss) and self.loss_scale.overflowed(math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             return f"its gradients were too large for fp16; the loss scale is {self.loss_scale.scale:g} now"
-        told = measured.loss + measured.preservation + 0 * norm  # NaN where any of them is no number
-        if self.bad_losses.skip(told, [s.item.path.name for s in batch], len(self.history.losses)):
+        checked = measured.loss + measured.preservation + 0 * norm  # not finite if any of the three is not
+        if self.bad_losses.skip(checked, [s.item.path.name for s in batch], len(self.history.losses)):
             self.optimizer.zero_grad(set_to_none=True)
             return f"its loss is no number ({_names(batch)})"
         self._update(measured.loss)
         return measured
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """A step that is cut short before its update leaves no trace: what it drew is given back."""
-        generator, drawn, self.cut = self.generator.get_state(), self.drawn, True
+    def _undo_if_interrupted(self) -> Iterator[None]:
+        """If the step is interrupted before its update, restore the generator and counter and drop the gradients."""
+        generator, drawn, self.interrupted = self.generator.get_state(), self.drawn, True
         try:
             yield
-            self.cut = False
+            self.interrupted = False
         except BaseException:
-            if not self.torn:
+            if not self.half_updated:
                 self.generator.set_state(generator)
                 self.drawn = drawn
                 self.optimizer.zero_grad(set_to_none=True)
             raise
 
     def _update(self, loss: float) -> None:
-        clamped = self.config.loss.loss_min or self.config.loss.loss_max  # gives no gradient on purpose
+        clamped = self.config.loss.loss_min or self.config.loss.loss_max  # a clamped loss has no gradient on purpose
         if not clamped and self.optimizer.param_groups[0]["lr"]:
             self.dead_adapters.check(loss)
-        self.torn = True
+        self.half_updated = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         if self.ema:
-            with self._settled():
+            with self._weights_to_use():
                 self.ema.update()
-        self.torn = False
+        self.half_updated = False
 
     def release(self) -> None:
-        """Give back what only training needs: gradients and the optimizer's state. The adapters stay."""
+        """Free what only training needs: gradients and the optimizer's state. The adapters stay."""
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
 
-    def objective(self, borrowed) -> Objective:
-        """What this run learns, on the model as ``borrow`` gives it."""
+    def objective(self, borrowed: ModelPatcher) -> Objective:
+        """What this run learns, on the model that ``borrow`` gave."""
 
-        def predict(case: Case) -> Tensor:
-            return self.predict(borrowed, case.x_t, case.t, case.samples, case.guidance)
+        def predict(inputs: StepInput) -> Tensor:
+            return self.predict(borrowed, inputs.x_t, inputs.t, inputs.samples, inputs.guidance)
 
         return Objective(self.config, predict, self._base_model, self.blank)
 
     def _draw(self, batch: list[Sample]) -> tuple[Tensor, Tensor, list[float]]:
-        """Noise (B, 128, h, w), times (B,) and embedded guidance of a step's samples, on the CPU."""
+        """Noise (B, 128, h, w), times (B,) and guidance values of a step's samples, on the CPU."""
         noise = torch.randn((len(batch), *batch[0].latent.shape[1:]), generator=self.generator)
         tokens = noise[0, 0].numel()
         offsets = [self.dataset.sources[s.item.source].timestep_offset for s in batch]
         t = timesteps.draw(self.config.timesteps, offsets, tokens, self.drawn, self.config.seed, self.generator)
         self.drawn += len(batch)
-        least, most = self.config.guidance.guidance, self.config.guidance.guidance_max
-        if not most or not identify.has_guidance(self.model):  # nothing is drawn for a model that is not told
-            most = least
-        return noise, t, embedded(len(batch), least, most, self.generator)
+        lowest, highest = self.config.guidance.guidance, self.config.guidance.guidance_max
+        if not highest or not identify.has_guidance(self.model):  # without a guidance input nothing is drawn
+            highest = lowest
+        return noise, t, embedded(len(batch), lowest, highest, self.generator)
 
-    def _case(self, batch: list[Sample], noise: Tensor, t: Tensor, guidance: list[float]) -> Case:
+    def _step_input(self, batch: list[Sample], noise: Tensor, t: Tensor, guidance: list[float]) -> StepInput:
         x0 = torch.cat([s.latent for s in batch]).to(self.device, torch.float32)
         noise, t = noise.to(self.device), t.to(self.device)
-        return Case(batch, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance)
+        return StepInput(batch, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance)
 
-    def _backward(self, parts: list[Callable[[Case, Memo], Part]], case: Case, weight: float) -> Tensor:
-        """Add gradients of samples that weigh ``weight`` each, one part after the other. Returns what was measured."""
+    def _backward(
+        self, parts: list[Callable[[StepInput, Memo], ObjectivePart]], inputs: StepInput, weight: float
+    ) -> Tensor:
+        """Run the parts' backward passes one after the other; each sample weighs ``weight``. Returns the sums."""
         memo: Memo = {}
         loss = preservation = torch.zeros(())
         bands = torch.zeros(2, BANDS, dtype=torch.float64)
         for compute in parts:
-            part = compute(case, memo)
+            part = compute(inputs, memo)
             self.accelerator.backward(self.loss_scale.up(weight * part.loss.sum()))
             if part.velocity_error is not None:
-                loss, bands = part.velocity_error.sum(), tally(case.t, part.velocity_error) if weight else bands
+                loss, bands = part.velocity_error.sum(), tally(inputs.t, part.velocity_error) if weight else bands
             if part.preservation is not None:
                 preservation = part.preservation.sum()
         sums = torch.stack((weight * loss.cpu().double(), weight * preservation.cpu().double()))
@@ -289,8 +292,8 @@ class Trainer(Resumable):
         return processes.total(self.accelerator, measured.to(self.accelerator.device))
 
     @contextmanager
-    def _settled(self) -> Iterator[None]:
-        """The weights as the optimizer means them to be used: schedule-free AdamW trains at other ones."""
+    def _weights_to_use(self) -> Iterator[None]:
+        """The weights that the optimizer wants used outside training: schedule-free AdamW trains with other ones."""
         if not hasattr(self.optimizer, "eval"):
             yield
             return
@@ -302,21 +305,24 @@ class Trainer(Resumable):
 
     @contextmanager
     def weights_for(self, use: str) -> Iterator[None]:
-        """The adapters' weights for ``preview`` or ``export``: the running mean where there is one and it is chosen."""
+        """The adapters' weights for ``use`` (``preview`` or ``export``): their running mean if the user chose it."""
         averaged = self.ema and getattr(self.config.ema, f"ema_{use}")
-        with self._settled(), self.ema.in_place() if averaged else nullcontext():
+        with self._weights_to_use(), self.ema.in_place() if averaged else nullcontext():
             yield
 
     @contextmanager
     def _base_model(self) -> Iterator[None]:
+        """The adapters are switched off inside the block."""
         self.adapters.enabled = False
         try:
             yield
         finally:
             self.adapters.enabled = True
 
-    def predict(self, borrowed, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = ()) -> Tensor:
-        """The velocity (B, 128, h, w) of the model as borrowed, for ``x_t`` at times ``t`` (B,)."""
+    def predict(
+        self, borrowed: ModelPatcher, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = ()
+    ) -> Tensor:
+        """The borrowed model's velocity (B, 128, h, w) for ``x_t`` at times ``t`` (B,)."""
         method = self.config.guidance.references
         conditions = [
             Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), g, method)

@@ -44,7 +44,7 @@ def listener(node):
 def test_previews_stay_above_the_curve(node, listener):
     events = node[1]
     curve = loss_plot(listener.trainer.history)
-    painted = events.Picture("zbot", torch.zeros(16, 32, 3), torch.ones(16, 32, 3), {})
+    painted = events.PreviewPicture("zbot", torch.zeros(16, 32, 3), torch.ones(16, 32, 3), {})
     listener(events.Previewed(4, (painted, painted)))
     listener(events.Stepped(9, 9, 0.5, 0.5, 0.0, 0.1))
     sheet = sheets.beside(4, (painted, painted))

@@ -16,7 +16,7 @@ from flux2_train import events
 from flux2_train.errors import UserError
 from flux2_train.evaluate import sheets
 from flux2_train.evaluate.plots import loss_plot
-from flux2_train.events import Picture, Previewed
+from flux2_train.events import Previewed, PreviewPicture
 from flux2_train.runs import logs
 from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.prepare import new_trainer
@@ -31,7 +31,7 @@ CONFIG = TrainingSettings(name="logged", steps=3, rank=2, validation_items=2, pr
 
 
 def picture(label="zbot at sea", level=0.5):
-    return Picture(label, torch.zeros(16, 32, 3), torch.full((16, 32, 3), level), {"prompt": label, "seed": 3})
+    return PreviewPicture(label, torch.zeros(16, 32, 3), torch.full((16, 32, 3), level), {"prompt": label, "seed": 3})
 
 
 @pytest.mark.long

@@ -35,7 +35,7 @@ def step(caches=CACHES, **changes):
     same_shape = [s for s in trainer.samples if s.shape == trainer.samples[0].shape][:2]
     swap = borrow(trainer.model, trainer.adapters.deltas(), trainer.config.checkpointing)
     with torch.inference_mode(), swap as borrowed, training_mode():
-        yield trainer, trainer.objective(borrowed), trainer._case(same_shape, *trainer._draw(same_shape))
+        yield trainer, trainer.objective(borrowed), trainer._step_input(same_shape, *trainer._draw(same_shape))
 
 
 def learned(**changes):

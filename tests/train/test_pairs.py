@@ -148,7 +148,7 @@ def check_gradients(nano64, caches, config):
     parameters = trainer.adapters.trainable()
     swap = borrow(nano64, trainer.adapters.deltas(), True)
     with torch.inference_mode(), swap as borrowed, training_mode(), trainer.adapters.keeping_divisors():
-        objective, case = trainer.objective(borrowed), trainer._case(batch, *trainer._draw(batch))
+        objective, case = trainer.objective(borrowed), trainer._step_input(batch, *trainer._draw(batch))
         case = replace(case, x_t=case.x_t.double(), target=case.target.double())
         parts = objective.parts(1)
         memos = [{} for _ in parts]
