@@ -1,4 +1,4 @@
-"""What a run tells its listeners: nodes, terminal and tests all read these."""
+"""The events of a run, for its listeners: nodes, terminal, logs and tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Started:
-    """The run has a folder, whose name is the run's."""
+    """The run has its folder. The folder's name is the name of the run."""
 
     folder: Path
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """An interrupted run goes on after step ``step``, from the checkpoint at ``path``."""
+    """An interrupted run continues after step ``step``, from the checkpoint at ``path``."""
 
     step: int
     total: int
@@ -26,7 +26,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Checkpointed:
-    """The run as it was after step ``step`` is safely on disk at ``path``."""
+    """The state of the run after step ``step`` is safely on disk at ``path``."""
 
     step: int
     path: Path
@@ -34,14 +34,14 @@ class Checkpointed:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the run begins."""
+    """A part of the run begins, such as loading or validating."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Planned:
-    """How the run is laid out in memory and what it is expected to take, in lines."""
+    """How the run is laid out in memory and what it is expected to take, as lines of text."""
 
     text: str
 
@@ -67,7 +67,10 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Validated:
-    """The loss at fixed noise and timesteps before step ``step`` + 1, of images kept out of training or of others."""
+    """The validation loss (at fixed noise and times) after ``step`` steps.
+
+    ``held_out``: whether it is the loss of held-out images or of images that are trained on.
+    """
 
     step: int
     loss: float
@@ -76,14 +79,14 @@ class Validated:
 
 @dataclass(frozen=True)
 class Completed:
-    """Step ``step`` and all that is looked at after it are done: what the trainer holds now can be gone on from."""
+    """Step ``step`` is done, and so are the previews and losses due after it: the trainer's state can be saved now."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A LoRA was saved; ``stopped`` is true where the run ended before its time."""
+    """A LoRA was saved. ``stopped``: whether the run ended before its last step."""
 
     path: Path
     stopped: bool
@@ -91,9 +94,9 @@ class Saved:
 
 @dataclass(frozen=True, eq=False)
 class PreviewPicture:
-    """A prompt as the base model and the adapters paint it: (H, W, 3) in 0..1 on the CPU.
+    """A prompt, painted by the base model and with the adapters: (H, W, 3) in 0..1 on the CPU.
 
-    ``asked`` is all that was asked for, as JSON has it.
+    ``asked`` holds all settings of the picture, ready for JSON.
     """
 
     label: str
@@ -104,7 +107,7 @@ class PreviewPicture:
 
 @dataclass(frozen=True, eq=False)
 class Previewed:
-    """Every prompt painted after ``step`` steps."""
+    """The pictures of all prompts after ``step`` steps."""
 
     step: int
     pictures: tuple[PreviewPicture, ...]
@@ -112,9 +115,9 @@ class Previewed:
 
 @dataclass(frozen=True)
 class ImageLoss:
-    """How wrong the velocity is on one image: with its caption at each of ``validation.TIMES``, and with others'.
+    """The velocity errors of one image: with its own caption at each of ``fixed_noise.TIMES``, and with other captions.
 
-    ``others``: the name of each image that has lent its caption, and the mean error with that at ``validation.NOISY``.
+    ``others``: for each borrowed caption, its image's name and the mean error with it over ``fixed_noise.NOISY``.
     """
 
     path: Path

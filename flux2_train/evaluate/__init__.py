@@ -1,1 +1,1 @@
-"""Looking at what was learned: previews, losses at fixed noise, verdicts on images, comparisons."""
+"""Shows what was learned: previews, losses at fixed noise, verdicts on images, comparisons."""

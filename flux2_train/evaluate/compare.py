@@ -1,4 +1,4 @@
-"""LoRAs side by side: every one at every strength, from one seed, in one labelled picture."""
+"""Compares LoRAs: every LoRA at every strength with the same seed, in one labelled picture."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from ..host.graph_types import CLIP, VAE, ModelPatcher
 from ..host.lora import apply as lora
 from ..host.sampling import sample as sampling
 from ..host.sampling.sample import PaintSettings
 from . import sheets
 
-MOST = 64  # pictures
+MOST = 64  # pictures of one comparison
 
 
-def matching(asked: str, names: Sequence[str]) -> list[str]:
-    """The names of LoRA files that ``asked`` says, line by line: a name, with or without its ending, or a pattern.
+def matching(lines: str, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that ``lines`` choose. A line is a file's name, with or without its ending, or a pattern.
 
-    Raises UserError naming the line that fits nothing.
+    Raises UserError with the line that matches no name.
     """
-    found: dict[str, None] = {}
-    for line in filter(None, map(str.strip, asked.splitlines())):
+    chosen: dict[str, None] = {}
+    for line in filter(None, map(str.strip, lines.splitlines())):
         fits = [name for name in (line, f"{line}.safetensors") if name in names] or fnmatch.filter(names, line)
         if not fits:
             raise UserError(f"No LoRA file is called {line!r}; write names of ComfyUI's loras folder, or patterns "
                             "such as zbot*, one per line.")  # fmt: skip
-        found |= dict.fromkeys(fits)
-    return list(found)
+        chosen |= dict.fromkeys(fits)
+    return list(chosen)
 
 
 def require_few(loras: int, strengths: Sequence[float]) -> None:
-    """Raise UserError where there is nothing to compare, or more than fits a picture."""
+    """Raise UserError if there is nothing to compare, or more than one picture can hold."""
     if not loras:
         raise UserError("Compare LoRAs has no LoRA: wire one into 'lora', write file names or name a run.")
     if not strengths:
@@ -48,9 +49,9 @@ def require_few(loras: int, strengths: Sequence[float]) -> None:
 
 @torch.inference_mode()
 def compared(
-    model,
-    clip,
-    vae,
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
     loras: Mapping[str, dict[str, Tensor]],
     strengths: Sequence[float],
     prompt: str,
@@ -59,19 +60,19 @@ def compared(
     mode: str = lora.AUTO,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Tensor]]:
-    """(H, W, 3) pictures: the base model's alone in a first row, then a row per LoRA with one per strength.
+    """Rows of (H, W, 3) pictures: the first row is the base model's one picture, then one row per LoRA by strength.
 
-    ``loras`` are tensors by name, as ``adapters.read.load`` gives them. The prompt is encoded once and all pictures are
-    decoded together at the end, so that each model is loaded once.
+    ``loras`` holds the tensors of each LoRA by its name, as ``adapters.read.load`` returns them. The prompt is encoded
+    first and all pictures are decoded at the end, so that each model is loaded only once.
     """
     settings.require_for(model)
     positive, uncond = sampling.conditions(model, clip, prompt, negative, [], settings.guidance)
     loaded = [lora.read(model, tensors) for tensors in loras.values()]
     total, rows = 1 + len(loaded) * len(strengths), []
 
-    def denoised(painter) -> Tensor:
+    def denoised(patched: ModelPatcher) -> Tensor:
         report(sum(map(len, rows)), total)
-        return sampling.denoise(painter, positive, uncond, settings, sampling.interruptible, quiet=True)
+        return sampling.denoise(patched, positive, uncond, settings, sampling.interruptible, quiet=True)
 
     rows.append([denoised(model)])
     for each in loaded:
@@ -83,9 +84,9 @@ def compared(
 
 
 def labelled(rows: list[list[Tensor]], names: Sequence[str], strengths: Sequence[float], side: int) -> Image.Image:
-    """One picture of ``compared``'s: the base model's in the first column, each LoRA in a row below its name.
+    """One picture of the rows of ``compared``: the base model in the first column, each LoRA in a row below its name.
 
-    Each picture has ``side`` pixels on its longer side at most; 0 keeps their size.
+    Each picture has at most ``side`` pixels on its longer side; 0 keeps its size.
     """
     pictures = [[sheets.to_picture(image) for image in row] for row in rows]
     if side:

@@ -1,4 +1,4 @@
-"""What is looked at between steps, none of which changes what is learned: validation loss, images alone, previews."""
+"""Measures and paints between steps: validation loss, per-image losses, previews. Changes nothing that is learned."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.samples import Sample, Samples
 from ..events import Event, ImageLoss, ImagesMeasured, Phase, Validated, Warned
 from ..host.borrowed.borrow import training_mode
+from ..host.graph_types import ModelPatcher
 from ..train import processes
 from ..train.between_steps import BetweenSteps
 from ..train.held_out import also_trained
@@ -20,7 +21,7 @@ from .previews import Previews
 
 
 class Evaluation(BetweenSteps):
-    """Looks at a trainer's adapters as they are after some of its steps, and tells what it saw."""
+    """Measures and paints with a trainer's adapters after some of its steps, and yields the results as events."""
 
     def __init__(self, trainer: Trainer, embeds: Mapping[str, Tensor]):
         self.trainer, self.previews = trainer, None
@@ -29,14 +30,14 @@ class Evaluation(BetweenSteps):
             self.previews = Previews(trainer.validation, trainer.model, embeds, trainer.adapters, method)
 
     def before(self) -> Iterator[Event]:
-        """What has to be done before the model is borrowed."""
+        """Work to do before the model is borrowed."""
         warning = also_trained(self.trainer.held_out, self.trainer.samples)
         if warning:
             yield Warned(warning)
         if self.previews and self.trainer.is_main:
             yield from self.previews.prepare()
 
-    def measure(self, borrowed, step: int) -> Iterator[Event]:
+    def measure(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
         """The losses that are due after ``step`` steps."""
         trainer = self.trainer
         if trainer.config.validation_loss.is_due(step, trainer.total):
@@ -44,13 +45,13 @@ class Evaluation(BetweenSteps):
         if trainer.config.validation_loss.per_image_is_due(step, trainer.total):
             yield from self._measure_images(borrowed, step)
 
-    def paint(self, borrowed, step: int) -> Iterator[Event]:
-        """The previews that are due after ``step`` steps; by the main process."""
+    def paint(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
+        """The previews that are due after ``step`` steps. Only the main process paints them."""
         trainer, previews = self.trainer, self.previews
         if previews and previews.on and trainer.is_main and previews.config.is_due(step, trainer.total):
             yield from previews.paint(borrowed, step, lambda: trainer.weights_for("preview"), trainer.memory.room)
 
-    def _validate(self, borrowed, step: int) -> Iterator[Event]:
+    def _validate(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
         trainer = self.trainer
         chosen = list(trainer.held_out) or _spread(trainer.samples, trainer.config.validation_items)
         if not chosen:
@@ -64,8 +65,8 @@ class Evaluation(BetweenSteps):
         trainer.history.validation[step] = loss
         yield Validated(step, loss, bool(trainer.held_out))
 
-    def _measure_images(self, borrowed, step: int) -> Iterator[Event]:
-        """The loss of every image alone, trained on or held out, with its own caption and those of a few others."""
+    def _measure_images(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
+        """The loss of every single image, trained on or held out, with its own caption and with a few others'."""
         trainer, predict = self.trainer, self._predict(borrowed)
         groups = ((trainer.samples, False), (trainer.held_out, True))
         places = [(samples, i, held_out) for samples, held_out in groups for i in range(len(samples))]
@@ -77,27 +78,27 @@ class Evaluation(BetweenSteps):
             with trainer.weights_for("preview"):
                 for row in rows if weight else ():
                     samples, i, _ = places[row]
-                    found = self._errors(predict, samples[i], lent[row], trainer.config.seed + row)
-                    losses[row, : len(found)] = found
-        found = trainer.total_of(losses).tolist()
+                    errors = self._errors(predict, samples[i], lent[row], trainer.config.seed + row)
+                    losses[row, : len(errors)] = errors
+        all_losses = trainer.total_of(losses).tolist()
         yield ImagesMeasured(step, tuple(
             ImageLoss(samples.items[i].path, held_out, tuple(row[:len(TIMES)]), self._named(indices, row[len(TIMES):]))
-            for (samples, i, held_out), indices, row in zip(places, lent, found, strict=True)
+            for (samples, i, held_out), indices, row in zip(places, lent, all_losses, strict=True)
         ))  # fmt: skip
 
     def _named(self, lent: list[int], losses: list[float]) -> tuple[tuple[str, float], ...]:
-        """Each loss with the name of the image that has lent its caption; the row may be longer."""
+        """Each loss with the name of the image whose caption was used. ``losses`` may be longer than ``lent``."""
         names = [self.trainer.samples.items[index].path.name for index in lent]
         return tuple(zip(names, losses, strict=False))
 
     def _errors(self, predict: Callable, sample: Sample, lent: list[int], seed: int) -> Tensor:
-        """Errors at TIMES with the image's own caption, then the mean at NOISY with each lent one; same noise."""
+        """Errors at TIMES with the image's own caption, then one mean over NOISY for each lent caption. Same noise."""
         samples = self.trainer.samples
-        own, texts = fixed_losses(predict, sample, seed), [samples.items[index].caption for index in lent]
-        borrowed = [replace(sample, embeds=samples.embeds[text]) for text in texts]
-        return torch.stack([*own, *(fixed_losses(predict, each, seed, NOISY).mean() for each in borrowed)])
+        own, captions = fixed_losses(predict, sample, seed), [samples.items[index].caption for index in lent]
+        recaptioned = [replace(sample, embeds=samples.embeds[caption]) for caption in captions]
+        return torch.stack([*own, *(fixed_losses(predict, each, seed, NOISY).mean() for each in recaptioned)])
 
-    def _predict(self, borrowed) -> Callable:
+    def _predict(self, borrowed: ModelPatcher) -> Callable:
         trainer = self.trainer
 
         def predict(x_t: Tensor, t: Tensor, batch: list[Sample]) -> Tensor:
@@ -108,5 +109,5 @@ class Evaluation(BetweenSteps):
 
 
 def _spread(samples: Samples, count: int) -> list[Sample]:
-    """``count`` samples at even distances, or all there are."""
+    """``count`` samples at even distances, or all if there are fewer."""
     return samples[:: max(1, len(samples) // max(1, count))][:count]

@@ -1,4 +1,4 @@
-"""The validation loss: the same samples, the same noise, the same timesteps, every time."""
+"""The validation loss: always the same samples, noise and times."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from ..data.samples import Sample
 from ..flow.target import interpolate, mean_squared_error, velocity_target
 
 TIMES = (0.2, 0.4, 0.6, 0.8)
-NOISY = TIMES[2:]  # where little of the picture is left, its caption tells most
-OTHERS = 3  # captions that each image borrows
+NOISY = TIMES[2:]  # little of the image is visible at these, so the caption matters most
+OTHERS = 3  # captions of other images with which each image is measured
 
 Predict = Callable[[Tensor, Tensor, list[Sample]], Tensor]
 
 
 def fixed_losses(predict: Predict, sample: Sample, seed: int, times: Sequence[float] = TIMES) -> Tensor:
-    """Velocity errors on ``sample`` at each of ``times``, which are of TIMES, with noise from ``seed``.
+    """Velocity errors on ``sample`` at each of ``times`` (a part of TIMES), with noise from ``seed``.
 
-    ``predict(x_t, t, samples)`` gives the velocity. A training loss is dominated by the luck of its timestep; this
-    one is comparable between any two moments of a run.
+    ``predict(x_t, t, samples)`` gives the velocity. A training loss depends mostly on the time that was drawn; these
+    losses can be compared between any two steps of a run.
     """
     generator = torch.Generator().manual_seed(seed)
     x0, losses = sample.latent.float(), []
     for time in TIMES:
-        noise, t = torch.randn(x0.shape, generator=generator), torch.tensor([time])  # the same whatever is asked for
+        noise, t = (
+            torch.randn(x0.shape, generator=generator),
+            torch.tensor([time]),
+        )  # drawn for all TIMES: the noise of one does not depend on ``times``
         if time not in times:
             continue
         predicted = predict(interpolate(x0, noise, t), t, [sample]).cpu()
@@ -40,7 +43,7 @@ def fixed_loss(predict: Predict, sample: Sample, seed: int) -> float:
 
 
 def lenders(captions: Sequence[str], own: str, place: int) -> list[int]:
-    """Up to OTHERS indices of different captions, none of them ``own``, at even distances from ``place`` on."""
+    """Up to OTHERS indices of different captions other than ``own``, at even distances beginning at ``place``."""
     first = {caption: index for index, caption in reversed(list(enumerate(captions)))}
     others = sorted(index for caption, index in first.items() if caption != own)
     count = min(OTHERS, len(others))

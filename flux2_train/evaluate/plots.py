@@ -1,4 +1,4 @@
-"""The loss curve as a picture."""
+"""The loss curve and the distribution of times as pictures."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..train import timesteps
 from ..train.history import History
 
 PREVIEW_DRAWS = 4000
-PANEL = 160  # pixels
+PANEL = 160  # pixels of height
 
 
 def loss_plot(history: History, title: str = "", size: tuple[int, int] = (800, 480)) -> Image.Image:
-    """Raw and smoothed loss, below them validation and preservation where there are any, each on a scale of its own.
+    """Raw and smoothed loss, and below them a panel for validation and one for preservation, if the run has them.
 
-    ``size`` in pixels without these; each adds PANEL to the height.
+    ``size`` in pixels is that of the loss alone; each panel adds PANEL to the height.
     """
     panels = [_draw_loss, *([_draw_validation] if history.validation else [])]
     panels += [_draw_preservation] if any(history.preservation) else []
@@ -44,7 +44,7 @@ def _draw_loss(axis, history: History) -> None:
 
 
 def _draw_validation(axis, history: History) -> None:
-    """At fixed noise and times: its level says nothing beside the loss, its direction all."""
+    """Measured at fixed noise and times: its level cannot be compared with the loss, only its direction matters."""
     axis.plot(*zip(*sorted(history.validation.items()), strict=True), "o--", color="#3b8c4e", label="validation")
 
 
@@ -54,7 +54,7 @@ def _draw_preservation(axis, history: History) -> None:
 
 
 def times_plot(config: TimestepSettings, tokens: int, size: tuple[int, int] = (800, 400)) -> Image.Image:
-    """How often each time is drawn for an image of ``tokens`` tokens, and what it counts. ``size`` in pixels."""
+    """How often each time is drawn for an image of ``tokens`` tokens, and its weight. ``size`` in pixels."""
     t = timesteps.draw(config, [0.0] * PREVIEW_DRAWS, tokens, 0, 0, torch.Generator().manual_seed(0))
     figure = _figure(size)
     axes = figure.add_subplot(xlabel="t (1 is pure noise)", ylabel="how often", xlim=(0, 1))

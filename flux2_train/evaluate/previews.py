@@ -1,8 +1,8 @@
-"""Previews: the prompts of a Validation node, painted by ComfyUI's own sampler with the adapters as they are."""
+"""Previews: the prompts of a Validation node, painted by ComfyUI's own sampler with the adapters of that moment."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..events import Event, Phase, Previewed, PreviewPicture, Warned
 from ..host import identify
 from ..host.borrowed.borrow import borrow
+from ..host.graph_types import ModelPatcher
 from ..host.sampling import painter
 from ..host.sampling import sample as sampling
 from ..host.sampling.references import INDEX
@@ -22,14 +23,19 @@ Weights = Callable[[], AbstractContextManager]
 
 
 class Previews:
-    """Paints ``validation`` with the ``adapters`` of a run on ``trained``, its MODEL.
+    """Paints the prompts of ``validation`` with the ``adapters`` of a run. ``trained`` is the run's MODEL.
 
-    The base model's pictures are painted once and kept. ``on`` turns false for good when memory ran out. Raises
-    UserError if a text is not in ``embeds``, and for a second MODEL that the adapters do not fit.
+    The base model's pictures are painted once and kept. After memory has run out once, ``on`` is false and nothing more
+    is painted. Raises UserError if ``embeds`` lacks a prompt, or if the adapters do not fit the second MODEL.
     """
 
     def __init__(
-        self, validation: PreviewRequest, trained, embeds: Mapping[str, Tensor], adapters: Adapters, method: str = INDEX
+        self,
+        validation: PreviewRequest,
+        trained: ModelPatcher,
+        embeds: Mapping[str, Tensor],
+        adapters: Adapters,
+        method: str = INDEX,
     ):
         self.validation, self.embeds, self.adapters, self.method = validation, embeds, adapters, method
         self.config, self.on = validation.config, True
@@ -48,16 +54,17 @@ class Previews:
             )
 
     def prepare(self) -> Iterator[Event]:
-        """Encode the reference images. Call before the model is borrowed, so that the VAE has the device alone."""
+        """Encode the reference images. Call before the model is borrowed, so that the VAE has the device to itself."""
         if any(self.validation.references):
             yield Phase("encoding reference images of previews")
             vae, resize = self.validation.vae, self.config.resize_references
             self.references = [painter.encode_references(vae, list(i), resize) for i in self.validation.references]
 
-    def paint(self, borrowed, step: int, weights: Weights, memory_required: float) -> Iterator[Event]:
-        """Paint after ``step`` steps on the MODEL as borrowed for training, which has its ``memory_required`` again.
+    def paint(self, borrowed: ModelPatcher, step: int, weights: Weights, memory_required: float) -> Iterator[Event]:
+        """Paint the previews after ``step`` steps with the MODEL that is borrowed for training.
 
-        ``weights`` is a context manager that puts the weights to paint with in place.
+        ``weights`` gives a context manager that puts the weights to paint with in place. Afterwards ``memory_required``
+        bytes of the device are free for training again.
         """
         try:
             with self._model(borrowed) as model:
@@ -75,16 +82,18 @@ class Previews:
         painter.back(borrowed, memory_required)
 
     @contextmanager
-    def _model(self, borrowed) -> Iterator:
+    def _model(self, borrowed: ModelPatcher) -> Iterator[ModelPatcher]:
         if self.validation.model is None:
             yield borrowed
             return
         with borrow(self.validation.model, self.adapters.deltas(), checkpointing=False) as second:
             yield second
 
-    def _latents(self, model, step: int, weights: Weights):
-        """Yield what is being done, return the latents: base where it is not known yet, and painted, by prompt."""
-        found: list[tuple[Tensor | None, Tensor]] = []
+    def _latents(
+        self, model: ModelPatcher, step: int, weights: Weights
+    ) -> Generator[Event, None, list[tuple[Tensor | None, Tensor]]]:
+        """Yield phases; return (base, painted) latents by prompt. base is None if that picture is known already."""
+        latents: list[tuple[Tensor | None, Tensor]] = []
         for number, prompt in enumerate(self.config.prompts):
             yield Phase(f"painting preview {number + 1} of {len(self.config.prompts)} after {step} steps")
             base = None
@@ -92,35 +101,39 @@ class Previews:
                 with self.adapters.at_strength(0.0):
                     base = self._paint(model, number)
             with weights(), self.adapters.at_strength(self.config.strength_of(prompt)):
-                found.append((base, self._paint(model, number)))
-        return found
+                latents.append((base, self._paint(model, number)))
+        return latents
 
     def _settings(self, number: int) -> sampling.PaintSettings:
-        asked = self.config
+        config = self.config
         return sampling.PaintSettings(
-            asked.steps, asked.guidance, asked.sampler, asked.width, asked.height, asked.seed_of(number)
+            config.steps, config.guidance, config.sampler, config.width, config.height, config.seed_of(number)
         )
 
-    def _paint(self, model, number: int) -> Tensor:
+    def _paint(self, model: ModelPatcher, number: int) -> Tensor:
         prompt, references = self.config.prompts[number].text, self.references[number]
         settings = self._settings(number)
         return painter.paint(model, self.embeds, prompt, self.config.negative, references, settings, self.method)
 
-    def _pictures(self, model, step: int, latents: list[tuple[Tensor | None, Tensor]]) -> Iterator[PreviewPicture]:
-        news = [latent for pair in latents for latent in pair if latent is not None]
-        decoded = iter([image[0] for image in painter.decode(self.validation.vae, news)])
+    def _pictures(
+        self, model: ModelPatcher, step: int, latents: list[tuple[Tensor | None, Tensor]]
+    ) -> Iterator[PreviewPicture]:
+        to_decode = [latent for pair in latents for latent in pair if latent is not None]
+        decoded = iter([image[0] for image in painter.decode(self.validation.vae, to_decode)])
         for number, (base, _) in enumerate(latents):
             if base is not None:
                 self.base[number] = next(decoded)
             prompt = self.config.prompts[number]
-            yield PreviewPicture(prompt.label, self.base[number], next(decoded), self._asked(model, step, number))
+            yield PreviewPicture(
+                prompt.label, self.base[number], next(decoded), self._settings_used(model, step, number)
+            )
 
-    def _asked(self, model, step: int, number: int) -> dict:
-        """Everything a picture was painted from, as it is written into its file."""
-        asked, prompt = self.config, self.config.prompts[number]
+    def _settings_used(self, model: ModelPatcher, step: int, number: int) -> dict:
+        """All settings that a picture was painted with, as they are written into its file."""
+        config, prompt = self.config, self.config.prompts[number]
         return {
-            "prompt": prompt.text, "negative": asked.negative, "width": asked.width, "height": asked.height,
-            "steps": sampling.steps_for(model, asked.steps), "guidance": asked.guidance, "sampler": asked.sampler,
-            "seed": asked.seed_of(number), "references": len(self.references[number]), "training_steps": step,
-            "strength": asked.strength_of(prompt), "transformer": identify.file_of(model),
+            "prompt": prompt.text, "negative": config.negative, "width": config.width, "height": config.height,
+            "steps": sampling.steps_for(model, config.steps), "guidance": config.guidance, "sampler": config.sampler,
+            "seed": config.seed_of(number), "references": len(self.references[number]), "training_steps": step,
+            "strength": config.strength_of(prompt), "transformer": identify.file_of(model),
         }  # fmt: skip

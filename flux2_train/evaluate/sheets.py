@@ -1,4 +1,4 @@
-"""Pictures with labels in one picture: previews beside the base, previews over time, LoRAs side by side."""
+"""Puts labelled pictures together into one: previews beside the base model, previews over time, compared LoRAs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GAP = 8
 HEAD = 18  # pixels for a column's name
 LINE = 13  # pixels per line of a row's name
 SIDE = 192  # the longer side of a small picture
-LIVE_ROWS = 4  # prompts on the node
+LIVE_ROWS = 4  # prompts shown on the node during a run
 
 Row = Sequence[Image.Image | None]
 
@@ -33,7 +33,7 @@ def small(picture: Image.Image, side: int = SIDE) -> Image.Image:
 
 
 def grid(rows: Sequence[Row], row_names: Sequence[str], column_names: Sequence[str]) -> Image.Image:
-    """A table of pictures, each row under its name and each column under its own; ``None`` leaves a cell empty."""
+    """A table of pictures. Names of rows and columns stand above them; ``None`` is an empty cell."""
     width = max(p.width for row in rows for p in row if p)
     heights = [max(p.height for p in row if p) for row in rows]
     columns = max(map(len, rows))
@@ -44,7 +44,7 @@ def grid(rows: Sequence[Row], row_names: Sequence[str], column_names: Sequence[s
     sheet = Image.new("RGB", (GAP + columns * (width + GAP), HEAD + GAP + tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(column_names):
-        draw.text((GAP + column * (width + GAP), GAP // 2), _cut(name, width), fill="black", font_size=11)
+        draw.text((GAP + column * (width + GAP), GAP // 2), _shortened(name, width), fill="black", font_size=11)
     for row, lines, top in zip(rows, names, tops, strict=False):
         draw.multiline_text((GAP, HEAD + top), "\n".join(lines), fill="#444", font_size=10, spacing=2)
         for column, picture in enumerate(row):
@@ -53,20 +53,20 @@ def grid(rows: Sequence[Row], row_names: Sequence[str], column_names: Sequence[s
     return sheet
 
 
-def _cut(text: str, width: int) -> str:
+def _shortened(text: str, width: int) -> str:
     most = max(4, width // 6)
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def beside(step: int, pictures: Sequence[PreviewPicture]) -> Image.Image:
-    """The base model's picture beside the adapters', a row per prompt; the first few prompts."""
+    """The base model's picture beside the adapters', one row for each of the first LIVE_ROWS prompts."""
     shown = pictures[:LIVE_ROWS]
     rows = [[small(to_picture(p.base)), small(to_picture(p.painted))] for p in shown]
     return grid(rows, [p.label for p in shown], ("base model", f"after {step} steps"))
 
 
 def stacked(first: Image.Image, second: Image.Image) -> Image.Image:
-    """One picture above the other."""
+    """``first`` above ``second``, in one picture."""
     both = Image.new("RGB", (max(first.width, second.width), first.height + second.height), "white")
     both.paste(first, (0, 0))
     both.paste(second, (0, first.height))
@@ -74,7 +74,7 @@ def stacked(first: Image.Image, second: Image.Image) -> Image.Image:
 
 
 def spread(values: Sequence, most: int) -> list:
-    """At most ``most`` of the values at even distances, the first and the last among them."""
+    """At most ``most`` of the values at even distances, including the first and the last."""
     if len(values) <= most:
         return list(values)
     return [values[math.floor(i * (len(values) - 1) / (most - 1) + 0.5)] for i in range(most)]

@@ -1,27 +1,30 @@
-"""What the losses of every image alone say about it, by rules that compare it with the other images.
+"""Rules that judge an image by its losses, compared with the losses of the other images.
 
-An image is measured before training and now: at the four fixed times with its own caption, and at the two noisy ones,
-where captions tell most, with captions borrowed from a few other images, always on the same noise. From these:
+Every image is measured before training and now, always with the same noise: at the four fixed times with its own
+caption, and at the two noisy ones, where captions matter most, with captions borrowed from a few other images. From
+these losses three numbers are computed:
 
-* unknown: how wrong the noise is that its predictions now imply at the two quiet times, mean of (1 - t)^2 loss: 1 is to
-  know nothing of it, as noise has variance 1 and the implied noise is x_t + (1 - t) v;
-* fall: by how much the logarithm of its loss has fallen, mean of the four times;
-* advantage: how far the loss with its own caption lies below that with borrowed ones, as a logarithm, mean of before
-  training (what the base model knows of the words) and now (what it has learned of them, the trigger among it).
+* unknown: the error of the noise that the predictions imply now, at the two times with little noise: the mean of
+  (1 - t)^2 loss. 1 means that the model knows nothing of the noise: noise has variance 1, and the implied noise is
+  x_t + (1 - t) v;
+* fall: by how much the logarithm of the loss has fallen since before training, mean of the four times;
+* advantage: how much lower the loss is with the image's own caption than with borrowed ones, as a logarithm; the mean
+  of before training (what the base model knows of the words) and now (what it has learned of them, the trigger too).
 
-With median m and spread s = max(1.4826 MAD, 0.1) over the images trained on (for normally distributed values that is
-the standard deviation; a tenth is no difference worth a word), the first that fits names an image:
+m is the median over the images that are trained on, and s = max(1.4826 MAD, 0.1) their spread. (1.4826 MAD is the
+standard deviation of normally distributed values; differences below 0.1 are too small to matter.) The first of these
+rules that an image meets gives its verdict:
 
-* not learnable: log unknown > m + 3.5 s of the others', at least twice theirs and above 1/2: the model cannot tell the
-  picture from noise;
-* mislabelled: advantage < m / 2, if m is above 0.05 at all, and a borrowed caption does as well as its own, to 2 %. A
-  caption of another picture has as much to say about this one as a borrowed one: its advantage is 0, that of right
-  captions about m, and m / 2 is as far from either;
+* not learnable: log unknown > m + 3.5 s, unknown is at least twice the median and above 1/2: the model cannot tell
+  the picture from noise;
+* mislabelled: advantage < m / 2, m is above 0.05, and a borrowed caption does as well as the image's own, to 2 %. A
+  wrong caption fits no better than a borrowed one, so its advantage is 0. Right captions have about m, and m / 2 is in
+  the middle;
 * not learnable: fall < m - 3.5 s and fall < m / 2;
-* memorised: fall > m + 3.5 s, and its loss is now below two thirds of what the others' fall would have made of it.
+* memorised: fall > m + 3.5 s, and the loss is below two thirds of what it would be with the others' fall.
 
-3.5 is the usual bound for outliers on this scale (Iglewicz and Hoaglin 1993). Of fewer than eight images nothing is
-said. Held-out images are not judged; where they rose while the others fell, the set as a whole is memorised.
+3.5 is the usual bound for outliers on this scale (Iglewicz and Hoaglin 1993). With fewer than eight images there are no
+verdicts. Held-out images are not judged. If their loss rose while that of the others fell, the whole set is memorised.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from dataclasses import dataclass, replace
 from ..events import ImageLoss
 from .fixed_noise import NOISY, TIMES
 
-FEWEST = 8
+FEWEST = 8  # images that verdicts need
 SPREADS = 3.5
 LEAST_SPREAD = 0.1
 LEAST_ADVANTAGE = 0.05
@@ -55,11 +58,11 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Judged:
-    """An image with what its losses say; ``verdict`` is empty where it is like the others.
+    """An image and the verdict on it; ``verdict`` is empty for an image that is like the others.
 
-    ``start`` and ``now`` are mean losses; ``unknown``, ``fall`` and ``advantage`` as above, the last ``None`` where
-    there is no other caption. ``nearest`` is the advantage over the best borrowed caption, the lower of before and now.
-    ``reason`` says what was found and what to do about it.
+    ``start`` and ``now`` are mean losses; ``unknown``, ``fall`` and ``advantage`` are as above. Without other captions
+    ``advantage`` is ``None``. ``nearest`` is the advantage over the best borrowed caption, the lower of before
+    training and now. ``reason`` tells the user why, and what to do.
     """
 
     image: ImageLoss
@@ -74,14 +77,14 @@ class Judged:
 
 
 def judge(first: Sequence[ImageLoss], last: Sequence[ImageLoss]) -> list[Judged]:
-    """Every image of ``last`` compared with itself in ``first``, of the same data set in the same order."""
+    """A verdict on every image of ``last``; ``first`` holds the same images, in the same order, before training."""
     measured = [_measured(a, b) for a, b in zip(first, last, strict=True)]
     trained = [m for m in measured if not m.image.held_out]
     judged = {id(m): replace(m, verdict=HELD_OUT) for m in measured if m.image.held_out}
     if len(trained) >= FEWEST:
         for rule in (_damaged, _mislabelled, _unlearned, _memorised):
-            left = [m for m in trained if id(m) not in judged]
-            judged |= {id(m): found for m, found in zip(left, rule(left), strict=True) if found.verdict}
+            rest = [m for m in trained if id(m) not in judged]
+            judged |= {id(m): result for m, result in zip(rest, rule(rest), strict=True) if result.verdict}
     return [judged.get(id(m), m) for m in measured]
 
 
@@ -92,9 +95,9 @@ def _measured(first: ImageLoss, last: ImageLoss) -> Judged:
     start, now = (statistics.fmean(image.with_caption) for image in (first, last))
     if not (first.others and last.others):
         return Judged(last, start, now, unknown, fall, None)
-    both = [[_log(loss, own_noisy(image)) for _, loss in image.others] for image in (first, last)]
+    advantages = [[_log(loss, own_noisy(image)) for _, loss in image.others] for image in (first, last)]
     advantage = statistics.fmean(_log(_mean_borrowed(image), own_noisy(image)) for image in (first, last))
-    return Judged(last, start, now, unknown, fall, advantage, min(map(min, both)))
+    return Judged(last, start, now, unknown, fall, advantage, min(map(min, advantages)))
 
 
 def _mean_borrowed(image: ImageLoss) -> float:
@@ -102,7 +105,7 @@ def _mean_borrowed(image: ImageLoss) -> float:
 
 
 def own_noisy(image: ImageLoss) -> float:
-    """Its loss with its own caption at the times at which it is measured with others'."""
+    """The image's mean loss with its own caption at the times NOISY, where borrowed captions are measured."""
     return statistics.fmean(loss for time, loss in zip(TIMES, image.with_caption, strict=True) if time in NOISY)
 
 
@@ -117,7 +120,7 @@ def _damaged(images: list[Judged]) -> list[Judged]:
         far = max(usual.median + FAR, math.log(MOST_UNKNOWN))
         return usual.above(_log(m.unknown)) > SPREADS and _log(m.unknown) > far
 
-    return _named(images, is_odd, NOT_LEARNABLE, lambda m: (
+    return _with_verdict(images, is_odd, NOT_LEARNABLE, lambda m: (
         f"Where little noise is left its loss is {m.unknown / math.exp(usual.median):.1f} times the others': noise, "
         "damage or strong compression. Look at the file; replace it or take it out."
     ))  # fmt: skip
@@ -130,8 +133,8 @@ def _mislabelled(images: list[Judged]) -> list[Judged]:
     def is_odd(m: Judged) -> bool:
         return m.advantage is not None and m.advantage < usual / 2 and m.nearest < AS_WELL
 
-    # below that the captions of this set tell nothing that could be wrong
-    return images if usual < LEAST_ADVANTAGE else _named(images, is_odd, MISLABELLED, _mismatch)
+    # with a lower median the captions of this set hardly matter, so none can be called wrong
+    return images if usual < LEAST_ADVANTAGE else _with_verdict(images, is_odd, MISLABELLED, _mismatch)
 
 
 def _mismatch(m: Judged) -> str:
@@ -149,7 +152,7 @@ def _unlearned(images: list[Judged]) -> list[Judged]:
     def is_odd(m: Judged) -> bool:
         return falls.above(m.fall) < -SPREADS and m.fall < falls.median / 2
 
-    return _named(images, is_odd, NOT_LEARNABLE, lambda m: (
+    return _with_verdict(images, is_odd, NOT_LEARNABLE, lambda m: (
         f"Its loss {_change(m.fall)} while that of the others {_change(falls.median)}: it shows something else than "
         "they do, which its caption does not say. Describe that, or take it out."
     ))  # fmt: skip
@@ -161,7 +164,7 @@ def _memorised(images: list[Judged]) -> list[Judged]:
     def is_odd(m: Judged) -> bool:
         return falls.above(m.fall) > SPREADS and m.fall > falls.median + FURTHER
 
-    return _named(images, is_odd, MEMORISED, lambda m: (
+    return _with_verdict(images, is_odd, MEMORISED, lambda m: (
         f"Its loss {_change(m.fall)} while that of the others {_change(falls.median)}: it is seen more often than they "
         "are, has copies in the set or is very simple. Lower its repeats or remove the copies."
     ))  # fmt: skip
@@ -171,7 +174,7 @@ def _change(fall: float) -> str:
     return f"fell by {1 - math.exp(-fall):.0%}" if fall >= 0 else f"rose by {math.exp(-fall) - 1:.0%}"
 
 
-def _named(
+def _with_verdict(
     images: list[Judged], is_odd: Callable[[Judged], bool], verdict: str, reason: Callable[[Judged], str]
 ) -> list[Judged]:
     return [replace(m, verdict=verdict, reason=reason(m)) if is_odd(m) else m for m in images]
@@ -179,7 +182,7 @@ def _named(
 
 @dataclass(frozen=True)
 class _Spread:
-    """Median and spread of values."""
+    """The median of values, and their spread s as in this module's first lines."""
 
     median: float
     spread: float
@@ -196,14 +199,14 @@ class _Spread:
 
 
 def summary(judged: Sequence[Judged]) -> list[str]:
-    """A line for each verdict that some images got, and one where the set as a whole is memorised."""
+    """One line for each verdict that images got, and one if the set as a whole is memorised."""
     lines = []
     for verdict, advice in ADVICE.items():
         names = [j.image.path.name for j in judged if j.verdict == verdict]
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             lines.append(f"{verdict}: {', '.join(names[:5])}{more} ({advice})")
-    out, trained = ([j.fall for j in judged if j.image.held_out == held_out] for held_out in (True, False))
-    if out and statistics.median(out) < 0 and statistics.median(trained) > SMALLEST_FALL:
+    held_out_falls, falls = ([j.fall for j in judged if j.image.held_out == held_out] for held_out in (True, False))
+    if held_out_falls and statistics.median(held_out_falls) < 0 and statistics.median(falls) > SMALLEST_FALL:
         lines.append("the set as a whole is memorised: the loss of held-out images rose while that of the others fell")
     return lines

@@ -50,7 +50,7 @@ class Schedule:
         self.go_to(0)
 
     def go_to(self, done: int) -> None:
-        """Set the rates for ``done`` optimizer steps. Call it after loading an optimizer state, too, which has its own."""
+        """Set the rates for ``done`` optimizer steps. Call after loading an optimizer state, too."""
         self.done = done
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor(done, self.total, self.config)

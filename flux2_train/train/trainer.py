@@ -48,8 +48,8 @@ class Trainer(Resumable):
     ``history`` can be read at any time, also after the run was stopped. ``state_dict`` is all that another Trainer of
     the same inputs needs to continue exactly as this one would have: on a CPU with the same bits.
 
-    ``validation`` says which previews are painted during the run. ``held_out`` are the caches of images whose loss is
-    measured but which are not trained on, if ``config.validation_loss`` keeps no images of the data set for that.
+    ``validation`` says which previews are painted during the run. ``held_out`` are the caches of images that are only
+    measured, not trained on; ``config.validation_loss`` can instead hold out images of the data set.
 
     If ``accelerator`` stands for several processes, they take each step together: every process holds the same
     adapters, draws the same random numbers and computes its share of the samples, then their gradients are summed.
