@@ -77,8 +77,8 @@ def launched() -> Iterator[Accelerator]:
 def leave(code: int = 0) -> NoReturn:
     """End a process that ``accelerate launch`` started, without the clean-up of native libraries.
 
-    In about one of a hundred runs a process aborted there after its work was saved (``terminate called without an
-    active exception``), and the launcher then reports the whole run as failed.
+    A process whose work was done and saved was seen to abort in that clean-up (``terminate called without an active
+    exception``), once in a hundred runs or more. The launcher then reports the whole run as failed.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
