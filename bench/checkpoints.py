@@ -40,7 +40,7 @@ def trainer(steps: int, rank: int, resolution: int):
         return new_trainer(model, *encoded(dataset, clip, vae), config)
 
 
-def blocks(trained, keeper, steps: int) -> Iterator[float]:
+def blocks(trained, checkpoint_writer, steps: int) -> Iterator[float]:
     """Seconds of every ``steps`` steps; in every second block of them, a checkpoint is due at its first."""
     from flux2_train.events import Completed
 
@@ -51,8 +51,8 @@ def blocks(trained, keeper, steps: int) -> Iterator[float]:
                 continue
             block, place = divmod(event.step - 1, steps)
             if block % 2:
-                keeper.waiting = place == 0
-                list(keeper.after(event.step))
+                checkpoint_writer.waiting = place == 0
+                list(checkpoint_writer.after(event.step))
             if place == steps - 1:
                 yield time.perf_counter() - started
                 started = time.perf_counter()
@@ -62,7 +62,7 @@ def measure(pairs: int, steps: int, rank: int, resolution: int) -> tuple[Ratio, 
     """(how much longer with checkpoints, bytes of one). One more pair comes first and does not count."""
     import torch
 
-    from flux2_train.runs.checkpoint_writer import Keeper
+    from flux2_train.runs.checkpoint_writer import CheckpointWriter
     from flux2_train.runs.checkpoints import About, Snapshot
     from flux2_train.settings.saving import CheckpointSettings
 
@@ -72,10 +72,10 @@ def measure(pairs: int, steps: int, rank: int, resolution: int) -> tuple[Ratio, 
         return Snapshot.of(About(trained.step, trained.total, {}, "", 1), trained.state_dict())
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        keeper = Keeper(Path(folder), CheckpointSettings(every_minutes=0), 1, take)
-        seconds = list(blocks(trained, keeper, steps))[2:]
-        keeper.close()
-        (size, *_) = [path.stat().st_size for path in keeper.written]
+        checkpoint_writer = CheckpointWriter(Path(folder), CheckpointSettings(every_minutes=0), 1, take)
+        seconds = list(blocks(trained, checkpoint_writer, steps))[2:]
+        checkpoint_writer.close()
+        (size, *_) = [path.stat().st_size for path in checkpoint_writer.written]
     return ratio(seconds[1::2], seconds[::2]), size
 
 

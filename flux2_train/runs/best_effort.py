@@ -1,4 +1,4 @@
-"""Files beside the training: where they cannot be written, that is told once, and the run goes on without them."""
+"""Best-effort files beside the training: on OSError warn once and go on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from ..events import Event, Warned
 Listen = Callable[[Event], None]
 
 
-class Sparing:
-    """A listener that never ends a run because of the disk: the first time ``writer`` fails, ``tell`` is warned.
+class BestEffort:
+    """A listener that passes events to ``writer`` and never ends a run because of the disk.
 
-    ``what`` names its files. Later events are tried again: somebody may have made room.
+    The first time that ``writer`` raises OSError, ``warn`` gets one ``Warned`` that calls its files ``what``. Later
+    events are still passed on: somebody may have made room.
     """
 
-    def __init__(self, writer: Listen, what: str, tell: Listen):
-        self.writer, self.what, self.tell, self.told = writer, what, tell, False
+    def __init__(self, writer: Listen, what: str, warn: Listen):
+        self.writer, self.what, self.warn, self.has_warned = writer, what, warn, False
 
     def __call__(self, event: Event) -> None:
         self._attempt(lambda: self.writer(event))
@@ -29,7 +30,7 @@ class Sparing:
         try:
             write()
         except OSError as error:
-            if not self.told:
-                self.told = True
-                self.tell(Warned(f"{self.what} could not be written ({error}); the run goes on without. Make room or "
+            if not self.has_warned:
+                self.has_warned = True
+                self.warn(Warned(f"{self.what} could not be written ({error}); the run goes on without. Make room or "
                                  "make the run's folder writable."))  # fmt: skip

@@ -1,4 +1,4 @@
-"""When a checkpoint is due, writing it while the run goes on, and which ones stay."""
+"""Decides when a checkpoint is due, writes it while the run goes on, and removes old ones."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from pathlib import Path
 from ..events import Checkpointed, Event, Warned
 from ..settings.saving import CheckpointSettings
 from . import checkpoints
-from .checkpoints import Damaged, Snapshot
+from .checkpoints import DamagedCheckpoint, Snapshot
 
 
-class Keeper:
-    """The checkpoints of one run in ``folder``. ``take`` gives the run's state on the host, as it is now.
+class CheckpointWriter:
+    """The checkpoints of one run in ``folder``. ``take`` copies the run's state to the host, as it is now.
 
-    One file is written at a time, by a thread; a checkpoint that becomes due meanwhile waits for it, and the run does
-    not, except for a new best one. A file that cannot be written is told and the run goes on. ``epoch`` is the
-    number of steps in one.
+    A thread writes one file at a time. A checkpoint that becomes due meanwhile waits until the thread is free; the run
+    waits only for a new best one. A file that cannot be written gives a warning, and the run goes on. ``epoch`` is the
+    number of steps per epoch.
     """
 
     def __init__(self, folder: Path, config: CheckpointSettings, epoch: int, take: Callable[[], Snapshot]):
         self.folder, self.config, self.epoch, self.take = folder, config, max(1, epoch), take
-        self.written = dict(_known(folder))  # the validation loss of each, infinite where it has none
-        self.best, self.last = min(self.written.values(), default=math.inf), time.monotonic()
-        self.waiting, self.begun = False, -1  # begun: the step of the last checkpoint
-        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.written = dict(_losses(folder))  # the validation loss of each file, infinite where it has none
+        self.best, self.last_time = min(self.written.values(), default=math.inf), time.monotonic()
+        self.waiting, self.last_step = False, -1  # whether one is due; the step of the last one
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future | None = None
 
     def after(self, step: int, validation: float | None = None) -> Iterator[Event]:
-        """Call after every step. Yields what came of a write that has ended, and begins one if it is due."""
+        """Call after every step. Yields the result of a write that has ended, and begins a write if one is due."""
         improved = self.config.keep_best and validation is not None and validation < self.best
         if improved:
             self.best = validation
         self.waiting = self.waiting or (self.config.keep > 0 and (improved or self._is_due(step)))
         if self.writing and (self.writing.done() or improved):
-            yield self._ended()
+            yield self._result()
         if self.waiting and not self.writing:
             self._begin()
 
     def now(self, step: int) -> Iterator[Event]:
-        """Write the state as it is now, unless it is written, and wait for it. Yields what came of all writing."""
+        """Write the state as it is now, unless that is done, and wait for it. Yields the result of every write."""
         yield from self.settled()
-        if self.config.keep > 0 and self.begun != step:
+        if self.config.keep > 0 and self.last_step != step:
             self._begin()
-            yield self._ended()
+            yield self._result()
 
     def settled(self) -> Iterator[Event]:
-        """Wait for what is being written, and yield what came of it."""
+        """Wait for the file that is being written, and yield the result."""
         if self.writing:
-            yield self._ended()
+            yield self._result()
 
     def close(self) -> None:
         """End the thread."""
-        self.writer.shutdown()
+        self.thread.shutdown()
 
     def best_path(self) -> Path | None:
-        """The checkpoint with the lowest validation loss, ``None`` where none has one."""
+        """The checkpoint with the lowest validation loss, ``None`` if no checkpoint has one."""
         best = min(self.written, key=self.written.get, default=None)
         return best if best and self.written[best] < math.inf else None
 
@@ -73,7 +73,7 @@ class Keeper:
                     path.unlink(missing_ok=True)
 
     def _is_due(self, step: int) -> bool:
-        config, minutes = self.config, (time.monotonic() - self.last) / 60
+        config, minutes = self.config, (time.monotonic() - self.last_time) / 60
         return (
             bool(config.every_steps and step % config.every_steps == 0)
             or bool(config.every_epochs and step % (config.every_epochs * self.epoch) == 0)
@@ -81,10 +81,10 @@ class Keeper:
         )
 
     def _begin(self) -> None:
-        self.waiting, self.last = False, time.monotonic()
+        self.waiting, self.last_time = False, time.monotonic()
         snapshot = self.take()
-        self.begun = snapshot.about.step
-        self.writing = self.writer.submit(self._write, snapshot)
+        self.last_step = snapshot.about.step
+        self.writing = self.thread.submit(self._write, snapshot)
 
     def _write(self, snapshot: Snapshot) -> Event:
         step = snapshot.about.step
@@ -100,14 +100,14 @@ class Keeper:
         self.prune(self.config.keep)
         return Checkpointed(step, path)
 
-    def _ended(self) -> Event:
+    def _result(self) -> Event:
         writing, self.writing = self.writing, None
         return writing.result()
 
 
-def _known(folder: Path) -> Iterator[tuple[Path, float]]:
+def _losses(folder: Path) -> Iterator[tuple[Path, float]]:
     for path in checkpoints.paths(folder):
         loss = None
-        with contextlib.suppress(Damaged):
+        with contextlib.suppress(DamagedCheckpoint):
             loss = checkpoints.read(path).about.validation
         yield path, math.inf if loss is None else loss

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one safetensors file each, with JSON in its header, whole or not there at all."""
+"""Checkpoints of a run: one safetensors file each, with JSON in its header. A file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..train import packing
 
 VERSION = 2
 META = "flux2_train.checkpoint"
-SUM = "flux2_train.crc32"  # of META's text; that holds the tensors'
+SUM = "flux2_train.crc32"  # the checksum of META's text, in which the tensors' checksum stands
 ENDING = ".safetensors"
 
 
-class Damaged(Exception):
-    """A checkpoint's file is not what was written."""
+class DamagedCheckpoint(Exception):
+    """A checkpoint's file does not hold what was written."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class About:
     """What a checkpoint says about itself without its tensors.
 
     ``job`` is the run's job as ``job.Job`` writes it, ``dataset`` the fingerprint of images and captions, ``step_size``
-    the samples per step of all processes, ``validation`` the validation loss at ``step`` where there was one.
+    the samples per step of all processes, ``validation`` the validation loss at ``step`` if it was measured there.
     """
 
     step: int
@@ -53,25 +53,25 @@ class Snapshot:
 
     @classmethod
     def of(cls, about: About, state: dict) -> Snapshot:
-        """Copies everything: the state may change at once."""
+        """Copies everything: ``state`` may change right afterwards."""
         return cls(about, *packing.pack(state))
 
     def write(self, folder: Path) -> Path:
         """Write ``step_00000012.safetensors`` into ``folder``. Raises OSError, and then leaves nothing behind."""
         path = folder / f"step_{self.about.step:08}{ENDING}"
         folder.mkdir(parents=True, exist_ok=True)
-        said = {"about": asdict(self.about), "state": self.state, "crc32": checksum(self.tensors)}
-        text = json.dumps(said)
+        header = {"about": asdict(self.about), "state": self.state, "crc32": checksum(self.tensors)}
+        text = json.dumps(header)
         try:
             with whole(path, durable=True) as partial:
                 save_file(self.tensors, partial, {"format": "pt", META: text, SUM: f"{zlib.crc32(text.encode()):08x}"})
-        except SafetensorError as error:  # of a full disk, too
+        except SafetensorError as error:  # a full disk raises it too
             raise OSError(str(error)) from error
         return path
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:
-    """CRC-32 over the tensors in the order of their names: name, dtype and shape as JSON, then the bytes."""
+    """CRC-32 over the tensors, sorted by name: of each the name, dtype and shape as JSON, then the bytes."""
     crc = 0
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -88,36 +88,36 @@ class Checkpoint:
     about: About
 
     def load(self) -> dict:
-        """The state. Raises Damaged if a bit of it is not as it was written."""
+        """The state. Raises DamagedCheckpoint if one bit of it has changed."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                said = _said(file)
+                header = _header(file)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise Damaged(str(error)) from error
-        if checksum(tensors) != said["crc32"]:
-            raise Damaged("its checksum is wrong")
-        return packing.unpack(said["state"], tensors)
+            raise DamagedCheckpoint(str(error)) from error
+        if checksum(tensors) != header["crc32"]:
+            raise DamagedCheckpoint("its checksum is wrong")
+        return packing.unpack(header["state"], tensors)
 
 
 def read(path: Path) -> Checkpoint:
-    """What is known of a checkpoint without reading its tensors. Raises Damaged."""
+    """A checkpoint's header; its tensors are not read. Raises DamagedCheckpoint."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = _said(file)["about"]
+            about = _header(file)["about"]
         if about["version"] != VERSION:
-            raise Damaged(f"its version is {about['version']}, this pack reads {VERSION}")
+            raise DamagedCheckpoint(f"its version is {about['version']}, this pack reads {VERSION}")
         return Checkpoint(path, About(**{**about, "job": earlier.renamed(about["job"])}))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(str(error)) from error
+        raise DamagedCheckpoint(str(error)) from error
 
 
-def _said(file) -> dict:
-    """The JSON in an open file's header. Raises ValueError, KeyError or TypeError if it is not as it was written."""
-    header = file.metadata()
-    if f"{zlib.crc32(header[META].encode()):08x}" != header[SUM]:
+def _header(file) -> dict:
+    """The JSON in an open file's header. Raises ValueError, KeyError or TypeError if it has changed."""
+    metadata = file.metadata()
+    if f"{zlib.crc32(metadata[META].encode()):08x}" != metadata[SUM]:
         raise ValueError("its header's checksum is wrong")
-    return json.loads(header[META])
+    return json.loads(metadata[META])
 
 
 def step_of(path: Path) -> int:
@@ -126,5 +126,5 @@ def step_of(path: Path) -> int:
 
 
 def paths(folder: Path) -> list[Path]:
-    """Every checkpoint's file, the newest last."""
+    """The files of all checkpoints, the newest last."""
     return sorted(folder.glob(f"step_*{ENDING}"))

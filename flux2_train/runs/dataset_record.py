@@ -1,4 +1,4 @@
-"""What a data set held when a run was begun, and how it differs by now."""
+"""A record of a run's data set, and how a data set differs from that record."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from ..data.dataset import Dataset
 from ..hashing import canonical_hash
 
-NAMED = 3
+NAMED = 3  # how many files a sentence names at most
 
 
 def listed(dataset: Dataset) -> list[dict]:
-    """Every image with its captions, the hash of its contents, and that of all that matters about it for training."""
+    """Every image with its captions, the hash of its contents, and a hash of all that training uses of it."""
     return [
         {
             "image": str(item.path),
@@ -25,7 +25,7 @@ def listed(dataset: Dataset) -> list[dict]:
 
 
 def difference(path: Path, dataset: Dataset) -> str:
-    """A clause on what has changed since ``path`` was written from ``listed``, as far as that can be read."""
+    """A clause that says what has changed since ``path`` was written from ``listed``, as far as it can be read."""
     try:
         was = {(each["image"], each["all"]) for each in json.loads(path.read_text(encoding="utf-8"))}
     except (OSError, ValueError, KeyError, TypeError):
@@ -33,8 +33,8 @@ def difference(path: Path, dataset: Dataset) -> str:
     now = {(each["image"], each["all"]) for each in listed(dataset)}
     before, after = {name for name, _ in was - now}, {name for name, _ in now - was}
     parts = ((after - before, "new"), (before - after, "gone"), (before & after, "changed"))
-    told = [f"{len(names)} {what} ({_some(names)})" for names, what in parts if names]
-    return f"the data set has changed: {', '.join(told) or 'settings of its folders'}"
+    changes = [f"{len(names)} {what} ({_some(names)})" for names, what in parts if names]
+    return f"the data set has changed: {', '.join(changes) or 'settings of its folders'}"
 
 
 def _some(names: set[str]) -> str:

@@ -10,6 +10,7 @@ from ..data.dataset import Dataset
 from ..data.store import Store
 from ..host import describe
 from ..host.encoding import encode
+from ..host.graph_types import CLIP, VAE, ModelPatcher
 from ..host.loading.files import cache_folder
 from ..settings.caches import EmbedSettings, LatentSettings
 from ..settings.previews import PreviewSettings
@@ -17,18 +18,18 @@ from ..settings.previews import PreviewSettings
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was encoded. ``patcher`` is what ComfyUI now holds in memory for it, if anything had to be ``made``."""
+    """A cache that is complete. ``made`` counts what had to be encoded, ``patcher`` holds the encoder that did it."""
 
     cache: EmbedCache | LatentCache
     made: Made
     warnings: tuple[str, ...]
-    patcher: object
+    patcher: ModelPatcher
 
 
 def encode_captions(
-    clip, dataset: Dataset, settings: EmbedSettings, validation: PreviewSettings | None, report: Report
+    clip: CLIP, dataset: Dataset, settings: EmbedSettings, validation: PreviewSettings | None, report: Report
 ) -> Encoded:
-    """The captions of a data set, the prompts of ``settings`` and those that ``validation`` paints."""
+    """Encode the captions of a data set, the texts of ``settings`` and the prompts that ``validation`` paints."""
     more = [*settings.texts, *(validation.texts if validation else [])]
     store = Store(cache_folder(settings.store))
     with encode.TextEncoder(clip, settings.offload) as encoder:
@@ -38,8 +39,8 @@ def encode_captions(
     return Encoded(embeds, made, tuple(long), clip.patcher)
 
 
-def encode_images(vae, dataset: Dataset, settings: LatentSettings, report: Report) -> Encoded:
-    """The images of a data set, references included."""
+def encode_images(vae: VAE, dataset: Dataset, settings: LatentSettings, report: Report) -> Encoded:
+    """Encode the images of a data set, references included."""
     encoder = encode.ImageEncoder(vae, settings.vae_precision, settings.tile)
     store = Store(cache_folder(settings.store))
     latents, made = cache_latents(dataset, encoder, store, settings.batch, settings.limit_gb, report)

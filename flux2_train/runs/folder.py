@@ -1,4 +1,4 @@
-"""A run's folder: what lies where in it, and that no two runs share one. Described in docs/run-folder.md."""
+"""A run's folder: which file lies where. No two runs share a folder. Described in docs/run-folder.md."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from ..atomic import sweep, write_text
 from ..errors import UserError
 
 ABOUT, LOCK = "run.json", ".lock"
-PATIENCE = 1.0  # seconds: whoever only asks whether a run is held holds it for a moment
+PATIENCE = 1.0  # seconds to wait for the lock: a process that only asks ``is_held`` takes it for a moment
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run below ``path``; its name is the run's, and the LoRA's as long as nobody takes that."""
+    """The files of one run below ``path``. The folder has the run's name, and so has the LoRA if that name is free."""
 
     path: Path
 
     @classmethod
     def create(cls, runs: Path, name: str, taken: Callable[[str], bool] = lambda name: False) -> RunFolder:
-        """A new folder ``name`` in ``runs``, or ``name_2``, ``name_3`` ... where that is there already or ``taken``.
+        """Make a folder ``name`` in ``runs``, or ``name_2``, ``name_3`` ... if that name exists or is ``taken``.
 
-        Of two runs that ask at once each gets one of its own. Raises UserError if nothing can be made there.
+        Two runs that begin at the same time get two folders. Raises UserError if no folder can be made there.
         """
         try:
             runs.mkdir(parents=True, exist_ok=True)
-            return cls(runs / cls._made(runs, name, taken))
+            return cls(runs / cls._make(runs, name, taken))
         except OSError as error:
             raise UserError(
                 f"The run's folder cannot be made in {runs} ({error.strerror}); make that a folder that can be written."
             ) from error
 
     @staticmethod
-    def _made(runs: Path, name: str, taken: Callable[[str], bool]) -> str:
+    def _make(runs: Path, name: str, taken: Callable[[str], bool]) -> str:
         for number in itertools.count(1):
             chosen = name if number == 1 else f"{name}_{number}"
             if taken(chosen):
@@ -54,11 +54,11 @@ class RunFolder:
 
     @classmethod
     def last(cls, runs: Path, name: str) -> RunFolder | None:
-        """The run of that name that was begun last, ``None`` where there is none."""
+        """The newest run of that name, ``None`` if there is none."""
         numbered = re.compile(rf"{re.escape(name)}(?:_(\d+))?")
-        found = {p: m for p in (runs.iterdir() if runs.is_dir() else ()) if (m := numbered.fullmatch(p.name))}
-        mine = [path for path in found if cls(path).about().get("name") == name]
-        newest = max(mine, key=lambda path: int(found[path][1] or 1), default=None)
+        matches = {p: m for p in (runs.iterdir() if runs.is_dir() else ()) if (m := numbered.fullmatch(p.name))}
+        of_name = [path for path in matches if cls(path).about().get("name") == name]
+        newest = max(of_name, key=lambda path: int(matches[path][1] or 1), default=None)
         return cls(newest) if newest else None
 
     @classmethod
@@ -89,7 +89,7 @@ class RunFolder:
 
     @property
     def plan(self) -> Path:
-        """How the run is laid out in memory, and what it was expected to take."""
+        """How the run is laid out in memory, and the memory and time that the planner expects."""
         return self.path / "plan.txt"
 
     @property
@@ -136,7 +136,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of everything a run can be taken up from."""
+        """The folder of the checkpoints from which the run can be resumed."""
         return self.path / "checkpoints"
 
     @property
@@ -146,9 +146,9 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The run is this process's inside the block, and free again however the process ends.
+        """This process owns the run inside the block; the lock is freed however the process ends.
 
-        Raises UserError if it is another one's.
+        Raises UserError if another process owns it.
         """
         lock = FileLock(self.path / LOCK, timeout=PATIENCE)
         try:
@@ -162,7 +162,7 @@ class RunFolder:
             lock.release()
 
     def is_held(self) -> bool:
-        """Whether a process trains it right now."""
+        """Whether a process trains the run right now."""
         if not self.path.is_dir():
             return False
         try:
@@ -172,19 +172,19 @@ class RunFolder:
             return True
 
     def ask_to_stop(self) -> None:
-        """End the run normally after the step in progress. Raises UserError if nobody trains it."""
+        """Ask for the run to end normally after the step in progress. Raises UserError if no process trains it."""
         if not self.is_held():
             raise UserError(f"No run {self.name} is being trained; its folder would be {self.path}.")
         self.stop.touch()
 
     def about(self) -> dict:
-        """What ``note`` has noted, empty where nothing can be read."""
+        """What ``note`` has written, empty if it cannot be read."""
         try:
-            noted = json.loads((self.path / ABOUT).read_text(encoding="utf-8"))
+            values = json.loads((self.path / ABOUT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return noted if isinstance(noted, dict) else {}
+        return values if isinstance(values, dict) else {}
 
     def note(self, **values) -> None:
-        """Write how the run stands into ``run.json``: name, status, step, total and so on."""
+        """Update the run's state in ``run.json``: name, status, step, total and so on."""
         write_text(self.path / ABOUT, json.dumps({**self.about(), **values}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The loss of every image alone as files in the run's folder: a table per measurement, one with verdicts, a sheet."""
+"""Writes the loss of every image into the run's folder: a table per measurement, a table and a sheet of verdicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..events import Event, ImageLoss, ImagesMeasured
 from .folder import RunFolder
 from .preview_files import write_png
 
-MOST = 64  # images on a sheet
+MOST = 64  # images on the sheet
 COLUMNS = 6
 WITH = [f"caption t={t:g}" for t in TIMES]
 NUMBERS = ("start", "now", "unknown", "fall", "advantage", "nearest")
@@ -26,7 +26,7 @@ HEADER = ("image", "held out", *WITH, *BORROWED)
 
 
 class ImageFiles:
-    """A listener that writes ``images/step_000000.csv``, and of the last of these ``images.csv`` and ``images.png``."""
+    """A listener that writes ``images/step_000000.csv``, and from the newest one ``images.csv`` and ``images.png``."""
 
     def __init__(self, folder: RunFolder):
         self.folder = folder
@@ -37,7 +37,7 @@ class ImageFiles:
         self.folder.images.mkdir(exist_ok=True)
         _write_losses(self.folder.images / f"step_{event.step:06d}.csv", event.images)
         first = read_losses(min(self.folder.images.glob("step_*.csv")))
-        if len(first) != len(event.images):  # of a run that was taken up, which had other images or columns
+        if len(first) != len(event.images):  # the run was resumed, and had other images or columns before
             first = list(event.images)
         judged = judge(first, event.images)
         _write_judged(self.folder.image_table, judged)
@@ -50,12 +50,12 @@ def _write_losses(path: Path, images: tuple[ImageLoss, ...]) -> None:
 
 
 def read_losses(path: Path) -> list[ImageLoss]:
-    """Inverse of what is written for each measurement; nothing from a table with other columns, or a damaged one."""
+    """The losses in the table of one measurement; an empty list if it has other columns or is damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)
         return [_read(row, 2 + len(TIMES)) for row in rows] if tuple(header) == HEADER else []
-    except (ValueError, IndexError, csv.Error):  # they lie where people open and save them
+    except (ValueError, IndexError, csv.Error):  # people may open and save these files
         return []
 
 
@@ -76,13 +76,13 @@ def _judged_row(j: Judged) -> tuple:
 
 
 def sheet(judged: list[Judged]) -> Image.Image:
-    """Small pictures with their verdicts, those that have one first, then by how much their loss fell."""
+    """Small pictures with their verdicts. Images with a verdict come first, then those whose loss fell the most."""
     order = sorted(judged, key=lambda j: (j.verdict == "", j.verdict, -j.fall))[:MOST]
     rows = [order[i : i + COLUMNS] for i in range(0, len(order), COLUMNS)]
     cells = [sheets.grid([[_thumbnail(j)]], [_line(j)], (j.image.path.name,)) for j in order]
     pictures = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
-    told = "; ".join(summary(judged)) or "no image stands out"
-    return sheets.grid(pictures, [told, *[""] * (len(rows) - 1)], ())
+    title = "; ".join(summary(judged)) or "no image stands out"
+    return sheets.grid(pictures, [title, *[""] * (len(rows) - 1)], ())
 
 
 def _line(j: Judged) -> str:
@@ -94,5 +94,5 @@ def _line(j: Judged) -> str:
 def _thumbnail(j: Judged) -> Image.Image:
     try:
         return sheets.small(to_rgb(open_upright(read_bytes(j.image.path), j.image.path.name)))
-    except UserError:  # gone since; its losses stay
+    except UserError:  # the file is gone; its losses are still known
         return Image.new("RGB", (sheets.SIDE, sheets.SIDE // 2), "#ddd")

@@ -1,4 +1,4 @@
-"""Jobs from graphs, and what a job names: its data set."""
+"""Describes a graph's run as a job, and reads the data set that a job names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..settings.job import Job
 from ..settings.previews import PreviewSettings
 from ..train.trainer import Trainer
 
-OF_VALIDATION = "Validation's"  # begins what is unknown of previews, which training does not depend on
+OF_VALIDATION = "Validation's"  # the first word of every unknown thing that only previews depend on
 
 
 def job_of(trainer: Trainer, references: tuple[tuple[Path, ...], ...] = ()) -> Job:
-    """The job that a graph's trainer does, with what no file can say named in it.
+    """The job that a graph's trainer does. ``unknown`` in it names what no file can describe.
 
-    ``references`` are the files of the reference images of each prompt of its validation.
+    ``references`` are the files of the reference images, for each prompt of its previews.
     """
     chosen, unknown = describe(trainer.model, trainer.text_encoder, trainer.vae)
     previews, more = _previews(trainer, references) if trainer.validation else (None, ())
@@ -43,28 +43,28 @@ def job_of(trainer: Trainer, references: tuple[tuple[Path, ...], ...] = ()) -> J
 
 
 def _previews(trainer: Trainer, references: tuple[tuple[Path, ...], ...]) -> tuple[PreviewSettings, tuple[str, ...]]:
-    asked, unknown = trainer.validation, ()
-    config = asked.config
+    request, unknown = trainer.validation, ()
+    config = request.config
     if references:
         prompts = zip(config.prompts, references, strict=True)
         config = replace(config, prompts=tuple(replace(prompt, references=paths) for prompt, paths in prompts))
-    if asked.made_by != trainer.vae:
+    if request.made_by != trainer.vae:
         unknown += (f"{OF_VALIDATION} VAE is another one than that of the latents",)
-    if asked.model is not None:
-        second, found = describe(asked.model, trainer.text_encoder, trainer.vae)
+    if request.model is not None:
+        second, more = describe(request.model, trainer.text_encoder, trainer.vae)
         config = replace(config, model=second)
-        unknown += tuple(f"{OF_VALIDATION} second model: {what}" for what in found)
+        unknown += tuple(f"{OF_VALIDATION} second model: {what}" for what in more)
     return config, unknown
 
 
 def read_dataset(requests: tuple[DatasetSettings, ...], report: Report) -> Dataset:
-    """A job's folders, one after the other. Raises UserError if one of them cannot be trained on."""
+    """The images of all of a job's folders. Raises UserError if one of the folders cannot be trained on."""
     index = Index(files.cache_folder())
     return reduce(Dataset.chained, (read_folder(_resolved(request), index, report) for request in requests))
 
 
 def _resolved(request: DatasetSettings) -> DatasetSettings:
-    """The request with its folders where Dataset Folder would look for them."""
+    """The request with full paths in place of its folders, which are looked for where Dataset Folder does."""
     mask = request.mask_options
     if mask.folder:
         mask = replace(mask, folder=files.resolve(str(mask.folder)))

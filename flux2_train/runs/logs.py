@@ -1,4 +1,4 @@
-"""Logs for other programs: TensorBoard and Weights & Biases, each through its own writer. A CSV is always there."""
+"""Logs for other programs: TensorBoard and Weights & Biases, each through its own writer. loss.csv always exists."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .folder import RunFolder
 
 
 def require_installed(names: tuple[str, ...]) -> None:
-    """Raise UserError naming the package that a log needs and that is not here."""
-    for name in names:  # of the program, and of its package
+    """Raise UserError that names the missing package of a log."""
+    for name in names:  # the package has the log's name
         if importlib.util.find_spec(name) is None:
             raise UserError(
                 f"The log {name!r} needs the package {name}, which is not installed: run pip install {name} with "
@@ -24,7 +24,7 @@ def require_installed(names: tuple[str, ...]) -> None:
 
 
 def opened(config: TrainingSettings, folder: RunFolder, step: int = 0) -> list[Log]:
-    """The logs that a run asks for, in its folder; one that goes on after ``step`` replaces what came then."""
+    """The logs that a run's settings ask for. A run that is resumed after ``step`` replaces its later entries."""
     kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
     return [kinds[name](config, folder, step) for name in config.log_writers]
 
@@ -79,10 +79,10 @@ class TensorBoard(Log):
 
 
 class WeightsAndBiases(Log):
-    """The same for Weights & Biases, as its own environment variables say where to; project ``flux2_train``.
+    """The same for Weights & Biases, in its project ``flux2_train``. Its own environment variables say where it lies.
 
-    A run that is taken up is another one there, in the same group. What the process prints stays here. Raises
-    UserError if it cannot begin, such as without a key.
+    A resumed run is a second run there, in the same group. The process's output is not sent. Raises UserError if it
+    cannot begin, for example without a key.
     """
 
     def __init__(self, config: TrainingSettings, folder: RunFolder, step: int):

@@ -1,4 +1,4 @@
-"""Whether a FLUX.2 fits this machine: answered from its files' headers, before anything of them is loaded."""
+"""Finds out from the headers of a FLUX.2's files whether it fits this machine, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..flavours import FLAVOURS, Flavour, flavour
 from ..formats import AS_IN_FILE, PLANNED, PRECISIONS, tiers
 from ..host import sizes
+from ..host.graph_types import CLIP, VAE, ModelPatcher
 from ..host.loading import load, quantise, shards
 from ..host.system import machine
 from ..planning.estimate import Machine, Work
@@ -20,15 +21,15 @@ from ..planning.weights import Weights, of_files, of_flavour
 from ..settings.model import ModelSettings
 from ..train.plans import available
 
-RANK, RESOLUTIONS = 16, (512, 1024)  # what the table answers for
-LEAST = 256, 1  # pixels and rank: where these do not fit, no setting of a run makes it fit, nor is there room to sample
+RANK, RESOLUTIONS = 16, (512, 1024)  # the runs that the text lists
+LEAST = 256, 1  # pixels and rank: if this run does not fit, no other does, and there is no room to sample either
 
 
 @dataclass(frozen=True)
-class Place:
-    """What there is to fit into. ``limited`` where memory cannot be borrowed from the disk: everywhere but on a CPU.
+class Surroundings:
+    """The machine that a model has to fit into.
 
-    ``rates`` says where the seconds come from.
+    ``limited`` is false on a CPU alone, which borrows memory from the disk. ``rates`` says where the seconds come from.
     """
 
     machine: Machine
@@ -37,24 +38,24 @@ class Place:
 
     @property
     def size(self) -> int:
-        """Bytes of a number as models compute here."""
+        """Bytes of one number in the dtype that models compute in here."""
         return 2 if self.limited else 4
 
 
-def here() -> Place:
-    """The device that ComfyUI uses, with what is free on it."""
+def here() -> Surroundings:
+    """The device that ComfyUI uses, with the memory that is free on it."""
     device = machine.device()
-    return Place(available(device), device.type != "cpu", machine.rates_in_words(device))
+    return Surroundings(available(device), device.type != "cpu", machine.rates_in_words(device))
 
 
-Answer = tuple[ModelSettings, str]
+Chosen = tuple[ModelSettings, str]  # see ``chosen_precision``
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The files of a FLUX.2, and how its transformer will be stored; each is loaded when it is asked for.
+    """The files of a FLUX.2 and how its transformer will be stored. Each file is loaded when its method is called.
 
-    ``text`` says what will be loaded, what that takes and why.
+    ``text`` says what will be loaded, how much memory it takes and why it was chosen.
     """
 
     chosen: ModelSettings
@@ -63,70 +64,72 @@ class Parts:
     vae: Path
     text: str
 
-    def load_model(self):
+    def load_model(self) -> ModelPatcher:
         """ComfyUI's MODEL."""
         return load.load_model(self.transformer, self.chosen)
 
-    def load_clip(self):
+    def load_clip(self) -> CLIP:
         """ComfyUI's CLIP."""
         return load.load_clip(self.text_encoder, self.chosen)
 
-    def load_vae(self):
+    def load_vae(self) -> VAE:
         """ComfyUI's VAE."""
         return load.load_vae(self.vae, flavour(self.chosen.flavour))
 
 
 def parts_of(
-    chosen: ModelSettings, decide: Callable[[Callable[[], Answer]], Answer] = lambda answer: answer()
+    settings: ModelSettings, decide: Callable[[Callable[[], Chosen]], Chosen] = lambda choose: choose()
 ) -> Parts:
-    """The files that ``chosen`` names, with a precision in place of ``auto``.
+    """The files that ``settings`` names, with a precision in place of ``auto``.
 
-    ``decide`` calls what it is given, where there are several processes in one of them for all. Raises UserError for a
-    missing file, and where no training fits.
+    ``decide`` calls its argument and returns the result; of several processes one calls it for all of them. Raises
+    UserError for a missing file, and if no training fits.
     """
-    paths = load.locate_parts(chosen)
-    answer, text = decide(lambda: answered(chosen, paths))
-    return Parts(answer, *paths, text)
+    paths = load.locate_parts(settings)
+    chosen, text = decide(lambda: chosen_precision(settings, paths))
+    return Parts(chosen, *paths, text)
 
 
-def answered(chosen: ModelSettings, paths: tuple[Path, Path, Path], place: Place | None = None) -> Answer:
-    """What will be loaded, with a precision in place of ``auto``, and a text that says what it takes and why.
+def chosen_precision(
+    settings: ModelSettings, paths: tuple[Path, Path, Path], surroundings: Surroundings | None = None
+) -> Chosen:
+    """The settings with a precision in place of ``auto``, and a text that says what that takes and why it was chosen.
 
-    ``paths`` are transformer, text encoder and VAE. Raises UserError where no training fits, with what would. A file
-    that the planner cannot read, or of another flavour, is left to the loader to judge, as it is in the file.
+    ``paths`` are transformer, text encoder and VAE. Raises UserError if no training fits, and names what would fit. A
+    file that the planner cannot read, or of another flavour, keeps the precision of its file; the loader judges it.
     """
-    row, place = flavour(chosen.flavour), place or here()
-    own = _weights(row, paths[0])
-    if own is None:
-        return _as(chosen, AS_IN_FILE) if chosen.precision == PLANNED else chosen, _names(paths)
-    model, why = _Model(row, own, chosen.precision, place), ""
-    if chosen.precision == PLANNED:
-        model, why = _chosen(model, paths[0].name)
+    row, surroundings = flavour(settings.flavour), surroundings or here()
+    weights = _weights(row, paths[0])
+    if weights is None:
+        return _as(settings, AS_IN_FILE) if settings.precision == PLANNED else settings, _names(paths)
+    model, why = _Model(row, weights, settings.precision, surroundings), ""
+    if settings.precision == PLANNED:
+        model, why = _fastest(model, paths[0].name)
     _require_room(model)
-    source = [f"seconds: {place.rates}"] if place.rates else []
-    return _as(chosen, model.precision), "\n".join([*_head(model, why, paths), *_rows(model), *source])
+    source = [f"seconds: {surroundings.rates}"] if surroundings.rates else []
+    return _as(settings, model.precision), "\n".join([*_head(model, why, paths), *_rows(model), *source])
 
 
-def _as(chosen: ModelSettings, precision: str) -> ModelSettings:
-    return replace(chosen, precision=precision)
+def _as(settings: ModelSettings, precision: str) -> ModelSettings:
+    return replace(settings, precision=precision)
 
 
 def _weights(row: Flavour, path: Path) -> Weights | None:
     try:
-        found = of_files(shards.parts_of(path))
+        weights = of_files(shards.parts_of(path))
     except UserError:
         return None
-    return found if (found.hidden, found.double, found.single) == row.sizes[:3] else None
+    return weights if (weights.hidden, weights.double, weights.single) == row.sizes[:3] else None
 
 
 @dataclass(frozen=True)
 class _Model:
-    """A transformer's file, how it is to be stored, and where."""
+    """A transformer's file, the precision to store it in, and the machine to load it on."""
 
     row: Flavour
     file: Weights
     precision: str
-    place: Place
+    surroundings: Surroundings
 
     @property
     def quantised(self) -> bool:
@@ -141,30 +144,33 @@ class _Model:
         weights = self.weights
         sites = lora_sites(weights, select(weights.linears, "all"), rank)
         stored = self._format()
-        return Work(weights, sites, (pixels // 16) ** 2, precision=stored, size=self.place.size,
+        return Work(weights, sites, (pixels // 16) ** 2, precision=stored, size=self.surroundings.size,
                     in_one_step=sizes.dequantises_in_one_step(stored))  # fmt: skip
 
     def _format(self) -> str:
-        """The precision by a name that says what dequantising takes."""
+        """The name of the precision that the weights have in memory."""
         return self.precision if self.precision != AS_IN_FILE or not self.quantised else self.file.format
 
     def plan(self, pixels: int, rank: int = RANK) -> Plan | None:
-        """The fastest plan that fits, ``None`` where none does."""
-        for pins in (Pins(streaming=self.place.limited), Pins(streaming=self.place.limited, grouped=LEAF)):
+        """The fastest plan that fits, ``None`` if none does."""
+        for pins in (
+            Pins(streaming=self.surroundings.limited),
+            Pins(streaming=self.surroundings.limited, grouped=LEAF),
+        ):
             try:
-                return choose(self.work(pixels, rank), self.place.machine, pins)
+                return choose(self.work(pixels, rank), self.surroundings.machine, pins)
             except UserError:
                 continue
         return None
 
     def least(self, pixels: int, rank: int = RANK) -> float:
-        """Bytes of device memory that should be free at least."""
-        pins = Pins(streaming=self.place.limited, grouped=LEAF)
-        return needed(smallest(self.work(pixels, rank), self.place.machine, pins).estimate)
+        """The least bytes of device memory that should be free."""
+        pins = Pins(streaming=self.surroundings.limited, grouped=LEAF)
+        return needed(smallest(self.work(pixels, rank), self.surroundings.machine, pins).estimate)
 
 
-def _chosen(model: _Model, file: str) -> tuple[_Model, str]:
-    """The model in the precision that ``auto`` takes, and why."""
+def _fastest(model: _Model, file: str) -> tuple[_Model, str]:
+    """The model in the precision that ``auto`` chooses, and why."""
     if model.quantised:
         return replace(model, precision=AS_IN_FILE), f"auto: {file} is quantised already and is never quantised twice"
     known, (first, *others) = (AS_IN_FILE, "bf16", *quantise.available()), tiers()
@@ -180,15 +186,16 @@ def _chosen(model: _Model, file: str) -> tuple[_Model, str]:
 
 
 def _require_room(model: _Model) -> None:
-    if not model.place.limited or model.plan(*LEAST):
+    if not model.surroundings.limited or model.plan(*LEAST):
         return
-    there = model.place.machine
+    machine = model.surroundings.machine
     near = [*_other_precisions(model), *_other_flavours(model)]
     would = f"What would fit: {', '.join(near)}." if near else "No flavour fits."
     raise UserError(
         f"{model.row.name} with precision '{model.precision}' cannot be trained here by any setting: it needs "
-        f"{model.least(*LEAST) / GB:.1f} GB of device memory, {there.vram / GB:.1f} GB are free, and its "
-        f"{model.weights.total / GB:.1f} GB of weights in host memory, where {there.ram / GB:.1f} GB are free. {would}"
+        f"{model.least(*LEAST) / GB:.1f} GB of device memory, {machine.vram / GB:.1f} GB are free, and its "
+        f"{model.weights.total / GB:.1f} GB of weights in host memory, where {machine.ram / GB:.1f} GB are free. "
+        f"{would}"
     )
 
 
@@ -202,7 +209,7 @@ def _other_precisions(model: _Model) -> Iterator[str]:
 def _other_flavours(model: _Model) -> Iterator[str]:
     for row in FLAVOURS.values():
         if row.name not in (model.row.name, "nano"):
-            other = _Model(row, of_flavour(row, "bf16"), "fp8 (scaled)", model.place)
+            other = _Model(row, of_flavour(row, "bf16"), "fp8 (scaled)", model.surroundings)
             if other.plan(*LEAST):
                 yield f"{row.name} with precision 'fp8 (scaled)'"
 
@@ -212,14 +219,14 @@ def _names(paths: tuple[Path, Path, Path]) -> str:
 
 
 def _head(model: _Model, why: str, paths: tuple[Path, Path, Path]) -> Iterator[str]:
-    there = model.place.machine
+    machine = model.surroundings.machine
     yield f"{model.row.name}, {model.precision}" + (f" ({why})" if why else "")
     encoder = sum(path.stat().st_size for path in shards.parts_of(paths[1]))
     sizes = (model.weights.total, encoder, paths[2].stat().st_size)
     for path, size in zip(paths, sizes, strict=True):
         yield f"{size / GB:6.2f} GB  {path.name}"
-    device = f"{there.vram / GB:.1f} GB on the device, " if model.place.limited else ""
-    yield f"free: {device}{there.ram / GB:.1f} GB in host memory"
+    device = f"{machine.vram / GB:.1f} GB on the device, " if model.surroundings.limited else ""
+    yield f"free: {device}{machine.ram / GB:.1f} GB in host memory"
 
 
 def _rows(model: _Model) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A trainer with all that a run does between its steps."""
+"""Makes a trainer that also does what a run does between its steps."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from accelerate import Accelerator
 
 from ..data.cache import EmbedCache, LatentCache
 from ..evaluate.evaluation import Evaluation
+from ..host.graph_types import ModelPatcher
 from ..settings.training import TrainingSettings
 from ..train.preview_request import PreviewRequest
 from ..train.trainer import Trainer
 
 
 def new_trainer(
-    model,
+    model: ModelPatcher,
     embeds: EmbedCache,
     latents: LatentCache,
     config: TrainingSettings,
@@ -20,7 +21,7 @@ def new_trainer(
     validation: PreviewRequest | None = None,
     held_out: tuple[EmbedCache, LatentCache] | None = None,
 ) -> Trainer:
-    """See ``Trainer``, which this one is; it also measures validation losses and paints previews as it was asked to."""
+    """A ``Trainer`` that also measures validation losses and paints previews, as its settings say."""
     trainer = Trainer(model, embeds, latents, config, accelerator, validation, held_out)
     trainer.between_steps = Evaluation(trainer, embeds.embeds)
     return trainer

@@ -1,4 +1,4 @@
-"""Previews as files in the run's folder: every picture, and all of them over time on one contact sheet."""
+"""Writes previews into the run's folder: every picture, and one contact sheet that shows all of them over time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = re.compile(r"step_(\d+)_(\d+)\.png")
 class PreviewFiles:
     """A listener that writes ``previews/step_000100_1.png``, ``previews/base_1.png`` and ``previews.png``.
 
-    The sheet is made from what lies in the folder, so that a run that was taken up shows all of it.
+    The sheet is made from the files in the folder, so that it also shows what was painted before a run was resumed.
     """
 
     def __init__(self, folder: RunFolder):
@@ -43,12 +43,12 @@ class PreviewFiles:
     def _base(self, number: int) -> Path:
         return self.folder.previews / f"base_{number}.png"
 
-    def _save(self, picture: Image.Image, path: Path, asked: dict) -> None:
+    def _save(self, picture: Image.Image, path: Path, request: dict) -> None:
         self.thumbnails[path] = sheets.small(picture)
-        write_png(picture, path, json.dumps(asked))
+        write_png(picture, path, json.dumps(request))
 
     def _sheet(self, labels: list[str]) -> Image.Image:
-        """Rows are prompts, columns the base model and the steps, thinned out evenly where they are many."""
+        """One row per prompt; the columns are the base model and the steps, evenly thinned out if there are many."""
         matches = [NAME.fullmatch(path.name) for path in self.folder.previews.iterdir()]
         steps = sheets.spread(sorted({int(match[1]) for match in matches if match}), MOST_COLUMNS)
         rows = []
@@ -65,22 +65,22 @@ class PreviewFiles:
 
 
 def save_references(validation: PreviewRequest | None, folder: RunFolder) -> tuple[tuple[Path, ...], ...]:
-    """The reference images of each prompt as PNG files, from which a job can be done again."""
-    found = []
+    """Write each prompt's reference images as PNG files, so that a job can name them. Returns the paths per prompt."""
+    saved = []
     for number, images in enumerate(validation.references if validation else (), 1):
         pictures = [sheets.to_picture(picture) for image in images for picture in image]
         paths = tuple(folder.references / f"{number}_{count}.png" for count in range(1, len(pictures) + 1))
         for picture, path in zip(pictures, paths, strict=True):
             folder.references.mkdir(exist_ok=True)
             write_png(picture, path)
-        found.append(paths)
-    return tuple(found)
+        saved.append(paths)
+    return tuple(saved)
 
 
-def write_png(picture: Image.Image, path: Path, asked: str = "") -> None:
-    """Write a picture, with ``asked`` as its text ``flux2_train``."""
+def write_png(picture: Image.Image, path: Path, request: str = "") -> None:
+    """Write a picture, with ``request`` as its PNG text ``flux2_train``."""
     info = PngInfo()
-    if asked:
-        info.add_text("flux2_train", asked)
+    if request:
+        info.add_text("flux2_train", request)
     with whole(path) as partial:
         picture.save(partial, "PNG", pnginfo=info)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the LoRA file and a folder with configuration, losses, plot and report."""
+"""Writes the results of a run: the LoRA file, and losses, plot and report in the run's folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..host import identify
 from ..train.trainer import Trainer
 from .folder import RunFolder
 from .preview_files import write_png
-from .saving import Saved, save_adapters
+from .saving import SavedLora, save_adapters
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Results:
 
 
 def write_results(trainer: Trainer, lora_folder: Path, folder: RunFolder, stopped: bool = False) -> Results:
-    """Save the adapters as they are now; a run that was stopped early gets its step into the file name.
+    """Save the adapters as they are now. If the run was ``stopped`` early, the file name gets its step.
 
-    Raises UserError, after everything is written, if the saved file does not act like the trained adapters. A stopped
-    run is saved without that proof: the model may be what stopped it.
+    Raises UserError, after everything is written, if the saved file does not act like the trained adapters. The LoRA of
+    a stopped run is not checked: a broken model may be what stopped it.
     """
     name = f"{folder.name}_step{len(trainer.history.losses)}" if stopped else folder.name
     target = files.free_path(lora_folder, name, trainer.config.save.format)
@@ -63,7 +63,7 @@ def _write_losses(trainer: Trainer, path: Path) -> None:
     write_table(path, [header, *((step, *row) for step, row in enumerate(rows, 1))])
 
 
-def report(trainer: Trainer, dataset: Dataset, saved: Saved) -> dict:
+def report(trainer: Trainer, dataset: Dataset, saved: SavedLora) -> dict:
     """The run in figures: losses, seconds per step (median), peak memory in bytes."""
     history = trainer.history
     return {

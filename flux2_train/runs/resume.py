@@ -13,7 +13,7 @@ from ..settings.job import Job
 from ..train.processes import decided
 from ..train.trainer import Trainer
 from . import checkpoints
-from .checkpoints import About, Checkpoint, Damaged
+from .checkpoints import About, Checkpoint, DamagedCheckpoint
 from .dataset_record import difference
 from .folder import FINISHED, RunFolder
 from .jobs import OF_VALIDATION, job_of
@@ -31,7 +31,7 @@ MODEL = ("flavour", "variant", "transformer", "text_encoder", "vae")  # the prec
 
 
 @dataclass(frozen=True)
-class Found:
+class Resumption:
     """An interrupted run to go on with: its state, and the files of newer checkpoints that cannot be read, with why."""
 
     folder: RunFolder
@@ -51,7 +51,7 @@ class Found:
             )
 
 
-def find(trainer: Trainer, runs: Path, how: str | RunFolder) -> Found | None:
+def find(trainer: Trainer, runs: Path, how: str | RunFolder) -> Resumption | None:
     """The run to go on with: with AUTO the last one of that name, unless it has finished, is in progress, or has no
     checkpoint; with NEW none; or the one that is given.
 
@@ -71,11 +71,11 @@ def find(trainer: Trainer, runs: Path, how: str | RunFolder) -> Found | None:
     return found
 
 
-def find_together(trainer: Trainer, runs: Path, how: str | RunFolder) -> Found | None:
+def find_together(trainer: Trainer, runs: Path, how: str | RunFolder) -> Resumption | None:
     """``find`` in the main process, and what it found in all of them."""
-    mine: list[Found | None] = [None]
+    mine: list[Resumption | None] = [None]
 
-    def decide() -> Found | None:
+    def decide() -> Resumption | None:
         mine[0] = find(trainer, runs, how)
         return mine[0] and replace(mine[0], state={})  # which everyone reads for themselves
 
@@ -83,14 +83,14 @@ def find_together(trainer: Trainer, runs: Path, how: str | RunFolder) -> Found |
     return mine[0] or (told and replace(told, state=told.checkpoint.load()))
 
 
-def newest(folder: RunFolder) -> Found | None:
+def newest(folder: RunFolder) -> Resumption | None:
     """The last checkpoint that is whole, and what is wrong with those after it."""
     damaged = {}
     for path in reversed(checkpoints.paths(folder.checkpoints)):
         try:
             checkpoint = checkpoints.read(path)
-            return Found(folder, checkpoint, checkpoint.load(), damaged)
-        except Damaged as error:
+            return Resumption(folder, checkpoint, checkpoint.load(), damaged)
+        except DamagedCheckpoint as error:
             damaged[path] = str(error)
     return None
 

@@ -37,7 +37,7 @@ def finished(trainer: Trainer, loras: Path, runs: Path) -> Results | None:
     return Results(lora, loras / about["lora"], folder.path, lora.header.get("flux2_train.certificate", ""))
 
 
-def _is_same(found: resume.Found, trainer: Trainer) -> bool:
+def _is_same(found: resume.Resumption, trainer: Trainer) -> bool:
     about, now = found.checkpoint.about, plain(job_of(trainer))
     same_settings = all(about.job.get(section) == now[section] for section in ASKED)
     same_data = about.dataset == trainer.dataset.fingerprint

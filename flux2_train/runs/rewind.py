@@ -9,7 +9,7 @@ from ..host.system.memory import free, is_out_of_memory
 from ..train import packing
 from ..train.trainer import Trainer
 from . import resume
-from .checkpoint_writer import Keeper
+from .checkpoint_writer import CheckpointWriter
 from .folder import RunFolder
 
 
@@ -23,9 +23,9 @@ class Rewind:
     Several processes would all have to go back at once: there the run ends, with its checkpoint.
     """
 
-    def __init__(self, trainer: Trainer, folder: RunFolder, keeper: Keeper):
-        self.trainer, self.folder, self.keeper = trainer, folder, keeper
-        self.start = None if keeper.written else packing.copied(trainer.state_dict())
+    def __init__(self, trainer: Trainer, folder: RunFolder, checkpoint_writer: CheckpointWriter):
+        self.trainer, self.folder, self.checkpoint_writer = trainer, folder, checkpoint_writer
+        self.start = None if checkpoint_writer.written else packing.copied(trainer.state_dict())
 
     def helps(self, error: BaseException) -> bool:
         """Whether a step ended for want of memory, and there is a level with less left. The layout is that one then."""
@@ -38,7 +38,7 @@ class Rewind:
         """Put a whole state in place. Call when the error's frames, which hold the step's tensors, are gone."""
         trainer, at = self.trainer, self.trainer.step + 1
         if trainer.half_updated:
-            yield from self.keeper.settled()
+            yield from self.checkpoint_writer.settled()
             found = resume.newest(self.folder)
             yield from map(Warned, found.set_aside() if found else ())
             trainer.load_state_dict(found.state if found else self.start)

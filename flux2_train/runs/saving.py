@@ -23,7 +23,7 @@ NOT_CERTIFIED = "not certified"
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedLora:
     """A LoRA that was saved: the file, the same as ComfyUI's LORA_MODEL, and what is known about it in words.
 
     ``problem`` is why the certificate does not hold, empty where it does or was not asked for.
@@ -36,7 +36,7 @@ class Saved:
     problem: str = ""
 
 
-def save_adapters(trainer: Trainer, path: Path, metadata: dict[str, str], certify: bool = True) -> Saved:
+def save_adapters(trainer: Trainer, path: Path, metadata: dict[str, str], certify: bool = True) -> SavedLora:
     """Write the adapters as they are now to ``path`` (for peft a folder), with the certificate in the metadata.
 
     The certificate is of the very file: written once, loaded back, and written again with what that showed. A file
@@ -58,7 +58,7 @@ def save_adapters(trainer: Trainer, path: Path, metadata: dict[str, str], certif
     decomposed = any(map(is_dora, exported.parts.values()))
     wired = options.format == "comfyui" or (options.format == "diffusers" and not decomposed)
     wire = exported if wired else files.export(parts, weights=weights)
-    return Saved(written, wire.tensors, said, exported.note.removeprefix(", "), problem)
+    return SavedLora(written, wire.tensors, said, exported.note.removeprefix(", "), problem)
 
 
 def _certified(trainer: Trainer, exported: files.Exported, path: Path) -> Certificate:

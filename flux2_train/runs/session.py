@@ -24,9 +24,9 @@ from ..train.trainer import Trainer
 from . import checkpoints, logs, resume
 from . import dataset_record as contents
 from . import reuse as again
-from .best_effort import Sparing
-from .checkpoint_writer import Keeper
-from .checkpoints import About, Damaged, Snapshot
+from .best_effort import BestEffort
+from .checkpoint_writer import CheckpointWriter
+from .checkpoints import About, DamagedCheckpoint, Snapshot
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder
 from .image_files import ImageFiles
 from .jobs import job_of
@@ -92,7 +92,7 @@ class Session:
     """A run in the process that writes its files, begun or, with ``found``, gone on with. The folder must be held."""
 
     def __init__(
-        self, trainer: Trainer, folder: RunFolder, loras: Path, listen: Listen, found: resume.Found | None = None
+        self, trainer: Trainer, folder: RunFolder, loras: Path, listen: Listen, found: resume.Resumption | None = None
     ):
         self.trainer, self.folder, self.loras, self.listen, self.found = trainer, folder, loras, listen, found
         self.aside = tuple(found.set_aside()) if found else ()  # before anybody looks for checkpoints
@@ -101,9 +101,9 @@ class Session:
         previews, images = PreviewFiles(folder), ImageFiles(folder)
         written = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}
         # files first: listen may end the run
-        self.listeners = [*(Sparing(write, what, listen) for what, write in written.items()), listen]
+        self.listeners = [*(BestEffort(write, what, listen) for what, write in written.items()), listen]
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
-        self.keeper = Keeper(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
+        self.checkpoint_writer = CheckpointWriter(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
 
     def run(self) -> Results:
         """See ``train``."""
@@ -112,13 +112,13 @@ class Session:
             try:
                 with self._logs():
                     self._train()
-                self._tell(*self.keeper.now(self.trainer.step))
+                self._tell(*self.checkpoint_writer.now(self.trainer.step))
             except BaseException as error:  # ComfyUI's interrupt and Ctrl-C are no Exceptions
                 self._rescue(error)
                 raise
             return self._finish()
         finally:
-            self.keeper.close()
+            self.checkpoint_writer.close()
 
     def snapshot(self) -> Snapshot:
         """The run as it is now, on the host."""
@@ -150,7 +150,7 @@ class Session:
         self._tell(Started(self.folder.path), *map(Warned, self.aside))
         if self.found:
             self._tell(Resumed(self.trainer.step, self.trainer.total, self.found.checkpoint.path))
-        rewind = Rewind(self.trainer, self.folder, self.keeper)
+        rewind = Rewind(self.trainer, self.folder, self.checkpoint_writer)
         while not self._came_to_the_end(rewind):
             self._tell(*rewind.back())
 
@@ -161,7 +161,9 @@ class Session:
                 for event in run:
                     self._tell(event)
                     if isinstance(event, Completed):
-                        self._tell(*self.keeper.after(event.step, self.trainer.history.validation.get(event.step)))
+                        self._tell(
+                            *self.checkpoint_writer.after(event.step, self.trainer.history.validation.get(event.step))
+                        )
                         if self.folder.stop.exists():
                             self.trainer.stop()
         except Exception as error:
@@ -175,7 +177,7 @@ class Session:
         """The logs that are asked for, told every event in the block and closed behind it."""
         config = self.trainer.config
         found = zip(config.log_writers, logs.opened(config, self.folder, self.trainer.step), strict=True)
-        opened = [Sparing(log, f"The log for {name}", self.listen) for name, log in found]
+        opened = [BestEffort(log, f"The log for {name}", self.listen) for name, log in found]
         others, self.listeners = self.listeners, [*opened, *self.listeners]
         try:
             with ExitStack() as closing_all:
@@ -205,17 +207,17 @@ class Session:
             self._attempt("run.json", lambda: self.folder.note(status=FAILED, **ended))
             raise
         self.folder.note(status=FINISHED, lora=results.lora_path.relative_to(self.loras).as_posix(), **ended)
-        self.keeper.prune(1)
+        self.checkpoint_writer.prune(1)
         self._tell(Saved(results.lora_path, stopped=False))
         return results
 
     def _restore_best(self) -> None:
-        best = self.keeper.best_path()
+        best = self.checkpoint_writer.best_path()
         if best is None:
             return
         try:
             self.trainer.restore_weights(checkpoints.read(best).load())
-        except Damaged as error:
+        except DamagedCheckpoint as error:
             self._tell(Warned(f"The best checkpoint {best.name} cannot be read ({error}); the LoRA is the last one."))
 
     def _rescue(self, error: BaseException) -> None:
@@ -232,7 +234,7 @@ class Session:
         if self.trainer.half_updated:
             self._quietly(Warned("The last step was cut short while it changed the weights: it is not saved."))
         elif self.trainer.step:
-            self._quietly(*self.keeper.now(self.trainer.step))
+            self._quietly(*self.checkpoint_writer.now(self.trainer.step))
 
     def _save_lora(self) -> None:
         if self.trainer.history.losses:
@@ -253,7 +255,7 @@ class Session:
                 self.listen(event)
 
     def _out_of_memory(self) -> str:
-        kept = max(map(checkpoints.step_of, self.keeper.written), default=0)
+        kept = max(map(checkpoints.step_of, self.checkpoint_writer.written), default=0)
         saved = f"step {kept} is saved, and queueing again goes on from there" if kept else "nothing is saved yet"
         return (
             f"The card ran out of memory in step {self.trainer.step + 1}; {saved}. Close other programs, turn "

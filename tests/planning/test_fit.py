@@ -48,13 +48,13 @@ def paths(tmp_path_factory):
     }
 
 
-def answered(paths, flavour="klein-9b", precision=PLANNED, vram=24, ram=64):
+def chosen_precision(paths, flavour="klein-9b", precision=PLANNED, vram=24, ram=64):
     chosen = ModelSettings(flavour, precision)
-    return fit.answered(chosen, paths[flavour], fit.Place(Machine(vram * GB, ram * GB)))
+    return fit.chosen_precision(chosen, paths[flavour], fit.Surroundings(Machine(vram * GB, ram * GB)))
 
 
 def test_parts_and_layouts_are_told(paths):
-    chosen, text = answered(paths, precision=AS_IN_FILE, vram=12)
+    chosen, text = chosen_precision(paths, precision=AS_IN_FILE, vram=12)
     assert chosen == ModelSettings("klein-9b", AS_IN_FILE)
     lines = text.splitlines()
     assert lines[0] == "klein-9b, as in file"
@@ -69,7 +69,7 @@ def test_parts_and_layouts_are_told(paths):
 
 
 def test_a_resolution_that_does_not_fit_is_told_apart(paths):
-    _, text = answered(paths, "dev", "fp8 (scaled)", vram=6)
+    _, text = chosen_precision(paths, "dev", "fp8 (scaled)", vram=6)
     assert "1024 px, rank 16: does not fit, " in text and "512 px, rank 16: " in text
 
 
@@ -81,7 +81,7 @@ def test_a_resolution_that_does_not_fit_is_told_apart(paths):
 def test_auto_takes_the_fastest_that_fits_and_says_why(paths, vram, ram, expected):
     if expected not in (AS_IN_FILE, *quantise.available()):
         pytest.skip(f"this ComfyUI has no {expected}")
-    chosen, text = answered(paths, vram=vram, ram=ram)
+    chosen, text = chosen_precision(paths, vram=vram, ram=ram)
     assert chosen.precision == expected
     assert text.startswith(f"klein-9b, {expected} (auto: the fastest that fits ")
 
@@ -89,8 +89,8 @@ def test_auto_takes_the_fastest_that_fits_and_says_why(paths, vram, ram, expecte
 def test_auto_takes_only_what_this_comfyui_has(paths, monkeypatch):
     monkeypatch.setattr(quantise, "available", lambda: ["fp8 (scaled)"])
     with pytest.raises(UserError, match=r"cannot be trained here by any setting"):
-        answered(paths, "dev", vram=24, ram=20)
-    assert answered(paths, vram=16)[0].precision == "fp8 (scaled)"
+        chosen_precision(paths, "dev", vram=24, ram=20)
+    assert chosen_precision(paths, vram=16)[0].precision == "fp8 (scaled)"
 
 
 def test_what_is_quantised_already_is_left_as_it_is(tmp_path, paths):
@@ -105,30 +105,30 @@ def test_what_is_quantised_already_is_left_as_it_is(tmp_path, paths):
 def kept(quantise, source, precision, path, paths):
     path.write_bytes(quantise.kept([source], precision, "cpu", path.parent / "kept").read_bytes())
     chosen = ModelSettings("nano", PLANNED)
-    return fit.answered(chosen, (path, *paths["dev"][1:]), fit.Place(Machine(GB, GB)))
+    return fit.chosen_precision(chosen, (path, *paths["dev"][1:]), fit.Surroundings(Machine(GB, GB)))
 
 
 @pytest.mark.long
 def test_what_no_setting_makes_fit_is_refused_with_what_would(paths):
     with pytest.raises(UserError) as error:
-        answered(paths, "dev", AS_IN_FILE, vram=24, ram=40)
+        chosen_precision(paths, "dev", AS_IN_FILE, vram=24, ram=40)
     text = str(error.value)
     assert text.startswith("dev with precision 'as in file' cannot be trained here by any setting: it needs ")
     assert "24.0 GB are free" in text and "64.4 GB of weights in host memory, where 40.0 GB are free" in text
     assert "What would fit: precision 'fp8 (scaled)', " in text and "klein-4b with precision 'fp8 (scaled)'" in text
     with pytest.raises(UserError, match="No flavour fits"):
-        answered(paths, vram=0.5)
+        chosen_precision(paths, vram=0.5)
 
 
 def test_on_a_cpu_nothing_is_refused(paths):
     chosen = ModelSettings("klein-9b", AS_IN_FILE)
-    _, text = fit.answered(chosen, paths["klein-9b"], fit.Place(Machine(4 * GB, 4 * GB), limited=False))
+    _, text = fit.chosen_precision(chosen, paths["klein-9b"], fit.Surroundings(Machine(4 * GB, 4 * GB), limited=False))
     assert "free: 4.0 GB in host memory" in text and "512 px, rank 16: does not fit" in text
 
 
 def test_a_file_of_another_flavour_is_left_to_the_loader(paths):
     for wrong in (paths["klein-9b"], (paths["dev"][1], *paths["dev"][1:])):
-        chosen, text = fit.answered(ModelSettings("dev", PLANNED), wrong, fit.Place(Machine(GB, GB)))
+        chosen, text = fit.chosen_precision(ModelSettings("dev", PLANNED), wrong, fit.Surroundings(Machine(GB, GB)))
         assert chosen.precision == AS_IN_FILE and text.splitlines()[0] == wrong[0].name
 
 
@@ -140,6 +140,6 @@ def test_a_job_may_say_auto_and_the_text_encoder_may_not():
 
 def test_on_this_machine(comfy_folders):
     chosen = ModelSettings("nano", PLANNED)
-    resolved, text = fit.answered(chosen, load.locate_parts(chosen))
+    resolved, text = fit.chosen_precision(chosen, load.locate_parts(chosen))
     assert resolved == replace(chosen, precision=AS_IN_FILE) and "1024 px, rank 16: " in text
     assert files.find(FLAVOURS["nano"].transformer_files("auto")[0]).name in text

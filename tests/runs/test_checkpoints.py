@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from flux2_train.runs import checkpoints
-from flux2_train.runs.checkpoint_writer import Keeper
-from flux2_train.runs.checkpoints import About, Damaged, Snapshot
+from flux2_train.runs.checkpoint_writer import CheckpointWriter
+from flux2_train.runs.checkpoints import About, DamagedCheckpoint, Snapshot
 from flux2_train.settings.saving import CheckpointSettings
 from flux2_train.train import packing
 
@@ -78,33 +78,33 @@ def test_no_single_flipped_bit_is_taken_for_what_was_written(tmp_path):
         try:
             read = checkpoints.read(path)
             assert read.about == about and same(read.load(), state), place  # "format" is nobody's business
-        except Damaged:
+        except DamagedCheckpoint:
             found += 1
     assert found > 0.95 * len(whole)
 
 
 def test_another_version_is_told(tmp_path):
     path = replace(snapshot(1), about=replace(snapshot(1).about, version=99)).write(tmp_path)
-    with pytest.raises(Damaged, match="its version is 99, this pack reads 2"):
+    with pytest.raises(DamagedCheckpoint, match="its version is 99, this pack reads 2"):
         checkpoints.read(path)
 
 
-def drive(keeper, losses):
+def drive(writer, losses):
     """Every step with its validation loss or None. Returns the steps whose checkpoints were told."""
-    told = [e for step, loss in enumerate(losses, 1) for e in done(keeper, step, loss)]
-    told += keeper.now(len(losses))
+    told = [e for step, loss in enumerate(losses, 1) for e in done(writer, step, loss)]
+    told += writer.now(len(losses))
     return [event.step for event in told]
 
 
-def done(keeper, step, loss):
-    keeper.step, keeper.loss = step, loss
-    yield from keeper.after(step, loss)
-    if keeper.writing:  # let each write end, so that what is due is written
-        keeper.writing.result()
+def done(writer, step, loss):
+    writer.step, writer.loss = step, loss
+    yield from writer.after(step, loss)
+    if writer.writing:  # let each write end, so that what is due is written
+        writer.writing.result()
 
 
-def keeper(folder, config, epoch=1):
-    made = Keeper(folder, config, epoch, lambda: snapshot(made.step, made.loss))
+def writer(folder, config, epoch=1):
+    made = CheckpointWriter(folder, config, epoch, lambda: snapshot(made.step, made.loss))
     return made
 
 
@@ -114,20 +114,20 @@ def keeper(folder, config, epoch=1):
     (replace(NEVER, every_minutes=1e-9, keep=3), [*range(1, 11)], [8, 9, 10]),
 ])  # fmt: skip
 def test_when_they_are_due_and_how_many_stay(tmp_path, config, told, kept):
-    ours = keeper(tmp_path, config, epoch=3)
+    ours = writer(tmp_path, config, epoch=3)
     assert drive(ours, [None] * 10) == told
     assert [checkpoints.step_of(p) for p in checkpoints.paths(tmp_path)] == kept
 
 
 def test_the_best_stays_however_old(tmp_path):
     losses = [0.9, None, 0.5, None, 0.7, None, 0.6, None]
-    ours = keeper(tmp_path, replace(NEVER, every_steps=2, keep=1))
+    ours = writer(tmp_path, replace(NEVER, every_steps=2, keep=1))
     assert drive(ours, losses) == [1, 2, 3, 4, 6, 8]
     assert [checkpoints.step_of(p) for p in checkpoints.paths(tmp_path)] == [3, 8]
     assert checkpoints.step_of(ours.best_path()) == 3
-    again = keeper(tmp_path, NEVER)  # a run that is taken up knows it still
+    again = writer(tmp_path, NEVER)  # a run that is taken up knows it still
     assert again.best == 0.5 and again.best_path() == ours.best_path()
-    assert keeper(tmp_path, replace(NEVER, keep_best=False)).best_path() is not None
+    assert writer(tmp_path, replace(NEVER, keep_best=False)).best_path() is not None
 
 
 def test_the_state_is_the_one_at_the_step_and_the_run_does_not_wait(tmp_path):
@@ -141,7 +141,7 @@ def test_the_state_is_the_one_at_the_step_and_the_run_does_not_wait(tmp_path):
     def take():
         return Slow(*vars(Snapshot.of(About(int(weights[0]), 9, {}, "", 1), {"weights": weights})).values())
 
-    ours = Keeper(tmp_path, replace(NEVER, every_steps=1), 1, take)
+    ours = CheckpointWriter(tmp_path, replace(NEVER, every_steps=1), 1, take)
     for step in (1, 2, 3):
         weights.fill_(step)
         assert list(ours.after(step)) == []  # the first is still being written; 2 and 3 wait
@@ -160,7 +160,10 @@ def test_a_checkpoint_that_is_due_waits_for_the_one_that_is_being_written(tmp_pa
             assert gate.wait(30)
             return write(self, folder)
 
-    ours = Keeper(tmp_path, replace(NEVER, every_steps=2), 1, lambda: Slow(*vars(snapshot(ours.step)).values()))
+    def take():
+        return Slow(*vars(snapshot(ours.step)).values())
+
+    ours = CheckpointWriter(tmp_path, replace(NEVER, every_steps=2), 1, take)
     told = []
     for step in (2, 3, 4, 5):
         ours.step = step

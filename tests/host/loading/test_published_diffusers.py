@@ -133,7 +133,7 @@ def test_planner_and_fit_count_its_bytes(tmp_path):
     assert (found.linears, found.stored, found.plain) == (expected.linears, expected.stored, expected.plain)
     row = type("Row", (), {"sizes": (256, 2, 2, 96)})()
     assert fit._weights(row, path).total == expected.total
-    _, text = fit.answered(ModelSettings("klein-4b"), (path, path, path), fit.Place(Machine(8e9)))
+    _, text = fit.chosen_precision(ModelSettings("klein-4b"), (path, path, path), fit.Surroundings(Machine(8e9)))
     assert path.name in text  # of another flavour: left to the loader, which names it
     with pytest.raises(UserError, match=r"is FLUX.2 256/2/2/96, not klein-4b"):
         identify.require_flavour(ours(path), flavour("klein-4b"), path.name)

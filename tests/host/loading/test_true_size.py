@@ -133,8 +133,8 @@ def test_a_transformer_is_recognised_planned_and_taken(flavour, layout, hollow, 
     out = capsys.readouterr().out
     assert out.startswith(f"{path.name}: {flavour}, {found.total / 1e9:.2f} GB of weights, ") and "peak" in out
     with Bounded():
-        place = fit.Place(Machine(24e9, 64e9))
-        chosen, text = fit.answered(ModelSettings(flavour, "auto"), (path, path, path), place)
+        surroundings = fit.Surroundings(Machine(24e9, 64e9))
+        chosen, text = fit.chosen_precision(ModelSettings(flavour, "auto"), (path, path, path), surroundings)
     assert text.startswith(f"{flavour}, {chosen.precision} (auto: ")
     assert (chosen.precision == AS_IN_FILE) == ("quantised already" in text) or not quantised
     with Bounded(), torch.inference_mode():
