@@ -18,7 +18,7 @@ from ..settings.previews import PreviewSettings
 
 @dataclass(frozen=True)
 class Encoded:
-    """A cache that is complete. ``made`` counts what had to be encoded, ``patcher`` holds the encoder that did it."""
+    """A complete cache. ``made`` counts what had to be encoded; if anything had to, ``patcher`` is still in memory."""
 
     cache: EmbedCache | LatentCache
     made: Made

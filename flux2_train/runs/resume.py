@@ -1,4 +1,4 @@
-"""Whether a run goes on from an earlier one, from which checkpoint, and what may differ by then."""
+"""Decides whether a run resumes an earlier one, from which checkpoint, and which settings may have changed since."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .folder import FINISHED, RunFolder
 from .jobs import OF_VALIDATION, job_of
 
 AUTO, NEW = "auto", "new"
-# Settings, or sections of them, that act on what comes after: they may be others when a run goes on.
+# Settings, or sections of them, that may have changed when a run is resumed: they act on the steps to come alone.
 MAY_CHANGE = (
     "name", "recipe", "steps", "epochs", "learning_rate", "checkpointing", "validation_items",
     "batch", "accumulate",  # as long as their product is the same
@@ -27,12 +27,12 @@ MAY_CHANGE = (
     "validation_loss.per_image_every", "optimizer.schedule", "optimizer.warmup", "optimizer.end", "optimizer.cycles",
     "optimizer.power", "optimizer.max_grad_norm", "ema.ema_export", "ema.ema_preview",
 )  # fmt: skip
-MODEL = ("flavour", "variant", "transformer", "text_encoder", "vae")  # the precision may change, to fit
+MODEL = ("flavour", "variant", "transformer", "text_encoder", "vae")  # the precision may change, so that the model fits
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """An interrupted run to go on with: its state, and the files of newer checkpoints that cannot be read, with why."""
+    """The state from which a run is resumed. ``damaged`` says what is wrong with each newer checkpoint."""
 
     folder: RunFolder
     checkpoint: Checkpoint
@@ -40,51 +40,52 @@ class Resumption:
     damaged: dict[Path, str]
 
     def set_aside(self) -> Iterator[str]:
-        """Rename what is damaged, so that nobody takes it for the run's last step. A sentence for each."""
+        """Rename the damaged checkpoints, so that nothing takes them for the run's last step. Yields a warning for each."""
         for path, why in self.damaged.items():
-            aside = path.with_name(f"{path.name}.damaged")
+            new_path = path.with_name(f"{path.name}.damaged")
             with suppress(OSError):
-                path.replace(aside)
+                path.replace(new_path)
             yield (
                 f"The checkpoint {path.name} of {self.folder.name} is damaged ({why}); going on from the one before. "
-                f"It lies as {aside.name} in {aside.parent}."
+                f"It lies as {new_path.name} in {new_path.parent}."
             )
 
 
 def find(trainer: Trainer, runs: Path, how: str | RunFolder) -> Resumption | None:
-    """The run to go on with: with AUTO the last one of that name, unless it has finished, is in progress, or has no
-    checkpoint; with NEW none; or the one that is given.
+    """The run to resume, ``None`` to begin a new one.
 
-    Raises UserError where that run was asked for differently in what may not change, naming it.
+    ``how`` is NEW for a new run; AUTO for the newest run of the trainer's name, unless that has finished, is being
+    trained or has no checkpoint; or the folder of a run. Raises UserError that names every setting that differs from
+    that run's and may not.
     """
     if how == NEW:
         return None
     folder = RunFolder.last(runs, trainer.config.name) if how == AUTO else how
     if how == AUTO and (folder is None or folder.about().get("status") == FINISHED or folder.is_held()):
         return None
-    found = newest(folder)
-    if found is None and how == AUTO:
+    resumption = newest(folder)
+    if resumption is None and how == AUTO:
         return None
-    if found is None:
+    if resumption is None:
         raise UserError(f"The run {folder.name} has no checkpoint that can be read in {folder.checkpoints}.")
-    require_same(folder, found.checkpoint.about, trainer, own_seed=how == AUTO)
-    return found
+    require_same(folder, resumption.checkpoint.about, trainer, own_seed=how == AUTO)
+    return resumption
 
 
 def find_together(trainer: Trainer, runs: Path, how: str | RunFolder) -> Resumption | None:
-    """``find`` in the main process, and what it found in all of them."""
-    mine: list[Resumption | None] = [None]
+    """Call ``find`` in the main process, and return its answer in every process."""
+    in_main: list[Resumption | None] = [None]
 
     def decide() -> Resumption | None:
-        mine[0] = find(trainer, runs, how)
-        return mine[0] and replace(mine[0], state={})  # which everyone reads for themselves
+        in_main[0] = find(trainer, runs, how)
+        return in_main[0] and replace(in_main[0], state={})  # each process reads the state from the file itself
 
-    told = decided(trainer.accelerator, decide)
-    return mine[0] or (told and replace(told, state=told.checkpoint.load()))
+    sent = decided(trainer.accelerator, decide)
+    return in_main[0] or (sent and replace(sent, state=sent.checkpoint.load()))
 
 
 def newest(folder: RunFolder) -> Resumption | None:
-    """The last checkpoint that is whole, and what is wrong with those after it."""
+    """The newest checkpoint that can be read, and what is wrong with those after it; ``None`` if there is none."""
     damaged = {}
     for path in reversed(checkpoints.paths(folder.checkpoints)):
         try:
@@ -96,7 +97,8 @@ def newest(folder: RunFolder) -> Resumption | None:
 
 
 def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bool) -> None:
-    """Raise UserError naming everything that differs and may not. ``own_seed`` goes on with the run's seed."""
+    """Raise UserError that names every difference that is not allowed. With ``own_seed`` the seed may differ: the run
+    keeps its own."""
     differing = list(differences(about, trainer, own_seed))
     if about.dataset != trainer.dataset.fingerprint:
         differing.append(difference(folder.dataset, trainer.dataset))
@@ -108,13 +110,13 @@ def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bo
 
 
 def differences(about: About, trainer: Trainer, own_seed: bool) -> Iterator[str]:
-    """A clause for each setting that keeps a trainer from going on from a checkpoint."""
+    """A clause for each setting because of which a trainer cannot resume from a checkpoint."""
     now = plain(job_of(trainer))
-    free = (*MAY_CHANGE, "seed") if own_seed else MAY_CHANGE
-    was, others = dict(flat(about.job["training"])), dict(flat(now["training"]))
-    for name in others:
-        if name in was and was[name] != others[name] and not any(is_in(name, place) for place in free):
-            yield f"{name} was {was[name]!r} and is {others[name]!r}"
+    changeable = (*MAY_CHANGE, "seed") if own_seed else MAY_CHANGE
+    was, is_now = dict(flat(about.job["training"])), dict(flat(now["training"]))
+    for name in is_now:
+        if name in was and was[name] != is_now[name] and not any(is_in(name, place) for place in changeable):
+            yield f"{name} was {was[name]!r} and is {is_now[name]!r}"
     if about.step_size != trainer.step_size:
         yield f"a step had {_step(about.step_size, about.job)} and has {_step(trainer.step_size, now)}"
     for name in MODEL:
@@ -126,7 +128,7 @@ def differences(about: About, trainer: Trainer, own_seed: bool) -> Iterator[str]
 
 
 def _step(size: int, job: dict) -> str:
-    """The images of a step in words: their number may not change, what it is a product of may."""
+    """The images of a step in words: their number may not change, but its factors may."""
     batch, accumulate = job["training"]["batch"], job["training"]["accumulate"]
     processes = size // (batch * accumulate)
     words = f"batch {batch} x accumulate {accumulate} x {processes} process{'es' * (processes > 1)}"
@@ -134,12 +136,12 @@ def _step(size: int, job: dict) -> str:
 
 
 def _of_training(unknown: list[str]) -> list[str]:
-    """What no file can say of what is trained: previews may be others."""
+    """The unknown things that training depends on; those of previews may differ."""
     return [what for what in unknown if not what.startswith(OF_VALIDATION)]
 
 
 def changed(about: About, job: Job) -> dict[str, list]:
-    """What may change and has, by its name: [before, now]."""
+    """The settings that have changed since the checkpoint, by name: [before, now]."""
     was, now = dict(flat(about.job["training"])), dict(flat(plain(job.training)))
     return {name: [was[name], now[name]] for name in now if name in was and was[name] != now[name]}
 

@@ -1,4 +1,4 @@
-"""The same graph once more after its run has finished: nothing to train."""
+"""Reuse an identical finished run: its results are read from its folder, and nothing is trained."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from .folder import FINISHED, RunFolder
 from .jobs import job_of
 from .results import Results
 
-ASKED = ("training", "previews", "held_out")  # of a job: who wants other previews wants the run again
-WIRED = ("comfyui", "diffusers")  # formats whose file is what goes through the graph
+COMPARED = ("training", "previews", "held_out")  # sections of a job: new previews need a new run
+WIRED = ("comfyui", "diffusers")  # formats whose files the graph can use as they are
 
 
 def finished(trainer: Trainer, loras: Path, runs: Path) -> Results | None:
-    """The results of the last run of that name if it has finished and was asked for exactly so, else ``None``.
+    """The results of the newest run of the trainer's name if it has finished and is identical, else ``None``.
 
-    The trainer then holds that run's history and adapters. Settings, seed, data and model must be equal, and the LoRA
-    still be the one that run has saved.
+    Settings, seed, data and model must be equal, and the LoRA file must still be the one that the run saved. The
+    trainer then gets that run's history and adapters.
     """
     folder = RunFolder.last(runs, trainer.config.name)
     if folder is None or folder.is_held() or trainer.config.save.format not in WIRED:
         return None
     about = folder.about()
     lora = _lora(loras / str(about.get("lora", "")), trainer) if about.get("status") == FINISHED else None
-    found = resume.newest(folder) if lora else None
-    if found is None or not _is_same(found, trainer):
+    last = resume.newest(folder) if lora else None
+    if last is None or not _is_same(last, trainer):
         return None
-    trainer.load_state_dict(found.state)
+    trainer.load_state_dict(last.state)
     return Results(lora, loras / about["lora"], folder.path, lora.header.get("flux2_train.certificate", ""))
 
 
-def _is_same(found: resume.Resumption, trainer: Trainer) -> bool:
-    about, now = found.checkpoint.about, plain(job_of(trainer))
-    same_settings = all(about.job.get(section) == now[section] for section in ASKED)
+def _is_same(last: resume.Resumption, trainer: Trainer) -> bool:
+    about, now = last.checkpoint.about, plain(job_of(trainer))
+    same_settings = all(about.job.get(section) == now[section] for section in COMPARED)
     same_data = about.dataset == trainer.dataset.fingerprint
     return same_settings and same_data and not list(resume.differences(about, trainer, own_seed=False))
 
 
 def _lora(path: Path, trainer: Trainer) -> Tensors | None:
-    """The LoRA file, ``None`` where it is gone or another one."""
+    """The LoRA file, ``None`` if it is gone or has other settings."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""Memory that ends where a step cannot simply be repeated: back to the last whole state, one level lower."""
+"""Memory runs out inside optimizer.step(): the run goes back to the last complete state and then uses less."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .folder import RunFolder
 
 
 class Rewind:
-    """Takes a run up again in the process that trains it, as ``resume`` would in another.
+    """Resumes a run in the process that trains it, as ``resume`` does in a new one.
 
-    An optimizer changes weights in place and asks for memory in between, so an update that ran out of it cannot be
-    taken back. But every step draws from the seed and its number alone: from the last checkpoint, or from the weights
-    at the beginning, which are kept on the host until there is one, the same steps give the same bits again (on CUDA
-    up to rounding).
-    Several processes would all have to go back at once: there the run ends, with its checkpoint.
+    An optimizer changes weights in place and allocates memory in between. If an allocation fails, the weights are half
+    updated and the update cannot be undone. So the run goes back to its last checkpoint, or to the state at its start,
+    which stays on the host until there is a checkpoint. Every step depends on the seed and its own number alone: the
+    repeated steps give the same bits (on CUDA up to rounding).
+    Of several processes all would have to go back together. This is not done: the run ends, with its checkpoint.
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, checkpoint_writer: CheckpointWriter):
@@ -28,23 +28,23 @@ class Rewind:
         self.start = None if checkpoint_writer.written else packing.copied(trainer.state_dict())
 
     def helps(self, error: BaseException) -> bool:
-        """Whether a step ended for want of memory, and there is a level with less left. The layout is that one then."""
+        """Whether memory ran out inside a step and a smaller layout is left. If so, that layout is in use from now on."""
         trainer = self.trainer
         if not trainer.interrupted or trainer.accelerator.num_processes > 1 or not is_out_of_memory(error):
             return False
         return trainer.memory.take_lower()
 
     def back(self) -> Iterator[Event]:
-        """Put a whole state in place. Call when the error's frames, which hold the step's tensors, are gone."""
-        trainer, at = self.trainer, self.trainer.step + 1
+        """Restore a complete state. Call it after the error's frames are gone, because they hold the step's tensors."""
+        trainer, failed = self.trainer, self.trainer.step + 1
         if trainer.half_updated:
             yield from self.checkpoint_writer.settled()
-            found = resume.newest(self.folder)
-            yield from map(Warned, found.set_aside() if found else ())
-            trainer.load_state_dict(found.state if found else self.start)
+            last = resume.newest(self.folder)
+            yield from map(Warned, last.set_aside() if last else ())
+            trainer.load_state_dict(last.state if last else self.start)
         free()
-        again = f" from step {trainer.step + 1} on" if trainer.step + 1 < at else ""
+        range_text = f" from step {trainer.step + 1} on" if trainer.step + 1 < failed else ""
         yield Warned(
-            f"The device ran out of memory while step {at} changed the weights: repeated{again} with "
+            f"The device ran out of memory while step {failed} changed the weights: repeated{range_text} with "
             f"{trainer.memory.layout_in_words()}. Nothing was left out."
         )

@@ -1,4 +1,4 @@
-"""The trained adapters to a file that is proved to act as they do."""
+"""Saves the trained adapters to a file, and checks that the file acts as they do."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ NOT_CERTIFIED = "not certified"
 
 @dataclass(frozen=True)
 class SavedLora:
-    """A LoRA that was saved: the file, the same as ComfyUI's LORA_MODEL, and what is known about it in words.
+    """A LoRA that was saved: its file, its tensors as ComfyUI's LORA_MODEL, its certificate, and a note on its form.
 
-    ``problem`` is why the certificate does not hold, empty where it does or was not asked for.
+    ``problem`` says why the certificate does not hold; it is empty if it holds or was not made.
     """
 
     path: Path
@@ -39,30 +39,30 @@ class SavedLora:
 def save_adapters(trainer: Trainer, path: Path, metadata: dict[str, str], certify: bool = True) -> SavedLora:
     """Write the adapters as they are now to ``path`` (for peft a folder), with the certificate in the metadata.
 
-    The certificate is of the very file: written once, loaded back, and written again with what that showed. A file
-    whose certificate does not hold is kept, the caller decides what to do about ``problem``.
+    The file is written once and loaded back, to compare it with the adapters, and written again with the result. If
+    the certificate does not hold, the file stays; the caller decides what to do about ``problem``.
     """
     options, model = trainer.config.save, trainer.model
     parts, weights = trainer.adapters.parts(), lora.weights(model)
     exported = files.export(parts, options.format, options.precision, options.plain_rank, weights, trainer.device)
-    said, problem = NOT_CERTIFIED, ""
+    result, problem = NOT_CERTIFIED, ""
     written = files.save_as(exported, path, metadata)
     if certify and options.certificate:
-        found = _certified(trainer, exported, written)
-        said = str(found)
+        certified = _certified(trainer, exported, written)
+        result = str(certified)
         try:
-            certificate.require(found, model, exported.parts, written)
+            certificate.require(certified, model, exported.parts, written)
         except UserError as error:
             problem = str(error)
-    written = files.save_as(exported, path, {**metadata, "flux2_train.certificate": said})
+    written = files.save_as(exported, path, {**metadata, "flux2_train.certificate": result})
     decomposed = any(map(is_dora, exported.parts.values()))
     wired = options.format == "comfyui" or (options.format == "diffusers" and not decomposed)
     wire = exported if wired else files.export(parts, weights=weights)
-    return SavedLora(written, wire.tensors, said, exported.note.removeprefix(", "), problem)
+    return SavedLora(written, wire.tensors, result, exported.note.removeprefix(", "), problem)
 
 
 def _certified(trainer: Trainer, exported: files.Exported, path: Path) -> Certificate:
-    """Of the live adapters, or of the plain LoRA that was made of them, which states its own error."""
+    """Compare the file with the live adapters, or with the plain LoRA made from them, whose error ``note`` states."""
     deltas, options = trainer.adapters.deltas(), trainer.config.save
     if options.plain_rank:
         deltas = {name: _delta(part) for name, part in exported.parts.items()}
@@ -74,7 +74,7 @@ def _delta(part: Part) -> Delta:
 
 
 def _probe(trainer: Trainer) -> Probe:
-    """The first sample, cut down to a few tokens, half way to noise."""
+    """The first sample, cropped to a few tokens, at t = 0.5."""
     sample: Sample = trainer.samples[0]
     latent = sample.latent[..., :LARGEST_LATENT, :LARGEST_LATENT].float()
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""One run from its folder to its LoRA: begun or taken up, and ended well on every way out."""
+"""One run from its folder to its LoRA: new or resumed, and saved on every way out."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from ..settings.base import plain
 from ..settings.job import Output
 from ..train import processes
 from ..train.trainer import Trainer
-from . import checkpoints, logs, resume
-from . import dataset_record as contents
-from . import reuse as again
+from . import checkpoints, dataset_record, logs, resume, reuse
 from .best_effort import BestEffort
 from .checkpoint_writer import CheckpointWriter
 from .checkpoints import About, DamagedCheckpoint, Snapshot
@@ -40,33 +38,33 @@ Listen = Callable[[Event], None]
 def train(
     trainer: Trainer, loras: Path, runs: Path, listen: Listen, how: str | RunFolder = resume.NEW
 ) -> Results | None:
-    """Run to the end and write the results; the main process does, the others return ``None``.
+    """Train to the end and write the results. The main process returns them, the others return ``None``.
 
-    ``how`` is ``resume.NEW``, ``resume.AUTO`` or the run to go on with; AUTO also gives the results of a finished run
-    that was asked for exactly so. The run's folder is there, with its job, before the first step. On any other way out,
-    which may be any exception of ``listen``, a checkpoint and what was learned are saved first.
+    ``how`` is ``resume.NEW``, ``resume.AUTO`` or the run to resume; with AUTO an identical finished run is reused. The
+    run's folder and its job.json exist before the first step. If training ends early, also by an exception of
+    ``listen``, a checkpoint and the LoRA are saved first.
     """
     logs.require_installed(trainer.config.log_writers)
-    done = again.finished(trainer, loras, runs) if how == resume.AUTO and trainer.is_main else None
+    done = reuse.finished(trainer, loras, runs) if how == resume.AUTO and trainer.is_main else None
     if processes.any_of(trainer.accelerator, bool(done)):
-        return done and _told_again(done, listen)
-    found = resume.find_together(trainer, runs, how)
-    if found:
-        trainer.load_state_dict(found.state)
+        return done and _reused(done, listen)
+    resumption = resume.find_together(trainer, runs, how)
+    if resumption:
+        trainer.load_state_dict(resumption.state)
     try:
         if not trainer.is_main:
             _work(trainer)
             return None
-        folder = found.folder if found else _new_folder(trainer, loras, runs)
+        folder = resumption.folder if resumption else _new_folder(trainer, loras, runs)
         with folder.held():
             RunFolder.sweep_all(folder.path.parent)
-            return Session(trainer, folder, loras, listen, found).run()
+            return Session(trainer, folder, loras, listen, resumption).run()
     finally:
         trainer.release()
         free()
 
 
-def _told_again(done: Results, listen: Listen) -> Results:
+def _reused(done: Results, listen: Listen) -> Results:
     listen(Started(done.folder))
     listen(Phase(f"{done.folder.name} is trained already, from the same data and settings"))
     listen(Saved(done.lora_path, stopped=False))
@@ -80,7 +78,7 @@ def _work(trainer: Trainer) -> None:
 
 
 def _new_folder(trainer: Trainer, loras: Path, runs: Path) -> RunFolder:
-    """A folder for the run, of a name that the LoRA can have too."""
+    """Make a folder for the run, with a name that is free for the LoRA too."""
 
     def taken(name: str) -> bool:
         return files.path_of(loras, name, trainer.config.save.format).exists()
@@ -89,19 +87,24 @@ def _new_folder(trainer: Trainer, loras: Path, runs: Path) -> RunFolder:
 
 
 class Session:
-    """A run in the process that writes its files, begun or, with ``found``, gone on with. The folder must be held."""
+    """A run in the process that writes its files, resumed if ``resumption`` is given. The caller holds the folder."""
 
     def __init__(
-        self, trainer: Trainer, folder: RunFolder, loras: Path, listen: Listen, found: resume.Resumption | None = None
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        loras: Path,
+        listen: Listen,
+        resumption: resume.Resumption | None = None,
     ):
-        self.trainer, self.folder, self.loras, self.listen, self.found = trainer, folder, loras, listen, found
-        self.aside = tuple(found.set_aside()) if found else ()  # before anybody looks for checkpoints
+        self.trainer, self.folder, self.loras, self.listen, self.resumption = trainer, folder, loras, listen, resumption
+        self.damaged = tuple(resumption.set_aside()) if resumption else ()  # before CheckpointWriter lists checkpoints
         job = job_of(trainer, save_references(trainer.validation, folder))
         self.job = replace(job, output=_output(loras, folder))
         previews, images = PreviewFiles(folder), ImageFiles(folder)
-        written = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}
-        # files first: listen may end the run
-        self.listeners = [*(BestEffort(write, what, listen) for what, write in written.items()), listen]
+        writers = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}
+        # the files come first: listen may end the run
+        self.listeners = [*(BestEffort(write, what, listen) for what, write in writers.items()), listen]
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
         self.checkpoint_writer = CheckpointWriter(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
 
@@ -121,7 +124,7 @@ class Session:
             self.checkpoint_writer.close()
 
     def snapshot(self) -> Snapshot:
-        """The run as it is now, on the host."""
+        """A copy of the run as it is now, on the host."""
         trainer = self.trainer
         about = About(
             trainer.step,
@@ -135,27 +138,27 @@ class Session:
 
     def _begin(self) -> None:
         about = self.folder.about()
-        taken_up = about.get("resumed", [])
-        if self.found:
-            changed = resume.changed(self.found.checkpoint.about, self.job)
-            taken_up = [*taken_up, {"step": self.trainer.step, "at": _now(), "changed": changed}]
+        resumed = about.get("resumed", [])
+        if self.resumption:
+            changed = resume.changed(self.resumption.checkpoint.about, self.job)
+            resumed = [*resumed, {"step": self.trainer.step, "at": _now(), "changed": changed}]
         write_text(self.folder.job, self.job.to_json())
-        write_text(self.folder.dataset, json.dumps(contents.listed(self.trainer.dataset), indent=1) + "\n")
+        write_text(self.folder.dataset, json.dumps(dataset_record.listed(self.trainer.dataset), indent=1) + "\n")
         self.folder.note(
             name=self.trainer.config.name, status=RUNNING, step=self.trainer.step, total=self.trainer.total,
-            began=about.get("began", _now()), resumed=taken_up, why="",
+            began=about.get("began", _now()), resumed=resumed, why="",
         )  # fmt: skip
 
     def _train(self) -> None:
-        self._tell(Started(self.folder.path), *map(Warned, self.aside))
-        if self.found:
-            self._tell(Resumed(self.trainer.step, self.trainer.total, self.found.checkpoint.path))
+        self._tell(Started(self.folder.path), *map(Warned, self.damaged))
+        if self.resumption:
+            self._tell(Resumed(self.trainer.step, self.trainer.total, self.resumption.checkpoint.path))
         rewind = Rewind(self.trainer, self.folder, self.checkpoint_writer)
-        while not self._came_to_the_end(rewind):
+        while not self._trained_to_the_end(rewind):
             self._tell(*rewind.back())
 
-    def _came_to_the_end(self, rewind: Rewind) -> bool:
-        """All the steps that are left; false where memory ended in one and ``rewind`` helps."""
+    def _trained_to_the_end(self, rewind: Rewind) -> bool:
+        """Run all steps that are left. False if memory ran out in one of them and ``rewind`` can help."""
         try:
             with closing(self.trainer.run()) as run:
                 for event in run:
@@ -174,10 +177,10 @@ class Session:
 
     @contextmanager
     def _logs(self) -> Iterator[None]:
-        """The logs that are asked for, told every event in the block and closed behind it."""
+        """The logs of the settings get every event inside the block, and are closed after it."""
         config = self.trainer.config
-        found = zip(config.log_writers, logs.opened(config, self.folder, self.trainer.step), strict=True)
-        opened = [BestEffort(log, f"The log for {name}", self.listen) for name, log in found]
+        named = zip(config.log_writers, logs.opened(config, self.folder, self.trainer.step), strict=True)
+        opened = [BestEffort(log, f"The log for {name}", self.listen) for name, log in named]
         others, self.listeners = self.listeners, [*opened, *self.listeners]
         try:
             with ExitStack() as closing_all:
@@ -202,8 +205,8 @@ class Session:
         ended = {"step": self.trainer.step, "total": self.trainer.total, "ended": _now()}
         try:
             results = write_results(self.trainer, self.loras, self.folder)
-        except BaseException as error:  # with the last checkpoint there, queueing again only saves again
-            ended["why"] = _words(error)
+        except BaseException as error:  # the last checkpoint exists: queueing again only repeats the saving
+            ended["why"] = _reason(error)
             self._attempt("run.json", lambda: self.folder.note(status=FAILED, **ended))
             raise
         self.folder.note(status=FINISHED, lora=results.lora_path.relative_to(self.loras).as_posix(), **ended)
@@ -221,11 +224,11 @@ class Session:
             self._tell(Warned(f"The best checkpoint {best.name} cannot be read ({error}); the LoRA is the last one."))
 
     def _rescue(self, error: BaseException) -> None:
-        """Save what there is. Nothing that goes wrong here hides ``error``."""
+        """Save what was trained. A failure here is a warning and does not hide ``error``."""
         self._attempt("the checkpoint", self._save_checkpoint)
         self._attempt("the LoRA", self._save_lora)
         status = FAILED if isinstance(error, Exception) else STOPPED
-        note = {"status": status, "step": self.trainer.step, "ended": _now(), "why": _words(error)}
+        note = {"status": status, "step": self.trainer.step, "ended": _now(), "why": _reason(error)}
         self._attempt("run.json", lambda: self.folder.note(**note))
         if is_out_of_memory(error):
             raise UserError(self._out_of_memory()) from error
@@ -249,7 +252,7 @@ class Session:
             self._quietly(Warned(f"{what} could not be saved: {error}"))
 
     def _quietly(self, *events: Event) -> None:
-        """Tell a listener that may just have asked for the end."""
+        """Pass events to the listener, whose own exception may be ending the run. What it raises now is ignored."""
         for event in events:
             with suppress(BaseException):
                 self.listen(event)
@@ -264,12 +267,12 @@ class Session:
 
 
 def _output(loras: Path, folder: RunFolder) -> Output:
-    """Where the run's files go, as a job says it: nothing for ComfyUI's own folders."""
+    """The folders of the run's files, as a job names them: empty for ComfyUI's own folders."""
     places = ((loras, lora_folder()), (folder.path.parent, run_folder()))
     return Output(*("" if chosen.resolve() == own.resolve() else str(chosen.resolve()) for chosen, own in places))
 
 
-def _words(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
