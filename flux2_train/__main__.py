@@ -8,11 +8,11 @@ from contextlib import suppress
 from .errors import UserError
 from .host.system.bootstrap import prepare
 
-WITH_COMFYUI = ("train", "resume", "sample", "cache", "merge", "doctor")  # commands that compute with it
+WITH_COMFYUI = ("train", "resume", "sample", "cache", "merge", "doctor")  # commands that compute with ComfyUI
 
 
 def options_of(arguments: list[str]) -> list[str]:
-    """ComfyUI's own options in our command line."""
+    """ComfyUI's own options, found in our command line before it is parsed."""
     for number, word in enumerate(arguments):
         if word == "--comfyui":
             return shlex.split(" ".join(arguments[number + 1 : number + 2]))
@@ -22,7 +22,7 @@ def options_of(arguments: list[str]) -> list[str]:
 
 
 def before_torch(arguments: list[str]) -> None:
-    """Start what ComfyUI starts before torch is imported, which the commands do. They say what is wrong."""
+    """Set up what ComfyUI's main.py sets up before torch is imported. The command itself reports what is wrong."""
     if arguments[:1] and (arguments[0] in WITH_COMFYUI or "--here" in arguments):
         with suppress(UserError, ValueError, ImportError):
             prepare(*options_of(arguments))

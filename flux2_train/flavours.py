@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 BASE, DISTILLED = "base", "distilled"
-VARIANTS = ("auto", BASE, DISTILLED)
-VIA = ("auto", "cpu", "gpu")  # where quantising is computed
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,6 @@ _ROWS = (
 # fmt: on
 
 FLAVOURS: dict[str, Flavour] = {row.name: row for row in _ROWS}
-DEFAULT = _ROWS[0].name
 
 
 def flavour(name: str) -> Flavour:

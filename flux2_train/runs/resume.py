@@ -40,7 +40,7 @@ class Resumption:
     damaged: dict[Path, str]
 
     def set_aside(self) -> Iterator[str]:
-        """Rename the damaged checkpoints, so that nothing takes them for the run's last step. Yields a warning for each."""
+        """Rename the damaged checkpoints, so that nothing takes them for the run's last step. Yields a warning each."""
         for path, why in self.damaged.items():
             new_path = path.with_name(f"{path.name}.damaged")
             with suppress(OSError):

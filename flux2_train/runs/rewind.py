@@ -28,7 +28,7 @@ class Rewind:
         self.start = None if checkpoint_writer.written else packing.copied(trainer.state_dict())
 
     def helps(self, error: BaseException) -> bool:
-        """Whether memory ran out inside a step and a smaller layout is left. If so, that layout is in use from now on."""
+        """Whether memory ran out inside a step and a smaller layout is left. If so, that layout is now in use."""
         trainer = self.trainer
         if not trainer.interrupted or trainer.accelerator.num_processes > 1 or not is_out_of_memory(error):
             return False

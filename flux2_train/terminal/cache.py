@@ -1,4 +1,4 @@
-"""What Cache Latents and Cache Embeds do, for the data set of a job."""
+"""``cache latents`` and ``cache embeds``: what the nodes of that name do, for the data set of a job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .options import Bar, add_job, command, progress, read_job, start
 
 
 def read(requests: tuple[DatasetSettings, ...], bar: Bar):
-    """A job's data set or its held-out one, with the warnings told."""
+    """Read a job's data set or its held-out one, and print its warnings."""
     from ..runs.jobs import read_dataset
 
     dataset = read_dataset(requests, bar)
@@ -22,14 +22,13 @@ def read(requests: tuple[DatasetSettings, ...], bar: Bar):
 
 
 def encode_all(job: Job, bar: Bar, clip=None, vae=None) -> list[tuple]:
-    """(EmbedCache, LatentCache) of a job's data set and, if it has one, its held-out one; ``None`` without encoder.
+    """(EmbedCache, LatentCache) of a job's data set and, if it has one, of its held-out one.
 
-    Each encoder leaves memory when it has done its work.
+    A cache is ``None`` if its encoder is. Each encoder leaves memory after its work.
     """
     from ..runs import encoding
 
-    asked = [requests for requests in (job.dataset, job.held_out) if requests]
-    datasets = [read(requests, bar) for requests in asked]
+    datasets = [read(requests, bar) for requests in (job.dataset, job.held_out) if requests]
 
     def embeds(dataset):
         report = partial(bar, "encoding captions")
@@ -48,19 +47,19 @@ def encode_all(job: Job, bar: Bar, clip=None, vae=None) -> list[tuple]:
 
 
 def _caches(encode: Callable, datasets: list, bar: Bar, what: str) -> list:
-    """The cache of every data set, told as it is made."""
+    """Fill the cache of every data set, and print how much there was to encode."""
     from ..host.system import memory
 
-    found = []
+    results = []
     for dataset in datasets:
-        done = encode(dataset)
-        bar.say(f"{what}: {done.made}")
-        for line in done.warnings:
+        encoded = encode(dataset)
+        bar.say(f"{what}: {encoded.made}")
+        for line in encoded.warnings:
             bar.say(f"warning: {line}")
-        found.append(done)
-    for done in found:
-        memory.unload(done.patcher)
-    return [done.cache for done in found]
+        results.append(encoded)
+    for encoded in results:
+        memory.unload(encoded.patcher)
+    return [encoded.cache for encoded in results]
 
 
 def add_to(group) -> None:
@@ -70,12 +69,12 @@ def add_to(group) -> None:
 
 
 def run_latents(arguments: argparse.Namespace) -> None:
-    """Encode what the cache lacks of a job's images."""
+    """Encode the images of a job that are not in the cache yet."""
     _encode(arguments, latents=True)
 
 
 def run_embeds(arguments: argparse.Namespace) -> None:
-    """Encode what the cache lacks of a job's captions."""
+    """Encode the captions of a job that are not in the cache yet."""
     _encode(arguments, latents=False)
 
 

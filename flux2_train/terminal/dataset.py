@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import command, progress, start
+from ..settings.dataset import DatasetSettings
+from ..settings.training import TrainingSettings
+from .options import add_flags, command, progress, start
 
 
 def add(commands) -> None:
@@ -17,12 +19,11 @@ def add(commands) -> None:
     check.add_argument(
         "folder", type=Path, help="folder of images, a .jsonl file, or a job file (.json, .toml), whose settings count"
     )
-    check.add_argument("--resolution", type=int, default=1024)
-    check.add_argument("--batch", type=int, default=1, help="for the number of steps per epoch")
-    check.add_argument("--captions", default="text file", help="text file, file name, one prompt or jsonl")
-    check.add_argument("--prompt", default="", help="caption of images that have none")
-    check.add_argument("--trigger", default="")
-    check.add_argument("--references", type=Path, nargs="*", default=[], help="folders of references")
+    references = {"nargs": "*", "metavar": "FOLDER"}
+    add_flags(
+        check, DatasetSettings, "resolution", "captions", "prompt", "trigger", "references", references=references
+    )
+    add_flags(check, TrainingSettings, "batch")
     check.add_argument("--sheet", type=Path, help="write the contact sheet into this image file")
 
 
@@ -51,7 +52,6 @@ def _of_job(arguments: argparse.Namespace, bar):
 
 def _of_folder(arguments: argparse.Namespace, bar):
     from ..data.folder import read_folder
-    from ..settings.dataset import DatasetSettings
 
     request = DatasetSettings(
         arguments.folder,
@@ -59,6 +59,6 @@ def _of_folder(arguments: argparse.Namespace, bar):
         captions=arguments.captions,
         prompt=arguments.prompt,
         trigger=arguments.trigger,
-        references=tuple(arguments.references),
+        references=";".join(arguments.references),
     )
     return read_folder(request, report=bar)

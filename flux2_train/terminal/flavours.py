@@ -1,4 +1,4 @@
-"""``flavours``: which model files each flavour needs, and where they lie."""
+"""``flavours``: which model files each flavour needs, and where they are."""
 
 from __future__ import annotations
 

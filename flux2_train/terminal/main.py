@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how they end.
+"""The command line: its commands and exit codes.
 
 Exit codes: 0 done, 1 failed, 2 the command line or the job file is wrong, 130 stopped with Ctrl-C.
 """
@@ -32,11 +32,11 @@ def main(arguments: list[str]) -> int:
         parser().print_help()
         return 0
     try:
-        chosen = parser().parse_args(arguments)
-    except SystemExit as end:  # argparse has printed help, or what is wrong
+        parsed = parser().parse_args(arguments)
+    except SystemExit as end:  # argparse has printed the help, or what is wrong
         return end.code or 0
     try:
-        chosen.run(chosen)
+        parsed.run(parsed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

@@ -17,20 +17,20 @@ PRECISIONS = ("source", "bf16", "fp16", "fp32", "fp8")
 
 def add(commands) -> None:
     """Add the command to the parser."""
-    made = command(commands, "merge", run, "merge LoRAs into a transformer file", description=DESCRIPTION)
-    made.add_argument("model", metavar="MODEL", help="a name in ComfyUI's diffusion_models folder, or a path")
-    made.add_argument("output", type=Path, metavar="OUTPUT", help="the file to write; nothing is overwritten")
-    add_loras(made, ("strength",), required=True)
-    made.add_argument(
+    parser = command(commands, "merge", run, "merge LoRAs into a transformer file", description=DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help="a name in ComfyUI's diffusion_models folder, or a path")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the file to write; nothing is overwritten")
+    add_loras(parser, ("strength",), required=True)
+    parser.add_argument(
         "--precision", choices=PRECISIONS, default="source", help="how the weights are stored (default: as they are)"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Merge, and print what that did."""
+    """Merge, and print what was done."""
     loras = loras_of(arguments)
     start(arguments)
     from ..host.lora.merge import merge
 
-    chosen = [(find_file("loras", file), settings["strength"]) for file, settings in loras]
-    print(merge(find_file("diffusion_models", arguments.model), chosen, arguments.output, arguments.precision))
+    strengths = [(find_file("loras", file), settings["strength"]) for file, settings in loras]
+    print(merge(find_file("diffusion_models", arguments.model), strengths, arguments.output, arguments.precision))

@@ -7,13 +7,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ..adapters.targets import PRESETS
 from ..errors import UserError
 from ..flavours import FLAVOURS, Flavour, by_sizes
 from ..formats import AS_IN_FILE, FORMATS
-from ..settings.base import choices
+from ..settings.dataset import DatasetSettings
 from ..settings.optimizer import OptimizerSettings
-from .options import command, start
+from ..settings.training import TrainingSettings
+from .options import add_flags, command, start
 
 DESCRIPTION = """\
 Print what fits: for every flavour and card size, or in detail for one flavour and card. Pure arithmetic: of a file
@@ -31,24 +31,22 @@ A cell is the precision, how many blocks are streamed from host memory (12s), an
 
 def add(commands) -> None:
     """Add the command to the parser."""
-    made = command(commands, "plan", run, "print what a run takes on cards of every size", description=DESCRIPTION)
-    made.add_argument("--flavour", choices=FLAVOURS, help="in detail for this flavour (needs --vram)")
-    made.add_argument(
+    parser = command(commands, "plan", run, "print what a run takes on cards of every size", description=DESCRIPTION)
+    parser.add_argument("--flavour", choices=FLAVOURS, help="in detail for this flavour (needs --vram)")
+    parser.add_argument(
         "--transformer", type=Path, metavar="FILE", help="for this safetensors file as it is stored, or a part of it"
     )
-    made.add_argument("--vram", type=float, metavar="GIB", help="the card's memory")
-    made.add_argument("--resolution", type=int, default=1024, help="pixels of a square image (default: 1024)")
-    made.add_argument(
-        "--precision", choices=("bf16", *FORMATS), default="", help="of the transformer (default: what is fastest)"
+    parser.add_argument("--vram", type=float, metavar="GIB", help="the card's memory")
+    add_flags(parser, DatasetSettings, "resolution")
+    parser.add_argument(
+        "--precision", choices=("bf16", *FORMATS), default="", help="of the transformer (default: the fastest)"
     )
-    made.add_argument("--rank", type=int, default=16)
-    made.add_argument("--batch", type=int, default=1)
-    made.add_argument("--targets", choices=PRESETS, default="all")
-    made.add_argument("--optimizer", choices=choices(OptimizerSettings, "optimizer"), default="adamw")
-    made.add_argument("--ram", type=float, metavar="GB", help="free host memory (default: 64)")
-    made.add_argument("--bus", type=float, metavar="GB/s", help="host to card (default: 20)")
-    made.add_argument("--tflops", type=float, help="what the card computes in bf16 (default: 50)")
-    made.add_argument(
+    add_flags(parser, TrainingSettings, "rank", "batch", "targets")
+    add_flags(parser, OptimizerSettings, "optimizer")
+    parser.add_argument("--ram", type=float, metavar="GB", help="free host memory (default: 64)")
+    parser.add_argument("--bus", type=float, metavar="GB/s", help="host to card (default: 20)")
+    parser.add_argument("--tflops", type=float, help="what the card computes in bf16 (default: 50)")
+    parser.add_argument(
         "--here", action="store_true",
         help="this computer's card: its free memory for --vram, and rates measured on it in a few seconds",
     )  # fmt: skip
@@ -58,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the table, or one plan."""
     from ..planning.table import cards
 
-    asked, seconds = _asked(arguments)
+    question, seconds = _asked(arguments)
     known = arguments.flavour or arguments.transformer
     if (arguments.vram and not known) or (arguments.flavour and not arguments.vram):
         raise UserError("A plan in detail needs --vram, and --flavour or --transformer; without them all are listed.")
@@ -67,73 +65,75 @@ def run(arguments: argparse.Namespace) -> None:
         rows = [FLAVOURS[arguments.flavour]]
     if arguments.transformer:
         row, file = _of_file(arguments)
-        rows, asked = [row], replace(asked, file=file)
+        rows, question = [row], replace(question, file=file)
     if arguments.vram:
-        _print_one(rows[0], asked, arguments)
+        _print_one(rows[0], question, arguments)
         print(seconds)
     else:
-        print(cards(rows, asked))
+        print(cards(rows, question))
         print(seconds, file=sys.stderr)
 
 
 def _asked(arguments: argparse.Namespace):
-    """What is planned for, and in words where its seconds come from. With --here, --vram is this card's free memory."""
+    """What to plan for, and where the seconds come from in words. With --here, --vram is this card's free memory."""
     from ..planning.table import ASSUMED, KERNELS, TAKEN, Question
 
-    there, kernels, source = _here(arguments) if arguments.here else (ASSUMED, KERNELS, "assumed")
+    machine, kernels, source = _here(arguments) if arguments.here else (ASSUMED, KERNELS, "assumed")
     if arguments.here and (arguments.flavour or arguments.transformer) and not arguments.vram:
-        arguments.vram = (there.vram + TAKEN) / 2**30
+        arguments.vram = (machine.vram + TAKEN) / 2**30
     if arguments.ram:
-        there = replace(there, ram=arguments.ram * 1e9)
+        machine = replace(machine, ram=arguments.ram * 1e9)
     if arguments.bus:
-        there = replace(there, bus=arguments.bus * 1e9, bus_unpinned=0.0)  # nothing was measured of that bus
+        machine = replace(
+            machine, bus=arguments.bus * 1e9, bus_unpinned=0.0
+        )  # unpinned copies over that bus were not measured
     if arguments.tflops:
-        there = replace(there, flops=arguments.tflops * 1e12)
-    asked = Question(arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
-                     there, kernels)  # fmt: skip
-    rates = f"{there.flops / 1e12:.3g} TFLOP/s and {there.bus / 1e9:.3g} GB/s from host memory"
-    return asked, f"seconds: {'given' if arguments.bus or arguments.tflops else source}, {rates}"
+        machine = replace(machine, flops=arguments.tflops * 1e12)
+    question = Question(arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
+                        machine, kernels)  # fmt: skip
+    rates = f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bus / 1e9:.3g} GB/s from host memory"
+    return question, f"seconds: {'given' if arguments.bus or arguments.tflops else source}, {rates}"
 
 
-def _print_one(row: Flavour, asked, arguments: argparse.Namespace) -> None:
-    """One plan in detail. Raises UserError that says why, of the smallest form, where nothing fits."""
+def _print_one(row: Flavour, question, arguments: argparse.Namespace) -> None:
+    """Print one plan in detail. If nothing fits, raises UserError that says why the smallest precision does not."""
     from ..planning.planner import choose
     from ..planning.table import TRIED, best, machine_of, parts, work_of
 
-    found = best(row, arguments.resolution, arguments.vram, asked)
-    if found is None:
-        last = asked.precision or (AS_IN_FILE if asked.file else TRIED[-1][-1])
-        choose(work_of(row, last, arguments.resolution, asked), machine_of(arguments.vram, asked))
-    precision, plan = found
+    fastest = best(row, arguments.resolution, arguments.vram, question)
+    if fastest is None:
+        smallest = question.precision or (AS_IN_FILE if question.file else TRIED[-1][-1])
+        choose(work_of(row, smallest, arguments.resolution, question), machine_of(arguments.vram, question))
+    precision, plan = fastest
     print(f"{row.name}, {precision}\n{parts(plan, row.double_blocks + row.single_blocks)}")
 
 
 def _of_file(arguments: argparse.Namespace):
-    """The flavour and the weights of a transformer's file, which is described. Raises UserError for what is none."""
+    """The flavour and the weights of a transformer's file, which is also described in a line. Raises UserError."""
     from ..host.loading.shards import parts_of
     from ..planning.weights import of_files
 
     path = arguments.transformer
     if not path.is_file():
         raise UserError(f"There is no file {path}; give the path of a transformer's safetensors file.")
-    found = of_files(parts_of(path))
-    row = by_sizes((found.hidden, found.double, found.single, found.context))
+    weights = of_files(parts_of(path))
+    row = by_sizes((weights.hidden, weights.double, weights.single, weights.context))
     if row is None:
         raise UserError(
-            f"{path.name} has {found.double} double and {found.single} single blocks of {found.hidden} features, "
+            f"{path.name} has {weights.double} double and {weights.single} single blocks of {weights.hidden} features, "
             f"which is none of {', '.join(FLAVOURS)}: nothing is known of its text encoder."
         )
     if arguments.flavour and arguments.flavour != row.name:
         raise UserError(f"{path.name} is {row.name}, not {arguments.flavour}: leave --flavour out.")
-    if arguments.precision and found.quantised:
+    if arguments.precision and weights.quantised:
         raise UserError(f"{path.name} is quantised already and is never quantised twice: leave --precision out.")
-    quantised = f"{len(found.linears) - len(found.plain)} of {len(found.linears)} layers quantised"
-    print(f"{path.name}: {row.name}, {found.total / 1e9:.2f} GB of weights, {quantised}")
-    return row, found
+    quantised = f"{len(weights.linears) - len(weights.plain)} of {len(weights.linears)} layers quantised"
+    print(f"{path.name}: {row.name}, {weights.total / 1e9:.2f} GB of weights, {quantised}")
+    return row, weights
 
 
 def _here(arguments: argparse.Namespace):
-    """This computer with its card, what that dequantises in one step, and where its rates come from.
+    """This computer's card, the precisions that it dequantises in one step, and where its rates come from.
 
     Raises UserError where there is no card.
     """
@@ -146,5 +146,5 @@ def _here(arguments: argparse.Namespace):
     device = machine.device()
     if device.type == "cpu":
         raise UserError("There is no card here to plan for; give --vram, and its rates with --tflops and --bus.")
-    found, kernels = available(device), tuple(filter(sizes.dequantises_in_one_step, PRECISIONS))
-    return found, kernels, machine.rates_in_words(device).partition(":")[0]
+    kernels = tuple(filter(sizes.dequantises_in_one_step, PRECISIONS))
+    return available(device), kernels, machine.rates_in_words(device).partition(":")[0]

@@ -1,4 +1,4 @@
-"""``cache prune``: remove what no data set uses from the caches on disk."""
+"""``cache prune``: removes what no data set uses from the caches on disk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def add(commands) -> None:
     group = commands.add_parser("cache", help="the caches on disk").add_subparsers(metavar="WHAT", required=True)
     cache.add_to(group)
     prune = command(group, "prune", run, "remove entries that no data set uses, and print sizes")
-    prune.add_argument("--folder", type=Path, help="the cache; without it those in ComfyUI's user and output folders")
+    prune.add_argument("--folder", type=Path, help="the cache (default: those in ComfyUI's user and output folders)")
     prune.add_argument("--older-than", type=float, metavar="DAYS", help="also forget data sets not used for so long")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prune each cache there is."""
+    """Prune every cache that exists."""
     start(arguments)
     from ..data.store import Store
     from ..host.loading.files import CACHE_PLACES, cache_folder

@@ -8,8 +8,8 @@ from .options import add_run, add_settings, command, read_job, run_of
 from .train import launched, train_job
 
 DESCRIPTION = """\
-Go on with a run from its last checkpoint: after Ctrl-C, Cancel, an error or a power cut, and also after its end, if it
-shall have more steps. Steps, learning rate, previews and how it is saved may be others now:
+Go on with a run from its last checkpoint: after Ctrl-C, Cancel, an error or a power cut, and also after its end, to add
+steps. Steps, learning rate, previews and the file's format may be changed:
 
   python -m flux2_train resume zbot --set steps=3000
   python -m flux2_train resume output/flux2_train/zbot
@@ -18,13 +18,13 @@ shall have more steps. Steps, learning rate, previews and how it is saved may be
 
 def add(commands) -> None:
     """Add the command to the parser."""
-    made = command(commands, "resume", run, "go on with an interrupted run", description=DESCRIPTION)
-    add_run(made)
-    add_settings(made)
+    parser = command(commands, "resume", run, "go on with an interrupted run", description=DESCRIPTION)
+    add_run(parser)
+    add_settings(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train on, and print where the LoRA is."""
+    """Resume the run, and print the LoRA's path."""
     with launched(arguments) as (accelerator, bar):
         folder = run_of(arguments)
         train_job(read_job(arguments, folder.job), accelerator, bar, folder)

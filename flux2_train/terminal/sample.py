@@ -7,10 +7,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from .options import add_loras, add_model, command, files_of, find_file, loras_of, start
+from ..settings.previews import PreviewSettings
+from .options import add_flags, add_loras, add_model, command, files_of, find_file, loras_of, start
 
 DESCRIPTION = """\
-Paint a prompt as FLUX.2 Sampler does, and write PNG files with everything that was asked for in their metadata.
+Paint a prompt as FLUX.2 Sampler does, and write PNG files that hold all of these settings in their metadata.
 
   python -m flux2_train sample "zbot on a beach" --flavour klein-4b --lora zbot.safetensors --seed 7
   python -m flux2_train sample "make it night" --reference day.png --lora a.safetensors strength=0.8 include='single*'
@@ -19,59 +20,58 @@ Paint a prompt as FLUX.2 Sampler does, and write PNG files with everything that 
 
 def add(commands) -> None:
     """Add the command to the parser."""
-    made = command(commands, "sample", run, "paint a prompt", description=DESCRIPTION)
-    made.add_argument("prompt", help="what to paint; include the trigger word")
-    made.add_argument(
+    parser = command(commands, "sample", run, "paint a prompt", description=DESCRIPTION)
+    parser.add_argument("prompt", help="what to paint; include the trigger word")
+    parser.add_argument(
         "-o", "--output", type=Path, default=Path("sample.png"), help="the PNG file (default: %(default)s)"
     )
-    made.add_argument("--negative", default="", help="what to steer away from, where guidance mixes two predictions")
-    made.add_argument("--size", type=_size, default=None, metavar="WxH", help="pixels (default: the flavour's own)")
-    made.add_argument("--steps", type=int, default=0, help="sampling steps (default: what the model was made for)")
-    made.add_argument("--guidance", type=float, default=0.0, help="how strictly the prompt is followed (default: 4)")
-    made.add_argument("--sampler", default="euler", help="ComfyUI's name of the solver (default: %(default)s)")
-    made.add_argument("--seed", type=int, default=0, help="the starting noise (default: %(default)s)")
-    made.add_argument("--batch", type=int, default=1, help="pictures, each from different noise")
-    made.add_argument(
+    parser.add_argument("--size", type=_size, default=None, metavar="WxH", help="pixels (default: the flavour's own)")
+    add_flags(parser, PreviewSettings, "negative", "steps", "guidance", "sampler")
+    parser.add_argument("--seed", type=int, default=0, help="the starting noise (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="pictures, each from different noise")
+    parser.add_argument(
         "--reference", action="append", type=Path, default=[], metavar="IMAGE", help="an image to edit; repeatable"
     )
-    made.add_argument("--keep-reference-size", action="store_true", help="do not scale references down to a megapixel")
-    add_loras(made, ("strength", "mode", "include", "exclude"))
-    add_model(made)
+    parser.add_argument(
+        "--keep-reference-size", action="store_true", help="do not scale references down to a megapixel"
+    )
+    add_loras(parser, ("strength", "mode", "include", "exclude"))
+    add_model(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Sample, and print the paths of the pictures."""
-    chosen, loras = files_of(arguments), loras_of(arguments)
+    settings, loras = files_of(arguments), loras_of(arguments)
     start(arguments)
     import torch
 
     from ..flavours import flavour
     from ..host.sampling import sample as sampling
-    from ..runs import precision as fit
+    from ..runs.precision import parts_of
 
-    row = flavour(chosen.flavour)
+    row = flavour(settings.flavour)
     width, height = arguments.size or (row.resolution, row.resolution)
     with torch.inference_mode():
         references = [_picture(path) for path in arguments.reference]
-        parts = fit.parts_of(chosen)
+        parts = parts_of(settings)
         model = parts.load_model()
-        for file, settings in loras:
-            model = _applied(model, file, settings)
+        for file, options in loras:
+            model = _applied(model, file, options)
         pictures = sampling.sample(
             model, parts.load_clip(), parts.load_vae(), arguments.prompt,
             negative=arguments.negative, steps=arguments.steps, guidance=arguments.guidance,
             sampler=arguments.sampler, width=width, height=height, seed=arguments.seed, batch=arguments.batch,
             references=references, resize_references=not arguments.keep_reference_size,
         )  # fmt: skip
-    asked = {
+    request = {
         "prompt": arguments.prompt, "negative": arguments.negative, "width": width, "height": height,
         "steps": sampling.steps_for(model, arguments.steps), "guidance": arguments.guidance,
         "sampler": arguments.sampler, "seed": arguments.seed, "references": [str(p) for p in arguments.reference],
-        "loras": [{"file": file, **settings} for file, settings in loras], "model": asdict(parts.chosen),
+        "loras": [{"file": file, **options} for file, options in loras], "model": asdict(parts.chosen),
         "transformer": parts.transformer.name,
     }  # fmt: skip
     for number, picture in enumerate(pictures):
-        print(_save(picture, _numbered(arguments.output, number), {**asked, "number_in_batch": number}))
+        print(_save(picture, _numbered(arguments.output, number), {**request, "number_in_batch": number}))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -81,11 +81,11 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _applied(model, file: str, settings: dict):
+def _applied(model, file: str, options: dict):
     from ..adapters import read
     from ..host.lora import apply as lora
 
-    return lora.apply(model, read.load(find_file("loras", file)), **settings)
+    return lora.apply(model, read.load(find_file("loras", file)), **options)
 
 
 def _picture(path: Path):
@@ -98,12 +98,12 @@ def _numbered(path: Path, number: int) -> Path:
     return path if number == 0 else path.with_name(f"{path.stem}_{number + 1}{path.suffix}")
 
 
-def _save(picture, path: Path, asked: dict) -> Path:
+def _save(picture, path: Path, request: dict) -> Path:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_text("flux2_train", json.dumps(asked))
+    info.add_text("flux2_train", json.dumps(request))
     path.parent.mkdir(parents=True, exist_ok=True)
     array = (picture.clamp(0, 1) * 255).round().byte().cpu().numpy()
     Image.fromarray(array).save(path, "PNG", pnginfo=info)

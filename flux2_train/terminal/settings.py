@@ -9,9 +9,9 @@ import json
 def add(commands) -> None:
     """Add the command to the parser."""
     help = "list every setting of a job file, with its default, its limits and what it does"
-    made = commands.add_parser("settings", help=help, description=help)
-    made.add_argument("--schema", action="store_true", help="print a JSON schema instead, for an editor")
-    made.set_defaults(run=run)
+    parser = commands.add_parser("settings", help=help, description=help)
+    parser.add_argument("--schema", action="store_true", help="print a JSON schema instead, for an editor")
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""``stop RUN``: end a run after the step in progress, as if it had been asked for that many steps."""
+"""``stop RUN``: ends a run after the step in progress, as if that were its last one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import argparse
 from .options import add_run, command, run_of
 
 DESCRIPTION = """\
-End a run that ComfyUI or another terminal is training, after the step in progress and as if that had been its last: the
-LoRA is saved under its own name, and in ComfyUI the rest of the graph runs with it.
+End a run that ComfyUI or another terminal is training. It ends after the step in progress, as if that were its last
+one: the LoRA is saved under its own name, and in ComfyUI the rest of the graph runs with it.
 """
 
 
@@ -18,5 +18,5 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Ask for the end."""
+    """Ask the run to stop."""
     run_of(arguments).ask_to_stop()

@@ -1,4 +1,4 @@
-"""``train CONFIG``: the job of a file, in one process or in all that ``accelerate launch`` started."""
+"""``train CONFIG``: trains the job of a file, in one process or in all that ``accelerate launch`` has started."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ needs to go on; a second one ends at once.
 
 Of several processes each takes `batch` images, so two of them do what one does with twice the batch.
 """
-SAME_SIGNAL = 1.0  # seconds: accelerate's launcher passes a Ctrl-C on that the process has had already
+SAME_SIGNAL = 1.0  # seconds: accelerate's launcher passes on a Ctrl-C that the process has already received
 
 
 def add(commands) -> None:
     """Add the command to the parser."""
-    made = command(commands, "train", run, "train a LoRA from a job file", description=DESCRIPTION)
-    add_job(made)
-    made.add_argument(
+    parser = command(commands, "train", run, "train a LoRA from a job file", description=DESCRIPTION)
+    add_job(parser)
+    parser.add_argument(
         "--resume", choices=("new", "auto"), default="new",
-        help="auto goes on where the last run of this name was interrupted, as LoRA Trainer does, for jobs that are "
-        "started again after a power cut (default: new)",
+        help="auto goes on where the last run of this name was interrupted, as LoRA Trainer does: for jobs that "
+        "something starts again after a power cut (default: new)",
     )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and print where the LoRA is."""
+    """Train, and print the LoRA's path."""
     job = read_job(arguments)
     with launched(arguments) as (accelerator, bar):
         train_job(job, accelerator, bar, arguments.resume)
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def launched(arguments: argparse.Namespace) -> Iterator[tuple]:
-    """(accelerator, bar) with ComfyUI imported as the command line says."""
+    """(accelerator, bar), after ComfyUI is imported with the options of the command line."""
     from ..train import processes
 
     with processes.launched() as accelerator, progress(accelerator.process_index == 0) as bar:
@@ -56,21 +56,21 @@ def launched(arguments: argparse.Namespace) -> Iterator[tuple]:
 
 
 def train_job(job: Job, accelerator, bar: Bar, how) -> None:
-    """Train, ``how`` as ``run.session.train`` has it: 'new', 'auto' or a run to go on with. Prints the LoRA's path."""
+    """Train and print the LoRA's path. ``how`` is 'new', 'auto' or a run to resume, as in ``runs.session.train``."""
     import torch
 
     from ..host.loading import files
-    from ..runs import precision as fit
+    from ..runs.precision import parts_of
     from ..runs.prepare import new_trainer
     from ..runs.session import train
     from ..train import processes
     from .cache import encode_all
 
     with torch.inference_mode():  # as ComfyUI runs nodes
-        parts = fit.parts_of(job.model, partial(processes.decided, accelerator))
+        parts = parts_of(job.model, partial(processes.decided, accelerator))
         bar.say(parts.text)
         vae = parts.load_vae()
-        with processes.main_first(accelerator):  # it fills the caches, where the others find everything
+        with processes.main_first(accelerator):  # the main process fills the caches, from which the others read
             (embeds, latents), *held_out = encode_all(job, bar, parts.load_clip(), vae)
         trainer = new_trainer(
             parts.load_model(), embeds, latents, job.training, accelerator, validation_of(job, vae),
@@ -86,24 +86,24 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
 
 
 def validation_of(job: Job, vae):
-    """What a job's ``previews`` paint with, its second model loaded; ``None`` where it has none."""
+    """What to paint for a job's ``previews``, with the second model loaded; ``None`` if the job has no previews."""
     from ..data.images import load_rgb, to_tensor
     from ..host import describe
     from ..host.loading import files
-    from ..runs import precision as fit
+    from ..runs.precision import parts_of
     from ..train.preview_request import PreviewRequest
 
-    asked = job.previews
-    if asked is None:
+    previews = job.previews
+    if previews is None:
         return None
     references = tuple(tuple(to_tensor(load_rgb(files.resolve_file(str(path)))) for path in prompt.references)
-                       for prompt in asked.prompts)  # fmt: skip
-    second = asked.model and fit.parts_of(asked.model).load_model()
-    return PreviewRequest(asked, vae, second, references, describe.vae_file(vae))
+                       for prompt in previews.prompts)  # fmt: skip
+    second = previews.model and parts_of(previews.model).load_model()
+    return PreviewRequest(previews, vae, second, references, describe.vae_file(vae))
 
 
 class _Listener:
-    """Turns the run's events into a bar and lines, and ends the run where Ctrl-C asked for it."""
+    """Shows the run's events as a bar and lines, and ends the run after a Ctrl-C."""
 
     def __init__(self, bar: Bar, check):
         self.bar, self.check = bar, check
@@ -134,24 +134,24 @@ class _Listener:
 
 @contextmanager
 def _interruptible() -> Iterator:
-    """Yield a function that raises KeyboardInterrupt once Ctrl-C was pressed, so that a step is never cut in two."""
-    asked: list[float] = []
+    """Yield a function that raises KeyboardInterrupt after a Ctrl-C: a run ends between steps, not inside one."""
+    pressed: list[float] = []  # when, in seconds
 
-    def ask(number, frame) -> None:
+    def press(number, frame) -> None:
         now = time.monotonic()
-        if asked and now - asked[0] > SAME_SIGNAL:
+        if pressed and now - pressed[0] > SAME_SIGNAL:
             raise KeyboardInterrupt
-        asked.append(now)
+        pressed.append(now)
 
     def check() -> None:
-        if asked:
+        if pressed:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield check
     except Exception as error:
-        if asked:  # another process was faster, and this one lost it in the middle of a step
+        if pressed:  # another process ended first, and this one failed inside a step because of it
             raise KeyboardInterrupt from error
         raise
     finally:
