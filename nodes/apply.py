@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..flux2_train.adapters import read
 from ..flux2_train.errors import UserError
+from ..flux2_train.host.graph_types import ModelPatcher
 from ..flux2_train.host.lora import apply as host
 from .progress import NodeProgress
 from .types import CATEGORY
@@ -61,13 +62,13 @@ class LoraApply(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, strength: float, lora: dict | None = None, file: str = NO_FILE, mode: str = host.AUTO,
+        cls, model: ModelPatcher, strength: float, lora: dict | None = None, file: str = NO_FILE, mode: str = host.AUTO,
         include: str = "", exclude: str = "", allow_unmatched: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         weights = lora if lora is not None else _load(file)
-        loaded = host.on_layers(host.read(model, weights, allow_unmatched), include, exclude)
-        applied = host.put(model, loaded, strength, mode)
-        NodeProgress(cls.hidden.unique_id, 1).say(host.describe(model, loaded, strength, mode))
+        chosen = host.on_layers(host.read(model, weights, allow_unmatched), include, exclude)
+        applied = host.put(model, chosen, strength, mode)
+        NodeProgress(cls.hidden.unique_id, 1).say(host.describe(model, chosen, strength, mode))
         return io.NodeOutput(applied)
 
 

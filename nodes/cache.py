@@ -4,29 +4,32 @@ import logging
 
 from comfy_api.latest import io
 
+from ..flux2_train.data.dataset import Dataset
 from ..flux2_train.data.index import Index
+from ..flux2_train.host.graph_types import CLIP, VAE
 from ..flux2_train.host.loading.files import cache_folder
 from ..flux2_train.host.system import memory
 from ..flux2_train.runs import encoding
 from ..flux2_train.settings.caches import USER, EmbedSettings, LatentSettings
+from ..flux2_train.train.preview_request import PreviewRequest
 from . import fields
 from .progress import NodeProgress
 from .types import CATEGORY, FluxDataset, FluxEmbeds, FluxLatents, FluxValidation
 
 
 def changes(place: str = USER) -> int:
-    """How often entries were taken out of a cache: a graph that relied on them has to look again."""
+    """How often entries were removed from a cache: if this number changes, ComfyUI has to run the node anew."""
     folder = cache_folder(place)
     return Index(folder).changes() if (folder / "index.sqlite").is_file() else 0
 
 
-def ended(done: encoding.Encoded, progress: NodeProgress, what: str) -> io.NodeOutput:
-    """Says what was encoded, and lets an encoder that was needed leave memory."""
-    if done.made.encoded:
-        memory.unload(done.patcher)
-    lines = [f"{done.made.total} {what}: {done.made}", *(f"warning: {line}" for line in done.warnings)]
+def output(encoded: encoding.Encoded, progress: NodeProgress, what: str) -> io.NodeOutput:
+    """Show what was encoded, and unload the encoder if it was used."""
+    if encoded.made.encoded:
+        memory.unload(encoded.patcher)
+    lines = [f"{encoded.made.total} {what}: {encoded.made}", *(f"warning: {line}" for line in encoded.warnings)]
     progress.say("\n".join(lines))
-    return io.NodeOutput(done.cache)
+    return io.NodeOutput(encoded.cache)
 
 
 class CacheEmbeds(io.ComfyNode):
@@ -56,14 +59,16 @@ class CacheEmbeds(io.ComfyNode):
         return changes(store or USER)
 
     @classmethod
-    def execute(cls, clip, dataset, validation=None, **widgets) -> io.NodeOutput:
+    def execute(
+        cls, clip: CLIP, dataset: Dataset, validation: PreviewRequest | None = None, **widgets
+    ) -> io.NodeOutput:
         settings = EmbedSettings(**widgets)
-        painted = validation.config if validation is not None else None
+        previews = validation.config if validation is not None else None
         progress = NodeProgress(cls.hidden.unique_id, 1)
-        done = encoding.encode_captions(clip, dataset, settings, painted, progress.counting("captions"))
-        for line in done.warnings:
+        encoded = encoding.encode_captions(clip, dataset, settings, previews, progress.counting("captions"))
+        for line in encoded.warnings:
             logging.warning("%s", line)
-        return ended(done, progress, "captions")
+        return output(encoded, progress, "captions")
 
 
 class CacheLatents(io.ComfyNode):
@@ -88,8 +93,8 @@ class CacheLatents(io.ComfyNode):
         return changes(store or USER)
 
     @classmethod
-    def execute(cls, vae, dataset, **widgets) -> io.NodeOutput:
+    def execute(cls, vae: VAE, dataset: Dataset, **widgets) -> io.NodeOutput:
         settings = LatentSettings(**widgets)
         progress = NodeProgress(cls.hidden.unique_id, 1)
-        done = encoding.encode_images(vae, dataset, settings, progress.counting("images"))
-        return ended(done, progress, "images")
+        encoded = encoding.encode_images(vae, dataset, settings, progress.counting("images"))
+        return output(encoded, progress, "images")

@@ -9,6 +9,7 @@ from ..flux2_train.adapters import read
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.errors import UserError
 from ..flux2_train.evaluate.compare import compared, labelled, matching, require_few
+from ..flux2_train.host.graph_types import CLIP, VAE, ModelPatcher
 from ..flux2_train.host.loading.files import run_folder
 from ..flux2_train.host.lora import apply as host
 from ..flux2_train.host.sampling.sample import PaintSettings
@@ -82,7 +83,7 @@ class CompareLoras(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, files: str = "", run: str = "", **_) -> object:
-        try:  # what comes over a wire is not known yet, and is None
+        try:  # a text that comes over a wire is still None here
             paths = [Path(_path(name)) for name in matching(files or "", _names())] + _checkpoints(run or "")
         except UserError:  # execute says what is wrong
             return files, run
@@ -90,21 +91,22 @@ class CompareLoras(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, files: str, strengths: str, prompt: str, index: int, lora: dict | None = None,
-        run: str = "", negative: str = "", mode: str = host.AUTO, picture_size: int = 512, **settings,
+        cls, model: ModelPatcher, clip: CLIP, vae: VAE, files: str, strengths: str, prompt: str, index: int,
+        lora: dict | None = None, run: str = "", negative: str = "", mode: str = host.AUTO, picture_size: int = 512,
+        **settings,
     ) -> io.NodeOutput:  # fmt: skip
-        names, at = matching(files, _names()), numbers(strengths, "strengths")
+        names, levels = matching(files, _names()), numbers(strengths, "strengths")
         loras, steps = {WIRED: lora} if lora is not None else {}, _checkpoints(run)
-        require_few(len(loras) + len(steps) + len(names), at)
+        require_few(len(loras) + len(steps) + len(names), levels)
         loras |= {f"{run.strip()} after step {step_of(path)}": lora_of(model, path) for path in steps}
         loras |= {name: read.load(Path(_path(name))) for name in names}
         if index >= len(loras):
             raise UserError(f"index is {index} but there are {len(loras)} LoRAs, counted from 0.")
         progress = NodeProgress(cls.hidden.unique_id, 1)
-        rows = compared(model, clip, vae, loras, at, prompt, negative, PaintSettings(**settings), mode,
+        rows = compared(model, clip, vae, loras, levels, prompt, negative, PaintSettings(**settings), mode,
                         progress.counting("pictures"))  # fmt: skip
         chosen = list(loras)[index]
-        return io.NodeOutput(to_tensor(labelled(rows, list(loras), at, picture_size)), loras[chosen], chosen)
+        return io.NodeOutput(to_tensor(labelled(rows, list(loras), levels, picture_size)), loras[chosen], chosen)
 
 
 def _checkpoints(run: str) -> list[Path]:
@@ -113,10 +115,10 @@ def _checkpoints(run: str) -> list[Path]:
     if not name:
         return []
     folder = RunFolder(run_folder() / name)
-    found = paths(folder.checkpoints) if Path(name).name == name != ".." else []
-    if not found:
+    checkpoints = paths(folder.checkpoints) if Path(name).name == name != ".." else []
+    if not checkpoints:
         raise UserError(f"There is no run {name!r} with checkpoints in {run_folder()}; name a run's folder there.")
-    return found
+    return checkpoints
 
 
 def _names() -> list[str]:

@@ -10,9 +10,7 @@ from ..flux2_train.data.pairs import states
 from ..flux2_train.data.report import contact_sheet, summary
 from ..flux2_train.errors import UserError
 from ..flux2_train.host.loading.files import cache_folder, resolve
-from ..flux2_train.settings.dataset import (
-    DatasetSettings,
-)
+from ..flux2_train.settings.dataset import DatasetSettings
 from . import fields
 from .progress import NodeProgress
 from .types import (
@@ -26,10 +24,10 @@ from .types import (
 
 
 def folder_states(name: str | None) -> list[tuple]:
-    """Changes when any file in a folder does; empty for a folder that is not named or not there."""
-    try:  # a name that comes over a wire is not known yet, and is None
+    """The states of a folder's files, which change with any file; empty if there is no such folder."""
+    try:  # a name that comes over a wire is still None here
         return states(resolve(name)) if name and name.strip() else []
-    except (OSError, UserError):  # whoever reads the folder says what is wrong
+    except (OSError, UserError):  # read_folder says what is wrong
         return []
 
 
@@ -73,7 +71,7 @@ class DatasetFolder(io.ComfyNode):
             ],
             outputs=[FluxDataset.Output(display_name="dataset")],
             hidden=[io.Hidden.unique_id],
-            is_output_node=True,  # so that it can be queued alone, and comes before any model is loaded
+            is_output_node=True,  # it can be queued alone, and runs before any model is loaded
         )  # fmt: skip
 
     @classmethod
@@ -86,14 +84,14 @@ class DatasetFolder(io.ComfyNode):
     def execute(
         cls, folder: str, trigger: str, class_word: str, references: str = "", more: Dataset | None = None, **widgets,
     ) -> io.NodeOutput:  # fmt: skip
-        chosen = {name: value for name, value in widgets.items() if value is not None}  # an option node left free
+        chosen = {name: value for name, value in widgets.items() if value is not None}  # an option node is not wired in
         settings = DatasetSettings(
             resolve(folder), trigger=trigger.strip(), class_word=class_word.strip(),
             references=tuple(resolve(name) for name in references.split(";") if name.strip()), **chosen,
         )  # fmt: skip
         progress = NodeProgress(cls.hidden.unique_id, 1)
-        found = read_folder(settings, Index(cache_folder()), progress.phase)
+        dataset = read_folder(settings, Index(cache_folder()), progress.phase)
         if more is not None:
-            found = more.chained(found)
-        progress.say(summary(found))
-        return io.NodeOutput(found, ui=ui.PreviewImage(to_tensor(contact_sheet(found)), cls=cls))
+            dataset = more.chained(dataset)
+        progress.say(summary(dataset))
+        return io.NodeOutput(dataset, ui=ui.PreviewImage(to_tensor(contact_sheet(dataset)), cls=cls))

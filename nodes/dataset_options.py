@@ -1,4 +1,4 @@
-"""Small nodes that hold the rarer choices for Dataset Folder."""
+"""The option nodes of Dataset Folder: its rarer choices."""
 
 from __future__ import annotations
 

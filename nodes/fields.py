@@ -15,10 +15,9 @@ WIDGETS = {bool: io.Boolean.Input, int: io.Int.Input, float: io.Float.Input}
 
 
 def inputs(kind: type, *names: str, **changes: Mapping[str, Any]) -> list:
-    """The inputs for the settings of that name, or for all of a kind.
+    """The inputs for these settings, or for all of a kind.
 
-    ``changes`` are arguments of single inputs that only the running ComfyUI knows, such as the ``options`` of a list of
-    files.
+    ``changes`` are arguments of single inputs that only the running ComfyUI knows, such as the ``options`` of files.
     """
     return [widget(kind, name, **changes.get(name, {})) for name in names or base.names(kind)]
 
@@ -36,7 +35,7 @@ def widget(kind: type, name: str, **changes: Any):
         arguments |= {"min": field.annotation(least), "max": field.annotation(most)}
         arguments |= {"step": field.annotation(shown.step)} if shown.step else {}
         arguments |= {} if shown.round else {"round": False}
-    if shown.control is not None:  # the frontend adds one to whatever is called seed, unless it is turned off
+    if shown.control is not None:  # the frontend adds it to every input named seed, unless it is turned off
         arguments["control_after_generate"] = shown.control
     return WIDGETS.get(field.annotation, io.String.Input)(name, **(arguments | changes))
 
@@ -47,7 +46,7 @@ def taken(kind: type, widgets: Mapping[str, Any]) -> Any:
 
 
 def as_widgets(section: Any) -> dict[str, Any]:
-    """What a node's widgets show for a section."""
+    """The values of a node's widgets for a section of settings."""
     return {name: as_widget(getattr(section, name)) for name in base.names(type(section))}
 
 

@@ -17,7 +17,7 @@ PREVIEW_SECONDS = 2.0
 
 
 class TrainerListener:
-    """Turns the events of one run into ComfyUI's bar, text and preview; ``text`` is what was shown last."""
+    """Shows the events of one run as ComfyUI's bar, text and preview. ``text`` is what was shown last."""
 
     def __init__(self, trainer: Trainer, progress: NodeProgress):
         self.trainer, self.progress = trainer, progress
@@ -53,7 +53,7 @@ class TrainerListener:
                 self._stepped(event)
 
     def say(self, text: str) -> None:
-        """Show a text above the run's plan, which stays."""
+        """Show a text; the run's plan stays below it."""
         self.progress.say("\n".join(filter(None, (text, self.plan))))
 
     def _stepped(self, event: events.Stepped) -> None:
@@ -65,7 +65,7 @@ class TrainerListener:
         self.progress.advance(event.step, self._picture() if due else None)
 
     def _picture(self) -> Image.Image:
-        """The last previews, base beside LoRA, above the loss curve."""
+        """The newest previews, base model beside LoRA, above the loss curve."""
         plot = loss_plot(self.trainer.history)
         return stacked(self.pictures, plot) if self.pictures else plot
 

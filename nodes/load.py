@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..flux2_train.formats import PLANNED
 from ..flux2_train.host.loading import files, load
-from ..flux2_train.runs import precision as fit
+from ..flux2_train.runs.precision import parts_of
 from ..flux2_train.settings.model import ModelSettings
 from . import fields
 from .progress import NodeProgress
@@ -34,11 +34,11 @@ class LoadFlux2(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, transformer="auto", text_encoder="auto", vae="auto"):
-        """Replaces core's "value not in list": ``execute`` names the file, its folder and where to get it."""
+        """Accepts every file name: ``execute`` says better than core which file is missing and where to get it."""
         return True
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        parts = fit.parts_of(ModelSettings(**widgets))
+        parts = parts_of(ModelSettings(**widgets))
         NodeProgress(cls.hidden.unique_id, 1).say(parts.text)
         return io.NodeOutput(parts.load_model(), parts.load_clip(), parts.load_vae())

@@ -1,4 +1,4 @@
-"""Training Objective and Preservation: towards what a prediction is pulled, and what stays as the base model has it."""
+"""Training Objective and Preservation: what a prediction is compared with, and what must stay as in the base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs that every node which paints has, in the same words."""
+"""The inputs that all painting nodes share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..flux2_train.settings.previews import PreviewSettings
 from . import fields
 
 SAMPLERS = {"options": comfy.samplers.SAMPLER_NAMES}
-COMMON = {"advanced": None, "optional": False}  # what is rare in previews is not in a node that only paints
+COMMON = {"advanced": None, "optional": False}  # folded away in Validation, but not in a node that only paints
 
 
 def prompt() -> io.String.Input:
@@ -18,7 +18,7 @@ def prompt() -> io.String.Input:
 
 
 def inputs(*names: str, **changes) -> list:
-    """The inputs of that name of Validation."""
+    """Inputs of Validation, by name."""
     return fields.inputs(PreviewSettings, *names, **{"sampler": SAMPLERS, **changes})
 
 

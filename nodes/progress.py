@@ -1,4 +1,4 @@
-"""Progress on the node: ComfyUI's bar, preview image and text, none of which needs JavaScript."""
+"""Progress on a node: ComfyUI's bar, preview image and text, without any JavaScript of our own."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CONSOLE_SECONDS = 5.0
 
 
 class NodeProgress:
-    """The bar and the text of one node. What moves the bar raises ComfyUI's interrupt when the user has cancelled.
+    """The bar and the text of one node. Moving the bar raises ComfyUI's interrupt if the user has cancelled.
 
-    That is asked for each time: the bar itself passes on only what changes it by half a percent.
+    We check that each time, because ComfyUI's bar itself does so only when it has moved by half a percent.
     """
 
     def __init__(self, node_id: str, total: int):
         self.node_id, self.total = node_id, total
-        self.told = 0.0
+        self.shown_at = 0.0
         self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
 
     def advance(self, value: int, preview: Image.Image | None = None) -> None:
@@ -41,21 +41,21 @@ class NodeProgress:
         """Show how far one part of the work is, at most a few times a second."""
         self._move(done, total)
         now = time.monotonic()
-        if done == total or now - self.told >= TEXT_SECONDS:
-            self.told = now
+        if done == total or now - self.shown_at >= TEXT_SECONDS:
+            self.shown_at = now
             self.say(f"{text}: {done} of {total}")
 
     def counting(self, what: str):
-        """A listener for (done, total) that shows items, rate and time left, on the node and in the console."""
+        """Returns a function of (done, total) that shows items, rate and time left on the node and in the console."""
         started = logged = time.monotonic()
 
         def report(done: int, total: int) -> None:
             nonlocal logged
             self._move(done, total)
             now = time.monotonic()
-            if not done or (done < total and now - self.told < TEXT_SECONDS):
+            if not done or (done < total and now - self.shown_at < TEXT_SECONDS):
                 return
-            self.told = now
+            self.shown_at = now
             rate = done / max(now - started, 1e-9)
             text = f"{done} of {total} {what}, {rate:.1f} per second, {(total - done) / rate:.0f} s left"
             self.say(text)

@@ -1,4 +1,4 @@
-"""What the browser may ask of a run beside ComfyUI's own Cancel. ComfyUI's rules of origin hold here as everywhere."""
+"""The route with which the browser ends a run early. ComfyUI's check of the request's origin protects it too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_BYTES = 4096
 
 
 def add_routes() -> None:
-    """Add them to the server, where there is one."""
+    """Add the route to the server, if there is one."""
     if getattr(PromptServer, "instance", None) is not None:
         PromptServer.instance.routes.post("/flux2_train/stop")(stop)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..flux2_train.host.graph_types import CLIP, VAE, ModelPatcher
 from ..flux2_train.host.sampling import sample as sampling
 from . import painting
 from .types import CATEGORY
@@ -39,8 +40,9 @@ class Flux2Sampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, prompt: str, steps: int, guidance: float, sampler: str, width: int, height: int,
-        seed: int, negative: str = "", batch: int = 1, resize_references: bool = True, references: dict | None = None,
+        cls, model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, steps: int, guidance: float, sampler: str,
+        width: int, height: int, seed: int, negative: str = "", batch: int = 1, resize_references: bool = True,
+        references: dict | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         images = [image for image in (references or {}).values() if image is not None]
         return io.NodeOutput(

@@ -1,4 +1,4 @@
-"""Save Options and Checkpoints: how the LoRA is written, and when a run's state is."""
+"""Save Options and Checkpoints: how the LoRA is saved, and when a run's state is saved."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Timesteps(io.ComfyNode):
                 ),
             ],
             outputs=[FluxTimesteps.Output(display_name="timesteps"), io.Image.Output(display_name="plot")],
-            is_output_node=True,  # so that the plot can be had without a training run
+            is_output_node=True,  # the plot can be queued without a training run
         )  # fmt: skip
 
     @classmethod

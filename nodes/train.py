@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..flux2_train.data.cache import EmbedCache, LatentCache
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.evaluate.plots import loss_plot
+from ..flux2_train.host.graph_types import ModelPatcher
 from ..flux2_train.host.loading import files
 from ..flux2_train.runs.prepare import new_trainer
 from ..flux2_train.runs.resume import AUTO, NEW
 from ..flux2_train.runs.session import train
 from ..flux2_train.settings.recipes import RECIPES, Recipe, combined
 from ..flux2_train.settings.training import NO_RECIPE, TrainingSettings
+from ..flux2_train.train.preview_request import PreviewRequest
 from . import fields
 from .listener import TrainerListener
 from .progress import NodeProgress
@@ -33,7 +36,7 @@ WIRED = ("timesteps", "optimizer")  # inputs whose nodes a recipe fills in where
 
 
 def _shown(recipe: Recipe) -> dict[str, dict]:
-    """What web/recipes.js fills in: widgets of this node, and of the option nodes by the input they are wired to."""
+    """What web/recipes.js fills in: this node's widgets, and those of each option node by the input it is wired to."""
     wired = {name: fields.as_widgets(recipe.sections[name]) for name in WIRED if name in recipe.sections}
     return {"face": recipe.face, "wired": wired}
 
@@ -123,8 +126,10 @@ class LoraTrainer(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, embeds, latents, recipe=NO_RECIPE, objective=None, timesteps=None, optimizer=None, preserve=None,
-        validation=None, validation_loss=None, resume=AUTO, **face,
+        cls, model: ModelPatcher, embeds: EmbedCache, latents: LatentCache, recipe: str = NO_RECIPE,
+        objective: dict | None = None, timesteps: dict | None = None, optimizer: dict | None = None,
+        preserve: dict | None = None, validation: PreviewRequest | None = None, validation_loss: dict | None = None,
+        resume: str = AUTO, **face,
     ) -> io.NodeOutput:  # fmt: skip
         sections = {**(objective or {}), **(timesteps or {}), **(optimizer or {}), **(preserve or {})}
         sections |= {"validation_loss": validation_loss["settings"]} if validation_loss else {}

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..flux2_train.data.cache import EmbedCache, LatentCache
 from ..flux2_train.errors import UserError
 from ..flux2_train.host import describe
+from ..flux2_train.host.graph_types import VAE, ModelPatcher
 from ..flux2_train.host.loading import files
 from ..flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings, from_lines
 from ..flux2_train.settings.prompts import from_file
@@ -57,8 +59,8 @@ class ValidationPrompts(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, vae, prompts: str, model=None, prompt_file: str = "", references_for: str = EACH,
-        references: dict | None = None, **settings,
+        cls, vae: VAE, prompts: str, model: ModelPatcher | None = None, prompt_file: str = "",
+        references_for: str = EACH, references: dict | None = None, **settings,
     ) -> io.NodeOutput:  # fmt: skip
         written = from_lines(prompts)
         if prompt_file.strip():
@@ -69,7 +71,7 @@ class ValidationPrompts(io.ComfyNode):
 
 
 def _state(prompt_file: str) -> object:
-    """Changes when the prompt file does; a name that comes over a wire is not known yet, and is None."""
+    """Size, date and inode of the prompt file. A name that comes over a wire is still None here."""
     try:
         stat = files.resolve_file(prompt_file).stat() if prompt_file and prompt_file.strip() else None
         return stat and (stat.st_size, stat.st_mtime_ns, stat.st_ino)
@@ -78,7 +80,7 @@ def _state(prompt_file: str) -> object:
 
 
 def _references(prompts: tuple[Prompt, ...], wired: dict, use: str) -> tuple[tuple, ...]:
-    """The images of each prompt: of ``reference0`` for the first and so on, or all for every one."""
+    """The images of each prompt: ``reference0`` for the first prompt and so on, or all images for every prompt."""
     images = {int(name.removeprefix("reference")): image for name, image in wired.items() if image is not None}
     if not images:
         return ()
@@ -116,7 +118,7 @@ class ValidationLoss(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, embeds=None, latents=None, **settings) -> io.NodeOutput:
+    def execute(cls, embeds: EmbedCache | None = None, latents: LatentCache | None = None, **settings) -> io.NodeOutput:
         if (embeds is None) != (latents is None):
             missing = "embeds" if embeds is None else "latents"
             raise UserError(f"Validation Loss has no {missing}: wire both caches of the held-out images, or neither.")
