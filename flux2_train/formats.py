@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 AS_IN_FILE = "as in file"  # stored as the file has them, whatever that is
-PLANNED = "auto"  # a precision that run.fit chooses
+PLANNED = "auto"  # a precision that runs.precision chooses
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Tensors on disk by what they are: one safetensors file per entry, whole or not there at all.
 
 A key is the hash of everything that changes the result, so an entry never becomes stale, only unused. Entries are
-written by ``whole``, which makes ``kill -9``, two processes at once and a full disk harmless. They are not flushed to
+written by ``atomic``, which makes ``kill -9``, two processes at once and a full disk harmless. They are not flushed to
 disk one by one: what a power cut takes is noticed by its checksum and made again.
 """
 
