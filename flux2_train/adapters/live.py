@@ -83,7 +83,7 @@ class Adapters(nn.Module):
     Initialised by peft on the CPU from ``seed``, so that a seed gives the same adapters on every device, and so that
     they change nothing at first. DoRA also needs ``row_norms``: the L2 norm of every row of a Linear's weight (out,).
     ``enabled`` switches all of them off and on, which gives the base model for preservation; dropout acts in ``train``
-    mode only. Call where autograd is on (``host.borrow.training_mode``).
+    mode only. Call where autograd is on (``host.borrowed.borrow.training_mode``).
     """
 
     def __init__(
