@@ -97,8 +97,10 @@ def newest(folder: RunFolder) -> Resumption | None:
 
 
 def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bool) -> None:
-    """Raise UserError that names every difference that is not allowed. With ``own_seed`` the seed may differ: the run
-    keeps its own."""
+    """Raise UserError that names every difference that is not allowed.
+
+    With ``own_seed`` the seed may differ: the run keeps its own.
+    """
     differing = list(differences(about, trainer, own_seed))
     if about.dataset != trainer.dataset.fingerprint:
         differing.append(difference(folder.dataset, trainer.dataset))
