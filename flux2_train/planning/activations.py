@@ -1,8 +1,9 @@
 """How many bytes a step's activations take, block by block, counted tensor by tensor.
 
-Everything is in units of one tensor (tokens, hidden) in the dtype of computation, for FLUX.2's blocks as ComfyUI runs
 Everything is in units of one tensor (tokens, hidden) in the dtype of computation, for FLUX.2's blocks as ComfyUI
-its adapter keeps its input, its narrow output (DoRA: also its own and the base's wide ones) and its cast matrices.
+runs them and ``host.borrowed`` changes them: the tests compare the figures with counted bytes. A frozen Linear keeps
+nothing; its adapter keeps its input, its narrow output (DoRA: also its own and the base's wide ones) and its cast
+matrices.
 """
 
 from __future__ import annotations
