@@ -181,7 +181,7 @@ class _Deferring:
 
     def clone(self, *args, **kwargs):
         copy = super().clone(*args, **kwargs)
-        if not isinstance(copy, _Deferring):  # core makes a plain patcher if dynamic VRAM is off
+        if not isinstance(copy, _Deferring):  # core makes a plain patcher if the clone is to have no dynamic VRAM
             copy.__class__ = _deferring(type(copy))
         return copy
 
