@@ -39,8 +39,8 @@ FLOW = (
           "tests/data/test_weighting.py", "masks_and_weights"),
 )
 ADAPTERS = (
-    Break("modulation-halves", "flux2_train/adapters/names.py", "Place(name, 0, out, swapped=True)",
-          "Place(name, 0, out)", "tests/adapters/test_formats.py", "swaps_the_halves"),
+    Break("modulation-halves", "flux2_train/adapters/names.py", "LinearPlace(name, 0, out, swapped=True)",
+          "LinearPlace(name, 0, out)", "tests/adapters/test_formats.py", "swaps_the_halves"),
     Break("rslora-in-header", "flux2_train/adapters/peft_config.py",
           "alpha / (math.sqrt(rank) if self.root else rank)", "alpha / rank",
           "tests/adapters/test_formats.py", "header_only"),
@@ -195,7 +195,7 @@ AROUND = (
           "return 1", "tests/terminal/test_terminal.py", "wrong_command_line"),
     Break("batch-option-ignored", "flux2_train/terminal/dataset.py", "summary(dataset, (arguments.batch,))",
           "summary(dataset, (1,))", "tests/terminal/test_terminal_data.py", "jobs_settings"),
-    Break("offset-widget-ignored", "flux2_train/data/items.py", "timestep_offset=request.timestep_offset,", "",
+    Break("offset-widget-ignored", "flux2_train/data/items.py", "timestep_offset=settings.timestep_offset,", "",
           "tests/nodes/test_dataset_nodes.py", "timestep_offset"),
     Break("limits-swapped", "flux2_train/settings/earlier.py", '"least": "min", "most": "max"',
           '"least": "max", "most": "min"', "tests/settings/test_settings.py", "earlier"),

@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, whoever looks and whenever the process ends.
+"""Atomic writing: readers find the old file or the complete new one, even if the process is killed while it writes.
 
-A file is written under another name beside its place and renamed into it. A process that is killed meanwhile leaves the
-file of that other name behind, which ``sweep`` removes.
+A file is written under another name in the same folder and then renamed. A process that is killed meanwhile leaves the
+file with that other name behind; ``sweep`` removes it.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pathlib import Path
 import psutil
 
 ENDING = ".partial"
-# What ``whole`` writes to: file, process table, process, thread.
+# The names that ``replacing`` writes to: .FILE.PROCESS_TABLE-PROCESS-THREAD.partial
 _NAME = re.compile(r"\..+\.(?P<table>[0-9a-f]{8})-(?P<process>\d+)-\d+\.partial", re.DOTALL)
-# What older versions wrote to: any file (without the computer) and an entry of a cache.
+# Names that older versions wrote to: of any file (without the process table), and of an entry of a cache.
 _OLD_NAME = re.compile(r"\..+\.\d+\.partial|[0-9a-f]{32}\.\w+-\d+-\d+\.partial", re.DOTALL)
 DAY = 86400.0  # seconds
 
 
 @contextmanager
-def whole(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Yield where to write a file that takes the place of ``path`` at the end; if anything fails, nothing is left.
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yield the path to write to; at the end that file replaces ``path``. If anything fails ``path`` stays as it was.
 
-    ``durable``: the file and its name are on disk at the end, as far as the operating system can say: they are there
-    after a power cut too. Windows flushes no folder, so there the name may be lost with the file behind it whole.
+    ``durable``: the file and its name are flushed to disk, so that they survive a power cut. Windows cannot flush a
+    folder, so the new name may be lost there.
     """
     partial = path.with_name(f".{path.name}.{_process_table()}-{os.getpid()}-{threading.get_native_id()}{ENDING}")
     try:
@@ -69,10 +69,10 @@ def _flush_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written in ``folder`` itself, and nothing that may still be written.
+    """Remove the partial files that killed processes left in ``folder`` (not below it); keep those still being written.
 
-    A process id says something only where that process would be seen: in the same process table, that is, on this
-    computer since it was started, in the same container. What came from elsewhere is removed once it is a day old.
+    A process id has a meaning only in its own process table: on this computer since it was started, in the same
+    container. There a partial file is removed as soon as its process is gone; any other once it is a day old.
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.endswith(ENDING)]
@@ -91,7 +91,7 @@ def _is_left_over(path: Path) -> bool:
 
 @cache
 def _process_table() -> str:
-    """What tells this process table from those of other computers and containers, which may have the same host name."""
+    """An identity of this process table; other computers and containers may have the same host name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         space = str(os.stat("/proc/self/ns/pid").st_ino)
@@ -101,13 +101,13 @@ def _process_table() -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8, with the line ends that ``text`` has."""
-    with whole(path) as partial:
+    """Replace a file by ``text`` in UTF-8, with its line ends unchanged."""
+    with replacing(path) as partial:
         partial.write_bytes(text.encode())
 
 
 def write_table(path: Path, rows: Iterable[Iterable]) -> None:
-    """Write rows as CSV."""
+    """Replace a file by rows as CSV."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     write_text(path, text.getvalue())

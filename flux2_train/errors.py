@@ -1,5 +1,5 @@
-"""The one exception whose text is written for the person at the graph."""
+"""The exception whose text is written for the user."""
 
 
 class UserError(ValueError):
-    """Something the user can mend. The message says what came, what was expected and what to do next."""
+    """A mistake that the user can correct. The message says what is wrong, what was expected and what to do next."""

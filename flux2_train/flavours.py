@@ -1,4 +1,4 @@
-"""One row per FLUX.2 flavour: sizes, files, guidance, defaults. The only place that knows a flavour by name.
+"""One row per FLUX.2 flavour: sizes, files, guidance, defaults. No other module knows a flavour by its name.
 
 Imports neither torch nor ComfyUI.
 """
@@ -20,7 +20,7 @@ BASE, DISTILLED = "base", "distilled"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file by the name that ComfyUI's official templates give it, and where it comes from."""
+    """A model file under the name that ComfyUI's official templates use, and where it can be downloaded."""
 
     name: str
     folder: str
@@ -39,7 +39,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Flavour:
-    """Sizes as in the transformer's state dict; defaults as its makers sample it."""
+    """Sizes as in the transformer's state dict; steps and guidance as its makers sample it."""
 
     name: str
     hidden: int
@@ -55,12 +55,12 @@ class Flavour:
     resolution: int = 1024
     text_encoder_config: dict[str, Any] | None = None
     vae_module: Callable[[object], nn.Module] | None = None
-    tokenizer_tensor: str = ""  # of the text encoder's file, where ComfyUI has no tokenizer of its own for it
-    transformers_limit: str = ""  # newest transformers whose tokenizer ComfyUI can build for this text encoder
+    tokenizer_tensor: str = ""  # tensor in the text encoder's file that holds the tokenizer, if ComfyUI brings none
+    transformers_limit: str = ""  # newest version of transformers with which ComfyUI can build that tokenizer
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """(hidden, double blocks, single blocks, context), which tell the flavours apart."""
+        """(hidden, double blocks, single blocks, context): different for every flavour."""
         return self.hidden, self.double_blocks, self.single_blocks, self.context
 
     def transformer_files(self, variant: str) -> tuple[ModelFile, ...]:
@@ -73,7 +73,7 @@ class Flavour:
         return self.transformers[variant]
 
     def variant_of(self, file_name: str) -> str | None:
-        """Base or distilled by file name, ``None`` where the name does not tell (the weights never do)."""
+        """Base or distilled by file name, ``None`` if the name does not tell. The weights look the same in both."""
         for variant, files in self.transformers.items():
             if any(file_name == f.name for f in files):
                 return variant
@@ -168,5 +168,5 @@ def flavour(name: str) -> Flavour:
 
 
 def by_sizes(sizes: tuple[int, int, int, int]) -> Flavour | None:
-    """The flavour with these (hidden, double, single, context) sizes, ``None`` for a FLUX.2 we do not know."""
+    """The flavour with these (hidden, double, single, context) sizes, ``None`` if there is none."""
     return next((row for row in _ROWS if row.sizes == sizes), None)

@@ -1,24 +1,24 @@
-"""One table, one row per precision: how weights can be stored, and what each way needs and costs.
+"""One row per precision: how weights can be stored, and what each way needs and costs.
 
-Menus, loading, quantising, the planner and the doctor take what they know of a precision from its row, so that a new
-one is one row here. dtypes are named by strings: this module imports neither torch nor ComfyUI.
+Menus, loading, quantising, the planner and the doctor read all they know of a precision from its row, so a new
+precision is one row here. dtypes are strings: this module imports neither torch nor ComfyUI.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-AS_IN_FILE = "as in file"  # stored as the file has them, whatever that is
-PLANNED = "auto"  # a precision that runs.precision chooses
+AS_IN_FILE = "as in file"  # weights stay as the file has them
+PLANNED = "auto"  # runs/precision.py chooses the precision
 
 
 @dataclass(frozen=True)
 class Format:
-    """How ComfyUI quantises: the format's name in files, the options of its quantiser, and what divides its rows.
+    """How ComfyUI quantises: the format's name in files and the options of its quantiser.
 
-    ``rotated`` rows are multiplied with a Hadamard matrix first. ``largest`` is the value that a matrix's largest one
-    becomes, where the format has one scale for the whole matrix; ``dtype`` is what torch must have for it, where not
-    every torch that ComfyUI runs on has that.
+    ``rotated``: rows are multiplied with a Hadamard matrix first. ``multiple``: the length of a row must be a multiple
+    of it. ``largest``: where the format has one scale for the matrix, the stored value of the matrix's largest number.
+    ``dtype``: a dtype that the format needs and older versions of torch lack.
     """
 
     name: str
@@ -33,20 +33,20 @@ class Format:
 class Precision:
     """One row.
 
-    Bytes of a matrix (out, in): ``bits`` per weight, and scales of one byte for each ``block`` of weights, of
-    ``per_row`` bytes for each row and of ``per_matrix`` bytes for the whole.
+    Bytes of a matrix (out, in): ``bits`` per weight; scales of one byte for each ``block`` of weights, ``per_row``
+    bytes for each row and ``per_matrix`` bytes for the matrix.
 
     ``name``: what users choose.
-    ``dtype``: torch's name of what a plain precision is cast to.
-    ``format``: of a quantised precision, with ``layout``, a part of the name of ComfyUI's class for its tensors.
-    ``dequantising``: bytes alive while a matrix is dequantised, for each byte of the result: the result, and steps on
-    the way to it, which comfy-kitchen takes in fp32 and int32 where it has no kernel for the device
+    ``dtype``: of a plain precision, torch's name of the dtype that weights are cast to.
+    ``format``, ``layout``: of a quantised precision; the layout is a part of the name of ComfyUI's class of tensors.
+    ``dequantising``: bytes alive while a matrix is dequantised, for each byte of the result. They are the result and
+    intermediate values, which comfy-kitchen keeps in fp32 and int32 where it has no kernel for the device
     (tests/host/borrowed/test_dequantising.py counts them).
-    ``kernel``: comfy-kitchen's name of the kernel that dequantises in one step, where it has one (CUDA 13).
-    ``comfyui``, ``torch``: the oldest versions that have it, empty where all do that the pack runs on.
-    ``preference``: 'auto' takes the fastest of the smallest number that fits, the first row of equally fast ones; it
-    never takes a row with 0.
-    ``in_table``: the planner's table of cards tries it. ``suggested``: named where another precision does not fit.
+    ``kernel``: name of the comfy-kitchen kernel that dequantises in one step, if there is one (CUDA 13).
+    ``comfyui``, ``torch``: the oldest versions that have it; empty if every version that the pack runs on has it.
+    ``preference``: 'auto' considers the rows with the smallest number of which one fits, and takes the fastest of them,
+    the first in the table if several are equally fast. It never takes a row with 0.
+    ``in_table``: the planner's table of cards tries it. ``suggested``: named in a message where another does not fit.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Precision:
 
     @property
     def computes(self) -> bool:
-        """Whether a GPU computes with the weights as they are stored: the others are dequantised on use."""
+        """Whether a GPU computes with the weights as they are stored; if not they are dequantised on use."""
         return self.bits >= 16
 
     def stored_bytes(self, out: int, into: int) -> int:
@@ -107,24 +107,24 @@ ROWS = (
 PRECISIONS: dict[str, Precision] = {row.name: row for row in ROWS}
 DTYPES: dict[str, str] = {row.name: row.dtype for row in ROWS if not row.format}
 FORMATS: dict[str, Format] = {row.name: row.format for row in ROWS if row.format}
-CHOICES = (AS_IN_FILE, *DTYPES, *FORMATS)  # what Load FLUX.2 offers, where ComfyUI and torch have all of them
+CHOICES = (AS_IN_FILE, *DTYPES, *FORMATS)  # what Load FLUX.2 offers if ComfyUI and torch are new enough for all
 
 
 def tiers(rows: tuple[Precision, ...] = ROWS) -> list[tuple[str, ...]]:
-    """Names of the rows that ``auto`` may take, those of equal preference together, the preferred ones first."""
+    """Names of the rows that ``auto`` may take, in groups of equal preference, the preferred group first."""
     numbers = sorted({row.preference for row in rows if row.preference})
     return [tuple(row.name for row in rows if row.preference == number) for number in numbers]
 
 
 def dequantising(precision: str) -> int:
-    """``Precision.dequantising`` of that name; 1, a cast, for a name without a row."""
+    """``Precision.dequantising`` of the precision with that name; 1 for a name without a row, which is a plain cast."""
     return PRECISIONS[precision].dequantising if precision in PRECISIONS else 1
 
 
 def of_layout(layout: str) -> str:
-    """The precision whose tensors have a ComfyUI class of that name, empty where it is none of them.
+    """The precision whose tensors have the ComfyUI class of that name, empty if there is none.
 
-    The longest part that is in it counts: 'MXFP8' holds 'FP8'.
+    If several rows' ``layout`` are part of the name the longest counts: 'MXFP8' contains 'FP8'.
     """
-    found = [row for row in ROWS if row.layout and row.layout in layout]
-    return max(found, key=lambda row: len(row.layout)).name if found else ""
+    matching = [row for row in ROWS if row.layout and row.layout in layout]
+    return max(matching, key=lambda row: len(row.layout)).name if matching else ""

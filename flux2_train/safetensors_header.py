@@ -1,6 +1,6 @@
 """Headers of safetensors files: names, types and shapes of the tensors, read without mapping the file.
 
-A file of 64 GB cannot be mapped everywhere, and need not be: what a model is stands in the first few kilobytes.
+A file of 64 GB cannot be mapped on every computer, and need not be: the header in its first kilobytes describes it all.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from .errors import UserError
 
-LARGEST = 1 << 25  # bytes of a header that are read; those of published models take less than 1 MB
-LONGEST = 1 << 26  # bytes of a tensor that is read as text; tekken, the longest there is, has 19 MB
+LARGEST = 1 << 25  # bytes that a header may have; those of published models have less than 1 MB
+LONGEST = 1 << 26  # bytes that a tensor read as text may have; the longest published one, tekken, has 19 MB
 _BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -24,7 +24,7 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: its type by the format's name, its shape, and where in the file its bytes lie."""
+    """A tensor in a file: its type as the format names it, its shape, and the positions of its bytes in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself."""
+    """The header of a safetensors file."""
 
     path: Path
     tensors: dict[str, Entry]
@@ -56,9 +56,9 @@ class Header:
 
 
 def raw(file: BinaryIO, largest: int = LARGEST) -> bytes:
-    """The header of an open file as it stands there, after which the file is at its first tensor.
+    """The bytes of an open file's header; afterwards the file's position is at its first tensor.
 
-    Raises ValueError, with why it cannot be read, for one of more than ``largest`` bytes and one that is cut short.
+    Raises ValueError with the reason if the header has more than ``largest`` bytes or the file ends within it.
     """
     size = int.from_bytes(file.read(8), "little")
     if size > largest:
@@ -72,7 +72,7 @@ def raw(file: BinaryIO, largest: int = LARGEST) -> bytes:
 def read(path: Path) -> Header:
     """The header of a safetensors file.
 
-    Raises UserError for what is no safetensors file, and for one that is damaged or shorter than its header says.
+    Raises UserError if it is no safetensors file, is damaged, or is shorter than its header says.
     """
     if path.suffix != ".safetensors":
         raise UserError(f"{path.name} is not a safetensors file; only safetensors are read here.")
@@ -85,19 +85,19 @@ def read(path: Path) -> Header:
             ) from error
         size = len(text)
     try:
-        found = json.loads(text)
-        metadata = {str(key): str(value) for key, value in (found.pop("__metadata__", None) or {}).items()}
-        tensors = {name: _entry(entry, 8 + size) for name, entry in found.items()}
+        values = json.loads(text)
+        metadata = {str(key): str(value) for key, value in (values.pop("__metadata__", None) or {}).items()}
+        tensors = {name: _entry(entry, 8 + size) for name, entry in values.items()}
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path.name} is no safetensors file whose header can be read: it is damaged. Download it again."
         ) from error
-    _require_whole(path, tensors, 8 + size)
+    _require_complete(path, tensors, 8 + size)
     return Header(path, tensors, metadata)
 
 
 def _entry(entry: dict, data: int) -> Entry:
-    """An entry of the header, whose data begins at that byte of the file. Raises ValueError for one that is wrong."""
+    """One tensor's entry; the file's tensors begin at byte ``data``. Raises ValueError if the entry makes no sense."""
     dtype, shape, (start, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
     numbers = (*shape, start, end)
     if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers) or len(shape) > 16:
@@ -107,9 +107,9 @@ def _entry(entry: dict, data: int) -> Entry:
     return Entry(dtype, shape, data + start, data + end)
 
 
-def _require_whole(path: Path, tensors: dict[str, Entry], data: int) -> None:
-    there, expected = path.stat().st_size, max((entry.end for entry in tensors.values()), default=data)
-    if there < expected:
+def _require_complete(path: Path, tensors: dict[str, Entry], data: int) -> None:
+    size, expected = path.stat().st_size, max((entry.end for entry in tensors.values()), default=data)
+    if size < expected:
         raise UserError(
-            f"{path.name} is incomplete: it has {there} bytes, its header speaks of {expected}. Download it again."
+            f"{path.name} is incomplete: it has {size} bytes, its header speaks of {expected}. Download it again."
         )

@@ -29,8 +29,8 @@ def run_probe(script: str, *arguments, **environment: str) -> str:
 
 KILLED_WRITER = """
 import os, pathlib, signal, sys
-from flux2_train.atomic import whole
-with whole(pathlib.Path(sys.argv[1])) as partial:
+from flux2_train.atomic import replacing
+with replacing(pathlib.Path(sys.argv[1])) as partial:
     partial.write_text("half")
     print(partial, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from children import killed_while_writing
 
-from flux2_train.atomic import sweep, whole, write_table, write_text
+from flux2_train.atomic import replacing, sweep, write_table, write_text
 
 DAY = 24 * 60 * 60
 
@@ -29,8 +29,8 @@ for number in itertools.count():
 """
 HALF_WRITER = """
 import pathlib, sys, time
-from flux2_train.atomic import whole
-with whole(pathlib.Path(sys.argv[1])) as partial:
+from flux2_train.atomic import replacing
+with replacing(pathlib.Path(sys.argv[1])) as partial:
     partial.write_text("half")
     print(partial, flush=True)
     time.sleep(600)
@@ -65,7 +65,7 @@ def test_a_file_takes_the_place_of_the_old_one_as_it_was_given(tmp_path):
 def test_until_the_end_the_old_one_stands(tmp_path, durable):
     path = tmp_path / "file.txt"
     write_text(path, OLD)
-    with whole(path, durable) as partial:
+    with replacing(path, durable) as partial:
         partial.write_text(NEW)
         assert path.read_text() == OLD and partial.parent == path.parent
     assert path.read_bytes() == NEW.encode()
@@ -75,7 +75,7 @@ def test_until_the_end_the_old_one_stands(tmp_path, durable):
 def test_what_fails_leaves_the_old_one_and_nothing_else(tmp_path, written):
     path = tmp_path / "file.txt"
     write_text(path, OLD)
-    with pytest.raises(ZeroDivisionError), whole(path, durable=True) as partial:
+    with pytest.raises(ZeroDivisionError), replacing(path, durable=True) as partial:
         if written:
             partial.write_text("half")
         raise ZeroDivisionError
@@ -116,7 +116,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
 @needs_kill
 def test_what_a_living_process_writes_is_not_removed(tmp_path):
     path = tmp_path / "lora.safetensors"
-    with half_writer(path) as (process, theirs), whole(path) as mine:
+    with half_writer(path) as (process, theirs), replacing(path) as mine:
         mine.write_text(NEW)
         sweep(tmp_path)
         assert theirs.exists() and mine.exists() and psutil.pid_exists(process.pid)
@@ -152,7 +152,7 @@ def test_two_threads_write_one_file_at_once(tmp_path):
     path, barrier = tmp_path / "file.txt", Barrier(2)
 
     def write(text):
-        with whole(path) as partial:
+        with replacing(path) as partial:
             partial.write_text(text)
             barrier.wait(60)
 
@@ -174,7 +174,7 @@ def test_the_folder_is_flushed_after_the_file_has_its_name(tmp_path, monkeypatch
     write_text(path, OLD)
     assert flushed == []
     path.unlink()
-    with whole(path, durable=True) as partial:
+    with replacing(path, durable=True) as partial:
         partial.write_text(NEW)
     assert flushed == [(False, path.stat().st_ino, False), (True, tmp_path.stat().st_ino, True)]
 

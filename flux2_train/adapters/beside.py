@@ -1,4 +1,4 @@
-"""What a part adds to a layer's output while the layer itself stays as it is: the arithmetic of bypass."""
+"""Bypass: what a part adds to a layer's output, computed beside the layer, whose weight stays as it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Weight = Callable[[], AbstractContextManager[Tensor]]  # the layer's weight (out
 
 
 def placed(part: Part, device: torch.device, dtype: torch.dtype) -> Part:
-    """A copy of the part on ``device`` in ``dtype``, but for what multiplies the whole weight, which is in fp32."""
+    """A copy of the part on ``device`` in ``dtype``; magnitudes and rotations, which act on all of W, are in fp32."""
 
     def exact(tensor: Tensor) -> Tensor:
         return tensor.to(device, torch.float32, copy=True)
@@ -27,14 +27,15 @@ def placed(part: Part, device: torch.device, dtype: torch.dtype) -> Part:
             return replace(part, parts=tuple(placed(piece, device, dtype) for piece in part.parts))
         case Rotation():
             return mapped(part, exact)
-    found = mapped(part, lambda tensor: tensor.to(device, dtype, copy=True))
-    return replace(found, magnitude=exact(part.magnitude)) if is_dora(part) else found
+    copied = mapped(part, lambda tensor: tensor.to(device, dtype, copy=True))
+    return replace(copied, magnitude=exact(part.magnitude)) if is_dora(part) else copied
 
 
 def settled(part: Part, weight: Tensor) -> Part:
-    """The part with, for DoRA's magnitudes, what it multiplies rows or columns of ``W + dW`` by on this ``weight``.
+    """The part with DoRA's magnitudes divided by their norms for this ``weight`` (out, in).
 
-    ``added`` wants it so: the norm of a weight (out, in) is computed once, and not in every call.
+    They then are the factors of the rows or columns of ``W + dW``, as ``added`` expects: the norms are computed once
+    and not in every call.
     """
     match part:
         case Split():
@@ -47,8 +48,8 @@ def settled(part: Part, weight: Tensor) -> Part:
 def added(part: Part, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
     """``x (W' - W)^T`` (..., out) for a ``settled`` part, from the layer's input and its output without the bias.
 
-    ``x`` is (..., in), ``y`` (..., out). ``weight`` is asked for by what changes the layer's inputs, in the dtype of
-    ``x``.
+    ``x`` is (..., in), ``y`` (..., out). ``weight`` is called only for a part that changes the layer's inputs; it
+    gives the weight in the dtype of ``x``.
     """
     if not needs_weight(part):
         return part(x)
@@ -64,7 +65,7 @@ def added(part: Part, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
 
 
 def _of_rows(part: Split, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
-    found = torch.zeros_like(y)
+    total = torch.zeros_like(y)
     for own, piece in part.pieces():
 
         @contextmanager
@@ -72,8 +73,8 @@ def _of_rows(part: Split, x: Tensor, y: Tensor, weight: Weight) -> Tensor:
             with weight() as w:
                 yield w[own]
 
-        found[..., own] = added(piece, x, y[..., own], rows)
-    return found
+        total[..., own] = added(piece, x, y[..., own], rows)
+    return total
 
 
 def _turned(part: Rotation, x: Tensor, y: Tensor, weight: Weight) -> Tensor:

@@ -1,7 +1,7 @@
-"""A FLUX.2 transformer under diffusers' names: which of its tensors make up each of ComfyUI's.
+"""A FLUX.2 transformer with diffusers' names: which of its tensors make up each of ComfyUI's.
 
-q, k and v are three matrices there and one here, and the halves of the last modulation stand the other way round: scale
-and shift there, shift and scale here. Everything else only has another name.
+In diffusers q, k and v are three matrices, in ComfyUI one. The halves of the last modulation are in opposite order:
+scale and shift in diffusers, shift and scale in ComfyUI. All other tensors only have another name.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MARK = "double_stream_modulation_img.linear.weight"  # FLUX.1 has no such tensor
 
 @dataclass(frozen=True)
 class Origin:
-    """The tensors of a file whose rows, one after the other, are one of ComfyUI's tensors.
+    """The tensors of a file that, joined along their rows in this order, are one of ComfyUI's tensors.
 
-    ``swapped``: the halves of its rows trade places.
+    ``swapped``: the first and second half of the rows must be exchanged.
     """
 
     keys: tuple[str, ...]
@@ -33,13 +33,13 @@ def is_diffusers(names: Collection[str]) -> bool:
 
 
 def origins(names: Collection[str], file: str) -> dict[str, Origin]:
-    """By ComfyUI's name, with ``.weight`` for the norms, what it is made of. ``names`` are those of all parts.
+    """The origin of each of ComfyUI's tensors, by its name there (norms with ``.weight`` too).
 
-    Raises UserError for a file that lacks a tensor or has one that FLUX.2 has no place for: quantised weights'
-    scales, for example, which cannot be joined.
+    ``names`` are the tensors of all the files of the model. Raises UserError if a tensor is missing, or if one has no
+    place in FLUX.2: the scales of quantised weights, for example, which cannot be joined.
     """
-    found = {f"{name}.weight": origin for name, origin in _expected(names)}
-    known = {key for origin in found.values() for key in origin.keys}
+    by_name = {f"{name}.weight": origin for name, origin in _expected(names)}
+    known = {key for origin in by_name.values() for key in origin.keys}
     missing, strange = sorted(known.difference(names)), sorted(set(names) - known)
     if missing:
         raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} first: download it again.")
@@ -48,7 +48,7 @@ def origins(names: Collection[str], file: str) -> dict[str, Origin]:
             f"{file} has diffusers' names and {len(strange)} tensors that a FLUX.2 transformer in bf16 has not, "
             f"{strange[0]} first; use diffusers' unquantised files, or a quantised one in ComfyUI's names."
         )
-    return found
+    return by_name
 
 
 def _expected(names: Collection[str]):

@@ -1,8 +1,8 @@
 """Parts that need the weight they sit on: DoRA, in its two forms in files, and rotations.
 
 DoRA's paper divides by the norm of the adapted weight, ``W' = m (W + dW) / |W + dW|``, and so does peft. ComfyUI reads
-a file's ``dora_scale`` with the norm of the base, ``W' = m (W + dW) / |W|``. Both say the same with another ``m``.
-Over inputs, by columns, all programs divide by the adapted weight's norm.
+a file's ``dora_scale`` with the norm of the base, ``W' = m (W + dW) / |W|``. Each form can be written as the other with
+another ``m``. Over inputs, by columns, all programs divide by the adapted weight's norm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Weights = Callable[[str], AbstractContextManager[Tensor]]
 
 
 def is_dora(part: Part) -> bool:
-    """True for a part that scales the weight to magnitudes, in any of its rows."""
+    """True for a part with DoRA's magnitudes in any of its rows."""
     match part:
         case LowRank():
             return part.magnitude is not None
@@ -38,14 +38,14 @@ def needs_weight(part: Part) -> bool:
 
 
 def over_inputs(part: Part) -> bool:
-    """True for DoRA whose magnitudes are those of a layer's inputs, the columns of its weight."""
+    """True for DoRA with one magnitude for each input of a layer, that is, for each column of its weight."""
     return isinstance(part, Decomposed) and part.of_inputs
 
 
 def scale_of(part: LowRank | Decomposed, weight: Tensor) -> Tensor:
-    """What DoRA multiplies each row (out,), over inputs each column (in,), of ``W + dW`` by; the dtype is ``weight``'s.
+    """DoRA's factors of the rows (out,) of ``W + dW``, or of its columns (in,) over inputs.
 
-    ``weight`` is (out, in).
+    ``weight`` is (out, in); the factors have its dtype.
     """
     part = mapped(part, lambda tensor: tensor.to(weight))
     normed = weight if part.of_base else weight + part.delta()
@@ -68,10 +68,10 @@ def change(part: Part, weight: Tensor) -> Tensor:
 
 
 def _of_rows(part: Split, weight: Tensor) -> Tensor:
-    found = torch.zeros_like(weight)
+    total = torch.zeros_like(weight)
     for own, piece in part.pieces():
-        found[own] = change(piece, weight[own])
-    return found
+        total[own] = change(piece, weight[own])
+    return total
 
 
 def _turned(part: Rotation, weight: Tensor) -> Tensor:
@@ -84,13 +84,13 @@ def _turned(part: Rotation, weight: Tensor) -> Tensor:
 
 
 def with_norm(parts: dict[str, Part], weights: Weights, of_base: bool) -> dict[str, Part]:
-    """The parts with every DoRA in ComfyUI's form (``of_base``) or in the paper's; they change the weights alike."""
-    found = dict(parts)
+    """The parts with every DoRA in ComfyUI's form (``of_base``) or in the paper's; their effect is the same."""
+    converted = dict(parts)
     for name, part in parts.items():
         if _of_other_norm(part, of_base):
             with weights(name) as weight:
-                found[name] = _renormed(part, weight, of_base)
-    return found
+                converted[name] = _renormed(part, weight, of_base)
+    return converted
 
 
 def _of_other_norm(part: Part, of_base: bool) -> bool:

@@ -1,8 +1,8 @@
-"""Regular expressions out of files, matched in linear time: a file from anywhere must not hold the process up.
+"""Regular expressions from LoRA files, matched in linear time, so that no file can make the process hang.
 
 peft's ``rank_pattern`` and ``alpha_pattern`` are regular expressions, and Python's own matching takes exponential time
-for some of them. What is read here is literals, ``.``, ``\\d``, ``*``, ``+`` and ``?`` behind one of those, groups,
-``|`` and anchors, by simulation of all states at once (Thompson 1968); anything else is refused.
+for some of them. This module supports literals, ``.``, ``\\d``, groups, each of these followed by ``*``, ``+`` or
+``?``, and ``|`` and anchors. It simulates all states at once (Thompson 1968). Anything else is refused.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-MOST_WORK, EACH = 10_000_000, 20  # letters of expressions, and 20 more, times letters of names: a few seconds a file
+MOST_WORK, EACH = 10_000_000, 20  # work: (letters of an expression + 20) times letters of a name; a few seconds a file
 MOST = 500  # expressions in one dictionary
-LONGEST, DEEPEST = 2000, 20  # letters of an expression, groups in groups
+LONGEST, DEEPEST = 2000, 20  # letters of an expression, depth of nested groups
 _NAME = re.compile(r"\^?[\w.\\-]+\$?")
 ANY, DIGIT = "any", "digit"
 
 
 class Unreadable(ValueError):
-    """An expression that is not read here."""
+    """An expression that this module does not support."""
 
 
 @dataclass
 class Patterns:
-    """A dictionary of expressions, the first that matches counts: peft's rule, ``(.*\\.)?(expression)$`` on a name.
+    """A dictionary of expressions, of which the first that matches counts: ``(.*\\.)?(expression)$``, as in peft.
 
-    Names as expressions, escaped or not, are looked up at once, whatever their number: a dot in them is a dot.
+    An expression that is a plain layer name, escaped or not, is found by one look-up; the dots in it are dots.
     """
 
     values: dict[str, float]
@@ -47,20 +47,20 @@ class Patterns:
 
     @cached_property
     def _names(self) -> dict[str, tuple[int, float]]:
-        """Place and value by the name that an expression without any operator is, ^ before one that is anchored."""
-        found: dict[str, tuple[int, float]] = {}
+        """Place and value of the expressions that are plain names, by name; an anchored one begins with ``^``."""
+        by_name: dict[str, tuple[int, float]] = {}
         for place, (source, value) in enumerate(self.values.items()):
             name = _as_name(source)
             if name is not None:
-                found.setdefault(name, (place, value))
-        return found
+                by_name.setdefault(name, (place, value))
+        return by_name
 
     @cached_property
     def _expressions(self) -> list[tuple[int, Expression]]:
-        found = [(place, source) for place, source in enumerate(self.values) if _as_name(source) is None]
-        if len(found) > MOST:
-            raise Unreadable(f"{len(found)} expressions such as {found[0][1][:40]!r}")
-        return [(place, Expression(source)) for place, source in found]
+        sources = [(place, source) for place, source in enumerate(self.values) if _as_name(source) is None]
+        if len(sources) > MOST:
+            raise Unreadable(f"{len(sources)} expressions such as {sources[0][1][:40]!r}")
+        return [(place, Expression(source)) for place, source in sources]
 
     def _count(self, work: int) -> None:
         self.work += work
@@ -76,14 +76,14 @@ def _as_name(source: str) -> str | None:
 
 @dataclass(frozen=True)
 class _State:
-    """Where matching can be: the letter that leads on, and where to; without one, where it leads at once."""
+    """A state of the automaton: which letter it takes and which states follow; without a letter they follow at once."""
 
     letter: str | None
     following: list[int] = field(default_factory=list)
 
 
 class Expression:
-    """One expression as an automaton. Raises Unreadable for what is not read here."""
+    """One expression as an automaton. Raises Unreadable for an expression that is not supported."""
 
     def __init__(self, source: str):
         self.source, self.place, self.depth = source, 0, 0
@@ -115,14 +115,15 @@ class Expression:
         return wanted in (ANY, letter) or (wanted == DIGIT and letter.isdecimal())
 
     def _reached(self, states: set[int]) -> set[int]:
-        found, open_ = set(), list(states)
+        """These states and all that follow them without taking a letter."""
+        reached, open_ = set(), list(states)
         while open_:
             state = open_.pop()
-            if state not in found:
-                found.add(state)
+            if state not in reached:
+                reached.add(state)
                 if self.states[state].letter is None:
                     open_.extend(self.states[state].following)
-        return found
+        return reached
 
     def _state(self, letter: str | None) -> int:
         self.states.append(_State(letter))
@@ -144,7 +145,7 @@ class Expression:
     def _separated(self) -> Iterator[None]:
         yield
         while self._next() == "|":
-            if self.anchored and not self.depth:  # the anchor is of the first alternative only
+            if self.anchored and not self.depth:  # the anchor would apply to the first alternative only
                 self._refuse()
             self.place += 1
             yield
@@ -207,12 +208,12 @@ class Expression:
         self.depth += 1
         if self.depth > DEEPEST:
             self._refuse()
-        found = self._alternatives()
+        group = self._alternatives()
         self.depth -= 1
         if self._next() != ")":
             self._refuse()
         self.place += 1
-        return found
+        return group
 
     def _next(self) -> str:
         return self.source[self.place : self.place + 1]

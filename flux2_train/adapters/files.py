@@ -1,4 +1,4 @@
-"""LoRA files on disk: adapters exported for a target program, written whole or not at all, under free names."""
+"""LoRA files on disk: adapters exported for a target program, written atomically, under names not yet taken."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import sweep, whole, write_text
+from ..atomic import replacing, sweep, write_text
 from . import dora, peft_config, plain, write
 from .parts import Part
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What goes into a LoRA file: its parts (as plain LoRA, where that was asked for), tensors, and what to know."""
+    """What goes into a LoRA file: its parts (converted to plain LoRA if wanted), tensors, error and metadata."""
 
     parts: dict[str, Part]
     tensors: dict[str, Tensor]
@@ -41,8 +41,8 @@ def export(
 ) -> Exported:
     """Parts for a file in ``format`` (write.FORMATS) and ``precision`` (write.DTYPES).
 
-    ``plain_rank`` above 0 turns what is no plain LoRA of that rank into the nearest one, on ``device``. ``weights`` are
-    asked for where DoRA is. Raises UserError naming what the format cannot carry exactly.
+    ``plain_rank`` above 0 converts every part to the nearest plain LoRA of that rank, on ``device``. ``weights`` gives
+    the base's weights, which only DoRA needs. Raises UserError naming what the format cannot carry exactly.
     """
     error = 0.0
     if plain_rank:
@@ -60,16 +60,16 @@ def export(
 
 
 def save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Path:
-    """Write a LoRA file whole or not at all; every metadata value is a string."""
+    """Write a LoRA file atomically; every metadata value is a string."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    with whole(path, durable=True) as partial:
+    with replacing(path, durable=True) as partial:
         save_file(weights, partial, metadata={"format": "pt", **metadata})
     return path
 
 
 def save_as(exported: Exported, path: Path, metadata: dict[str, str]) -> Path:
-    """Write what was exported to ``path``, for peft a folder, and return the path of the tensors' file."""
+    """Write the exported LoRA to ``path``, which is a folder for peft; returns the path of the file of tensors."""
     if exported.format != "peft":
         return save(exported.tensors, path, {**metadata, **exported.metadata})
     path.mkdir(parents=True, exist_ok=True)
@@ -79,12 +79,12 @@ def save_as(exported: Exported, path: Path, metadata: dict[str, str]) -> Path:
 
 
 def path_of(folder: Path, name: str, format: str = "comfyui") -> Path:
-    """``name.safetensors`` in ``folder``; for peft, whose form is a folder, without the ending."""
+    """``name.safetensors`` in ``folder``; ``name`` for peft, whose format is a folder."""
     return folder / (name if format == "peft" else f"{name}.safetensors")
 
 
 def free_path(folder: Path, name: str, format: str = "comfyui") -> Path:
-    """``path_of`` that name, or ``name_2``, ``name_3`` ... where that is taken: nothing is overwritten."""
+    """``path_of`` that name, or of ``name_2``, ``name_3`` ... if it is taken, so that nothing is overwritten."""
     path, number = path_of(folder, name, format), 2
     while path.exists():
         path, number = path_of(folder, f"{name}_{number}", format), number + 1

@@ -1,10 +1,10 @@
-"""What a LoRA file's header says about how to use it, kept with the tensors on their way through a graph."""
+"""A LoRA file's tensors together with its header, which says how to use them, as they pass through a graph."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-REFERENCES = "flux2_train.references"  # the way of showing reference images that was trained with
+REFERENCES = "flux2_train.references"  # how reference images were shown in training
 
 
 class Tensors(dict):
@@ -16,5 +16,5 @@ class Tensors(dict):
 
 
 def references_of(tensors: dict[str, Tensor]) -> str:
-    """How reference images were shown to this LoRA; ``index``, ComfyUI's default, where nothing is said."""
+    """How reference images were shown to this LoRA in training; ``index``, ComfyUI's way, if the header has nothing."""
     return getattr(tensors, "header", {}).get(REFERENCES, "index")

@@ -1,4 +1,4 @@
-"""peft, or a sentence on what to do where it cannot be imported."""
+"""Imports peft; where that fails, the error says what to do."""
 
 from __future__ import annotations
 

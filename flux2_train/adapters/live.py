@@ -1,7 +1,8 @@
 """peft's adapters on ComfyUI's Linears, without touching them.
 
 peft renames what it wraps and refuses ComfyUI's quantised Linears. So it wraps a shadow: a tree of Linears with
-the model's names and sizes but no weights. What peft adds there is trained; ``deltas`` computes its contribution.
+the model's names and sizes but no weights. What peft adds to the shadow is trained; ``deltas`` computes what that adds
+to the model's own Linears.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from .library import peft
 from .parts import Base, Delta, Hadamard, Kronecker, LowRank, Part, mapped
 
 NAME = "default"
-Divisor = tuple[Tensor, Tensor | None]  # what DoRA divides rows by (out,), and the base's bias
+Divisor = tuple[Tensor, Tensor | None]  # the norms that DoRA divides rows by (out,), and the base's bias
 
 
 @dataclass(frozen=True)
 class Site:
-    """A Linear that gets an adapter, and how large."""
+    """A Linear that gets an adapter, with the adapter's rank and alpha."""
 
     in_features: int
     out_features: int
@@ -35,7 +36,7 @@ class Site:
 
 
 class WeightlessLinear(nn.Linear):
-    """Sizes of a Linear and nothing else: its weight is one zero seen ``out x in`` times, for peft to measure."""
+    """A Linear without memory for its weight, which is a single zero expanded to (out, in): peft reads its shape."""
 
     def __init__(self, in_features: int, out_features: int):
         nn.Module.__init__(self)
@@ -64,11 +65,11 @@ def peft_config(sites: dict[str, Site], config: AdapterSettings) -> peft.PeftCon
     common = {"target_modules": list(sites), "rank_pattern": ranks, "alpha_pattern": alphas}
     match config.kind:
         case "lora":
-            found = peft.LoraConfig(use_rslora=config.rslora, **common)
-            # Without this peft asks every library it knows whether the layer is of its make, and one that is too old
-            # or broken (torchao) ends that with an ImportError.
-            found._register_custom_module({WeightlessLinear: peft.tuners.lora.Linear})
-            return found
+            lora = peft.LoraConfig(use_rslora=config.rslora, **common)
+            # Without this peft asks every quantisation library it knows whether the layer is one of its own, and a
+            # library that is too old or broken (torchao) then raises ImportError.
+            lora._register_custom_module({WeightlessLinear: peft.tuners.lora.Linear})
+            return lora
         case "loha":
             return peft.LoHaConfig(**common)
         case "lokr":
@@ -80,10 +81,10 @@ def peft_config(sites: dict[str, Site], config: AdapterSettings) -> peft.PeftCon
 class Adapters(nn.Module):
     """Adapters for named Linears, master weights in fp32: LoRA, DoRA, LoHa or LoKr as ``config`` says.
 
-    Initialised by peft on the CPU from ``seed``, so that a seed gives the same adapters on every device, and so that
+    peft initialises them on the CPU from ``seed``, so that a seed gives the same adapters on every device, and so that
     they change nothing at first. DoRA also needs ``row_norms``: the L2 norm of every row of a Linear's weight (out,).
-    ``enabled`` switches all of them off and on, which gives the base model for preservation; dropout acts in ``train``
-    mode only. Call where autograd is on (``host.borrowed.borrow.training_mode``).
+    With ``enabled`` False all of them do nothing, which gives the base model for preservation. Dropout acts in
+    ``train`` mode only. Create them where autograd is on (``host.borrowed.borrow.training_mode``).
     """
 
     def __init__(
@@ -159,8 +160,8 @@ class Adapters(nn.Module):
         layer = self.layer(name)
 
         def at(*kinds: str) -> tuple[Tensor, ...]:
-            found = [getattr(layer, kind) for kind in kinds]
-            return tuple(_weight(kind[NAME]).to(dtype) for kind in found if NAME in kind)
+            holders = [getattr(layer, kind) for kind in kinds]
+            return tuple(_weight(holder[NAME]).to(dtype) for holder in holders if NAME in holder)
 
         scale = layer.scaling[NAME]
         match self.config.kind:
@@ -178,7 +179,7 @@ class Adapters(nn.Module):
         return {name: mapped(self.part(name, torch.float32), lambda t: t.cpu().clone()) for name in self.names}
 
     def deltas(self) -> dict[str, Delta]:
-        """By Linear name the function ``(x, y, base)`` that gives what to add to the base's output, or None.
+        """By Linear name a function ``(x, y, base)`` that returns what to add to the base's output, or None.
 
         ``x`` (..., in) and ``y`` (..., out) are the Linear's input and output, ``base(dtype, device)`` is a context
         manager giving its weight and bias.
@@ -187,7 +188,7 @@ class Adapters(nn.Module):
 
     @contextmanager
     def at_strength(self, strength: float) -> Iterator[None]:
-        """What they do multiplied by ``strength`` in the block, for previews; 0 is the base model bit by bit."""
+        """Multiply what the adapters add by ``strength`` inside, for previews; 0 is the base model bit for bit."""
         before, self.strength = self.strength, strength
         try:
             yield
@@ -220,7 +221,7 @@ class Adapters(nn.Module):
 
     @contextmanager
     def keeping_divisors(self) -> Iterator[None]:
-        """DoRA's norms are computed once per layer, not in every pass: for as long as the weights do not change."""
+        """Inside, DoRA's norms are computed once per layer and not in every pass; no weight may change meanwhile."""
         self.divisors = {}
         try:
             yield
@@ -229,7 +230,7 @@ class Adapters(nn.Module):
 
     @contextmanager
     def dropping(self, seed: int, step: int) -> Iterator[None]:
-        """Dropout on, drawn from the step's own seed: the same in a resumed run, and nobody else's numbers are used."""
+        """Dropout is on inside, drawn from the step's own seed: a resumed run draws the same, nothing else changes."""
         if not self.config.dropout:
             yield
             return
@@ -259,7 +260,7 @@ def decomposed(part: LowRank, x: Tensor, y: Tensor, norm: Tensor, bias: Tensor |
 
 
 def _key(name: str) -> str:
-    """A Linear's name where dots are not allowed."""
+    """A Linear's name without dots, which names of parameters may not have."""
     return name.replace(".", "/")
 
 

@@ -1,8 +1,8 @@
-"""Which Linear of ComfyUI's transformer a name in a LoRA file means, whoever wrote the file.
+"""Which Linear of ComfyUI's transformer a name in a LoRA file means, whichever program wrote the file.
 
-Two families of names: Black Forest Labs' own, which ComfyUI, ai-toolkit and musubi use, and those of diffusers, which
-SimpleTuner uses too and which split the fused qkv in three. Either comes with dots or with underscores, and with a
-prefix or without.
+There are two families of names: those of Black Forest Labs, which ComfyUI, ai-toolkit and musubi use, and those of
+diffusers, which SimpleTuner uses too and which split the fused qkv in three. Both are written with dots or with
+underscores, and with or without a prefix.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ..errors import UserError
 Sizes = dict[str, tuple[int, int]]  # (in features, out features) of every Linear by its name in ComfyUI's transformer
 
 KINDS = ("double", "single")  # of blocks, in the order in which they run
-FIRST, TEXT = "double_blocks.0.img_attn.qkv.weight", "txt_in.weight"  # what every FLUX.2 has
+FIRST, TEXT = "double_blocks.0.img_attn.qkv.weight", "txt_in.weight"  # every FLUX.2 transformer has these
 _DOTTED = re.compile(r"(base_model\.model\.|model\.|diffusion_model\.|transformer\.|unet\.)+")
 _UNDERSCORED = re.compile(r"(lora_unet_|lora_transformer_|lycoris_)")
 
-# A Linear's names in diffusers: alternatives, each of which splits its rows in equal parts.
+# A Linear's names in diffusers: one or more alternatives. Several names in one alternative split its rows equally.
 _IN_DOUBLE_BLOCK = {
     "img_attn.qkv": (("attn.to_q", "attn.to_k", "attn.to_v"),),
     "img_attn.proj": (("attn.to_out.0",),),
@@ -47,7 +47,7 @@ _OUTSIDE = {
     "single_stream_modulation.lin": "single_stream_modulation.linear",
     "final_layer.linear": "proj_out",
 }
-# The norms of queries and keys in a block of each kind, by their names in ComfyUI: their names in diffusers.
+# Norms of queries and keys in a block of each kind: the name in ComfyUI, and the name in diffusers.
 NORMS = {
     "double": {
         "img_attn.norm.query_norm": "attn.norm_q",
@@ -57,31 +57,31 @@ NORMS = {
     },
     "single": {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"},
 }
-SWAPPED = "final_layer.adaLN_modulation.1"  # diffusers' norm_out.linear has its (shift, scale) halves the other way
+SWAPPED = "final_layer.adaLN_modulation.1"  # (shift, scale); diffusers' norm_out.linear is (scale, shift)
 
 
 def sizes_of(hidden: int, double_blocks: int, single_blocks: int, context: int) -> Sizes:
-    """The sizes of the Linears of a FLUX.2 of these dimensions; dev's guidance is among them, which klein lacks."""
+    """The sizes of the Linears of a FLUX.2 with these dimensions, including dev's guidance, which klein lacks."""
     h = hidden
-    found = {"img_in": (128, h), "txt_in": (context, h)}
+    sizes = {"img_in": (128, h), "txt_in": (context, h)}
     for embedder in ("time_in", "guidance_in"):
-        found |= {f"{embedder}.in_layer": (256, h), f"{embedder}.out_layer": (h, h)}
-    found |= {f"double_stream_modulation_{stream}.lin": (h, 6 * h) for stream in ("img", "txt")}
-    found["single_stream_modulation.lin"] = (h, 3 * h)
+        sizes |= {f"{embedder}.in_layer": (256, h), f"{embedder}.out_layer": (h, h)}
+    sizes |= {f"double_stream_modulation_{stream}.lin": (h, 6 * h) for stream in ("img", "txt")}
+    sizes["single_stream_modulation.lin"] = (h, 3 * h)
     for n in range(double_blocks):
         for stream in ("img", "txt"):
             block = f"double_blocks.{n}.{stream}"
-            found |= {f"{block}_attn.qkv": (h, 3 * h), f"{block}_attn.proj": (h, h)}
-            found |= {f"{block}_mlp.0": (h, 6 * h), f"{block}_mlp.2": (3 * h, h)}
+            sizes |= {f"{block}_attn.qkv": (h, 3 * h), f"{block}_attn.proj": (h, h)}
+            sizes |= {f"{block}_mlp.0": (h, 6 * h), f"{block}_mlp.2": (3 * h, h)}
     for n in range(single_blocks):
-        found |= {f"single_blocks.{n}.linear1": (h, 9 * h), f"single_blocks.{n}.linear2": (4 * h, h)}
-    return found | {"final_layer.linear": (h, 128), SWAPPED: (h, 2 * h)}
+        sizes |= {f"single_blocks.{n}.linear1": (h, 9 * h), f"single_blocks.{n}.linear2": (4 * h, h)}
+    return sizes | {"final_layer.linear": (h, 128), SWAPPED: (h, 2 * h)}
 
 
 def dimensions_of(shapes: Mapping[str, Sequence[int]], file: str) -> tuple[int, int, int, int]:
-    """What ``sizes_of`` takes, of the transformer whose tensors have these shapes: hidden, blocks, context.
+    """(hidden, double blocks, single blocks, context) of a transformer: the arguments of ``sizes_of``.
 
-    ``shapes`` are by the names in ComfyUI's transformer. Raises UserError, naming ``file``, where a matrix is missing.
+    ``shapes`` are those of its tensors, by ComfyUI's names. Raises UserError naming ``file`` if a matrix is missing.
     """
     for name in (FIRST, TEXT):
         if len(shapes.get(name, ())) != 2:
@@ -93,8 +93,11 @@ def dimensions_of(shapes: Mapping[str, Sequence[int]], file: str) -> tuple[int, 
 
 
 @dataclass(frozen=True)
-class Place:
-    """A Linear, or ``count`` of its output rows from ``start``; ``swapped``: the halves of its rows trade places."""
+class LinearPlace:
+    """A Linear, or ``count`` of its output rows from ``start`` on.
+
+    ``swapped``: the file has the second half of the rows before the first.
+    """
 
     name: str
     start: int
@@ -103,7 +106,7 @@ class Place:
 
 
 def in_diffusers(name: str) -> list[tuple[str, ...]]:
-    """The names of a Linear in diffusers, FLUX.2's first; several in one alternative split its rows equally."""
+    """The alternatives for a Linear's name in diffusers, today's first. Several names in one split its rows equally."""
     parts = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", name)
     if not parts:
         return [(_OUTSIDE[name],)] if name in _OUTSIDE else []
@@ -113,42 +116,42 @@ def in_diffusers(name: str) -> list[tuple[str, ...]]:
 
 
 class Names:
-    """Looks up what a name in a file means in a model whose Linears have these sizes."""
+    """Finds the Linear that a name in a file means, in a model whose Linears have these sizes."""
 
     def __init__(self, sizes: Sizes):
         self.places = {alias: place for name, size in sizes.items() for alias, place in _aliases(name, *size)}
         self.underscored = {alias.replace(".", "_"): place for alias, place in self.places.items()}
 
-    def find(self, stem: str) -> Place | None:
-        """The place for a key's stem (the key without ``.lora_A.weight`` and the like), ``None`` if there is none."""
+    def find(self, stem: str) -> LinearPlace | None:
+        """The place that a stem means, ``None`` if there is none. A stem is a key without ``.lora_A.weight`` etc."""
         if is_underscored(stem):
             return self.underscored.get(without_prefix(stem))
-        bare = bare_name(stem)  # musubi's converter leaves names that are dotted in part only
+        bare = bare_name(stem)  # musubi's converter writes names in which only some underscores became dots
         return self.places.get(bare) or self.underscored.get(bare.replace(".", "_"))
 
 
 def is_underscored(stem: str) -> bool:
-    """Whether a stem is of the kind that has underscores for dots."""
+    """Whether a stem has underscores in the place of dots."""
     return _UNDERSCORED.match(stem) is not None
 
 
 def without_prefix(stem: str) -> str:
-    """A stem with underscores without the prefix that its writer put before the transformer's own names."""
+    """A stem with underscores, without the prefix that programs put before the transformer's own names."""
     return _UNDERSCORED.sub("", stem, count=1)
 
 
 def bare_name(stem: str) -> str:
-    """A stem without the prefixes that programs put before the transformer's own names."""
+    """A stem with dots, without the prefixes that programs put before the transformer's own names."""
     return _DOTTED.sub("", stem, count=1) if _DOTTED.match(stem) else stem
 
 
 def _aliases(name: str, into: int, out: int):
-    yield name, Place(name, 0, out)
+    yield name, LinearPlace(name, 0, out)
     for alternative in in_diffusers(name):
         count = out // len(alternative)
         for index, alias in enumerate(alternative):
-            yield alias, Place(name, index * count, count)
+            yield alias, LinearPlace(name, index * count, count)
     if name == SWAPPED:
-        yield "norm_out.linear", Place(name, 0, out, swapped=True)
+        yield "norm_out.linear", LinearPlace(name, 0, out, swapped=True)
     if name.endswith(".linear1"):
-        yield f"{name}_qkv", Place(name, 0, 3 * into)
+        yield f"{name}_qkv", LinearPlace(name, 0, 3 * into)

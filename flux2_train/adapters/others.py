@@ -1,4 +1,4 @@
-"""Changes of weights that are no Linear's: the norms of queries and keys."""
+"""Changes in a LoRA file to weights that belong to no Linear: the norms of queries and keys."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ ENDS = (".diff", ".w_norm")
 
 
 def found(keys: Iterable[str], weights: Iterable[str]) -> dict[str, str]:
-    """By key of a LoRA file, which of ``weights`` (names in a transformer, ending in .weight or .scale) it changes.
+    """For each key of a LoRA file, the one of ``weights`` that it changes; keys that change none are left out.
 
-    Keys that change none of them are left out. Names come as in ComfyUI or diffusers, with dots or underscores.
+    ``weights`` are names in a transformer, ending in .weight or .scale. The file's names may be ComfyUI's or
+    diffusers', with dots or underscores.
     """
     dotted = {alias: name for name in weights for alias in _aliases(name)}
     flat = {alias.replace(".", "_"): name for alias, name in dotted.items()}

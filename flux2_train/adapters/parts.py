@@ -1,7 +1,7 @@
-"""What an adapter adds to one Linear, whatever trained it or whichever file it came from.
+"""A part: what an adapter adds to one Linear, whether it is being trained or comes from a file.
 
-The common ground of training, file formats and LoRA Apply: live parameters, a file's tensors and ComfyUI's patches
-are all read as one of these, and everything that is done with an adapter is done with these.
+Training, file formats and LoRA Apply share these classes: live parameters, a file's tensors and ComfyUI's patches are
+all converted to parts, and everything that is done with an adapter is done with its parts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 # A Linear's weight (out, in) and bias (out,) in a dtype on a device, valid inside the context only.
 Base = Callable[[torch.dtype, torch.device], AbstractContextManager[tuple[Tensor, Tensor | None]]]
-# What to add to a Linear's output y (..., out), from its input x (..., in), y and the base; None for nothing.
+# Gives what to add to a Linear's output y (..., out), from its input x (..., in), y and the base; None for nothing.
 Delta = Callable[[Tensor, Tensor, Base], Tensor | None]
 
 
@@ -109,8 +109,8 @@ class Full:
 class Decomposed:
     """DoRA of another kind than LoRA, or over a layer's inputs: ``W' = magnitude * (W + dW) / |W + dW|``.
 
-    ``magnitude`` and the norm are of each row (out,), with ``of_inputs`` of each column (in,). ``of_base``: ``|W|`` for
-    the norm, as ComfyUI reads rows. What ``part`` does without the magnitude is its ``delta``.
+    ``magnitude`` and the norm are of each row (out,), with ``of_inputs`` of each column (in,). ``of_base``: the norm is
+    ``|W|``, as ComfyUI reads rows. ``delta`` is that of ``part``, without the magnitude.
     """
 
     part: LowRank | Hadamard | Kronecker | Full
@@ -151,24 +151,24 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Split:
-    """Parts of a fused Linear's output rows, each from its row in ``starts``: q, k and v on their own, for example."""
+    """Separate parts for ranges of a fused Linear's output rows, such as q, k and v. ``starts``: their first rows."""
 
     out: int
     starts: tuple[int, ...]
     parts: tuple[LowRank | Hadamard | Kronecker | Full | Decomposed | Rotation, ...]
 
     def pieces(self) -> Iterator[tuple[slice, Part]]:
-        """Each part with the rows of the fused Linear that it belongs to."""
+        """Each part with its rows of the fused Linear."""
         for start, part in zip(self.starts, self.parts, strict=True):
             yield slice(start, start + size_of(part)[1]), part
 
     def delta(self) -> Tensor:
-        """dW (out, in), zero in rows that no part has."""
+        """dW (out, in), zero in rows without a part."""
         deltas = [part.delta() for part in self.parts]
-        whole = deltas[0].new_zeros(self.out, deltas[0].shape[1])
+        joined = deltas[0].new_zeros(self.out, deltas[0].shape[1])
         for start, delta in zip(self.starts, deltas, strict=True):
-            whole[start : start + len(delta)] = delta
-        return whole
+            joined[start : start + len(delta)] = delta
+        return joined
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` (..., in) to ``x dW^T`` (..., out)."""
@@ -205,7 +205,7 @@ def size_of(part: Part) -> tuple[int, int]:
 def rows(part: Part, start: int, count: int) -> Part:
     """The part of ``count`` output rows from ``start``.
 
-    Raises ValueError where it has none: a LoKr cut in a block, what acts on all rows at once.
+    Raises ValueError if there is none: the rows cut through a LoKr block, or the part acts on all rows at once.
     """
     end = start + count
     match part:
@@ -235,7 +235,8 @@ def mapped(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
 
 
 def _changed(value, change: Callable[[Tensor], Tensor]):
-    # Not a function inside mapped: one that calls itself would keep what ``change`` holds until the next collection.
+    # Not nested in ``mapped``: a nested function that calls itself is a reference cycle, so what ``change`` holds would
+    # stay in memory until the next garbage collection.
     if isinstance(value, tuple):
         return tuple(_changed(each, change) for each in value)
     return change(value) if isinstance(value, Tensor) else mapped(value, change) if is_dataclass(value) else value

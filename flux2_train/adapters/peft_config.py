@@ -1,4 +1,4 @@
-"""peft's configuration of an adapter: the scale of a LoRA that stands beside the file, or in its header."""
+"""peft's configuration of an adapter, in a file beside the LoRA or in its header: it holds the LoRA's scale."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ KINDS = ("LORA", "LOHA", "LOKR")
 
 
 def beside(path: Path, header: dict[str, str]) -> dict:
-    """The configuration that goes with a LoRA file, empty where the file stands for itself.
+    """The configuration that belongs to a LoRA file, empty if it has none.
 
-    peft's own lies in the folder of its file, diffusers' and SimpleTuner's in the file's header. Raises UserError for
-    what cannot be read, and for kinds of adapters that are not read here.
+    peft keeps it in the folder of the LoRA, diffusers and SimpleTuner in the LoRA's header. Raises UserError if it
+    cannot be read or names a kind of adapter that is not read here.
     """
     config = path.with_name(BESIDE)
     if path.name == FILE and config.is_file():
-        found = _json(config.name, _start_of(config))
-        kind = str(found.get("peft_type", KINDS[0]))
-        if kind.upper() not in KINDS and not _is_series(found):
+        values = _json(config.name, _start_of(config))
+        kind = str(values.get("peft_type", KINDS[0]))
+        if kind.upper() not in KINDS and not _is_series(values):
             raise UserError(
                 f"The peft folder of this LoRA holds {kind[:40]!r}; {', '.join(KINDS)} are read here, and OFT with "
                 "peft's own choice of five Cayley-Neumann terms."
             )
-        return found
-    found = _json(f"the header of {path.name}", header.get(HEADER, "{}"))
-    return {key.removeprefix("transformer."): value for key, value in found.items() if key.startswith("transformer.")}
+        return values
+    values = _json(f"the header of {path.name}", header.get(HEADER, "{}"))
+    return {key.removeprefix("transformer."): value for key, value in values.items() if key.startswith("transformer.")}
 
 
 def _is_series(config: dict) -> bool:
@@ -41,9 +41,9 @@ def _is_series(config: dict) -> bool:
 
 
 class Scales:
-    """What a configuration multiplies each layer's ``dW`` by: alpha over rank, or over its root (rsLoRA).
+    """The factor of each layer's ``dW`` in a configuration: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
 
-    Raises UserError where a number in it is none.
+    Raises UserError if a value that must be a number is none.
     """
 
     def __init__(self, config: dict):
@@ -53,7 +53,7 @@ class Scales:
         self.root = bool(config.get("use_rslora"))
 
     def of(self, name: str) -> float:
-        """The factor of a layer by its dotted name. Raises UserError naming a pattern that is not read."""
+        """The factor of a layer by its dotted name. Raises UserError naming a pattern that is not supported."""
         try:
             rank, alpha = self.ranks.of(name, self.rank), self.alphas.of(name, self.alpha)
         except Unreadable as error:
@@ -74,10 +74,10 @@ def _number(config: dict, key: str, default: float) -> float:
 
 
 def _numbers(config: dict, key: str) -> dict[str, float]:
-    found = config.get(key) or {}
-    if not isinstance(found, dict):
+    values = config.get(key) or {}
+    if not isinstance(values, dict):
         raise UserError(f"The {key} of this LoRA's adapter configuration is no dictionary; its scale is unknown.")
-    return {pattern: _number(found, pattern, 0) for pattern in found}
+    return {pattern: _number(values, pattern, 0) for pattern in values}
 
 
 def _start_of(path: Path) -> str:
@@ -87,9 +87,9 @@ def _start_of(path: Path) -> str:
 
 def _json(what: str, text: str) -> dict:
     try:
-        found = json.loads(text) if len(text) <= LARGEST else None
+        values = json.loads(text) if len(text) <= LARGEST else None
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        values = None
+    if not isinstance(values, dict):
         raise UserError(f"{what} holds no adapter configuration that can be read; the scale of this LoRA is unknown.")
-    return found
+    return values

@@ -1,4 +1,4 @@
-"""Any adapter as a plain LoRA: the best one of a rank, by singular values, with its error."""
+"""Any adapter as a plain LoRA: the nearest one of a given rank, by singular values, with its error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def as_plain(
 ) -> tuple[dict[str, LowRank], float]:
     """LoRAs of at most ``rank``, and their error ``|approximation - dW| / |dW|`` over all Linears together.
 
-    A LoRA that fits already stays as it is. Only DoRA asks for ``weights``. Computed on ``device``, given on the CPU.
-    Raises UserError where DoRA has no weights.
+    A LoRA of at most that rank stays as it is. Only DoRA needs ``weights``. The result is computed on ``device`` and
+    returned on the CPU. Raises UserError for DoRA without ``weights``.
     """
     plain, missed, total = {}, 0.0, 0.0
     for name, part in parts.items():

@@ -18,14 +18,14 @@ from torch import Tensor
 from ..errors import UserError
 from . import peft_config, rotations, writers
 from .header import Tensors
-from .names import Names, Place, Sizes, bare_name
+from .names import LinearPlace, Names, Sizes, bare_name
 from .parts import Decomposed, Full, Hadamard, Kronecker, LowRank, Part, Split, rows, size_of
 
 LARGEST_FILE = 32 << 30  # bytes; rank 1024 on every layer of dev, in fp32, is 25 GB
 MOST_TENSORS = 20_000
 LONGEST_KEY = 1000
 
-_ROLES = {  # by the kind of tensor: how its key ends
+_ROLES = {  # by the role of a tensor in its adapter: how its key ends
     "down": r"\.lora_down\.weight|\.lora_A(\.\w+)?\.weight|\.lora_A|[._]lora\.down\.weight"
     r"|\.lora_linear_layer\.down\.weight",
     "up": r"\.lora_up\.weight|\.lora_B(\.\w+)?\.weight|\.lora_B|[._]lora\.up\.weight|\.lora_linear_layer\.up\.weight",
@@ -56,11 +56,11 @@ _CARRIES_SCALE = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")  # multiplying one 
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a LoRA file, with a scale that stands only in its header or in peft's config folded in.
+    """The tensors of a LoRA file. A scale that only the header or peft's config has is multiplied into them.
 
-    diffusers and SimpleTuner keep alpha in the header, peft in ``adapter_config.json`` beside the file; ComfyUI's
-    stock loader looks at neither and applies such a file too strongly or too weakly. Raises UserError for anything
-    but safetensors (pickles run code when loaded) and for files too large to be a LoRA.
+    diffusers and SimpleTuner keep alpha in the header, peft in ``adapter_config.json`` beside the file. ComfyUI's own
+    loader reads neither and applies such a file too strongly or too weakly. Raises UserError for anything but
+    safetensors (pickles run code when loaded) and for files too large to be a LoRA.
     """
     tensors, header = _load(path)
     config = peft_config.beside(path, header)
@@ -76,10 +76,10 @@ def header(path: Path) -> dict[str, str]:
 
 
 def read(tensors: dict[str, Tensor], sizes: Sizes, model: str) -> tuple[dict[str, Part], list[str]]:
-    """A LoRA file's parts (fp32) by Linear name, and the keys that mean nothing in this model.
+    """A LoRA file's parts (fp32) by Linear name, and the keys that match nothing in this model.
 
     ``sizes`` are those of the model's Linears, ``model`` its name for messages. Raises UserError if the LoRA was made
-    for layers of other sizes, is damaged or says the same thing twice.
+    for layers of other sizes, is damaged, or has the same tensor twice.
     """
     names, places, stems, unmatched = Names(sizes), {}, {}, []
     header = getattr(tensors, "header", {})
@@ -95,15 +95,15 @@ def read(tensors: dict[str, Tensor], sizes: Sizes, model: str) -> tuple[dict[str
             stems[place] = stem
     _require_known(unmatched, names)
     pieces: dict[str, list[tuple[int, Part]]] = {}
-    for place, found in places.items():
-        part = _part(place, found, sizes[place.name][0], stems[place], header)
+    for place, by_role in places.items():
+        part = _part(place, by_role, sizes[place.name][0], stems[place], header)
         _check_size(place, part, sizes[place.name][0], model)
         pieces.setdefault(place.name, []).extend(_in_order(place, part))
     return {name: _joined(name, sizes[name][1], pieces[name]) for name in sizes if name in pieces}, unmatched
 
 
 def require_matched(unmatched: list[str], total: int, model: str) -> None:
-    """Raise UserError naming the keys that match nothing in the model, unless there are none."""
+    """Raise UserError naming the ``unmatched`` of ``total`` keys, if there are any or the LoRA has no keys at all."""
     if unmatched or not total:
         names = ", ".join(sorted(unmatched)[:3]) or "it has no LoRA keys"
         raise UserError(
@@ -113,13 +113,13 @@ def require_matched(unmatched: list[str], total: int, model: str) -> None:
 
 
 def parse(key: str) -> tuple[str, str]:
-    """A key's stem and what kind of tensor it is, an empty kind for one that no adapter here has."""
-    found = _KEY.fullmatch(key) if len(key) <= LONGEST_KEY else None
-    return (found["stem"], next(r for r in _ROLES if found[r])) if found else (key, "")
+    """A key's stem and its tensor's role in the adapter; the role is empty if no adapter here has such a tensor."""
+    match = _KEY.fullmatch(key) if len(key) <= LONGEST_KEY else None
+    return (match["stem"], next(r for r in _ROLES if match[r])) if match else (key, "")
 
 
 def _require_known(unmatched: list[str], names: Names) -> None:
-    """Raise UserError for keys on the model's layers of kinds that are not read."""
+    """Raise UserError for keys on the model's layers that belong to kinds of adapters that are not read here."""
     for key in unmatched:
         for kind, end in _UNREAD.items():
             match = re.search(f"(?:{end})$", key) if len(key) <= LONGEST_KEY else None
@@ -130,14 +130,14 @@ def _require_known(unmatched: list[str], names: Names) -> None:
                 )
 
 
-def _part(place: Place, found: dict[str, Tensor], into: int, stem: str, header: dict[str, str]) -> Part:
-    # in fp32, whatever the file has; some trainers write 1x1 convolutions
-    flat = {role: (t.flatten(1) if t.ndim > 2 and role != "oft_blocks" else t).float() for role, t in found.items()}
+def _part(place: LinearPlace, by_role: dict[str, Tensor], into: int, stem: str, header: dict[str, str]) -> Part:
+    # in fp32, whatever the file has; some trainers write 1x1 convolutions, which are flattened to matrices
+    flat = {role: (t.flatten(1) if t.ndim > 2 and role != "oft_blocks" else t).float() for role, t in by_role.items()}
     scales = {role: flat.pop(role) for role in ("dora_scale", "magnitude") if role in flat}
     try:
         alpha = _finite(flat.pop("alpha")) if "alpha" in flat else None
         part = _plain(place, flat, alpha, into, stem)
-        _check_whole(part)
+        _check_shapes(part)
         if scales:
             of_base = "dora_scale" in scales and writers.divides_by_base(stem, alpha is not None, header)
             part = _decomposed(part, *scales.values(), of_base)
@@ -146,26 +146,26 @@ def _part(place: Place, found: dict[str, Tensor], into: int, stem: str, header: 
     return part
 
 
-def _plain(place: Place, found: dict[str, Tensor], alpha: float | None, into: int, stem: str) -> Part:
+def _plain(place: LinearPlace, by_role: dict[str, Tensor], alpha: float | None, into: int, stem: str) -> Part:
     """The part of a place without DoRA's magnitudes."""
-    kinds = {role.partition("_")[0] for role in found}
-    if kinds == {"down"} and found["down"].shape == (place.count, into):
-        return Full(found["down"])  # ai-toolkit's "fullrank"
+    kinds = {role.partition("_")[0] for role in by_role}
+    if kinds == {"down"} and by_role["down"].shape == (place.count, into):
+        return Full(by_role["down"])  # ai-toolkit's "fullrank"
     if kinds <= {"up", "down"} and kinds:
-        return _low_rank(alpha, **found)
+        return _low_rank(alpha, **by_role)
     if kinds == {"hada"}:
-        return _hadamard(alpha, **found)
+        return _hadamard(alpha, **by_role)
     if kinds == {"lokr"}:
-        return _kronecker(alpha, **found)
+        return _kronecker(alpha, **by_role)
     if kinds == {"diff"}:
-        return Full(found["diff"])
+        return Full(by_role["diff"])
     if kinds <= {"oft", "rescale"} and kinds:
-        return _rotation(place, alpha, into, stem, **found)
-    raise TypeError(f"it has {', '.join(found) or 'alpha'} only")
+        return _rotation(place, alpha, into, stem, **by_role)
+    raise TypeError(f"it has {', '.join(by_role) or 'alpha'} only")
 
 
 def _rotation(
-    place: Place, alpha: float | None, into: int, stem: str, oft_blocks=None, rescale=None, oft_upper=None,
+    place: LinearPlace, alpha: float | None, into: int, stem: str, oft_blocks=None, rescale=None, oft_upper=None,
     oft_scaled=None,
 ) -> Part:  # fmt: skip
     if (oft_blocks is None) == (oft_upper is None):
@@ -177,7 +177,7 @@ def _rotation(
 
 
 def _decomposed(part: Part, scale: Tensor, of_base: bool) -> Part:
-    """The part with DoRA's magnitudes: of the rows, or (1, in) of the columns."""
+    """The part with DoRA's magnitudes ``scale``: of the rows, or, if its shape is (1, in), of the columns."""
     into, out = size_of(part)
     rows_scaled = scale.shape[0] == out and scale.numel() == out
     if not rows_scaled and scale.numel() != into:
@@ -187,7 +187,8 @@ def _decomposed(part: Part, scale: Tensor, of_base: bool) -> Part:
     return Decomposed(part, scale.flatten(), of_base and rows_scaled, not rows_scaled)
 
 
-def _check_whole(part: Part) -> None:
+def _check_shapes(part: Part) -> None:
+    """Raise ValueError if two matrices of a part cannot be multiplied."""
     pairs = {
         LowRank: lambda: [(part.up, part.down)],
         Hadamard: lambda: [
@@ -211,12 +212,12 @@ def _hadamard(alpha: float | None, hada_w1_a, hada_w1_b, hada_w2_a, hada_w2_b) -
     return Hadamard(hada_w1_a, hada_w1_b, hada_w2_a, hada_w2_b, _scale(alpha, len(hada_w1_b)))
 
 
-def _kronecker(alpha: float | None, **found: Tensor) -> Kronecker:
+def _kronecker(alpha: float | None, **by_role: Tensor) -> Kronecker:
     left, right = (
-        tuple(found[role] for role in (f"lokr_{w}", f"lokr_{w}_a", f"lokr_{w}_b") if role in found)
+        tuple(by_role[role] for role in (f"lokr_{w}", f"lokr_{w}_a", f"lokr_{w}_b") if role in by_role)
         for w in ("w1", "w2")
     )
-    if len(left) + len(right) != len(found) or not left or not right:
+    if len(left) + len(right) != len(by_role) or not left or not right:
         raise ValueError("it is no LoKr")
     rank = len(right[1]) if len(right) == 2 else len(left[1]) if len(left) == 2 else None
     return Kronecker(left, right, 1.0 if rank is None else _scale(alpha, rank))  # whole factors have no rank: scale 1
@@ -232,17 +233,17 @@ def _scale(alpha: float | None, rank: int) -> float:
     return 1.0 if alpha is None else alpha / rank
 
 
-def _check_size(place: Place, part: Part, into: int, model: str) -> None:
+def _check_size(place: LinearPlace, part: Part, into: int, model: str) -> None:
     if size_of(part) != (into, place.count):
-        found_in, found_out = size_of(part)
+        part_in, part_out = size_of(part)
         raise UserError(
             f"This LoRA was trained on another FLUX.2 flavour: {place.name} is {place.count}x{into} "
-            f"in {model}, the LoRA's is {found_out}x{found_in}."
+            f"in {model}, the LoRA's is {part_out}x{part_in}."
         )
 
 
-def _in_order(place: Place, part: Part) -> list[tuple[int, Part]]:
-    """The part with the row it starts at, or its halves where the file has them the other way round."""
+def _in_order(place: LinearPlace, part: Part) -> list[tuple[int, Part]]:
+    """The part with its first row; two halves in the model's order if the file has them in the opposite order."""
     if not place.swapped:
         return [(place.start, part)]
     half = place.count // 2
@@ -253,7 +254,7 @@ def _in_order(place: Place, part: Part) -> list[tuple[int, Part]]:
 
 
 def _joined(name: str, out: int, pieces: list[tuple[int, Part]]) -> Part:
-    """One part of a Linear from those of its rows, q, k and v in three for example."""
+    """One part for a Linear, joined from those of its rows, such as q, k and v."""
     if len(pieces) == 1 and size_of(pieces[0][1])[1] == out:
         return pieces[0][1]
     pieces = sorted(pieces, key=lambda piece: piece[0])
@@ -273,18 +274,18 @@ def _fused(out: int, pieces: list[tuple[int, Part]]) -> Part:
 
 
 def _alike(out: int, parts: list[LowRank]) -> bool:
-    """Whether all rows have DoRA of one form, or none has."""
+    """Whether all rows have DoRA of the same form, or none has DoRA."""
     forms = {(part.magnitude is None, part.of_base) for part in parts}
     return len(forms) == 1 and (parts[0].magnitude is None or sum(size_of(part)[1] for part in parts) == out)
 
 
 def _fused_low_rank(out: int, parts: list[LowRank], starts: list[int]) -> LowRank:
-    whole = sum(size_of(part)[1] for part in parts) == out
+    complete = sum(size_of(part)[1] for part in parts) == out
     magnitudes = [part.magnitude for part in parts if part.magnitude is not None]
     magnitude = torch.cat(magnitudes) if magnitudes else None
     ups = [part.up * part.scale for part in parts]
     down = parts[0].down
-    if whole and all(torch.equal(part.down, down) for part in parts):  # one adapter, written in three
+    if complete and all(torch.equal(part.down, down) for part in parts):  # one adapter that was written as three
         return LowRank(down, torch.cat(ups), 1.0, magnitude, parts[0].of_base)
     downs = torch.cat([part.down for part in parts])
     return LowRank(downs, _diagonal(ups, starts, out), 1.0, magnitude, parts[0].of_base)
@@ -301,11 +302,11 @@ def _fused_hadamard(out: int, parts: list[Hadamard], starts: list[int]) -> Hadam
 
 def _diagonal(blocks: list[Tensor], starts: Iterable[int], out: int) -> Tensor:
     """(out, sum of ranks) with each block in its own rows and columns, zero elsewhere."""
-    whole, column = torch.zeros(out, sum(block.shape[1] for block in blocks)), 0
+    matrix, column = torch.zeros(out, sum(block.shape[1] for block in blocks)), 0
     for start, block in zip(starts, blocks, strict=True):
-        whole[start : start + len(block), column : column + block.shape[1]] = block
+        matrix[start : start + len(block), column : column + block.shape[1]] = block
         column += block.shape[1]
-    return whole
+    return matrix
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -323,12 +324,13 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _scaled(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-    scales, factors, found = peft_config.Scales(config), {}, {}
+    """The tensors with the scales of peft's ``config`` multiplied in."""
+    scales, factors, scaled = peft_config.Scales(config), {}, {}
     for key, tensor in tensors.items():
         stem, role = parse(key)
         if role in _CARRIES_SCALE:
             if stem not in factors:
                 factors[stem] = scales.of(bare_name(stem))
             tensor = tensor if factors[stem] == 1 else tensor.float() * factors[stem]
-        found[key] = tensor
-    return found
+        scaled[key] = tensor
+    return scaled

@@ -1,4 +1,4 @@
-"""OFT as files hold it: skew-symmetric generators, made into rotations."""
+"""OFT: files hold skew-symmetric generators, which are turned into rotations here."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from .parts import Rotation
 
-LARGEST_BLOCK = 1024  # a side of a block that is inverted
+LARGEST_BLOCK = 1024  # rows and columns of the largest block that is inverted
 
 
 def of_outputs(blocks: Tensor, size: tuple[int, int], limit: float, rescale: Tensor | None) -> Rotation:
     """LyCORIS's ``oft_blocks`` (n, b, b) of diag-OFT, or (stages, n, b, b) of BOFT, on a Linear of (in, out) ``size``.
 
-    ``Q = B - B^T``, scaled down to the norm ``limit`` where that is above 0 and exceeded, over all blocks together;
+    ``Q = B - B^T``; if ``limit`` is above 0 and the norm of all blocks together exceeds it, Q is scaled down to it;
     ``R = (I + Q) (I - Q)^-1`` (Cayley). diag-OFT multiplies each group of rows by ``R^T``, BOFT by ``R``. Raises
     ValueError for blocks that do not fit the size.
     """
@@ -33,8 +33,8 @@ def of_inputs(upper: Tensor, size: tuple[int, int], scaled: bool) -> Rotation:
     """OneTrainer's ``oft_R.weight`` (n, b (b - 1) / 2): the upper triangles of Q, on a Linear of (in, out) ``size``.
 
     The Neumann series of the Cayley transform that OneTrainer computes, to Q^4: ``R = I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4``,
-    and ``x' = x R`` for each group of inputs. With ``scaled`` Q is divided by ``2 sqrt(b - 1)``. One block for all
-    groups if there is one. Raises ValueError for triangles that do not fit the size.
+    and ``x' = x R`` for each group of inputs. With ``scaled`` Q is divided by ``2 sqrt(b - 1)``. A single block applies
+    to all groups. Raises ValueError for triangles that do not fit the size.
     """
     side = round((1 + (1 + 8 * upper.shape[-1]) ** 0.5) / 2)
     _require(upper.ndim == 2 and side * (side - 1) // 2 == upper.shape[1] and size[0] % side == 0, upper)

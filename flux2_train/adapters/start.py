@@ -1,4 +1,4 @@
-"""Going on from a LoRA: a file's parts put into fresh adapters, of a higher rank if wanted."""
+"""Starting from a LoRA: the parts of a file are put into new adapters, whose rank may be higher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .dora import is_dora
 from .live import NAME, Adapters
 from .parts import Hadamard, Kronecker, LowRank, Part
 
-# What peft calls the matrices of a part, and along which dimension rank grows.
+# peft's names for the matrices of a part, and the dimension of each that is the rank.
 GROWS = {
     "lora": (("lora_A", 0), ("lora_B", 1)),
     "loha": (("hada_w1_a", 1), ("hada_w1_b", 0), ("hada_w2_a", 1), ("hada_w2_b", 0)),
@@ -20,10 +20,10 @@ KIND = {LowRank: "lora", Hadamard: "loha", Kronecker: "lokr"}
 
 @torch.no_grad()
 def start_from(adapters: Adapters, parts: dict[str, Part]) -> None:
-    """Make fresh ``adapters`` act as ``parts`` do; layers that parts lack start at nothing.
+    """Make new ``adapters`` act as ``parts`` do; layers without a part change nothing at first.
 
-    Where the adapters' rank is higher the new part starts at nothing too, yet can learn. Raises UserError naming the
-    layer that has no adapter, is of another kind, or has a higher rank.
+    Where the adapters' rank is higher, the added ranks change nothing at first and can learn. Raises UserError naming a
+    layer that has no adapter, another kind of adapter, or a lower rank than the part.
     """
     for name, part in parts.items():
         if name not in adapters.sites:
@@ -48,7 +48,7 @@ def _set(adapters: Adapters, name: str, part: Part) -> None:
 
 
 def _fill(layer: nn.Module, name: str, kind: str, matrices: tuple[Tensor, ...], new_zero: set[str]) -> None:
-    """Each matrix into its place; of what is new, one factor of every product is zero and the other is as drawn."""
+    """Copy each matrix into its parameter. In the added ranks one factor is set to zero, the other keeps its start."""
     for (key, grown), matrix in zip(GROWS[kind], matrices, strict=True):
         target = _parameter(layer, key)
         rank, own = matrix.shape[grown], target.shape[grown]
@@ -62,7 +62,7 @@ def _fill(layer: nn.Module, name: str, kind: str, matrices: tuple[Tensor, ...], 
 
 
 def _fill_factors(layer: nn.Module, name: str, part: Kronecker, factor: float) -> None:
-    """LoKr's factors, which have no part that could be new: the shapes must be the same."""
+    """Copy LoKr's factors, to which no rank can be added: the shapes must be the same."""
     factors = (part.left[0] * factor, *part.left[1:]), part.right
     for which, matrices in zip(("w1", "w2"), factors, strict=True):
         keys = [f"lokr_{which}"] if len(matrices) == 1 else [f"lokr_{which}_a", f"lokr_{which}_b"]
@@ -79,5 +79,5 @@ def _fill_factors(layer: nn.Module, name: str, part: Kronecker, factor: float) -
 
 def _parameter(layer: nn.Module, key: str) -> Tensor | None:
     holder = getattr(layer, key)  # a ModuleDict or a ParameterDict
-    found = dict(holder.items()).get(NAME)
-    return found.weight if isinstance(found, nn.Module) else found
+    member = dict(holder.items()).get(NAME)
+    return member.weight if isinstance(member, nn.Module) else member

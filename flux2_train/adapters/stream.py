@@ -1,4 +1,7 @@
-"""Writing a safetensors file tensor by tensor, for models larger than memory; the library only writes what it holds."""
+"""Writing a safetensors file tensor by tensor, for models larger than memory.
+
+The safetensors library can only write tensors that are all in memory.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..atomic import sweep, whole
+from ..atomic import replacing, sweep
 
 _NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
@@ -19,22 +22,22 @@ _NAMES = {
 }  # fmt: skip
 # torch has float8_e8m0fnu from 2.7 on
 DTYPES = {getattr(torch, ours): name for ours, name in _NAMES.items() if hasattr(torch, ours)}
-_ENTRY = 160  # at most so many bytes in the header for a tensor, beside its name
+_ENTRY = 160  # bytes that a tensor takes in the header at most, apart from its name
 
 
 def write(path: Path, tensors: Iterable[tuple[str, Tensor]], names: Iterable[str], metadata: dict[str, str]) -> None:
-    """Write ``tensors`` as they come, one in memory at a time; the file is there whole or not at all.
+    """Write ``tensors`` in the order in which they come, one in memory at a time, and the file atomically.
 
-    ``names`` are at least those that will come. The header stands before the tensors but is known only after them: its
-    place is kept free and padded with spaces, as the format allows. Tensors of odd sizes go last: readers want each
-    tensor aligned, and the format has no room between two.
+    ``names`` must contain all their names. The header comes before the tensors but is known only after them: room for
+    it is left free and padded with spaces, as the format allows. Tensors whose size is no multiple of 8 go last:
+    readers want each tensor aligned, and the format allows no gap between two.
     """
     room = sum(len(json.dumps(name)) + _ENTRY for name in names) + len(json.dumps(metadata)) + _ENTRY
     room += -room % 8
     entries: dict[str, dict] = {}
     odd: list[tuple[str, Tensor]] = []
     sweep(path.parent)
-    with whole(path) as partial, partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.seek(8 + room)
         for name, tensor in tensors:
             if tensor.nbytes % 8:

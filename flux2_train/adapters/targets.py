@@ -1,8 +1,8 @@
 """Which Linears of a FLUX.2 transformer get an adapter, and of what rank.
 
-Double blocks have eight (qkv, proj, mlp.0, mlp.2 of the image and of the text stream), single blocks two. The
-two of a single block are fused: ``linear1`` holds qkv and the MLP's first layer, ``linear2`` attention's output
-projection and the MLP's second layer, so both belong to ``attention`` and to ``mlp``; only ``linear1`` holds qkv.
+A double block has eight Linears (qkv, proj, mlp.0, mlp.2 of the image and of the text stream), a single block two,
+which are fused: ``linear1`` is qkv and the MLP's first layer, ``linear2`` attention's output projection and the MLP's
+second layer. So both belong to ``attention`` and to ``mlp``, and only ``linear1`` has qkv.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def ranks(names: Iterable[str], rank: int, alpha: float, overrides: str = "") ->
     An override is ``pattern = rank`` (alpha then keeps its ratio to the rank) or ``pattern = rank : alpha``. Raises
     UserError for one that cannot be read or fits no layer.
     """
-    found = {name: (rank, alpha) for name in names}
+    chosen = {name: (rank, alpha) for name in names}
     for line in split(overrides):
         match = re.fullmatch(r"(\S+)\s*=\s*(\d+)\s*(?::\s*(\d*\.?\d+))?", line)
         if not match or int(match[2]) < 1:
@@ -64,9 +64,9 @@ def ranks(names: Iterable[str], rank: int, alpha: float, overrides: str = "") ->
                 f"The rank override {line!r} is not of the form 'pattern = rank' or 'pattern = rank : alpha'."
             )
         own = int(match[2])
-        for name in matching(list(found), match[1], CHOSEN):
-            found[name] = (own, float(match[3]) if match[3] else alpha * own / rank)
-    return found
+        for name in matching(list(chosen), match[1], CHOSEN):
+            chosen[name] = (own, float(match[3]) if match[3] else alpha * own / rank)
+    return chosen
 
 
 def _block(name: str) -> tuple[str, int]:
@@ -75,13 +75,13 @@ def _block(name: str) -> tuple[str, int]:
 
 
 def _blocks(names: list[str], kind: str, ranges: str) -> set[tuple[str, int]]:
-    there = {_block(name) for name in names if name.startswith(kind)}
+    existing = {_block(name) for name in names if name.startswith(kind)}
     if not ranges.strip():
-        return there
+        return existing
     wanted = {(kind, number) for part in split(ranges) for number in _range(part, kind)}
-    if wanted - there:
-        missing = ", ".join(str(number) for _, number in sorted(wanted - there))
-        raise UserError(f"{kind} {missing} are not in this model, which has {len(there)} of them, counted from 0.")
+    if wanted - existing:
+        missing = ", ".join(str(number) for _, number in sorted(wanted - existing))
+        raise UserError(f"{kind} {missing} are not in this model, which has {len(existing)} of them, counted from 0.")
     return wanted
 
 

@@ -1,12 +1,17 @@
-"""LoRA files' tensors from parts, in the formats other programs read.
+"""From parts to the tensors of a LoRA file, in the formats that other programs read.
 
-``comfyui``: ``diffusion_model.<name>.lora_A/lora_B.weight`` with the scale folded into B. That form, and no ``.alpha``
-keys, is the one that ComfyUI, diffusers and ai-toolkit all load unconverted at the same strength: diffusers raises on
-``.alpha``, ComfyUI never reads an alpha from the header. LoHa and LoKr get LyCORIS's names and an alpha that is their
-rank (without one OneTrainer takes its own), DoRA a ``dora_scale`` as ComfyUI divides it; diffusers reads none of
-these. ``diffusers``: the same for plain LoRA; DoRA in its names of the layers with a ``lora_magnitude_vector``, which
-diffusers and OneTrainer read, and ComfyUI's own loader drops. ``kohya``: ``lora_unet_*`` with ``.alpha``, for ComfyUI,
-diffusers and musubi-tuner. ``peft``: peft's own folder, in diffusers' names of the layers; diffusers reads it too.
+``comfyui``: ``diffusion_model.<name>.lora_A/lora_B.weight`` with the scale multiplied into B and no ``.alpha`` keys.
+This is the one form that ComfyUI, diffusers and ai-toolkit all load at the same strength: diffusers raises on
+``.alpha``, and ComfyUI never reads an alpha from the header. LoHa and LoKr get LyCORIS's names and an alpha equal to
+their rank (without one OneTrainer assumes its own). DoRA gets a ``dora_scale`` for ComfyUI's norm. diffusers reads
+neither LoHa, LoKr nor ``dora_scale``.
+
+``diffusers``: the same for plain LoRA. DoRA has diffusers' layer names and a ``lora_magnitude_vector``, which diffusers
+and OneTrainer read and ComfyUI's own loader ignores.
+
+``kohya``: ``lora_unet_*`` with ``.alpha``, for ComfyUI, diffusers and musubi-tuner.
+
+``peft``: peft's own folder, with diffusers' layer names; diffusers reads it too.
 """
 
 from __future__ import annotations
@@ -29,15 +34,15 @@ PREFIX, PEFT, VECTOR = "diffusion_model.", "base_model.model.", ".lora_magnitude
 def tensors(parts: dict[str, Part], format: str = "comfyui", dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
     """The tensors of a LoRA file, on the CPU. Raises UserError naming what the format cannot carry exactly.
 
-    A DoRA must be in the form the format has, ComfyUI's (``of_base``) or the paper's: see ``dora.with_norm``.
+    A DoRA must have the form of that format, ComfyUI's (``of_base``) or the paper's: see ``dora.with_norm``.
     """
     require_carried(parts, format)
     write = {"comfyui": _dotted, "diffusers": _diffusers, "kohya": _kohya, "peft": _peft}[format]
-    found = {}
+    by_key = {}
     for name, part in parts.items():
         for key, tensor in write(name, part).items():
-            found[key] = _stored(key, tensor, dtype)
-    return found
+            by_key[key] = _stored(key, tensor, dtype)
+    return by_key
 
 
 def require_carried(parts: dict[str, Part], format: str) -> None:
@@ -55,12 +60,12 @@ def require_carried(parts: dict[str, Part], format: str) -> None:
 
 
 def divides_by_base(format: str) -> bool:
-    """Whether DoRA in that format goes with the norm of the base weight."""
+    """Whether DoRA in that format is divided by the norm of the base weight."""
     return format in ("comfyui", "kohya")
 
 
 def kind(part: Part) -> str:
-    """What an adapter of that kind is called."""
+    """The name of a part's kind, for messages."""
     match part:
         case LowRank():
             return "LoRA" if part.magnitude is None else "DoRA"
@@ -113,19 +118,22 @@ def _dotted(name: str, part: Part) -> dict[str, Tensor]:
     if isinstance(part, Split):
         stems = [stem for alternative in in_diffusers(name)[:1] for stem in alternative]
         count = part.out // len(stems)
-        found = [(stems[start // count], piece) for start, piece in zip(part.starts, part.parts, strict=True)]
-        return {key: t for stem, piece in found for key, t in _folded(f"transformer.{stem}", piece).items()}
+        pieces = [(stems[start // count], piece) for start, piece in zip(part.starts, part.parts, strict=True)]
+        return {key: t for stem, piece in pieces for key, t in _folded(f"transformer.{stem}", piece).items()}
     return _folded(PREFIX + name, part)
 
 
 def _folded(stem: str, part: Part) -> dict[str, Tensor]:
-    """The scale is multiplied in. LoRA has no ``.alpha``, which programs read differently; others' is their rank."""
+    """Tensors with the scale multiplied in. LoRA gets no ``.alpha``, which programs read differently.
+
+    LoHa and LoKr get an alpha equal to their rank, which is scale 1.
+    """
     match part:
         case LowRank():
-            found = {f"{stem}.lora_A.weight": part.down, f"{stem}.lora_B.weight": part.up.float() * part.scale}
+            by_key = {f"{stem}.lora_A.weight": part.down, f"{stem}.lora_B.weight": part.up.float() * part.scale}
             if part.magnitude is not None:
-                found[f"{stem}.dora_scale"] = _magnitude(stem, part, of_base=True)[:, None]
-            return found
+                by_key[f"{stem}.dora_scale"] = _magnitude(stem, part, of_base=True)[:, None]
+            return by_key
         case Hadamard():
             return _loha(stem, part, part.scale) | {f"{stem}.alpha": torch.tensor(float(len(part.down1)))}
         case Kronecker():
@@ -141,16 +149,16 @@ def _folded(stem: str, part: Part) -> dict[str, Tensor]:
 def _diffusers(name: str, part: Part) -> dict[str, Tensor]:
     if not is_dora(part):
         return _dotted(name, part)
-    found = {f"transformer.{key.removeprefix(PEFT)}": tensor for key, tensor in _peft(name, part).items()}
-    return {f"{key}.weight" if key.endswith(VECTOR) else key: tensor for key, tensor in found.items()}
+    by_key = {f"transformer.{key.removeprefix(PEFT)}": tensor for key, tensor in _peft(name, part).items()}
+    return {f"{key}.weight" if key.endswith(VECTOR) else key: tensor for key, tensor in by_key.items()}
 
 
 def _kohya(name: str, part: Part) -> dict[str, Tensor]:
     stem = f"lora_unet_{name.replace('.', '_')}"
     match part:
         case LowRank():
-            found = {f"{stem}.lora_down.weight": part.down, f"{stem}.lora_up.weight": part.up}
-            return found | {f"{stem}.alpha": torch.tensor(part.scale * len(part.down))}
+            by_key = {f"{stem}.lora_down.weight": part.down, f"{stem}.lora_up.weight": part.up}
+            return by_key | {f"{stem}.alpha": torch.tensor(part.scale * len(part.down))}
         case Hadamard():
             return _loha(stem, part, 1.0) | {f"{stem}.alpha": torch.tensor(part.scale * len(part.down1))}
         case Kronecker():
@@ -171,13 +179,13 @@ def _lokr(stem: str, part: Kronecker) -> dict[str, Tensor]:
     if len(left) == len(right) == 2 and len(left[1]) != len(right[1]):
         left = (left[0] @ left[1],)  # one alpha cannot serve two ranks
     left = (left[0].float() * part.scale, *left[1:])
-    found = {}
+    by_key = {}
     for factor, matrices in (("w1", left), ("w2", right)):
         ends = ("",) if len(matrices) == 1 else ("_a", "_b")
-        found |= {f"{stem}.lokr_{factor}{end}": matrix for end, matrix in zip(ends, matrices, strict=True)}
-    # alpha = rank is scale 1 for every reader; whole factors have no rank, and programs that want one get 1
+        by_key |= {f"{stem}.lokr_{factor}{end}": matrix for end, matrix in zip(ends, matrices, strict=True)}
+    # alpha = rank is scale 1 for every reader; undecomposed factors have no rank, so programs that want one get 1
     rank = next((len(factor[1]) for factor in (right, left) if len(factor) == 2), 1)
-    return found | {f"{stem}.alpha": torch.tensor(float(rank))}
+    return by_key | {f"{stem}.alpha": torch.tensor(float(rank))}
 
 
 def _magnitude(stem: str, part: LowRank | Decomposed, of_base: bool) -> Tensor:
@@ -188,20 +196,20 @@ def _magnitude(stem: str, part: LowRank | Decomposed, of_base: bool) -> Tensor:
 
 def _peft(name: str, part: Part) -> dict[str, Tensor]:
     stems = in_diffusers(name)[0]
-    count, found = size_of(part)[1] // len(stems), {}
+    count, by_key = size_of(part)[1] // len(stems), {}
     for index, stem in enumerate(stems):
         piece, stem = rows(part, index * count, count), f"{PEFT}{stem}"
         if isinstance(piece, Hadamard):
-            found |= _loha(stem, piece, piece.scale)
+            by_key |= _loha(stem, piece, piece.scale)
             continue
-        found |= {f"{stem}.lora_A.weight": piece.down, f"{stem}.lora_B.weight": piece.up.float() * piece.scale}
+        by_key |= {f"{stem}.lora_A.weight": piece.down, f"{stem}.lora_B.weight": piece.up.float() * piece.scale}
         if piece.magnitude is not None:
-            found[f"{stem}{VECTOR}"] = _magnitude(stem, piece, of_base=False)
-    return found
+            by_key[f"{stem}{VECTOR}"] = _magnitude(stem, piece, of_base=False)
+    return by_key
 
 
 def peft_config(parts: dict[str, Part]) -> dict:
-    """What stands in ``adapter_config.json`` beside ``tensors(parts, "peft")``; the scale is in the tensors."""
+    """The content of ``adapter_config.json`` beside ``tensors(parts, "peft")``; the scale is in the tensors."""
     require_carried(parts, "peft")
     kinds = {kind(part) for part in parts.values()}
     if len(kinds) > 1:
@@ -214,21 +222,21 @@ def peft_config(parts: dict[str, Part]) -> dict:
 
 
 def diffusers_config(parts: dict[str, Part], format: str) -> dict:
-    """What diffusers wants to know of LoRAs of several ranks, empty where it needs nothing.
+    """The configuration that diffusers needs for a LoRA of several ranks, empty if it needs none.
 
-    Without it diffusers (0.38) takes the first rank it comes to for the alpha of all. Its layers' ranks are those of
-    the file's, but for kohya's format, where it takes q, k and v apart that lie in blocks of their own.
+    Without it diffusers (0.38) takes the first rank in the file for the alpha of all layers. The ranks here are those
+    of the file, except in kohya's format: there diffusers splits a qkv whose q, k and v have columns of their own.
     """
     dora = any(map(is_dora, parts.values()))
     if not all(isinstance(part, LowRank) and in_diffusers(name) for name, part in parts.items()):
         return {}
-    if dora and divides_by_base(format):  # which diffusers drops
+    if dora and divides_by_base(format):  # diffusers does not read this form
         return {}
     ranks = {}
     for name, part in parts.items():
         stems = in_diffusers(name)[0]
-        apart = format == "kohya" and len(stems) > 1 and _in_blocks(part.up, len(stems))
-        ranks |= dict.fromkeys(stems, len(part.down) // len(stems) if apart else len(part.down))
+        is_split = format == "kohya" and len(stems) > 1 and _in_blocks(part.up, len(stems))
+        ranks |= dict.fromkeys(stems, len(part.down) // len(stems) if is_split else len(part.down))
     if len(set(ranks.values())) < 2:
         return {}
     config = _config(ranks)
@@ -242,7 +250,7 @@ def _config(ranks: dict[str, int]) -> dict:
 
 
 def _in_blocks(up: Tensor, count: int) -> bool:
-    """Whether each of ``count`` equal runs of the rows of ``up`` (out, rank) uses columns of its own, in order."""
+    """Whether ``up`` (out, rank) is block-diagonal, with ``count`` blocks of equal size."""
     if up.shape[1] % count:
         return False
     own = torch.block_diag(*[torch.ones(up.shape[0] // count, up.shape[1] // count)] * count).bool()

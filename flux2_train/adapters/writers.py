@@ -1,7 +1,7 @@
-"""Who wrote a file, where the same key means different things: read off its names and its header.
+"""Which program wrote a LoRA file, told from its key names and header, where one key has several meanings.
 
-``dora_scale``: ComfyUI divides rows by the norm of the base weight, and so do our files. LyCORIS (which SimpleTuner and
-musubi-tuner call) and OneTrainer train and apply the paper's form, the norm of the adapted weight, under the same key.
+``dora_scale``: ComfyUI divides rows by the norm of the base weight, and our files are written for that. LyCORIS (which
+SimpleTuner and musubi-tuner call) and OneTrainer use the same key for the paper's form, with the adapted weight's norm.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ ASSUMED = "its dora_scale is taken as ComfyUI takes it, since nothing in the fil
 
 
 def divides_by_base(stem: str, has_alpha: bool, header: Mapping[str, str]) -> bool:
-    """Whether the ``dora_scale`` at a key's stem goes with the norm of the base weight, as ComfyUI takes it.
+    """Whether the ``dora_scale`` at a key's stem is meant for the norm of the base weight, as ComfyUI reads it.
 
-    The paper's form have names with underscores (LyCORIS and kohya's), names without ComfyUI's prefix (OneTrainer's
-    other formats) and ComfyUI's names beside an alpha (OneTrainer's for ComfyUI): nobody else writes those.
+    Three kinds of names mean the paper's form, because only programs that use it write them: names with underscores
+    (LyCORIS, kohya), names without ComfyUI's prefix (OneTrainer's other formats), and ComfyUI's names with an alpha
+    (OneTrainer's format for ComfyUI).
     """
     if _says(header, OURS):
         return True
@@ -30,7 +31,7 @@ def divides_by_base(stem: str, has_alpha: bool, header: Mapping[str, str]) -> bo
 
 
 def assumed(tensors: Mapping[str, Tensor]) -> str:
-    """A clause on what is assumed about a file's DoRA, empty where its writer is known."""
+    """A clause that says what is assumed about a file's DoRA; empty if it is known which program wrote the file."""
     header = getattr(tensors, "header", {})
     if _says(header, OURS) or _says(header, ONETRAINER):
         return ""

@@ -1,4 +1,4 @@
-"""What a person should know about a folder before training on it: nothing here stops anything."""
+"""Warnings about a folder of images. None of them stops a run."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterator
 from ..settings.dataset import ONE_PROMPT, DatasetSettings
 from . import captions as texts
 from .dataset import Item
-from .items import Picture
+from .items import UsableImage
 from .pairs import some
 
-LEAST_KEPT = 2 / 3  # of an image's area, before its crop is worth a word
+LEAST_KEPT = 2 / 3  # of an image's area: a crop that keeps less is worth a warning
 
 
-def advice(request: DatasetSettings, pictures: list[Picture], items: tuple[Item, ...]) -> Iterator[str]:
-    """Sentences about sizes, captions, trigger and duplicates."""
+def advice(settings: DatasetSettings, images: list[UsableImage], items: tuple[Item, ...]) -> Iterator[str]:
+    """One sentence for each thing worth knowing about sizes, captions, trigger and duplicates."""
     small = list(dict.fromkeys(i.path.name for i in items if _scaled_up(i)))
     if small:
         yield f"{len(small)} images are smaller than they are trained at and scaled up: {some(small)}"
     areas = {item.path: _area(item) for item in items}
-    cut = [p.path.name for p in pictures if areas[p.path] < LEAST_KEPT * p.facts.width * p.facts.height]
-    if cut:
-        yield f"{len(cut)} images lose more than a third of their area to the crop: {some(cut)}"
-    yield from _on_captions(request, pictures, {text for item in items for text in item.captions})
-    yield from _duplicates(pictures)
+    cropped = [p.path.name for p in images if areas[p.path] < LEAST_KEPT * p.facts.width * p.facts.height]
+    if cropped:
+        yield f"{len(cropped)} images lose more than a third of their area to the crop: {some(cropped)}"
+    yield from _on_captions(settings, images, {text for item in items for text in item.captions})
+    yield from _duplicates(images)
 
 
 def _area(item: Item) -> float:
@@ -36,23 +36,23 @@ def _scaled_up(item: Item) -> bool:
     return item.size[0] > (right - left) + 8 or item.size[1] > (bottom - top) + 8  # half a step of 16 is rounding
 
 
-def _on_captions(request: DatasetSettings, pictures: list[Picture], captions: set[str]) -> Iterator[str]:
-    trigger = "" if request.is_reg else request.trigger
+def _on_captions(settings: DatasetSettings, images: list[UsableImage], captions: set[str]) -> Iterator[str]:
+    trigger = "" if settings.is_reg else settings.trigger
     if trigger and not any(texts.has_word(c, trigger) for c in captions):
         yield f"the trigger {trigger!r} is in no caption"
-    if not request.trigger and any(texts.PLACEHOLDER in c for p in pictures for c in p.captions):
+    if not settings.trigger and any(texts.PLACEHOLDER in c for p in images for c in p.captions):
         yield "captions contain [trigger] but trigger is empty"
-    if len(pictures) > 1 and len(captions) == 1 and request.captions != ONE_PROMPT:
+    if len(images) > 1 and len(captions) == 1 and settings.captions != ONE_PROMPT:
         yield "all captions are equal"
-    blank = [p.path.name for p in pictures if not any(p.captions)]
+    blank = [p.path.name for p in images if not any(p.captions)]
     if blank:
         yield f"{len(blank)} captions are empty: {some(blank)}"
 
 
-def _duplicates(pictures: list[Picture]) -> Iterator[str]:
+def _duplicates(images: list[UsableImage]) -> Iterator[str]:
     same: dict[str, list[str]] = {}
-    for picture in pictures:
-        same.setdefault(picture.digest, []).append(picture.path.name)
+    for image in images:
+        same.setdefault(image.digest, []).append(image.path.name)
     for names in same.values():
         if len(names) > 1:
             yield f"the same image is there {len(names)} times: {some(names)}"

@@ -1,4 +1,4 @@
-"""The two caches: text embeddings and latents of a data set, encoded once, before the transformer is needed."""
+"""The two caches of a data set: text embeddings and latents, encoded once, before the transformer is loaded."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ Report = Callable[[int, int], None]  # (encoded so far, to encode)
 
 @dataclass(frozen=True)
 class EmbedCache:
-    """Text embeddings (1, L, D) by text, for everything ``dataset`` says.
+    """Text embeddings (1, L, D) by text, for every text of ``dataset``.
 
-    ``made_by`` is the text encoder's file as Load FLUX.2 names it, empty where that does not say all.
+    ``made_by`` is the text encoder's file as Load FLUX.2 names it, empty where the file alone does not determine the
+    embeddings.
     """
 
     dataset: Dataset
@@ -43,7 +44,7 @@ class EmbedCache:
 class LatentCache:
     """Latents (1, 128, H/16, W/16) by view for every image and reference of ``dataset``, and its masks' values.
 
-    ``made_by`` is the VAE's file as Load FLUX.2 names it, empty where that does not say all.
+    ``made_by`` is the VAE's file as Load FLUX.2 names it, empty where the file alone does not determine the latents.
     """
 
     dataset: Dataset
@@ -52,8 +53,8 @@ class LatentCache:
     settings: LatentSettings = field(default_factory=LatentSettings)
 
 
-class Stored(Mapping[T, Tensor]):
-    """Tensors that stay on disk until they are asked for."""
+class StoredTensors(Mapping[T, Tensor]):
+    """Tensors by item, each read from disk when it is looked up."""
 
     def __init__(self, store: Store, keys: dict[T, str]):
         self.store, self.keys_of = store, keys
@@ -93,7 +94,7 @@ class EncodesImages(Protocol):
 
 @dataclass(frozen=True)
 class Made:
-    """What a cache run did: entries asked for, made anew, and removed to stay within the limit."""
+    """What filling a cache did: entries needed, entries newly encoded, and entries removed to stay within the limit."""
 
     total: int
     encoded: int
@@ -113,15 +114,15 @@ def cache_embeds(
     limit_gb: float = 0.0,
     report: Report = lambda done, total: None,
 ) -> tuple[EmbedCache, Made]:
-    """Encode what the store lacks of the data set's texts and ``more``, ``batch`` of equal length at a time."""
+    """Encode the texts of the data set and ``more`` that the store lacks, ``batch`` texts of equal length at a time."""
     keys = {text: encoder.key(text) for text in dict.fromkeys([*dataset.texts(), *more])}
 
     def make(texts: list[str]) -> Iterator[tuple[str, Tensor]]:
         for group in encoder.batches(texts, batch):
             yield from zip(group, encoder(group), strict=True)
 
-    made = _fill(store, keys, make, _owner("embeds", dataset, encoder.identity), dataset, limit_gb, report)
-    return EmbedCache(dataset, Stored(store, keys)), made
+    counts = _fill(store, keys, make, _owner("embeds", dataset, encoder.identity), dataset, limit_gb, report)
+    return EmbedCache(dataset, StoredTensors(store, keys)), counts
 
 
 def cache_latents(
@@ -132,7 +133,7 @@ def cache_latents(
     limit_gb: float = 0.0,
     report: Report = lambda done, total: None,
 ) -> tuple[LatentCache, Made]:
-    """Encode what the store lacks of the data set's images, references and masks."""
+    """Encode the images, references and masks of the data set that the store lacks."""
     keys: dict[View | Mask, str] = {v: canonical_hash([encoder.identity, v.canonical()]) for v in dataset.views()}
     keys |= {mask: canonical_hash(mask.canonical()) for mask in dataset.masks()}
 
@@ -140,8 +141,8 @@ def cache_latents(
         yield from ((item, mask_grid(item)) for item in items if isinstance(item, Mask))
         yield from encode_views([item for item in items if isinstance(item, View)], encoder, batch)
 
-    made = _fill(store, keys, make, _owner("latents", dataset, encoder.identity), dataset, limit_gb, report)
-    return LatentCache(dataset, Stored(store, keys)), made
+    counts = _fill(store, keys, make, _owner("latents", dataset, encoder.identity), dataset, limit_gb, report)
+    return LatentCache(dataset, StoredTensors(store, keys)), counts
 
 
 def _owner(kind: str, dataset: Dataset, identity: str) -> str:
@@ -157,7 +158,7 @@ def _fill(
     limit_gb: float,
     report: Report,
 ) -> Made:
-    """Make the entries that are missing. Whatever ends it early, what is made by then stays."""
+    """Make the entries that are missing. If an error or a stop ends this early, the entries made so far stay."""
     store.use(owner, dataset.folder, list(keys.values()))
     absent = set(store.missing(list(keys.values())))
     todo = list({key: item for item, key in keys.items() if key in absent}.values())
@@ -174,7 +175,7 @@ def _fill(
 def encode_views(
     views: list[View], encode: Callable[[Tensor], Tensor], batch: int = 1
 ) -> Iterator[tuple[View, Tensor]]:
-    """Yield each view with its latents; images of one size go ``batch`` at a time, threads read ahead."""
+    """Yield each view with its latents. Images of one size are encoded ``batch`` at a time; threads read the next."""
     by_size: dict[tuple, list[View]] = {}
     for view in views:
         by_size.setdefault(view.crop.size, []).append(view)

@@ -24,7 +24,7 @@ def beside(image: Path) -> tuple[Path, ...]:
 
 
 def read_file(path: Path) -> list[str]:
-    """The captions in a text or JSON file: one per line, or the ``caption`` of a JSON object, which may be a list.
+    """The captions in a text or JSON file: one per line, or the ``caption`` of a JSON object (a text or a list).
 
     Raises UserError with the file's name if it is too large, no UTF-8, or JSON without a caption.
     """
@@ -36,12 +36,12 @@ def read_file(path: Path) -> list[str]:
 
 def _from_json(text: str, name: str) -> list[str]:
     try:
-        found = json.loads(text)
+        values = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{name} is not JSON ({error}); correct it or use a .txt file.") from error
-    if not isinstance(found, dict) or "caption" not in found:
+    if not isinstance(values, dict) or "caption" not in values:
         raise UserError(f'{name} has no key "caption"; write {{"caption": "..."}}.')
-    return _strings(found["caption"], name)
+    return _strings(values["caption"], name)
 
 
 def _strings(value: object, name: str) -> list[str]:
@@ -117,7 +117,7 @@ def _inside(folder: Path, name: str, where: str) -> Path:
 
 
 def from_file_name(path: Path) -> str:
-    """The caption a file's name stands for."""
+    """The caption in a file's name: the name without its ending, with spaces for ``_`` and ``-``."""
     return _clean(path.stem.replace("_", " ").replace("-", " "))
 
 
@@ -131,10 +131,10 @@ def _word(word: str) -> str:
 
 
 def with_trigger(caption: str, trigger: str, instead: str | None = None, prepend: bool = True) -> str:
-    """The caption with its trigger: in the place of ``[trigger]``, else put in front where it does not occur yet.
+    """The caption with the trigger in the place of ``[trigger]``; with ``prepend`` put in front if it does not occur.
 
-    ``instead`` (the class word) takes the trigger's place everywhere, which gives the class caption; where it already
-    follows the trigger ("ohwx dog"), the trigger alone goes.
+    With ``instead`` (the class word) every trigger is replaced by that word, which gives the class caption. Where the
+    class word already follows the trigger ("ohwx dog"), only the trigger is removed.
     """
     text = caption.replace(PLACEHOLDER, trigger)
     if trigger and prepend and not has_word(text, trigger):
@@ -147,7 +147,10 @@ def with_trigger(caption: str, trigger: str, instead: str | None = None, prepend
 
 
 def variants(captions: list[str], options: CaptionSettings, key: str) -> tuple[str, ...]:
-    """What a step may draw for one image, before triggers; ``key`` makes the shuffles of an image its own."""
+    """The captions that a step draws from for one image, before triggers are put in.
+
+    ``key`` identifies the image, so that each image is shuffled differently.
+    """
     if options.several == JOIN:
         captions = [_clean(" ".join(captions))]
     captions = captions or [""]

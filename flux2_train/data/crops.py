@@ -1,7 +1,7 @@
-"""Which part of an image is trained on, and at what size: decided once per image, seeded, and kept.
+"""Which part of an image is trained on, and at what size: decided once per image, from a seed.
 
-Everything here is arithmetic on pixels and a hash; a ``Crop`` then serves the image, its mask and its strict
-references alike.
+Everything here is arithmetic on pixels and a hash. The same ``Crop`` is used for the image, its mask and its strict
+references.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def edge(resolution: float, kind: str) -> float:
 
 
 def measure(width: int, height: int, kind: str) -> float:
-    """What ``edge`` is compared with."""
+    """An image's size in the unit that ``edge`` returns, so that the two can be compared."""
     return float(min(width, height)) if kind == PIXEL else math.sqrt(width * height)
 
 
@@ -95,7 +95,7 @@ def _aligned(side: float, rounding: Callable[[float], int]) -> int:
 
 
 def problem(width: int, height: int, options: CropSettings) -> tuple[str, str]:
-    """(what to do, what is wrong) for an image's own size: ``accept``, ``skip`` or ``refuse`` and the reason."""
+    """What to do with an image of that size (``accept``, ``skip`` or ``refuse``), and the reason."""
     kind = options.resolution_type
     least, most = (edge(value, kind) for value in (options.minimum, options.maximum))
     own, unit = measure(width, height, kind), "on its shorter side" if kind == PIXEL else "squared"
@@ -118,15 +118,15 @@ def crops(
 ) -> tuple[Crop, ...]:
     """Every crop of an image of that size and content: one per resolution, number and flip.
 
-    ``face`` is the point to centre on for that style; without one the centre is taken.
+    ``face`` is the point that crop style 'face' centres on; without one it takes the image's centre.
     """
-    found = []
+    unflipped = []
     for side in _sides(width, height, resolution, options):
         for number in range(options.crops):
             rng = random.Random(f"{options.seed}/{digest}/{side:g}/{number}")
-            found.append(_crop(width, height, side, options, rng, face))
+            unflipped.append(_crop(width, height, side, options, rng, face))
     flips = [(x, y) for y in _either(options.flip_y) for x in _either(options.flip_x)]
-    return tuple(dict.fromkeys(Crop(c.box, c.size, x, y) for x, y in flips for c in found))
+    return tuple(dict.fromkeys(Crop(c.box, c.size, x, y) for x, y in flips for c in unflipped))
 
 
 def _either(on: bool) -> tuple[bool, ...]:
@@ -145,15 +145,17 @@ def _sides(width: int, height: int, resolution: float, options: CropSettings) ->
 def _crop(width: int, height: int, side: float, options: CropSettings, rng: random.Random, face: Point | None) -> Crop:
     if not options.crop:
         own = side if options.upscale else min(side, measure(width, height, options.resolution_type))
-        return Crop((0.0, 0.0, float(width), float(height)), _whole(width, height, own, options.resolution_type))
+        return Crop(
+            (0.0, 0.0, float(width), float(height)), _size_uncropped(width, height, own, options.resolution_type)
+        )
     size = _size(width, height, side, options, rng)
     if not options.upscale:
         size = _no_larger(width, height, size)
     return Crop(_box(width, height, size, options.crop_style, rng, face), size)
 
 
-def _whole(width: int, height: int, side: float, kind: str) -> Size:
-    """The whole image's size in multiples of 16, which stretches it by at most half of one."""
+def _size_uncropped(width: int, height: int, side: float, kind: str) -> Size:
+    """The size of an image that is not cropped, rounded to multiples of 16: each side changes by at most 8 pixels."""
     stretch = math.sqrt(width / height)
     wanted = (
         (side * max(1.0, width / height), side * max(1.0, height / width))
@@ -179,7 +181,7 @@ def _size(width: int, height: int, side: float, options: CropSettings, rng: rand
 
 
 def _no_larger(width: int, height: int, size: Size) -> Size:
-    """``size``, or the largest of its shape in multiples of 16 that needs no scaling up."""
+    """``size``, or the largest size of that shape, in multiples of 16, to which the image need not be scaled up."""
     scale = min(1.0, width / size[0], height / size[1])
     return size if scale == 1.0 else tuple(_aligned(value * scale, math.floor) for value in size)
 

@@ -1,4 +1,4 @@
-"""What will be trained on, as values: a data set is found once, then only read, hashed and chained."""
+"""What is trained on, as frozen values: a data set is found once, then only read, hashed and chained."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..hashing import canonical_hash
 from ..settings.dataset import COMBINED, DatasetSettings
 from .crops import Crop, Size
 
-FORMAT = 2  # of cached entries: what the same key means
+FORMAT = 2  # version of the cached entries; raised when the same file and crop are to be encoded differently
 
 
 @dataclass(frozen=True)
 class View:
-    """One image file as it is encoded. ``background`` lies behind transparency and is empty where there is none."""
+    """One image file as it is encoded. ``background`` is the colour behind transparency, empty for opaque images."""
 
     path: Path
     digest: str
@@ -29,7 +29,7 @@ class View:
         return 1, 128, self.crop.size[1] // 16, self.crop.size[0] // 16
 
     def canonical(self) -> dict:
-        """What its latents depend on; neither path nor date."""
+        """Everything that its latents depend on; path and date are not part of it."""
         return {"format": FORMAT, "digest": self.digest, "background": self.background, **asdict(self.crop)}
 
 
@@ -43,7 +43,7 @@ class Mask:
     minimum: float = 0.0
 
     def canonical(self) -> dict:
-        """What its values depend on."""
+        """Everything that its values depend on."""
         return {**self.view.canonical(), "mask": [self.alpha, self.invert, self.minimum]}
 
 
@@ -51,8 +51,8 @@ class Mask:
 class Item:
     """One image at one size and crop. A step draws one of ``captions`` and the class caption at the same place.
 
-    ``references`` is what the image was made from, for edits: one tuple of views per reference folder. ``source`` is
-    the index of the folder it came from.
+    ``references`` are the images before the edit, one view per reference folder. ``source`` is the index of the
+    item's folder in ``Dataset.sources``.
     """
 
     view: View
@@ -116,9 +116,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Items of one or several folders. ``skipped`` names files that cannot be used, with the reason; ``warnings``
-    what the user should know; ``settings`` identifies what was asked for, whatever the files hold now, and
-    ``requests`` is what was asked for.
+    """Items of one or several folders.
+
+    ``skipped`` names files that cannot be used, with the reason; ``warnings`` are sentences for the user. ``requests``
+    are the settings of every folder, and ``settings`` is their hash, which does not depend on the files.
     """
 
     items: tuple[Item, ...]
@@ -144,7 +145,7 @@ class Dataset:
         return ", ".join(dict.fromkeys(s.class_word for s in self.sources if s.class_word))
 
     def without(self, word: str) -> list[str]:
-        """Folders that teach something but lack the ``trigger`` or ``class_word`` that preservation compares."""
+        """Names of the folders, regularisation apart, that lack ``word``: their ``trigger`` or their ``class_word``."""
         return [s.folder.name for s in self.sources if not s.is_reg and not getattr(s, word)]
 
     @cached_property
@@ -153,12 +154,12 @@ class Dataset:
         return canonical_hash([[i.canonical() for i in self.items], [s.canonical() for s in self.sources]])
 
     def texts(self) -> list[str]:
-        """Every distinct text to encode, in a fixed order; no caption at all is one of them."""
-        found = [t for item in self.items for t in (*item.captions, *item.class_captions)]
+        """Every distinct text to encode, in a fixed order; the empty text is always one of them."""
+        texts = [t for item in self.items for t in (*item.captions, *item.class_captions)]
         for source in self.sources:
             if source.caption_dropout:
-                found += [source.dropout_caption, source.dropout_class_caption]
-        return list(dict.fromkeys([*found, ""]))
+                texts += [source.dropout_caption, source.dropout_class_caption]
+        return list(dict.fromkeys([*texts, ""]))
 
     def views(self) -> Iterator[View]:
         """Every image to encode once, references included."""
@@ -170,9 +171,9 @@ class Dataset:
 
     def chained(self, other: Dataset) -> Dataset:
         """This data set followed by another one."""
-        moved = tuple(replace(item, source=item.source + len(self.sources)) for item in other.items)
+        renumbered = tuple(replace(item, source=item.source + len(self.sources)) for item in other.items)
         return Dataset(
-            self.items + moved,
+            self.items + renumbered,
             self.sources + other.sources,
             max(self.resolution, other.resolution),
             self.skipped + other.skipped,

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .crops import Point
 from .images import to_rgb
 
-LONGEST = 1024  # pixels; faces that matter are found at this size and it takes a tenth of the time
+LONGEST = 1024  # pixels: larger images are scaled down first, which takes a tenth of the time and finds the same faces
 CASCADE = "haarcascade_frontalface_default.xml"
 
 
@@ -22,7 +22,7 @@ def _cascade():
         import cv2
     except ImportError as error:
         raise UserError(_refusal("OpenCV, which is not installed")) from error
-    # OpenCV 5 moved cascades out of the packages that pip installs, and their files with them.
+    # The packages of OpenCV 5 that pip installs have neither the cascade classifier nor its files.
     file = Path(getattr(getattr(cv2, "data", None), "haarcascades", "")) / CASCADE
     if not hasattr(cv2, "CascadeClassifier") or not file.is_file():
         raise UserError(_refusal(f"the face cascade of OpenCV 4, which OpenCV {cv2.__version__} does not have"))
@@ -45,9 +45,9 @@ def largest_face(image: Image.Image) -> Point | None:
     """The centre (x, y) of the largest frontal face in pixels, None where there is none."""
     small = to_rgb(image).convert("L")
     small.thumbnail((LONGEST, LONGEST))
-    found = _cascade().detectMultiScale(np.asarray(small), scaleFactor=1.1, minNeighbors=4)
-    if len(found) == 0:
+    boxes = _cascade().detectMultiScale(np.asarray(small), scaleFactor=1.1, minNeighbors=4)
+    if len(boxes) == 0:
         return None
-    x, y, w, h = max(found, key=lambda face: (int(face[2]) * int(face[3]), tuple(map(int, face))))
+    x, y, w, h = max(boxes, key=lambda face: (int(face[2]) * int(face[3]), tuple(map(int, face))))
     scale = image.width / small.width
     return float(x + w / 2) * scale, float(y + h / 2) * scale

@@ -17,68 +17,69 @@ from .crops import ACCEPT
 from .dataset import Dataset
 from .images import SUFFIXES, Facts, open_upright, read_bytes
 from .index import Index
-from .items import Known, Picture, items_of, source_of
+from .items import Known, UsableImage, items_of, source_of
 from .pairs import by_name, listing, name_of, shown, some
 
-SHAPE_TOLERANCE = 0.01  # by how much a partner's aspect ratio may differ before it cannot be the same picture
+SHAPE_TOLERANCE = 0.01  # relative difference of aspect ratios up to which an image and its partner have the same shape
 
-Report = Callable[[str, int, int], None]  # (what is being done, done, total)
+Report = Callable[[str, int, int], None]  # (name of the task, files done, files in total)
 
 
-def read_folder(request: DatasetSettings, index: Index | None = None, report: Report = lambda *_: None) -> Dataset:
-    """Find and check what can be trained on.
+def read_folder(settings: DatasetSettings, index: Index | None = None, report: Report = lambda *_: None) -> Dataset:
+    """The data set of one folder: its usable images with captions, references and masks.
 
-    ``index`` remembers what was found out about files, so that unchanged ones are not read again. Raises UserError
-    with names and reasons if nothing can be trained on, captions, references or masks are missing, or a file cannot
-    be used and ``bad_files`` is ``refuse``.
+    ``index`` keeps hashes and facts of files, so that unchanged files are not read again. Raises UserError with names
+    and reasons if no image can be used, if captions, references or masks are missing, or if a file cannot be used and
+    ``bad_files`` is ``refuse``.
     """
-    return _Reader(request, index or Index(), report).read()
+    return _Reader(settings, index or Index(), report).read()
 
 
 class _Reader:
-    """The stages of reading one folder, with what they find wrong."""
+    """The stages of reading one folder. They collect the files that are skipped and refused, and the warnings."""
 
-    def __init__(self, request: DatasetSettings, index: Index, report: Report):
-        self.request, self.index, self.report = request, index, report
+    def __init__(self, settings: DatasetSettings, index: Index, report: Report):
+        self.settings, self.index, self.report = settings, index, report
         self.skipped: list[str] = []
         self.refused: list[str] = []
         self.warnings: list[str] = []
         self.partners: dict[Path, Known] = {}
 
     def read(self) -> Dataset:
-        request = self.request
-        if request.crop_options.wants_faces:
+        settings = self.settings
+        if settings.crop_options.wants_faces:
             faces.require()
-        pictures = self._limited(self._captioned(self._paired(self._sound(self._rows()))))
+        images = self._limited(self._captioned(self._paired(self._usable(self._rows()))))
         self._refuse_bad()
-        if not pictures:
+        if not images:
             reasons = f" ({'; '.join(self.skipped[:3])})" if self.skipped else ""
             raise UserError(
-                f"{request.folder} holds no usable image{reasons}; it needs {', '.join(SUFFIXES[:4])} files."
+                f"{settings.folder} holds no usable image{reasons}; it needs {', '.join(SUFFIXES[:4])} files."
             )
-        at = self._faces(pictures)
-        items = tuple(item for p in pictures for item in items_of(p, request, self.partners, at.get(p.digest)))
-        told = tuple(self.skipped), (*self.warnings, *advice(request, pictures, items))
-        return Dataset(items, (source_of(request),), request.resolution, *told, request.identity, (request,))
+        at = self._faces(images)
+        items = tuple(item for p in images for item in items_of(p, settings, self.partners, at.get(p.digest)))
+        skipped, warnings = tuple(self.skipped), (*self.warnings, *advice(settings, images, items))
+        sources = (source_of(settings),)
+        return Dataset(items, sources, settings.resolution, skipped, warnings, settings.identity, (settings,))
 
-    # what is there
+    # which files the folder holds
 
     def _rows(self) -> list[Row]:
-        folder = self.request.folder
+        folder = self.settings.folder
         if folder.suffix.lower() == ".jsonl" and folder.is_file():
             return self._jsonl_rows(folder)
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}; name a folder of images.")
-        if self.request.captions == JSONL:
-            found = sorted(folder.glob("*.jsonl"))
-            if len(found) != 1:
-                raise UserError(f"{folder} holds {len(found)} .jsonl files, and captions 'jsonl' needs exactly one; "
+        if self.settings.captions == JSONL:
+            tables = sorted(folder.glob("*.jsonl"))
+            if len(tables) != 1:
+                raise UserError(f"{folder} holds {len(tables)} .jsonl files, and captions 'jsonl' needs exactly one; "
                                 "name the file itself in 'folder'.")  # fmt: skip
-            return self._jsonl_rows(found[0])
-        apart = (*self.request.references, *filter(None, [self.request.mask_options.folder]))
-        images, others = listing(folder, self.request.subfolders, apart)
-        self.skipped += [f"{p.name} is of a kind that is not read here; save it as PNG or JPEG" for p in others]
-        return [Row(path, None, ()) for path in images]
+            return self._jsonl_rows(tables[0])
+        excluded = (*self.settings.references, *filter(None, [self.settings.mask_options.folder]))
+        paths, unread = listing(folder, self.settings.subfolders, excluded)
+        self.skipped += [f"{p.name} is of a kind that is not read here; save it as PNG or JPEG" for p in unread]
+        return [Row(path, None, ()) for path in paths]
 
     def _jsonl_rows(self, path: Path) -> list[Row]:
         rows = texts.read_jsonl(path)
@@ -88,30 +89,31 @@ class _Reader:
         return [row for row in rows if row.image.is_file()]
 
     def _bad(self, name: str, reason: str) -> None:
-        said = shown(f"{name} {reason}".strip())
-        (self.refused if self.request.bad_files == REFUSE else self.skipped).append(said)
+        """Note a file that cannot be used: refused or skipped, as ``bad_files`` says."""
+        problem = shown(f"{name} {reason}".strip())
+        (self.refused if self.settings.bad_files == REFUSE else self.skipped).append(problem)
 
     def _refuse_bad(self) -> None:
         if self.refused:
             raise UserError(f"{len(self.refused)} files cannot be used: {'; '.join(self.refused)}. Mend or remove "
                             "them, or set bad_files or the size rule to 'skip'.")  # fmt: skip
 
-    # what can be used
+    # which of them can be used
 
-    def _sound(self, rows: list[Row]) -> list[Picture]:
+    def _usable(self, rows: list[Row]) -> list[UsableImage]:
         known = self._facts([row.image for row in rows])
-        sound = []
+        usable = []
         for row in rows:
             digest, facts = known[row.image]
             if facts.problem:
                 self._bad(row.image.name, facts.problem)
                 continue
-            action, reason = crops.problem(facts.width, facts.height, self.request.crop_options)
+            action, reason = crops.problem(facts.width, facts.height, self.settings.crop_options)
             if action == ACCEPT:
-                sound.append(Picture(row.image, digest, facts, row.captions, row.controls))
+                usable.append(UsableImage(row.image, digest, facts, row.captions, row.controls))
             else:
                 (self.refused if action == REFUSE else self.skipped).append(f"{row.image.name}: {reason}")
-        return sound
+        return usable
 
     def _facts(self, paths: list[Path]) -> dict[Path, Known]:
         """Content hash and facts of each file; a file that cannot be read has the reason as its problem."""
@@ -125,41 +127,43 @@ class _Reader:
         }
         return unreadable | {path: (digest, facts[digest]) for path, digest in readable.items()}
 
-    def _paired(self, pictures: list[Picture]) -> list[Picture]:
-        """Pictures with their references and masks. Raises UserError naming those without, warns of surplus ones."""
-        root = self.request.folder if self.request.folder.is_dir() else self.request.folder.parent
-        names = [name_of(p.path, root) for p in pictures]
-        for folder in self.request.references:
-            partners = self._partners(folder, names, "reference")
-            pictures = [
-                replace(p, references=(*p.references, partners[n])) for p, n in zip(pictures, names, strict=True)
-            ]
-        if self.request.mask_options.folder:
-            partners = self._partners(self.request.mask_options.folder, names, "mask")
-            pictures = [replace(p, mask=partners.get(n)) for p, n in zip(pictures, names, strict=True)]
-        elif self.request.mask_options.alpha:
-            pictures = [replace(p, mask=p.path if p.facts.alpha else None) for p in pictures]
-        self.partners = self._facts([path for p in pictures for path in p.partners])
-        return [p for p in pictures if self._fitting(p)]
+    def _paired(self, images: list[UsableImage]) -> list[UsableImage]:
+        """The images with their references and masks.
 
-    def _fitting(self, picture: Picture) -> bool:
-        """Whether all references and the mask of a picture can be used; what cannot is reported."""
-        for path in picture.partners:
+        Raises UserError naming images without a reference; warns of images without a mask, and of references and masks
+        that belong to no image.
+        """
+        root = self.settings.folder if self.settings.folder.is_dir() else self.settings.folder.parent
+        names = [name_of(p.path, root) for p in images]
+        for folder in self.settings.references:
+            partners = self._partners(folder, names, "reference")
+            images = [replace(p, references=(*p.references, partners[n])) for p, n in zip(images, names, strict=True)]
+        if self.settings.mask_options.folder:
+            partners = self._partners(self.settings.mask_options.folder, names, "mask")
+            images = [replace(p, mask=partners.get(n)) for p, n in zip(images, names, strict=True)]
+        elif self.settings.mask_options.alpha:
+            images = [replace(p, mask=p.path if p.facts.alpha else None) for p in images]
+        self.partners = self._facts([path for p in images for path in p.partners])
+        return [p for p in images if self._partners_fit(p)]
+
+    def _partners_fit(self, image: UsableImage) -> bool:
+        """Whether all references and the mask of an image can be used; the first that cannot is reported."""
+        for path in image.partners:
             facts = self.partners[path][1]
             if facts.problem:
-                self._bad(path.name, f"(partner of {picture.path.name}) {facts.problem}")
+                self._bad(path.name, f"(partner of {image.path.name}) {facts.problem}")
                 return False
-            aligned = path == picture.mask or self.request.reference_options.kind == STRICT
-            if aligned and not _same_shape(facts, picture.facts):
-                self._bad(path.name, f"is {facts.width}x{facts.height} and {picture.path.name} "
-                          f"{picture.facts.width}x{picture.facts.height}: they must have the same shape")  # fmt: skip
+            aligned = path == image.mask or self.settings.reference_options.kind == STRICT
+            if aligned and not _same_shape(facts, image.facts):
+                self._bad(path.name, f"is {facts.width}x{facts.height} and {image.path.name} "
+                          f"{image.facts.width}x{image.facts.height}: they must have the same shape")  # fmt: skip
                 return False
         return True
 
     def _partners(self, folder: Path, names: list[str], what: str) -> dict[str, Path]:
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}; name the folder of {what}s.")
-        partners = by_name(folder, self.request.subfolders)
+        partners = by_name(folder, self.settings.subfolders)
         missing, surplus = [n for n in names if n not in partners], sorted(set(partners) - set(names))
         if missing and what == "reference":
             raise UserError(f"{len(missing)} images have no reference: {folder} holds no image named {some(missing)}.")
@@ -169,56 +173,56 @@ class _Reader:
             self.warnings.append(f"{folder.name} has {what}s that belong to no image: {some(surplus)}")
         return partners
 
-    def _limited(self, pictures: list[Picture]) -> list[Picture]:
-        """At most ``max_samples`` pictures: a fixed choice by content, which added files change little."""
-        most = self.request.max_samples
-        if not most or len(pictures) <= most:
-            return pictures
-        ranks = [canonical_hash([self.request.crop_options.seed, p.digest, p.path.name]) for p in pictures]
+    def _limited(self, images: list[UsableImage]) -> list[UsableImage]:
+        """At most ``max_samples`` images, chosen by hashes of their content: an added file changes little."""
+        most = self.settings.max_samples
+        if not most or len(images) <= most:
+            return images
+        ranks = [canonical_hash([self.settings.crop_options.seed, p.digest, p.path.name]) for p in images]
         limit = sorted(ranks)[most - 1]
-        return [p for p, rank in zip(pictures, ranks, strict=True) if rank <= limit]
+        return [p for p, rank in zip(images, ranks, strict=True) if rank <= limit]
 
     # captions
 
-    def _captioned(self, pictures: list[Picture]) -> list[Picture]:
-        found = [replace(p, captions=self._captions(p)) for p in pictures]
-        missing = [p.path.name for p in found if p.captions is None]
-        prompt = self.request.prompt.strip()
+    def _captioned(self, images: list[UsableImage]) -> list[UsableImage]:
+        captioned = [replace(p, captions=self._captions(p)) for p in images]
+        missing = [p.path.name for p in captioned if p.captions is None]
+        prompt = self.settings.prompt.strip()
         if missing and not prompt:
             raise UserError(
-                f"{len(missing)} of {len(pictures)} images have no caption file ({some(missing)}): add a .txt of the "
+                f"{len(missing)} of {len(images)} images have no caption file ({some(missing)}): add a .txt of the "
                 "same name, fill in 'prompt' for them, or take captions from the file name."
             )
-        if missing and self.request.captions != ONE_PROMPT:
+        if missing and self.settings.captions != ONE_PROMPT:
             self.warnings.append(
                 f"{len(missing)} images have no caption of their own and get 'prompt': {some(missing)}"
             )
-        return [replace(p, captions=[prompt]) if p.captions is None else p for p in found]
+        return [replace(p, captions=[prompt]) if p.captions is None else p for p in captioned]
 
-    def _captions(self, picture: Picture) -> list[str] | None:
-        if picture.captions is not None or self.request.captions == ONE_PROMPT:
-            return picture.captions or None
-        if self.request.captions == FILE_NAME:
-            return [texts.from_file_name(picture.path)]
-        file = next((path for path in texts.beside(picture.path) if path.is_file()), None)
+    def _captions(self, image: UsableImage) -> list[str] | None:
+        if image.captions is not None or self.settings.captions == ONE_PROMPT:
+            return image.captions or None
+        if self.settings.captions == FILE_NAME:
+            return [texts.from_file_name(image.path)]
+        file = next((path for path in texts.beside(image.path) if path.is_file()), None)
         if file is None:
             return None
-        return texts.read_file(file) or (None if self.request.prompt.strip() else [""])
+        return texts.read_file(file) or (None if self.settings.prompt.strip() else [""])
 
     # faces
 
-    def _faces(self, pictures: list[Picture]) -> dict[str, crops.Point]:
-        """Where the largest face is, by content; each content is looked at once."""
-        if not self.request.crop_options.wants_faces:
+    def _faces(self, images: list[UsableImage]) -> dict[str, crops.Point]:
+        """The centre of each image's largest face, by content hash; equal files are searched once."""
+        if not self.settings.crop_options.wants_faces:
             return {}
-        known = self.index.remembered("face", [p.digest for p in pictures])
-        for done, picture in enumerate(pictures, 1):
-            if picture.digest not in known:
-                found = faces.largest_face(open_upright(read_bytes(picture.path), picture.path.name))
-                self.index.remember("face", picture.digest, found)
-                known[picture.digest] = found
-            self.report("finding faces", done, len(pictures))
-        without = [p.path.name for p in pictures if not known[p.digest]]
+        known = self.index.remembered("face", [p.digest for p in images])
+        for done, image in enumerate(images, 1):
+            if image.digest not in known:
+                centre = faces.largest_face(open_upright(read_bytes(image.path), image.path.name))
+                self.index.remember("face", image.digest, centre)
+                known[image.digest] = centre
+            self.report("finding faces", done, len(images))
+        without = [p.path.name for p in images if not known[p.digest]]
         if without:
             self.warnings.append(
                 f"no face was found in {len(without)} images, cut around their centre: {some(without)}"

@@ -1,4 +1,4 @@
-"""Reading images as people have them: upright, 8-bit, and never more of a file than is safe."""
+"""Reading image files of every kind: turned upright, in 8 bits, refusing files too large to be safe."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHER_SUFFIXES = (
     ".arw",
     ".exr",
 )
-MAX_PIXELS = 178_956_970  # from where Pillow suspects a decompression bomb
+MAX_PIXELS = 178_956_970  # above this Pillow takes a file for a decompression bomb
 MAX_BYTES = 1 << 30
 ORIENTATION = 0x0112
 DEEP_MODES = ("I", "F")
@@ -42,7 +42,7 @@ DEEP_MODES = ("I", "F")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a look at one file's content told: upright size, whether it is transparent anywhere, or what is wrong."""
+    """What is known of one file's content: its upright size, whether it has transparency, or why it cannot be used."""
 
     width: int = 0
     height: int = 0
@@ -73,7 +73,7 @@ def read_bytes(path: Path) -> bytes:
 
 @contextmanager
 def no_filling_up() -> Iterator[None]:
-    """Truncated files raise, also where another pack has told Pillow to fill them up with grey."""
+    """Truncated files raise inside, even if another pack has told Pillow to fill them up with grey."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
@@ -117,7 +117,7 @@ def _size_problem(width: int, height: int) -> str:
 
 
 def transparent(image: Image.Image) -> bool:
-    """Whether an image has transparency, in an alpha channel or as a colour that stands for it."""
+    """Whether an image has an alpha channel, or a colour that means transparent."""
     return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
 
 
@@ -127,10 +127,11 @@ def open_upright(data: bytes, name: str) -> Image.Image:
 
 
 def open_shrunk(data: bytes, name: str, room: float) -> tuple[Image.Image, int]:
-    """The upright image for someone who wants it ``room`` times smaller, and how many times smaller it already is.
+    """The upright image, decoded smaller where that is possible, and by what its sides are divided (1, 2, 4 or 8).
 
-    JPEGs decode to 1/2, 1/4 or 1/8 in a fraction of the time. At least twice the size wanted is left, from which
-    scaling down gives what it gives from the whole image (Pillow's ``reducing_gap`` of 2). Raises as ``open_upright``.
+    The caller will scale the image down ``room`` times. JPEGs decode to 1/2, 1/4 or 1/8 in a fraction of the time; the
+    decoded image stays at least twice as large as the caller needs, so that scaling it down gives the same as from the
+    full image (Pillow's ``reducing_gap`` of 2). Raises as ``open_upright``.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -145,7 +146,7 @@ def open_shrunk(data: bytes, name: str, room: float) -> tuple[Image.Image, int]:
 
 
 def _shrink(image: Image.Image, room: float) -> int:
-    """By what to divide a JPEG's sides while decoding: without rest, else a mirrored picture would move a little."""
+    """By what to divide a JPEG's sides while decoding. They must be divisible, or a mirrored picture would shift."""
     if image.format != "JPEG":
         return 1
     fitting = (s for s in (8, 4, 2) if room >= 2 * s and image.width % s == image.height % s == 0)

@@ -1,7 +1,7 @@
-"""What is known about files without reading them again: one SQLite file, safe with several processes and kill -9.
+"""Hashes and facts of files in one SQLite file, so that they are read once. Safe with several processes and kill -9.
 
-A file is known by path together with size, mtime, ctime and inode; if any differs it is read again. Nothing here is
-needed for correctness: an index that is deleted is built anew.
+A file is recognised by path, size, mtime, ctime and inode; if any of these differs it is read again. The index only
+saves time: if it is deleted it is built anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 from ..errors import UserError
 from .images import Facts, digest_of, examine, no_filling_up, read_bytes
 
-# A file written twice within one tick of the file system's clock looks unchanged, so a fresh one is not trusted yet.
+# A file that is written twice within one tick of the file system's clock looks unchanged, so the hash of a file is kept
+# only if the file is at least this old.
 SETTLED_SECONDS = 2.0
 BUSY_SECONDS = 60.0
 BATCH = 500
@@ -38,7 +39,7 @@ Report = Callable[[int, int], None]  # (done, total)
 
 
 def signature(stat: os.stat_result) -> Signature:
-    """What tells one state of a file from another without reading it."""
+    """Values that change when a file changes, known without reading it."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
@@ -65,14 +66,14 @@ class Index:
             connection.close()
             if isinstance(error, sqlite3.OperationalError) or self.path is None:
                 raise
-            self.path.unlink()  # not a database any more; everything in it can be found out again
+            self.path.unlink()  # the file is damaged; everything in it can be computed again
             connection = sqlite3.connect(name, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None)
             connection.executescript(SCHEMA)
         return connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it or nothing, also when the process is killed in the middle."""
+        """A transaction: everything written inside is kept, or nothing if an error or a kill ends it."""
         with self.lock:
             try:
                 self.connection.execute("BEGIN IMMEDIATE")
@@ -100,13 +101,13 @@ class Index:
         return dict(self._in_threads(self._digest, [(p, known.get(str(p))) for p in paths], report))
 
     def _known(self, paths: list[Path]) -> dict[str, tuple[Signature, str]]:
-        wanted, found = [str(p) for p in paths], {}
+        wanted, known = [str(p) for p in paths], {}
         for start in range(0, len(wanted), BATCH):
             part = wanted[start : start + BATCH]
             marks = ",".join("?" * len(part))
             for path, *state, digest in self.rows(f"SELECT * FROM files WHERE path IN ({marks})", part):
-                found[path] = (tuple(state), digest)
-        return found
+                known[path] = (tuple(state), digest)
+        return known
 
     def _digest(self, task: tuple[Path, tuple[Signature, str] | None]) -> tuple[tuple, tuple | None]:
         path, known = task
@@ -125,12 +126,12 @@ class Index:
         return (path, digest), ((str(path), *before, digest) if settled and unchanged else None)
 
     def facts(self, files: dict[Path, str], report: Report = lambda done, total: None) -> dict[str, Facts]:
-        """What is known of each content by digest; content seen for the first time is decoded once."""
-        found, missing = {}, {}
+        """The facts of each file's content, by content hash; content that is not in the index is decoded once."""
+        facts_by_digest, missing = {}, {}
         known = self.remembered("image", list(files.values()))
         for path, digest in files.items():
             if digest in known:
-                found[digest] = Facts(**known[digest])
+                facts_by_digest[digest] = Facts(**known[digest])
             else:
                 missing.setdefault(digest, path)
 
@@ -139,34 +140,37 @@ class Index:
             return (task[0], facts), (task[0], "image", json.dumps(asdict(facts)))
 
         with no_filling_up():
-            found.update(self._in_threads(look, list(missing.items()), report, "facts"))
-        return found
+            facts_by_digest.update(self._in_threads(look, list(missing.items()), report, "facts"))
+        return facts_by_digest
 
     def remembered(self, kind: str, digests: list[str]) -> dict[str, object]:
-        """Facts of one kind by digest, where there are any."""
-        found = {}
+        """The facts of one kind that the index has, by content hash."""
+        values = {}
         for start in range(0, len(digests), BATCH):
             part = digests[start : start + BATCH]
             query = f"SELECT digest, value FROM facts WHERE kind = ? AND digest IN ({','.join('?' * len(part))})"
-            found.update((digest, json.loads(value)) for digest, value in self.rows(query, [kind, *part]))
-        return found
+            values.update((digest, json.loads(value)) for digest, value in self.rows(query, [kind, *part]))
+        return values
 
     def remember(self, kind: str, digest: str, value: object) -> None:
-        """Keep a fact about a content."""
+        """Keep a fact about the content with that hash."""
         with self.writing() as connection:
             connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (digest, kind, json.dumps(value)))
 
     def changed(self) -> None:
-        """Note that entries have gone that somebody may still believe in."""
+        """Note that entries were removed, so that readers that rely on ``changes`` look again."""
         with self.writing() as connection:
             connection.execute("INSERT INTO changes VALUES (1)")
 
     def changes(self) -> int:
-        """How often entries have been taken away."""
+        """How often entries have been removed."""
         return self.rows("SELECT COUNT(*) FROM changes")[0][0]
 
     def _in_threads(self, work: Callable, tasks: list, report: Report, table: str = "files") -> Iterator[tuple]:
-        """``work`` on each task; what it wants kept is written in batches, also if the caller stops half way."""
+        """Yield the result of ``work`` on each task. The rows that it returns are written in batches.
+
+        They are written even if the caller stops half way.
+        """
         kept: list[tuple] = []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             try:
@@ -187,7 +191,7 @@ class Index:
 
 
 def _is_text(path: Path) -> bool:
-    """Not so of names in another encoding, as old archives leave them; no database and no message can hold those."""
+    """Whether a path is Unicode text. Names from old archives may not be, and no database or message can hold those."""
     try:
         return bool(str(path).encode())
     except UnicodeEncodeError:

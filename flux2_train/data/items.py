@@ -1,4 +1,4 @@
-"""From a picture that can be used to the items that are trained on: captions, crops, references and mask decided."""
+"""From a usable image to the items that are trained on: its captions, crops, references and mask are decided here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .crops import Crop
 from .dataset import Item, Mask, Source, View
 from .images import Facts
 
-Known = tuple[str, Facts]  # content hash and what is known of the content
+Known = tuple[str, Facts]  # content hash and facts of a file
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One usable image with what belongs to it; ``captions`` is None where nothing says one."""
+class UsableImage:
+    """One usable image with what belongs to it; ``captions`` is None where the image has none of its own."""
 
     path: Path
     digest: str
@@ -33,21 +33,21 @@ class Picture:
         return (*self.references, *([self.mask] if self.mask else []))
 
 
-def source_of(request: DatasetSettings) -> Source:
-    """A folder's part in the data set, as its request says."""
-    captions, references = request.caption_options, request.reference_options
+def source_of(settings: DatasetSettings) -> Source:
+    """A folder's part in the data set, as its settings say."""
+    captions, references = settings.caption_options, settings.reference_options
     dropout = captions.dropout_caption
-    text, class_text = said(dropout, request) if dropout else ("", "")
+    text, class_text = caption_pair(dropout, settings) if dropout else ("", "")
     return Source(
-        folder=request.folder,
-        repeats=request.repeats,
-        probability=request.probability,
-        weight=request.loss_weight,
-        is_reg=request.is_reg,
-        base_target=request.base_target,
-        timestep_offset=request.timestep_offset,
-        trigger=request.trigger,
-        class_word=request.class_word,
+        folder=settings.folder,
+        repeats=settings.repeats,
+        probability=settings.probability,
+        weight=settings.loss_weight,
+        is_reg=settings.is_reg,
+        base_target=settings.base_target,
+        timestep_offset=settings.timestep_offset,
+        trigger=settings.trigger,
+        class_word=settings.class_word,
         caption_dropout=captions.dropout,
         dropout_caption=text,
         dropout_class_caption=class_text,
@@ -56,52 +56,52 @@ def source_of(request: DatasetSettings) -> Source:
     )
 
 
-def said(caption: str, request: DatasetSettings) -> tuple[str, str]:
+def caption_pair(caption: str, settings: DatasetSettings) -> tuple[str, str]:
     """(caption, class caption) with trigger and class word in their places; regularisation images have no trigger."""
-    if request.is_reg:
-        text = texts.with_trigger(caption, request.class_word, prepend=False)
+    if settings.is_reg:
+        text = texts.with_trigger(caption, settings.class_word, prepend=False)
         return text, text
-    prepend = request.caption_options.prepend_trigger
-    text = texts.with_trigger(caption, request.trigger, prepend=prepend)
-    if not request.class_word:
+    prepend = settings.caption_options.prepend_trigger
+    text = texts.with_trigger(caption, settings.trigger, prepend=prepend)
+    if not settings.class_word:
         return text, text
-    return text, texts.with_trigger(caption, request.trigger, request.class_word, prepend)
+    return text, texts.with_trigger(caption, settings.trigger, settings.class_word, prepend)
 
 
 def items_of(
-    picture: Picture, request: DatasetSettings, partners: Mapping[Path, Known], face: crops.Point | None = None
+    image: UsableImage, settings: DatasetSettings, partners: Mapping[Path, Known], face: crops.Point | None = None
 ) -> list[Item]:
-    """One item per crop, size and flip; ``face`` is the point to centre on where the crop style asks for one."""
-    pairs = [said(c, request) for c in texts.variants(picture.captions, request.caption_options, picture.digest)]
-    pairs = list(dict.fromkeys(pairs))
+    """One item per crop, size and flip; ``face`` is the point that crop style 'face' centres on."""
+    variants = texts.variants(image.captions, settings.caption_options, image.digest)
+    pairs = list(dict.fromkeys(caption_pair(variant, settings) for variant in variants))
     return [
         Item(
-            _view(picture.path, picture.digest, picture.facts, crop, request),
+            _view(image.path, image.digest, image.facts, crop, settings),
             tuple(text for text, _ in pairs),
             tuple(class_text for _, class_text in pairs),
-            tuple(_reference(path, *partners[path], crop, picture.facts, request) for path in picture.references),
-            _mask(picture, partners, crop, request),
+            tuple(_reference(path, *partners[path], crop, image.facts, settings) for path in image.references),
+            _mask(image, partners, crop, settings),
         )
-        for crop in crops.crops(*picture.facts.size, picture.digest, request.resolution, request.crop_options, face)
+        for crop in crops.crops(*image.facts.size, image.digest, settings.resolution, settings.crop_options, face)
     ]
 
 
-def _view(path: Path, digest: str, facts: Facts, crop: Crop, request: DatasetSettings) -> View:
-    return View(path, digest, crop, request.background if facts.alpha else "")
+def _view(path: Path, digest: str, facts: Facts, crop: Crop, settings: DatasetSettings) -> View:
+    return View(path, digest, crop, settings.background if facts.alpha else "")
 
 
-def _reference(path: Path, digest: str, facts: Facts, crop: Crop, image: Facts, request: DatasetSettings) -> View:
-    if request.reference_options.kind == STRICT:
-        return _view(path, digest, facts, crop.on(*image.size, facts.size), request)
-    side = request.reference_options.resolution or (crop.size[0] * crop.size[1]) ** 0.5
+def _reference(path: Path, digest: str, facts: Facts, crop: Crop, image: Facts, settings: DatasetSettings) -> View:
+    if settings.reference_options.kind == STRICT:
+        return _view(path, digest, facts, crop.on(*image.size, facts.size), settings)
+    side = settings.reference_options.resolution or (crop.size[0] * crop.size[1]) ** 0.5
     own = crops.crops(*facts.size, digest, side, CropSettings(crop_aspect=PRESERVE))[0]
-    return _view(path, digest, facts, replace(own, flip_x=crop.flip_x, flip_y=crop.flip_y), request)
+    return _view(path, digest, facts, replace(own, flip_x=crop.flip_x, flip_y=crop.flip_y), settings)
 
 
-def _mask(picture: Picture, partners: Mapping[Path, Known], crop: Crop, request: DatasetSettings) -> Mask | None:
-    if picture.mask is None:
+def _mask(image: UsableImage, partners: Mapping[Path, Known], crop: Crop, settings: DatasetSettings) -> Mask | None:
+    if image.mask is None:
         return None
-    digest, facts = partners[picture.mask]
-    options = request.mask_options
-    view = View(picture.mask, digest, crop.on(*picture.facts.size, facts.size))
+    digest, facts = partners[image.mask]
+    options = settings.mask_options
+    view = View(image.mask, digest, crop.on(*image.facts.size, facts.size))
     return Mask(view, options.alpha, options.invert, options.minimum)

@@ -1,7 +1,7 @@
-"""Captions that are longer than the pipelines of FLUX.2's makers read.
+"""Warnings about captions that other programs would cut.
 
 ComfyUI encodes a caption of any length. The pipelines of Black Forest Labs and of diffusers cut it after 512 tokens,
-those of the chat template around it included, so there a LoRA meets other embeds than it was trained with.
+counting those of the chat template around it. There the LoRA gets other embeds than it was trained with.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ LISTED = 20  # captions that are named one by one
 
 
 def warnings(dataset: Dataset, length: Callable[[str], int], more: Iterable[str] = ()) -> list[str]:
-    """A sentence for each caption file, or prompt among ``more``, of more than LIMIT tokens; the longest first.
+    """A sentence for each caption file, and each prompt in ``more``, of more than LIMIT tokens; the longest first.
 
-    ``length`` gives the tokens of a text, those of the template included.
+    ``length`` gives the number of tokens of a text, including those of the template.
     """
     longest: dict[str, int] = {}
     for name, text in _named(dataset, more):
         longest[name] = max(longest.get(name, 0), length(text))
     long = sorted(((tokens, name) for name, tokens in longest.items() if tokens > LIMIT), reverse=True)
-    found = [
+    sentences = [
         f"{name} has {tokens} tokens with the text encoder's template. All of them are encoded here, but the "
         f"pipelines of Black Forest Labs and diffusers cut at {LIMIT}: shorten it if the LoRA is for those."
         for tokens, name in long[:LISTED]
     ]
     rest = len(long) - LISTED
-    return [*found, f"{rest} more captions have more than {LIMIT} tokens."] if rest > 0 else found
+    return [*sentences, f"{rest} more captions have more than {LIMIT} tokens."] if rest > 0 else sentences
 
 
 def _named(dataset: Dataset, more: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Every text with what a user calls it."""
+    """Every text with the name that a message gives it: (name, text)."""
     for item in dataset.items:
         name = _file_of(item)
         yield from ((name, text) for text in (*item.captions, *item.class_captions))
@@ -46,5 +46,5 @@ def _named(dataset: Dataset, more: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _file_of(item: Item) -> str:
-    """The file that holds an item's caption; the image where that is a list, a file's name or one prompt for all."""
+    """The name of the file that holds an item's caption; the image's name where no caption file lies beside it."""
     return next((path.name for path in beside(item.path) if path.is_file()), item.path.name)

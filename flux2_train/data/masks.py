@@ -17,8 +17,8 @@ from .render import checked_bytes, cut
 def mask_grid(mask: Mask) -> Tensor:
     """(1, 1, H/16, W/16) fp32 with a mean of 1: the mask's average in each latent cell.
 
-    Divided by its own mean, so that an image counts as much as one without a mask however small the part that counts.
-    Raises UserError where nothing counts at all.
+    It is divided by its own mean, so that a masked image counts as much as one without a mask, however little of it the
+    mask leaves. Raises UserError for a mask that is 0 everywhere.
     """
     image = open_upright(checked_bytes(mask.view), mask.view.path.name)
     grey = to_alpha(image) if mask.alpha else to_grey(image)

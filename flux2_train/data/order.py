@@ -1,4 +1,4 @@
-"""In which order samples are seen: seeded, bucket by bucket, every sample once per repeat and epoch."""
+"""The order in which samples are seen: from a seed, in batches of one bucket, each sample once per repeat and epoch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ AHEAD = 2  # batches that are read while one is trained on
 def epoch_batches(samples: Samples, batch: int, seed: int, epoch: int) -> list[list[int]]:
     """Indices of one epoch in batches of equal latent shape; the last batch of a shape may be smaller.
 
-    Regularisation images and others never share a batch. Images whose references have equal shapes come together as
-    far as that goes, because the model computes them together.
+    Regularisation images and others never share a batch. Images whose references have equal shapes are put into the
+    same batch where possible, because the model can then compute them together.
     """
     rng = random.Random(f"{seed}/{epoch}")
     groups = defaultdict(list)
@@ -33,18 +33,18 @@ def epoch_batches(samples: Samples, batch: int, seed: int, epoch: int) -> list[l
 
 
 def _seen(samples: Samples, seed: int, epoch: int) -> list[int]:
-    """What an epoch sees: each folder's items ``repeats`` times, or the share of that its probability says."""
+    """Indices of the items that an epoch sees: ``repeats`` times each folder's, and of these its ``probability``."""
     seen = []
     for number, source in enumerate(samples.sources):
-        mine = [i for i, item in enumerate(samples.items) if item.source == number for _ in range(source.repeats)]
+        own = [i for i, item in enumerate(samples.items) if item.source == number for _ in range(source.repeats)]
         seen += (
-            mine if source.probability == 1 or not mine else _share(mine, source.probability, f"{seed}/{number}", epoch)
+            own if source.probability == 1 or not own else _share(own, source.probability, f"{seed}/{number}", epoch)
         )
     return seen
 
 
 def _share(indices: list[int], probability: float, seed: str, epoch: int) -> list[int]:
-    """As many of ``indices`` as ``probability`` says, going on where the last epoch ended: 1/p epochs see them all."""
+    """The share ``probability`` of ``indices``, continuing where the last epoch ended: 1/p epochs see them all."""
     count = max(1, round(probability * len(indices)))
     shuffled: dict[int, list[int]] = {}
 
@@ -80,7 +80,7 @@ def step_count(samples: Samples, batch: int, steps: int, epochs: int) -> int:
 def drawn(samples: Samples, order: Iterable[list[int]], seed: int, first: int = 1) -> Iterator[list[Sample]]:
     """The batches of ``order`` with captions and references drawn; ``AHEAD`` of them are read in the background.
 
-    ``first`` is the number of the first step: what a step draws depends on nothing else but ``seed``.
+    ``first`` is the number of the first step: what a step draws depends only on its number and ``seed``.
     """
 
     def read(step: int, indices: list[int]) -> list[Sample]:

@@ -10,12 +10,12 @@ from ..errors import UserError
 from .images import OTHER_SUFFIXES, SUFFIXES
 from .index import Signature, signature
 
-FOREIGN_CACHES = ("_latent_cache", "_t_e_cache")  # what other trainers leave in a folder of images
-NAMED = 5  # files a message names before it only counts
+FOREIGN_CACHES = ("_latent_cache", "_t_e_cache")  # folders that other trainers leave in a folder of images
+NAMED = 5  # files that a message names; it only counts the others
 
 
 def walk(folder: Path, subfolders: bool = True, apart: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Every file below ``folder``; links are followed, once each, hidden folders and those in ``apart`` left out."""
+    """Every file below ``folder``, except hidden ones and those in the folders ``apart``. Links are followed once."""
     pending, seen = [folder], {os.path.realpath(p) for p in apart}
     while pending:
         here = pending.pop()
@@ -33,14 +33,14 @@ def walk(folder: Path, subfolders: bool = True, apart: tuple[Path, ...] = ()) ->
 
 
 def listing(folder: Path, subfolders: bool = True, apart: tuple[Path, ...] = ()) -> tuple[list[Path], list[Path]]:
-    """(images, pictures of kinds that are not read) below ``folder`` in a fixed order."""
+    """The image files below ``folder`` in a fixed order: those that are read, and those of kinds that are not."""
     files = sorted(walk(folder, subfolders, apart))
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
     return images, [p for p in files if p.suffix.lower() in OTHER_SUFFIXES]
 
 
 def states(place: Path) -> list[tuple[str, Signature]]:
-    """Path and state of every file below a folder, or around a JSONL file: changes when any of them does."""
+    """Path and signature of every file below a folder, or below the folder of a JSONL file."""
     folder = place if place.is_dir() else place.parent
     if not folder.is_dir():
         return []
@@ -49,15 +49,15 @@ def states(place: Path) -> list[tuple[str, Signature]]:
 
 def by_name(folder: Path, subfolders: bool = True) -> dict[str, Path]:
     """Images below ``folder`` by relative name without ending. Raises UserError for two of one name."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in listing(folder, subfolders)[0]:
         name = name_of(path, folder)
-        if name in found:
+        if name in paths:
             raise UserError(
-                f"{folder} has {found[name].name} and {path.name}; only one file of a name can be a partner."
+                f"{folder} has {paths[name].name} and {path.name}; only one file of a name can be a partner."
             )
-        found[name] = path
-    return found
+        paths[name] = path
+    return paths
 
 
 def name_of(path: Path, folder: Path) -> str:
@@ -72,5 +72,5 @@ def some(names: list[str]) -> str:
 
 
 def shown(text: str) -> str:
-    """The text as it can be shown: of file names in an unknown encoding, what can be read."""
+    """The text with ``?`` for what is not Unicode, such as file names in an unknown encoding."""
     return text.encode(errors="replace").decode()

@@ -24,7 +24,7 @@ LISTED = 20  # lines of one kind in the text
 
 
 def summary(dataset: Dataset, batches: tuple[int, ...] = (1, 2, 4)) -> str:
-    """Counts, buckets, steps per epoch at those batch sizes, and everything the user should know."""
+    """Text on a data set: counts, buckets, steps per epoch at those batch sizes, warnings and skipped files."""
     lines = []
     for number, source in enumerate(dataset.sources):
         count = sum(item.source == number for item in dataset.items)
@@ -45,7 +45,7 @@ def _shortened(lines: list[str]) -> list[str]:
 
 
 def steps_per_epoch(dataset: Dataset, batch: int) -> int:
-    """Batches of the first epoch: each holds images of one size."""
+    """The number of batches in the first epoch; each batch holds images of one size."""
     return len(epoch_batches(Samples(EmbedCache(dataset, {}), LatentCache(dataset, {})), batch, 0, 0))
 
 
@@ -63,7 +63,7 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
 
 
 def _chosen(dataset: Dataset) -> list[list[Item]]:
-    """The items of each chosen file, which differ in crop, size or flip."""
+    """The files to show, each as the list of its items, which differ in crop, size or flip."""
     by_file: dict = {}
     for item in dataset.items:
         by_file.setdefault(item.path, []).append(item)
@@ -78,7 +78,7 @@ def _draw(sheet: Image.Image, at: tuple[int, int], items: list[Item]) -> None:
     try:
         data = read_bytes(first.path)
         picture, shrink = open_shrunk(data, first.path.name, first.view.crop.room * max(first.size) / THUMBNAIL)
-    except UserError:  # gone since; the text says what is trained on, the sheet only shows it
+    except UserError:  # the file was removed meanwhile; its place on the sheet stays empty
         return
     width = picture.width * shrink
     thumbnail = to_rgb(picture, first.view.background or "white")
@@ -95,7 +95,7 @@ def _draw(sheet: Image.Image, at: tuple[int, int], items: list[Item]) -> None:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """A font that has more letters than Pillow's own: names are in every language."""
+    """A font with more letters than Pillow's own, because file names are in every language."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 10)

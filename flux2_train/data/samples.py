@@ -1,4 +1,7 @@
-"""What a training step reads: items of a data set with latents and embeds from the caches, drawn as its folders say."""
+"""What a training step reads: items of a data set with latents and embeds from the caches.
+
+The settings of each item's folder say how captions and references are drawn.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Sample:
     """One item, encoded: what a training step reads.
 
     ``mask`` (1, 1, H/16, W/16) has a mean of 1 and says where the loss counts; ``weight`` multiplies the loss.
-    ``is_reg`` samples teach no trigger; ``base_target`` ones are trained towards the base model's prediction.
+    ``is_reg`` samples teach no trigger; ``base_target`` samples are trained towards the base model's prediction.
     """
 
     item: Item
@@ -55,7 +58,7 @@ class Samples(Sequence[Sample]):
         return len(self.items)
 
     def __getitem__(self, index):
-        """A sample as it is without any draw: its first caption and, of references drawn at random, the first."""
+        """The sample with nothing drawn: its first caption and, where references are drawn at random, the first one."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         item = self.items[index]
@@ -114,7 +117,7 @@ class Samples(Sequence[Sample]):
 
 
 def samples(embeds: EmbedCache, latents: LatentCache) -> Samples:
-    """The items with both their parts. Raises UserError if the caches come from different data sets."""
+    """The items with their embeds and latents. Raises UserError if the caches come from different data sets."""
     if embeds.dataset.fingerprint != latents.dataset.fingerprint:
         raise UserError(
             "Cache Embeds and Cache Latents hold different data sets (or a file changed between them): wire the "

@@ -1,8 +1,8 @@
-"""Tensors on disk by what they are: one safetensors file per entry, whole or not there at all.
+"""Encoded tensors on disk: one safetensors file per entry, named by a hash and always complete.
 
 A key is the hash of everything that changes the result, so an entry never becomes stale, only unused. Entries are
-written by ``atomic``, which makes ``kill -9``, two processes at once and a full disk harmless. They are not flushed to
-disk one by one: what a power cut takes is noticed by its checksum and made again.
+written by ``atomic.replacing``, so that ``kill -9``, two processes at once and a full disk do no harm. They are not
+flushed to disk one by one: an entry that a power cut damaged is noticed by its checksum and made again.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .. import safetensors_header as headers
-from ..atomic import sweep, whole
+from .. import safetensors_header
+from ..atomic import replacing, sweep
 from ..errors import UserError
 from .index import BATCH, Index, Signature, signature
 
 ENTRY = ".safetensors"
-NAME = "entry:"  # before a key in the index, where sources have their path
-META = "flux2_train"  # one key, because safetensors writes several in any order: checksum, and dtype before narrowing
+NAME = "entry:"  # what a key begins with in the index, whose other rows have the path of an image there
+META = "flux2_train"  # holds checksum and dtype before narrowing; one key, as safetensors fixes no order of several
 MAX_HEADER = 1 << 20
 NARROW = {torch.float32: torch.bfloat16}
 
 
-class Damaged(Exception):
-    """An entry's file is not what was written."""
+class DamagedEntry(Exception):
+    """An entry's file does not hold what was written."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Entries and bytes: all, and those no data set uses."""
+    """Number of entries and their bytes: of all, and of those that no data set uses."""
 
     entries: int
     size: int
@@ -62,21 +62,23 @@ class Store:
         return self.folder / key[:2] / f"{key}{ENTRY}"
 
     def missing(self, keys: list[str]) -> list[str]:
-        """The keys whose entries have to be made. Damaged entries are removed, and so are made again."""
+        """The keys without an entry. Damaged entries are removed first, so that they are made again."""
         known = self._trusted(keys)
-        absent = [key for key in dict.fromkeys(keys) if not self._sound(key, known.get(key))]
+        absent = [key for key in dict.fromkeys(keys) if not self._is_sound(key, known.get(key))]
         self.flush()
         return absent
 
     def _trusted(self, keys: list[str]) -> dict[str, Signature]:
-        found = {}
+        """The signatures that intact entries had when they were last verified, by key."""
+        signatures = {}
         for start in range(0, len(keys), BATCH):
             names = [_name(key) for key in keys[start : start + BATCH]]
             query = f"SELECT path, size, mtime, ctime, inode FROM files WHERE path IN ({','.join('?' * len(names))})"
-            found.update((name.removeprefix(NAME), tuple(state)) for name, *state in self.index.rows(query, names))
-        return found
+            rows = self.index.rows(query, names)
+            signatures.update((name.removeprefix(NAME), tuple(state)) for name, *state in rows)
+        return signatures
 
-    def _sound(self, key: str, known: Signature | None) -> bool:
+    def _is_sound(self, key: str, known: Signature | None) -> bool:
         path = self.path(key)
         try:
             if signature(path.stat()) == known:
@@ -84,7 +86,7 @@ class Store:
             self._verify(path)
         except FileNotFoundError:
             return False
-        except Damaged:
+        except DamagedEntry:
             self.remove(key)
             return False
         except OSError as error:
@@ -117,13 +119,13 @@ class Store:
                         "queue again to make it anew.")  # fmt: skip
 
     def write(self, key: str, value: Tensor) -> None:
-        """Put a tensor into the store. Raises UserError if that is impossible; the entry is then not there."""
+        """Put a tensor into the store. Raises UserError if that is impossible; the store then has no such entry."""
         stored = narrow(value.detach().cpu().contiguous())
         data = save({"value": stored}, {META: f"{_checksum(stored)} {_dtype_name(value.dtype)}"})
         path = self.path(key)
         try:
             path.parent.mkdir(exist_ok=True)
-            with whole(path) as partial:
+            with replacing(path) as partial:
                 partial.write_bytes(data)
         except OSError as error:
             raise UserError(self._write_problem(error, len(data))) from error
@@ -142,52 +144,52 @@ class Store:
         )
 
     def _trust(self, key: str) -> None:
-        """Remember an entry's state, so that it need not be verified until it changes."""
+        """Remember the signature of an intact entry, so that it is verified again only after it has changed."""
         with contextlib.suppress(FileNotFoundError):
             self.pending.append((_name(key), *signature(self.path(key).stat()), ""))
         if len(self.pending) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is remembered; what a killed process could not write is only verified once more."""
+        """Write the remembered signatures to the index. If a kill prevents that, the entries are verified once more."""
         rows, self.pending = self.pending, []
         if rows:
             with self.index.writing() as connection:
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def _verify(self, path: Path) -> None:
-        """Raise Damaged unless a file's length fits its header and its content its checksum."""
+        """Raise DamagedEntry unless a file's length fits its header and its content its checksum."""
         try:
             with path.open("rb") as file:
-                header = json.loads(headers.raw(file, MAX_HEADER))
+                header = json.loads(safetensors_header.raw(file, MAX_HEADER))
                 data = file.read()
             if f"{zlib.crc32(data):08x}" != header["__metadata__"][META].split()[0]:
-                raise Damaged("wrong checksum")
+                raise DamagedEntry("wrong checksum")
         except (ValueError, KeyError, TypeError) as error:
-            raise Damaged(str(error)) from error
+            raise DamagedEntry(str(error)) from error
 
     def remove(self, key: str) -> None:
-        """Take an entry out."""
+        """Remove an entry."""
         with contextlib.suppress(FileNotFoundError):
             self.path(key).unlink()
         with self.index.writing() as connection:
             connection.execute("DELETE FROM files WHERE path = ?", (_name(key),))
 
-    # who uses what
+    # which data set uses which entries
 
     def use(self, owner: str, folder: Path, keys: list[str]) -> None:
-        """Note that a data set uses these entries, and no others any more."""
+        """Note that a data set uses exactly these entries."""
         with self.index.writing() as connection:
             connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (owner, str(folder), time.time()))
             connection.execute("DELETE FROM uses WHERE owner = ?", (owner,))
             connection.executemany("INSERT OR IGNORE INTO uses VALUES (?, ?)", [(owner, key) for key in keys])
 
     def sizes(self) -> Sizes:
-        """What there is, and how much of it no data set uses."""
+        """Number and bytes of the entries, and of those that no data set uses."""
         used = self._used()
-        found = [(path.stem, path.stat().st_size) for path in self.entries()]
-        unused = [size for key, size in found if key not in used]
-        return Sizes(len(found), sum(size for _, size in found), len(unused), sum(unused))
+        entries = [(path.stem, path.stat().st_size) for path in self.entries()]
+        unused = [size for key, size in entries if key not in used]
+        return Sizes(len(entries), sum(size for _, size in entries), len(unused), sum(unused))
 
     def _used(self) -> set[str]:
         return {key for (key,) in self.index.rows("SELECT DISTINCT entry FROM uses")}
@@ -197,9 +199,9 @@ class Store:
         return self.folder.glob(f"??/*{ENTRY}")
 
     def prune(self, older_than_days: float | None = None) -> Sizes:
-        """Remove entries that no data set uses, and tell what was there.
+        """Remove entries that no data set uses; returns the sizes before that.
 
-        Data sets whose folder is gone count no longer, nor those not used for ``older_than_days``.
+        A data set counts no longer if its folder is gone or if it was not used for ``older_than_days``.
         """
         self._forget(older_than_days)
         sizes, used = self.sizes(), self._used()
@@ -219,9 +221,9 @@ class Store:
                 connection.execute("DELETE FROM uses WHERE owner = ?", (owner,))
 
     def bound(self, limit: float, owners: set[str]) -> int:
-        """Remove entries, those of the longest unused data sets first, until ``limit`` bytes are left; say how many.
+        """Remove entries until ``limit`` bytes are left, and return how many were removed.
 
-        What ``owners`` use stays, however large it is.
+        The entries of the data sets that were not used for longest go first. Those that ``owners`` use stay.
         """
         total = self.sizes().size
         if not limit or total <= limit:
@@ -250,7 +252,7 @@ def _checksum(value: Tensor) -> str:
 
 
 def narrow(value: Tensor) -> Tensor:
-    """The value in half the bytes where that loses no bit: encoders often compute in bf16 and answer in fp32."""
+    """The value in bf16 if that loses no bit: encoders often compute in bf16 and return fp32."""
     small = NARROW.get(value.dtype)
     if small is None:
         return value

@@ -1,8 +1,9 @@
-"""`nano`: a FLUX.2 in small that comes with the pack, so that every job runs anywhere without a download.
+"""`nano`: a small FLUX.2 that comes with the pack, so that every job runs anywhere without a download.
 
-Same classes and keys as the released flavours, only sizes differ. ``bench/nano`` trained it; its README says how, on
-what, and where its limits are. The names of its files carry a version, so that new weights never meet old files.
-torch is imported when weights are asked for: the table of flavours names them, and is read where nothing computes.
+It has the classes and keys of the released flavours; only its sizes differ. ``bench/nano`` trained it; the README there
+says how, on what data, and what it cannot do. Its file names carry a version, so that new weights never replace old
+ones under the same name. torch is imported only when weights are needed, because the table of flavours imports this
+module and must be fast to read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ VERSION = 3
 HIDDEN, DOUBLE_BLOCKS, SINGLE_BLOCKS = 256, 2, 6
 CONTEXT = 3 * sizes.HIDDEN
 RESOLUTION = 128
-# It follows prompts without help; more would exaggerate what a LoRA has only half learned.
+# nano follows prompts without strong guidance; more would exaggerate what a LoRA has learned only in part.
 GUIDANCE = 2.0
 TEXT_ENCODER_CONFIG = sizes.CONFIG
 TRANSFORMER, TEXT_ENCODER, VAE = (
@@ -35,7 +36,7 @@ def transformer() -> dict[str, Tensor]:
 
 
 def text_encoder() -> dict[str, Tensor]:
-    """The text encoder's state dict, bf16, 24 M parameters, computed."""
+    """The text encoder's state dict, bf16, 24 M parameters; it is computed, not stored."""
     from .textgen import generate_text_encoder
 
     return generate_text_encoder()

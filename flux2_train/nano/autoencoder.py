@@ -14,10 +14,11 @@ CHANNELS = 128
 class PatchAutoencoder(nn.Module):
     """Pixels (B, 3, H, W) in [-1, 1] to latents (B, 128, H/16, W/16) and back; H and W multiples of 16.
 
-    ``layers`` has the layers: torch's own, or ComfyUI's (``comfy.ops``), whose weights need not lie on the device.
+    ``layers`` is the module that has Conv2d and so on: ``torch.nn``, or one of ``comfy.ops``, whose weights may lie on
+    another device.
     """
 
-    def __init__(self, layers=nn):
+    def __init__(self, layers: object = nn):
         super().__init__()
         self.encoder = layers.Conv2d(3, CHANNELS, PATCH, PATCH, bias=False)
         self.decoder = layers.ConvTranspose2d(CHANNELS, 3, PATCH, PATCH, bias=False)

@@ -1,10 +1,10 @@
-"""nano's text encoder: a Qwen3-shaped model whose weights are computed, not trained and not stored.
+"""nano's text encoder: a model of Qwen3's form whose weights are computed, not trained and not stored.
 
 Every weight is an odd integer of at most 8 bits times a power of two, so it is exact in bf16 and the same on every
-machine and torch version. Random matrices keep words apart; the attention is built by hand: channel 0 of every
-embedding is a constant, queries and keys read only that channel, so attention depends on distance alone and averages
-the last few words. Layers 0-8 keep nearly the word itself, 9-17 add its phrase, 18-26 its clause. The encoder output
-(layers 9, 18, 27) then tells the transformer which colour belongs to which shape.
+machine and torch version. Random matrices keep words apart. The attention is built by hand: channel 0 of every
+embedding is a constant, and queries and keys read only that channel, so attention depends on distance alone and
+averages the last few words. Layers 0-8 keep mostly the word itself, 9-17 add its phrase, 18-26 its clause. From the
+encoder's output (layers 9, 18, 27) the transformer then knows which colour belongs to which shape.
 """
 
 import hashlib

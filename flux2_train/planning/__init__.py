@@ -1,1 +1,1 @@
-"""What a run takes and how it is laid out in memory: arithmetic without a model."""
+"""How much memory and time a run takes, and how it is laid out in memory: arithmetic without a model."""

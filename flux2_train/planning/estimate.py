@@ -1,4 +1,4 @@
-"""What a layout of a run takes: bytes of every part, and seconds per step with what limits them. Arithmetic only."""
+"""What a run takes in a given layout: bytes of every part, seconds per step and what limits them. Arithmetic only."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from .activations import ROPE, Block, Numbers, Tokens, double_block, single_bloc
 from .layout import SELECTIVE, SLOTS, Layout, groups
 from .weights import Weights
 
-IN_ONE_STEP = 2  # formats.Precision.dequantising, where there is a kernel for it
-PINNED_SHARE = 0.5  # of the host's memory that is free or holds these weights already
-UNPINNED = 1 / 3  # of the rate of pinned memory, where other memory's is not measured
-OVERLAP = 1.15  # transfers beside arithmetic may cost so many times the longer of both: bench/gpu checks it
+IN_ONE_STEP = 2  # formats.Precision.dequantising where a kernel dequantises in one step
+PINNED_SHARE = 0.5  # at most this share is pinned of the host memory that is free or holds these weights already
+UNPINNED = 1 / 3  # rate of unpinned memory as a share of the rate of pinned memory, if it is not measured
+OVERLAP = 1.15  # a step with transfers beside arithmetic takes this many times the longer of both: bench/gpu checks it
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How often the model runs in a step, on average: with and without gradients. ``graphs`` live at the same time."""
+    """How often the model runs in a step on average: with gradients (``trained``) and without (``plain``).
+
+    ``graphs``: how many graphs of autograd are alive at the same time.
+    """
 
     trained: float = 1.0
     plain: float = 0.0
@@ -28,14 +31,14 @@ class Passes:
 
 @dataclass(frozen=True, eq=False)  # by identity, so that what is computed of it can be kept
 class Work:
-    """A run as far as memory and time depend on it.
+    """Everything about a run that its memory and time depend on.
 
-    ``sites``: see ``activations.Sites``, of adapters of one ``kind``: lora, dora, loha or lokr. ``edges`` are rows and
-    columns of all trained matrices, ``begun`` the numbers in them that do not begin at zero. ``image`` are the tokens
-    of the largest bucket with those of its references. ``size``: bytes per number of computation, 2 on a GPU and 4 on
-    a CPU. ``in_one_step``: whether the device has a kernel that dequantises. ``preview``: image tokens of a preview
-    with its references, 0 for none, ``decoding`` the bytes of the VAE and of what it takes to decode one.
-    ``accumulate``: batches per step.
+    ``sites``: see ``activations.Sites``; the adapters are of one ``kind``: lora, dora, loha or lokr. ``edges``: rows
+    and columns of all trained matrices. ``begun``: trained numbers that do not start at zero. ``image``: tokens of the
+    largest bucket and its references. ``size``: bytes of a number in the dtype of computation, 2 on a GPU and 4 on a
+    CPU. ``in_one_step``: whether the device has a kernel that dequantises in one step. ``preview``: image tokens of a
+    preview and its references, 0 for none. ``decoding``: bytes of the VAE and of decoding one preview. ``accumulate``:
+    batches per step.
     """
 
     weights: Weights
@@ -59,16 +62,16 @@ class Work:
 
     @property
     def parameters(self) -> int:
-        """Trained numbers."""
+        """How many numbers are trained."""
         return sum(parameters for _, parameters in self.sites.values())
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is: free bytes of device and host memory, bytes per second over the bus, operations per second.
+    """The machine: free bytes of device and host memory, bytes per second over the bus, operations per second.
 
-    ``withheld`` are free bytes of the device that are left to others. Of what is streamed ``pinned`` bytes at most are
-    pinned; the others come at the rate ``bus_unpinned``, 0 where it is not known.
+    ``withheld``: free bytes of the device that are left to other programs. Of the streamed weights at most ``pinned``
+    bytes are in pinned memory; the others come at the rate ``bus_unpinned``, which is 0 if it is not known.
     """
 
     vram: float
@@ -80,14 +83,17 @@ class Machine:
     pinned: float = float("inf")
 
     def seconds_to_stream(self, traffic: float, weights: float) -> float:
-        """For ``traffic`` bytes out of so many bytes of ``weights`` in host memory."""
+        """Seconds to transfer ``traffic`` bytes in total, of ``weights`` bytes that lie in host memory."""
         unpinned = max(0.0, 1 - self.pinned / weights) if weights else 0.0
         return traffic * ((1 - unpinned) / self.bus + unpinned / (self.bus_unpinned or UNPINNED * self.bus))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of every part on the device and in host memory, seconds per step, and what they are spent on."""
+    """Bytes of every part on the device and in host memory; seconds per step of arithmetic and of transfers.
+
+    ``traffic``: bytes over the bus in a step.
+    """
 
     parts: dict[str, int]
     host: dict[str, int]
@@ -97,27 +103,27 @@ class Estimate:
 
     @property
     def peak(self) -> int:
-        """Most bytes on the device at a time."""
+        """Most bytes on the device at one time."""
         return sum(self.parts.values())
 
     @property
     def host_peak(self) -> int:
-        """Most bytes in host memory, of what training holds there."""
+        """Most bytes that training holds in host memory."""
         return sum(self.host.values())
 
     @property
     def seconds(self) -> float:
-        """Per step: transfers run beside the arithmetic, so the longer of both counts, and a little more."""
+        """Seconds per step: transfers run beside the arithmetic, so it is the longer of both and a little more."""
         return max(self.compute, self.transfer) * (OVERLAP if self.transfer else 1)
 
     @property
     def limit(self) -> str:
-        """What a faster step would need more of."""
+        """What limits the speed of a step: the bus or arithmetic."""
         return "bus" if self.transfer > self.compute else "arithmetic"
 
 
 def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
-    """What ``work`` takes, laid out so, on ``machine``."""
+    """What ``work`` takes in this layout on ``machine``."""
     blocks = blocks_of(work, tokens_of(work, layout))
     streamed = [block_bytes(work)[number] for number in layout.streamed]
     ring, staying = ring_bytes(work, layout)
@@ -134,15 +140,15 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     parts["previews"] = _preview(work, parts)
     traffic = transferred(work, layout, sum(streamed), staying)
     compute = operations(work, layout) / machine.flops
-    away = 2 * offloaded * work.passes.trained * _rounds(work, layout)  # always through pinned memory
+    moved = 2 * offloaded * work.passes.trained * _rounds(work, layout)  # there and back, always through pinned memory
     host = {"streamed weights": sum(streamed), "offloaded activations": offloaded}
-    transfer = machine.seconds_to_stream(traffic, sum(streamed)) + away / machine.bus
-    return Estimate(parts, host, compute, transfer, round(traffic + away))
+    transfer = machine.seconds_to_stream(traffic, sum(streamed)) + moved / machine.bus
+    return Estimate(parts, host, compute, transfer, round(traffic + moved))
 
 
-# Bytes that every optimizer keeps, beside the trained numbers and their gradients (fp32 both). adamw8bit: two bytes for
-# each number, and two fp32 scales for 256 of them. adafactor keeps a number for each row and each column. prodigy also
-# keeps where it began, of what did not begin at zero.
+# Bytes that each optimizer keeps, beside the trained numbers and their gradients (both fp32). adamw8bit: two bytes for
+# each number, and two fp32 scales for every 256 of them. adafactor: a number for each row and each column. prodigy:
+# also the starting values of the numbers that do not start at zero.
 OPTIMIZER_STATE: dict[str, Callable[[Work], float]] = {
     "adamw": lambda work: 8 * work.parameters,
     "adamw8bit": lambda work: (2 + 8 / 256) * work.parameters,
@@ -154,17 +160,17 @@ OPTIMIZER_STATE: dict[str, Callable[[Work], float]] = {
 
 
 def optimizer_bytes(work: Work) -> int:
-    """What the optimizer keeps between steps."""
+    """Bytes that the optimizer keeps between steps."""
     return round(OPTIMIZER_STATE[work.optimizer](work))
 
 
 def _rounds(work: Work, layout: Layout) -> int:
-    """How many times a step runs the model: one micro-batch after the other, one batch after the other."""
+    """How many times a step runs the model: once for each micro-batch of each batch."""
     return work.accumulate * -(-work.batch // layout.micro_batch)
 
 
 def tokens_of(work: Work, layout: Layout) -> Tokens:
-    """The sequence that is in memory at a time."""
+    """The tokens that are in memory at one time."""
     return Tokens(min(layout.micro_batch, work.batch) * work.passes.graphs, work.image, work.text)
 
 
@@ -178,17 +184,17 @@ def block_bytes(work: Work) -> list[int]:
 def blocks_of(work: Work, tokens: Tokens) -> list[Block]:
     """Bytes of every block's activations."""
     numbers = Numbers(work.weights.hidden, work.size, work.fp32_adapters, work.kind)
-    found, first = [], True
+    blocks, first = [], True
     for block in work.weights.blocks:
         start = len(block) + 1
         sites = {name[start:]: site for name, site in work.sites.items() if name.startswith(f"{block}.")}
         wide = {name[start:]: _dequantised(work, name) for name in work.weights.inside(block)}
         count = double_block if block.startswith("double") else single_block
-        found.append(count(numbers, tokens, sites, first, wide))
+        blocks.append(count(numbers, tokens, sites, first, wide))
         first = first and not sites
         if first:  # nothing before the first adapter has a gradient
-            found[-1] = replace(found[-1], kept=0)
-    return found
+            blocks[-1] = replace(blocks[-1], kept=0)
+    return blocks
 
 
 def _dequantised(work: Work, linear: str) -> int:
@@ -202,18 +208,19 @@ def _dequantised(work: Work, linear: str) -> int:
 def _moment(work: Work, layout: Layout, blocks: list[Block]) -> dict[str, int]:
     """Activations, workspace and gradients at the moment at which their sum is largest.
 
-    Backward makes gradients from the last block on, while the activations go; those of an earlier pass are all there.
+    Backward goes from the last block to the first: gradients are added while activations are freed. From the second
+    pass of a step on, all gradients exist from the start.
     """
     tokens, every = tokens_of(work, layout), 4 * work.parameters
-    there = every if work.passes.trained * _rounds(work, layout) > 1 else 0
+    earlier = every if work.passes.trained * _rounds(work, layout) > 1 else 0  # gradients of an earlier pass
     own = _gradients(work)
-    # what is kept outside of blocks: rotations, and the copy of the image that the last norm reads
+    # kept outside of blocks: rotary embeddings, and the copy of the image that the last norm reads
     saved = tokens.all * ROPE + tokens.batch * tokens.image * work.weights.hidden * work.size
     moments = [{"gradients": every, "activations": 0, "workspace": every}]  # the optimizer's step
     for number, block in enumerate(blocks):
         kept = _kept(layout, number, block)
         inside = block.top + (kept if layout.recomputes(number) else 0)
-        done = max(there, sum(own[number + 1 :]))
+        done = max(earlier, sum(own[number + 1 :]))
         moments.append({"gradients": done, "activations": saved, "workspace": max(inside, kept)})
         if layout.recomputes(number):
             moments[-1]["activations"] += kept
@@ -234,7 +241,7 @@ def _kept(layout: Layout, number: int, block: Block) -> int:
 
 
 def _preview(work: Work, parts: dict[str, int]) -> int:
-    """What a preview needs beyond what training has given back by then: ComfyUI moves the weights away for the VAE."""
+    """Bytes that a preview needs beyond those that training has freed; for the VAE ComfyUI moves the weights away."""
     tokens = Tokens(1, work.preview, work.text)
     painting = 31 * tokens.all * work.weights.hidden * work.size if work.preview else 0
     free = parts["activations"] + parts["workspace"]
@@ -247,9 +254,10 @@ def _inside(work: Work) -> dict[str, list[str]]:
 
 
 def ring_bytes(work: Work, layout: Layout) -> tuple[int, float]:
-    """Bytes of the ring of buffers, and of what stays in it at a turn of direction and is not fetched again.
+    """Bytes of the ring of buffers, and of the groups that are still in it when forward turns to backward or back.
 
-    The last groups stay where backward begins, and the first ones where it ends: the mean of both.
+    Those groups are not fetched again: the last ones where backward begins, the first ones where it ends. The mean of
+    both is returned.
     """
     stored, inside = work.weights.stored, _inside(work)
     sizes = [sum(stored[n] for n in group) for group in groups(layout, list(inside), inside)]
@@ -258,9 +266,9 @@ def ring_bytes(work: Work, layout: Layout) -> tuple[int, float]:
 
 
 def transferred(work: Work, layout: Layout, streamed: int, staying: float) -> int:
-    """Bytes of weights over the bus in a step. A pass with gradients fetches all twice, one without once.
+    """Bytes of weights over the bus in a step. A pass with gradients fetches all twice, a pass without once.
 
-    At both turns of a pass with gradients what lies in the ring is used again.
+    At both turns of a pass with gradients the ``staying`` bytes in the ring are used again.
     """
     if not streamed:
         return 0
@@ -271,8 +279,8 @@ def transferred(work: Work, layout: Layout, streamed: int, staying: float) -> in
 def operations(work: Work, layout: Layout) -> float:
     """Floating-point operations of a step: two for each weight and token, four for each pair of tokens and channel.
 
-    Forward once; backward once through the frozen Linears, which have no gradient of their own, and 2.5 times through
-    attention (Dao 2023); again forward where it is recomputed; adapters three times.
+    In forwards: forward is 1; backward is 1 for frozen Linears, whose weights get no gradient, and 2.5 for attention
+    (Dao 2023); recomputation is 1; adapters are 3 in total.
     """
     attention = 4.0 * (work.image + work.text) ** 2 * work.weights.hidden
     per_block, adapters = _forward(work)

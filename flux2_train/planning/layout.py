@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OFF, SELECTIVE, BLOCKS = "off", "selective", "blocks"  # what is recomputed in backward: nothing, all but attention, all
-WHOLE, LEAF = "block", "leaf"  # what a group of streamed weights is made of: whole blocks, or single Linears
+OFF, SELECTIVE, BLOCKS = "off", "selective", "blocks"  # recomputed in backward: nothing, all but attention, everything
+WHOLE, LEAF = "block", "leaf"  # a group of streamed weights consists of whole blocks, or of a single Linear
 SLOTS = 2  # buffers of the ring: one in use, one on its way
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What can be changed between two attempts at the same step, none of which changes what is learned.
+    """How a step is laid out. It may change between two attempts at the same step, and never changes what is learned.
 
-    ``every``: of so many blocks one is recomputed, the others keep their activations. ``streamed`` are the numbers of
-    the blocks whose weights stay in host memory; ``grouped`` and ``per_group`` say in what portions they come.
-    ``micro_batch`` is the number of samples that run together. ``ahead``: fetch the next group while one is in use.
+    ``every``: every that many blocks one is recomputed; the others keep their activations. ``streamed``: numbers of the
+    blocks whose weights stay in host memory; ``grouped`` and ``per_group`` say in which groups they are fetched.
+    ``micro_batch``: how many samples run together. ``ahead``: fetch the next group while one is in use.
     """
 
     checkpointing: str = BLOCKS
@@ -28,11 +28,11 @@ class Layout:
     micro_batch: int = 1
 
     def recomputes(self, block: int) -> bool:
-        """Whether a block, counted over both kinds, is run again in backward."""
+        """Whether a block is run again in backward; double and single blocks are numbered together."""
         return self.checkpointing != OFF and block % self.every == 0
 
     def describe(self, blocks: int) -> str:
-        """In words, for people."""
+        """The layout in words."""
         recomputed = {OFF: "no recomputation", SELECTIVE: "recomputed but for attention", BLOCKS: "recomputed"}
         portions = " Linear by Linear" if self.grouped == LEAF else ""
         streamed = f"{len(self.streamed)} of {blocks} blocks streamed{portions}"
@@ -45,12 +45,12 @@ class Layout:
 
 
 def spread(count: int, blocks: int) -> tuple[int, ...]:
-    """``count`` of ``blocks`` at even distances: between two transfers there is as much to compute as can be."""
+    """Numbers of ``count`` out of ``blocks`` blocks at even distances, so that transfers have most time to finish."""
     return tuple((2 * i + 1) * blocks // (2 * count) for i in range(count))
 
 
 def groups(layout: Layout, names: list[str], inside: dict[str, list[str]]) -> list[list[str]]:
-    """The Linears of each portion that is streamed, in the model's order. ``inside``: Linears by block name."""
+    """The Linears of each group that is streamed, in the model's order. ``inside``: Linears by block name."""
     blocks = [inside[names[number]] for number in sorted(layout.streamed)]
     if layout.grouped == LEAF:
         return [[linear] for block in blocks for linear in block]

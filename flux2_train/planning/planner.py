@@ -1,4 +1,4 @@
-"""Choosing how a run is laid out: the fastest of all layouts that fit, within what the user has pinned."""
+"""Choosing how a run is laid out: the fastest of all layouts that fit and that the user's settings allow."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from .layout import BLOCKS, OFF, SELECTIVE, WHOLE, Layout, spread
 from .weights import Weights
 
 GB = 1e9
-ACCURACY, ROOM = 0.05, 0.3e9  # what the peak may be off by, and what the allocator loses between its pieces
-INTERVALS = (1, 2, 3, 4)  # of recomputed blocks
-STREAMING = 0.15  # by so much a plan has to be faster that streams where another does not
-FULL, FILLING = 0.92, 0.05  # and by so much one that fills so much of the card where another leaves it free
-LEVEL = 0.1, 0.02  # a lower level saves so much of activations and workspace, and so much of the peak
+ACCURACY, ROOM = 0.05, 0.3e9  # margin: relative error of the peak, and bytes lost between the allocator's pieces
+INTERVALS = (1, 2, 3, 4)  # one of that many blocks is recomputed
+STREAMING = 0.15  # a plan that streams is taken only if it is faster by this share than one that does not
+FULL, FILLING = (
+    0.92,
+    0.05,
+)  # a plan that needs more than FULL of the card must be faster by FILLING than one that does not
+LEVEL = 0.1, 0.02  # a lower plan saves at least this share of activations and workspace, or of the peak
 
 
 @dataclass(frozen=True)
 class Pins:
-    """What the user has decided; None is left to the planner. ``streaming``: whether this device can stream at all."""
+    """What the user has fixed; the planner chooses what is None. ``streaming``: whether the device can stream at all."""
 
     checkpointing: str | None = None
     every: int | None = None
@@ -54,10 +57,10 @@ def needed(estimate: Estimate) -> float:
 
 
 def choose(work: Work, machine: Machine, pins: Pins = FREE) -> Plan:
-    """The fastest plan that fits, but one that streams or fills the card only for a clear gain.
+    """The fastest plan that fits. One that streams or fills the card is taken only if it is clearly faster.
 
-    Seconds are arithmetic: that transfers run beside it is assumed, and on a full card others' memory decides. Raises
-    UserError, with the nearest things that would fit, if there is no plan.
+    The seconds are estimates: they assume that transfers run beside the arithmetic, and that other programs leave a
+    full card alone. Raises UserError, with the nearest changes that would fit, if no plan fits.
     """
     fitting = list(fitting_plans(work, machine, pins))
     if not fitting:
@@ -75,12 +78,12 @@ def _calmer(best: Plan, plans: list[Plan], gain: float) -> Plan:
 
 
 def _fastest(plans: list[Plan]) -> Plan:
-    """Of equally fast ones that which splits a batch least: small batches are slower than arithmetic knows."""
+    """The fastest plan; of equally fast ones the one with the largest micro-batch, as small ones have hidden costs."""
     return min(plans, key=lambda plan: (plan.estimate.seconds, -plan.layout.micro_batch, plan.estimate.peak))
 
 
 def fitting_plans(work: Work, machine: Machine, pins: Pins, most: int = 0) -> Iterator[Plan]:
-    """Of every combination of the other choices the plan that streams least and fits."""
+    """For every combination of the other choices, the plan that streams least, if it fits."""
     for layout in combinations(work, pins, most):
         plan = least_streaming(work, machine, layout, pins)
         if plan.fits(machine):
@@ -88,17 +91,17 @@ def fitting_plans(work: Work, machine: Machine, pins: Pins, most: int = 0) -> It
 
 
 def combinations(work: Work, pins: Pins, most: int = 0) -> Iterator[Layout]:
-    """Every layout that the pins allow, without streaming, with parts of ``most`` at most (0: of the whole batch)."""
+    """Every layout that the pins allow, without streaming; micro-batches of ``most`` samples at most, 0: the batch."""
     shared = Layout(grouped=pins.grouped, per_group=pins.per_group, ahead=pins.ahead)
     for batch in [pins.micro_batch] if pins.micro_batch else _halves(most or work.batch):
         for kind in [pins.checkpointing] if pins.checkpointing else [OFF, SELECTIVE, BLOCKS]:
             for every in [1] if kind == OFF else [pins.every] if pins.every else INTERVALS:
-                for away in _aways(kind, every, pins):
-                    yield replace(shared, checkpointing=kind, every=every, offload_activations=away, micro_batch=batch)
+                for moved in _offloads(kind, every, pins):
+                    yield replace(shared, checkpointing=kind, every=every, offload_activations=moved, micro_batch=batch)
 
 
-def _aways(kind: str, every: int, pins: Pins) -> list[bool]:
-    """Whether activations go to host memory: only the inputs of recomputed blocks are worth the way."""
+def _offloads(kind: str, every: int, pins: Pins) -> list[bool]:
+    """The choices for ``offload_activations``: only the inputs of recomputed blocks are worth the transfers."""
     if pins.offload_activations is not None:
         return [pins.offload_activations]
     return [False, True] if kind == BLOCKS and every == 1 and pins.streaming else [False]
@@ -109,18 +112,18 @@ def _halves(count: int) -> list[int]:
 
 
 def least_streaming(work: Work, machine: Machine, layout: Layout, pins: Pins) -> Plan:
-    """The layout with as few blocks streamed as fit, or as many as there are; what is pinned is pinned."""
+    """The plan of a layout with the fewest blocks streamed that fits, or all of them if none fits; pins are kept."""
     blocks = work.weights.double + work.weights.single
 
     def plan(count: int) -> Plan:
-        found = replace(layout, streamed=spread(count, blocks) if count else ())
-        return Plan(found, estimate(work, found, machine))
+        streaming = replace(layout, streamed=spread(count, blocks) if count else ())
+        return Plan(streaming, estimate(work, streaming, machine))
 
     if pins.streamed is not None or not pins.streaming:
         return plan(pins.streamed or 0)
     if plan(0).fits(machine) or not plan(blocks).fits(machine):
         return plan(0) if plan(0).fits(machine) else plan(blocks)
-    least, most = 0, blocks  # does not fit, fits
+    least, most = 0, blocks  # streaming ``least`` blocks does not fit, streaming ``most`` fits
     while most - least > 1:
         middle = (least + most) // 2
         least, most = (least, middle) if plan(middle).fits(machine) else (middle, most)
@@ -134,35 +137,38 @@ def smallest(work: Work, machine: Machine, pins: Pins) -> Plan:
     layouts = [replace(c, streamed=spread(n, blocks) if n else ()) for c in combinations(work, pins) for n in {0, most}]
     if pins.streamed is not None:
         layouts = [layout for layout in layouts if len(layout.streamed) == pins.streamed]
-    return min((Plan(found, estimate(work, found, machine)) for found in layouts), key=lambda plan: plan.estimate.peak)
+    plans = (Plan(layout, estimate(work, layout, machine)) for layout in layouts)
+    return min(plans, key=lambda plan: plan.estimate.peak)
 
 
 def lower(work: Work, machine: Machine, plan: Plan, pins: Pins) -> Plan | None:
-    """The fastest plan that takes clearly less than this one, whatever was pinned but for streaming; None if none does.
+    """The fastest plan that takes clearly less memory than this one; None if there is none.
 
-    For a run that has met the end of memory although its plan fitted.
+    For a run that ran out of memory although its plan fits. Of the pins only those on streaming are kept.
     """
     free = Pins(streaming=pins.streaming, grouped=pins.grouped, per_group=pins.per_group, ahead=pins.ahead)
     peak, parts = plan.estimate.peak, plan.estimate.parts
     target = peak - max(LEVEL[0] * (parts["activations"] + parts["workspace"]), LEVEL[1] * peak)
     below = replace(machine, vram=target * (1 + ACCURACY) + ROOM)
-    found = fitting_plans(work, below, free, plan.layout.micro_batch)
-    again = [Plan(p.layout, estimate(work, p.layout, machine)) for p in found]
-    return min(again, key=lambda p: p.estimate.seconds, default=None)
+    fitting = fitting_plans(work, below, free, plan.layout.micro_batch)
+    plans = [Plan(p.layout, estimate(work, p.layout, machine)) for p in fitting]  # estimated on the real machine
+    return min(plans, key=lambda p: p.estimate.seconds, default=None)
 
 
 def _refusal(work: Work, machine: Machine, pins: Pins) -> str:
     least = smallest(work, machine, pins)
     need, free = needed(least.estimate) / GB, machine.vram / GB
-    say = f"This run needs {need:.1f} GB of device memory at least, {free:.1f} GB are free"
+    reason = f"This run needs {need:.1f} GB of device memory at least, {free:.1f} GB are free"
     if least.estimate.host_peak > machine.ram:
-        say += f", and {least.estimate.host_peak / GB:.1f} GB of host memory, where {machine.ram / GB:.1f} GB are free"
+        reason += (
+            f", and {least.estimate.host_peak / GB:.1f} GB of host memory, where {machine.ram / GB:.1f} GB are free"
+        )
     near = [f"{words} ({needed(p.estimate) / GB:.1f} GB)" for words, p in nearest(work, machine, pins)]
-    return f"{say}. What would fit: {'; '.join(near)}." if near else f"{say}; train a smaller flavour."
+    return f"{reason}. What would fit: {'; '.join(near)}." if near else f"{reason}; train a smaller flavour."
 
 
 def nearest(work: Work, machine: Machine, pins: Pins) -> Iterator[tuple[str, Plan]]:
-    """What would fit with one thing changed, in words, and its plan."""
+    """Single changes with which the run would fit, in words, each with its plan."""
     free = Pins(streaming=pins.streaming)
     changed = [
         ("offload 'auto' with nothing pinned", work, free),

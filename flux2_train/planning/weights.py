@@ -1,4 +1,4 @@
-"""The transformer as the planner sees it: sizes of its Linears, and how many bytes each takes where it is stored."""
+"""The transformer as the planner sees it: the sizes of its Linears, and the bytes of each as it is stored."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import safetensors_header as headers
+from .. import safetensors_header
 from ..adapters import diffusers
 from ..adapters.names import FIRST, Sizes, bare_name, dimensions_of, sizes_of
 from ..errors import UserError
 from ..flavours import Flavour
 from ..formats import PRECISIONS
 
-FOUR_BITS = 0.7  # bytes per number of a file, below which it is stored in 4 bits
+FOUR_BITS = 0.7  # a file with fewer bytes per number than this is taken to be stored in 4 bits
 BLOCK = re.compile(r"(double|single)_blocks\.\d+\.")
 
 
@@ -22,7 +22,7 @@ BLOCK = re.compile(r"(double|single)_blocks\.\d+\.")
 class Weights:
     """A FLUX.2 transformer: its sizes, and the stored bytes of every Linear by name.
 
-    ``plain`` are the Linears that are stored as the numbers they are computed with: the others are dequantised on use.
+    ``plain``: the Linears that are stored unquantised; the others are dequantised on use.
     """
 
     hidden: int
@@ -34,7 +34,7 @@ class Weights:
 
     @property
     def context(self) -> int:
-        """Features of the text that it reads."""
+        """The number of features of a text token."""
         return self.linears["txt_in"][0]
 
     @property
@@ -63,7 +63,7 @@ class Weights:
 
     @property
     def format(self) -> str:
-        """The precision that takes as much to dequantise: bf16 where nothing is quantised."""
+        """A precision that costs as much to dequantise as these weights: bf16 if nothing is quantised."""
         if not self.quantised:
             return "bf16"
         numbers = sum(into * out for into, out in self.linears.values())
@@ -71,7 +71,7 @@ class Weights:
 
 
 def of_flavour(row: Flavour, precision: str) -> Weights:
-    """A flavour as Load FLUX.2 stores it: ``precision`` for the blocks' matrices, bf16 for everything else.
+    """A flavour as Load FLUX.2 stores it: the blocks' matrices in ``precision``, all others in bf16 if it is quantised.
 
     Raises UserError for a precision whose bytes are not known without the file.
     """
@@ -93,7 +93,7 @@ def of_files(parts: Sequence[Path]) -> Weights:
 
     Raises UserError if they hold no FLUX.2.
     """
-    read = [headers.read(part) for part in parts]
+    read = [safetensors_header.read(part) for part in parts]
     tensors = {name: _Tensor(e.shape, e.dtype, e.nbytes) for each in read for name, e in each.tensors.items()}
     file = parts[0].name
     if diffusers.is_diffusers(tensors):
@@ -103,15 +103,15 @@ def of_files(parts: Sequence[Path]) -> Weights:
     if first is None:
         raise UserError(f"{file} is not a FLUX.2 transformer in the names of ComfyUI or diffusers.")
     prefix = first.removesuffix(FIRST)
-    found = {bare_name(name.removeprefix(prefix)): each for name, each in tensors.items() if name.startswith(prefix)}
-    dimensions = dimensions_of({name: tensor.shape for name, tensor in found.items()}, file)
+    by_name = {bare_name(name.removeprefix(prefix)): each for name, each in tensors.items() if name.startswith(prefix)}
+    dimensions = dimensions_of({name: tensor.shape for name, tensor in by_name.items()}, file)
     size: dict[str, int] = {}
-    for key, tensor in found.items():
+    for key, tensor in by_name.items():
         layer, _, own = key.rpartition(".")
         size[layer] = size.get(layer, 0) + (tensor.nbytes if own != "comfy_quant" else 0)
-    linears = {name: size for name, size in sizes_of(*dimensions).items() if f"{name}.weight" in found}
+    linears = {name: shape for name, shape in sizes_of(*dimensions).items() if f"{name}.weight" in by_name}
     stored = {name: size[name] for name in linears}
-    plain = frozenset(name for name in linears if found[f"{name}.weight"].dtype in ("BF16", "F16", "F32"))
+    plain = frozenset(name for name in linears if by_name[f"{name}.weight"].dtype in ("BF16", "F16", "F32"))
     return Weights(*dimensions[:3], linears, stored, plain)
 
 
@@ -123,6 +123,6 @@ class _Tensor:
 
 
 def _joined(tensors: Sequence[_Tensor]) -> _Tensor:
-    """Matrices with as many columns one below the other."""
+    """Matrices with the same number of columns, joined along their rows."""
     rows = sum(tensor.shape[0] if tensor.shape else 0 for tensor in tensors)
     return _Tensor((rows, *tensors[0].shape[1:]), tensors[0].dtype, sum(tensor.nbytes for tensor in tensors))

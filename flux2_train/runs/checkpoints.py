@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import whole
+from ..atomic import replacing
 from ..settings import earlier
 from ..train import packing
 
@@ -63,7 +63,7 @@ class Snapshot:
         header = {"about": asdict(self.about), "state": self.state, "crc32": checksum(self.tensors)}
         text = json.dumps(header)
         try:
-            with whole(path, durable=True) as partial:
+            with replacing(path, durable=True) as partial:
                 save_file(self.tensors, partial, {"format": "pt", META: text, SUM: f"{zlib.crc32(text.encode()):08x}"})
         except SafetensorError as error:  # a full disk raises it too
             raise OSError(str(error)) from error

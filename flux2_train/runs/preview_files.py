@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..atomic import whole
+from ..atomic import replacing
 from ..evaluate import sheets
 from ..events import Event, Previewed
 from ..train.preview_request import PreviewRequest
@@ -82,5 +82,5 @@ def write_png(picture: Image.Image, path: Path, request: str = "") -> None:
     info = PngInfo()
     if request:
         info.add_text("flux2_train", request)
-    with whole(path) as partial:
+    with replacing(path) as partial:
         picture.save(partial, "PNG", pnginfo=info)

@@ -1,1 +1,1 @@
-"""What moves between host and device memory: weights in a ring, activations."""
+"""What moves between host and device memory: weights through a ring of buffers, and activations."""

@@ -1,8 +1,9 @@
-"""Frozen weights that stay in host memory and come to the device, group by group, just before they are used.
+"""Frozen weights stay in host memory and are copied to the device, group by group, just before they are used.
 
-They need no way back, so there is one master copy and a ring of buffers on the device. While one group is in use the
-next is on its way, on a stream of its own. Which is next is learned from what followed the last time: forward,
-recomputation, backward and passes without gradient each have an order, and none of them has to be announced.
+They never change, so nothing is copied back: the master copy is in host memory, and a ring of buffers on the device.
+While one group is in use the next is being copied, on a stream of its own. The ring learns which group is next from
+what followed the last time: forward, recomputation, backward and passes without gradients each have their own order,
+and nobody has to announce them.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-ALIGNMENT = 256  # bytes: what kernels read vectors from
+ALIGNMENT = 256  # bytes; kernels that read vectors need aligned addresses
 _tracked: ContextVar[bool | None] = ContextVar("_tracked", default=None)
 
 
 @contextmanager
 def tracked(gradients: bool) -> Iterator[None]:
-    """Say for what is read inside whether its pass has gradients.
+    """Declare whether the weights that are read inside belong to a pass with gradients.
 
-    An autograd function's forward, in which weights are read, always runs with gradients off. Without this a training
-    pass and a pass without gradients would look the same, and what follows their last group would be guessed wrong.
+    The forward of an autograd function, in which weights are read, always runs with gradients off. Without this
+    declaration a pass with gradients and one without would look the same, and the guess of what follows their last
+    group would be wrong.
     """
     before = _tracked.set(gradients)
     try:
@@ -34,13 +36,13 @@ def tracked(gradients: bool) -> Iterator[None]:
 
 
 def _has_gradients() -> bool:
-    """Whether what runs now belongs to a pass with gradients: as ``tracked`` says, else as torch does."""
-    said = _tracked.get()
-    return torch.is_grad_enabled() if said is None else said
+    """Whether the current pass has gradients: as ``tracked`` declares, outside of it as torch says."""
+    declared = _tracked.get()
+    return torch.is_grad_enabled() if declared is None else declared
 
 
 class Direct:
-    """A device, and transfers to it that are done when they return: on a CPU, or where streams are not wanted.
+    """A device, and transfers to it that are complete when they return: for a CPU, or where streams are not wanted.
 
     ``pins``: whether copies from pinned host memory are faster.
     """
@@ -53,37 +55,37 @@ class Direct:
         return tensor.device.type != "cpu"
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        """A tensor of the device, in host memory."""
+        """A copy in host memory of a tensor on the device."""
         return tensor.to("cpu")
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """A tensor of host memory, on the device. Raises the device's own error where it has no room."""
+        """A copy on the device of a tensor in host memory. Raises the device's own error if it has no room."""
         return tensor.to(self.device)
 
     def empty(self, size: int) -> Tensor:
-        """A buffer of so many bytes on the device, which may be written in any mode."""
+        """A buffer of ``size`` bytes on the device, which can be written in inference mode and outside of it."""
         with torch.inference_mode(False):
             return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: object) -> object:
-        """Copy each (source, target) once ``after`` (of ``mark``) has passed. Returns what ``wait`` waits for."""
+        """Copy each (source, target) after the point ``after`` (from ``mark``). Returns the arrival for ``wait``."""
         for source, target in pairs:
             target.copy_(source)
         return None
 
     def wait(self, arrival: object) -> None:
-        """What is computed from here on finds the copy done."""
+        """Make everything that is computed from here on wait for that copy."""
 
     def mark(self) -> object:
         """The point that computation has reached, for ``copy`` to wait for."""
         return None
 
     def finish(self) -> None:
-        """Return when nothing is on its way any more."""
+        """Return when all transfers are complete."""
 
 
 class Streamed(Direct):
-    """Transfers on a CUDA (or ROCm) stream of their own, beside what is computed."""
+    """Transfers on a CUDA (or ROCm) stream of their own, beside the computation."""
 
     def __init__(self, device: torch.device):
         super().__init__(device)
@@ -113,13 +115,13 @@ class Streamed(Direct):
 
 
 def transfers(device: torch.device, streams: bool = True) -> Direct:
-    """The best that the device has."""
+    """The fastest kind of transfers that the device has."""
     return Streamed(device) if streams and device.type == "cuda" else Direct(device)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A tensor in a group's buffer."""
+    """Where a tensor lies in a group's buffer, with its shape and dtype."""
 
     start: int
     size: int
@@ -131,9 +133,9 @@ class _Piece:
 
 
 class Group:
-    """Weights that come together: the tensors of each by name, in host memory, and where they lie in a buffer.
+    """Weights that are copied together: the tensors of each, by its name, and their places in a buffer.
 
-    They are read where they are, which may be a mapped file.
+    They are copied from where they are in host memory, which may be a mapped file.
     """
 
     def __init__(self, weights: Mapping[str, Sequence[Tensor]]):
@@ -148,7 +150,7 @@ class Group:
                 self.size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
 
     def pairs(self, buffer: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(source, target) of everything that has to be copied into a buffer."""
+        """(source, target) for every tensor that has to be copied into a buffer."""
         return [(source, buffer[start : start + source.numel()]) for source, start in self.sources]
 
 
@@ -158,7 +160,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class _Slot:
-    """A buffer: which group it holds, when that has arrived, since when it is no longer read, who is reading it."""
+    """A buffer: the group in it, when that arrives, when it was last read, and how many readers it has now."""
 
     buffer: Tensor
     group: int | None = None
@@ -169,17 +171,17 @@ class _Slot:
 
 @dataclass
 class Order:
-    """What follows what: by the last two groups and whether gradients are on, the group that came next."""
+    """Which group follows: the one that came the last time after the same two groups with gradients on or off."""
 
     count: int
     seen: dict[tuple[int | None, int, bool], int] = field(default_factory=dict)
 
     def learn(self, before: int | None, now: int, grad: bool, following: int) -> None:
-        """Remember what followed."""
+        """Remember which group followed."""
         self.seen[before, now, grad] = following
 
     def after(self, before: int | None, now: int, grad: bool) -> int:
-        """What will follow; where nothing is known yet, the next one in the direction of the last step."""
+        """The group expected next; if nothing is known yet, the neighbour in the direction of the last move."""
         known = self.seen.get((before, now, grad))
         if known is not None:
             return known
@@ -187,14 +189,14 @@ class Order:
             return max(0, now - 1)
         if now + 1 < self.count:
             return now + 1
-        return max(0, now - 1) if grad else 0  # backward turns round here, a pass without gradients starts again
+        return max(0, now - 1) if grad else 0  # after the last group backward begins, or a new pass without gradients
 
 
 class Ring:
-    """Gives weights on the device by name. ``copied`` counts the bytes that were transferred, ``missed`` the waits.
+    """Gives weights on the device by name. ``copied`` counts the bytes transferred, ``missed`` the wrong guesses.
 
-    With ``ahead`` the group that will be needed next is fetched as soon as one comes into use. Reading is right in any
-    order and from passes of any kind: a wrong guess costs a wait, never a wrong value. Not for two threads at once.
+    With ``ahead`` the group that is expected next is fetched as soon as one comes into use. Weights may be read in any
+    order and in passes of any kind: a wrong guess costs a wait, never a wrong value. Only one thread may use a ring.
     """
 
     def __init__(self, groups: Sequence[Group], transfers: Direct, slots: int = 2, ahead: bool = True):
@@ -202,7 +204,7 @@ class Ring:
         self.where = {name: number for number, group in enumerate(groups) for name in group.pieces}
         largest = max(group.size for group in groups)
         buffers = [transfers.empty(largest) for _ in range(min(slots, len(groups)))]
-        begin = transfers.mark()  # what was computed before may still read what lay in this memory
+        begin = transfers.mark()  # kernels started earlier may still read what was in this memory before
         self.slots = [_Slot(buffer, free=begin) for buffer in buffers]
         self.order = Order(len(groups))
         self.before: int | None = None
@@ -233,18 +235,19 @@ class Ring:
             self._fetch(self.order.after(self.before, number, self.grad))
 
     def _holding(self, number: int) -> _Slot:
-        found = next((slot for slot in self.slots if slot.group == number), None)
-        if found is None:
+        """The slot with that group, fetched now if it is not in the ring."""
+        slot = next((slot for slot in self.slots if slot.group == number), None)
+        if slot is None:
             self.missed += 1
-            found = self._fetch(number)
-        if found is None:
+            slot = self._fetch(number)
+        if slot is None:
             raise RuntimeError("every buffer of the ring is being read")  # weights are read one at a time
-        self.slots.remove(found)
-        self.slots.append(found)  # the one used last is overwritten last
-        return found
+        self.slots.remove(slot)
+        self.slots.append(slot)  # the slot used last is overwritten last
+        return slot
 
     def _fetch(self, number: int) -> _Slot | None:
-        """Start the transfer of a group into the buffer that has not been used for longest; None if none is free."""
+        """Start copying a group into the free buffer unused for longest; None if every buffer is being read."""
         held = next((slot for slot in self.slots if slot.group == number), None)
         if held is not None:
             return held
@@ -259,6 +262,6 @@ class Ring:
         return slot
 
     def close(self) -> None:
-        """Wait for what is on its way and give the buffers back."""
+        """Wait for transfers to end and free the buffers."""
         self.transfers.finish()
         self.slots.clear()

@@ -1,8 +1,9 @@
 """Activations that wait for backward in host memory.
 
-What autograd saves inside ``offloaded`` goes to pinned host memory and comes back one ahead of its use, in the reverse
-order, on a stream beside what is computed. On a CPU the copies are plain, which costs memory and proves that it is
-exact. Only autograd holds them: what a step that broke off has saved goes with its graph.
+What autograd saves inside ``offloaded`` is copied to pinned host memory. In backward each tensor is copied back while
+the one saved after it is in use, on a stream beside the computation. On a CPU the copies are plain: they save nothing
+there, and let tests show that the results are exact. Only autograd refers to the copies: if a step is interrupted they
+are freed with its graph.
 """
 
 from __future__ import annotations
@@ -13,60 +14,60 @@ import torch
 from torch import Tensor
 
 
-class _Way:
-    """The stream to and from a CUDA device, and what was saved last, so that it can be fetched early."""
+class _Channel:
+    """The stream to and from a CUDA device, and the tensor saved last, so that it can be fetched early."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.last: ReferenceType[_Kept] | None = None
 
 
-_ways: dict[torch.device, _Way] = {}
+_channels: dict[torch.device, _Channel] = {}
 
 
-def _way(device: torch.device) -> _Way:
-    """The one way to and from a device."""
-    if device not in _ways:
-        _ways[device] = _Way(device)
-    return _ways[device]
+def _channel(device: torch.device) -> _Channel:
+    """The one channel to and from a device."""
+    if device not in _channels:
+        _channels[device] = _Channel(device)
+    return _channels[device]
 
 
 class _Kept:
-    """One saved tensor in host memory. ``before`` was saved before it, and will be needed after it."""
+    """One saved tensor in host memory. ``before`` is the one saved before it, which backward needs after it."""
 
-    def __init__(self, tensor: Tensor, way: _Way):
-        self.way, self.device, self.before = way, tensor.device, way.last
-        way.last = ref(self)
+    def __init__(self, tensor: Tensor, channel: _Channel):
+        self.channel, self.device, self.before = channel, tensor.device, channel.last
+        channel.last = ref(self)
         self.back: Tensor | None = None
         self.arrived = None
-        self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=way.stream is not None)
-        if way.stream is None:
+        self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=channel.stream is not None)
+        if channel.stream is None:
             self.host.copy_(tensor)
             return
-        way.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(way.stream):
+        channel.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(channel.stream):
             self.host.copy_(tensor, non_blocking=True)
-        tensor.record_stream(way.stream)
+        tensor.record_stream(channel.stream)
 
     def fetch(self) -> None:
-        """Start the way back."""
+        """Start copying it back to the device."""
         if self.back is not None:
             return
-        if self.way.stream is None:
+        if self.channel.stream is None:
             self.back = self.host.to(self.device, copy=True)
             return
-        with torch.cuda.stream(self.way.stream):
+        with torch.cuda.stream(self.channel.stream):
             self.back = self.host.to(self.device, non_blocking=True)
-            self.arrived = self.way.stream.record_event()
+            self.arrived = self.channel.stream.record_event()
 
     def tensor(self) -> Tensor:
         """The tensor on its device again."""
         self.fetch()
         before = self.before() if self.before is not None else None
-        if before is not None and self.way.stream is not None:
+        if before is not None and self.channel.stream is not None:
             before.fetch()
         self.before = None
-        self.way.last = None
+        self.channel.last = None
         if self.arrived is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(self.arrived)
@@ -74,15 +75,15 @@ class _Kept:
         return self.back
 
 
-def offloaded():
-    """A context; tensors that autograd saves in it wait in host memory. Parameters stay where they are."""
+def offloaded() -> torch.autograd.graph.saved_tensors_hooks:
+    """A context manager: tensors that autograd saves inside wait in host memory. Parameters stay on the device."""
 
-    def pack(tensor: Tensor):
+    def pack(tensor: Tensor) -> _Kept | Tensor:
         if isinstance(tensor, torch.nn.Parameter) or not tensor.numel():
             return tensor
-        return _Kept(tensor, _way(tensor.device))
+        return _Kept(tensor, _channel(tensor.device))
 
-    def unpack(kept) -> Tensor:
+    def unpack(kept: _Kept | Tensor) -> Tensor:
         return kept.tensor() if isinstance(kept, _Kept) else kept
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)

@@ -18,7 +18,7 @@ from pictures import picture, read
 from PIL import Image
 from safetensors.torch import load_file
 
-from flux2_train.atomic import whole
+from flux2_train.atomic import replacing
 from flux2_train.data.cache import cache_latents
 from flux2_train.data.index import SETTLED_SECONDS
 from flux2_train.data.store import Store, narrow
@@ -121,7 +121,7 @@ def test_damage_that_shows_only_when_training_reads_is_said_and_mended(store):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_said_and_leaves_nothing_broken(store):
     store.path(KEY).parent.mkdir()
-    with pytest.raises(ZeroDivisionError), whole(store.path(KEY)) as partial:
+    with pytest.raises(ZeroDivisionError), replacing(store.path(KEY)) as partial:
         raise ZeroDivisionError  # only to learn what is written to, which is the same each time
     partial.symlink_to("/dev/full")
     with pytest.raises(UserError, match="The disk is full: .* choose another place for it; what is done"):
@@ -203,7 +203,7 @@ def test_half_written_entries_go_when_their_process_is_gone(store):
     for path in (older, foreign):
         path.write_bytes(b"x")
         os.utime(path, (0, 0))
-    with whole(store.path(KEY)) as writing:
+    with replacing(store.path(KEY)) as writing:
         writing.touch()
         Store(store.folder)
         assert writing.exists() and foreign.exists() and not half.exists() and not older.exists()

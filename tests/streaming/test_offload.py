@@ -84,12 +84,12 @@ def test_activations_come_back_in_the_dtype_they_had(dtype):
 def test_a_device_has_one_stream_for_all_that_is_saved(monkeypatch):
     made = []
 
-    class Way(offload._Way):
+    class Channel(offload._Channel):
         def __init__(self, device):
             made.append(device)
             super().__init__(device)
 
-    monkeypatch.setattr(offload, "_Way", Way)
-    monkeypatch.setattr(offload, "_ways", {})
+    monkeypatch.setattr(offload, "_Channel", Channel)
+    monkeypatch.setattr(offload, "_channels", {})
     forward(torch.randn(8, requires_grad=True)).backward()
     assert len(made) == 1

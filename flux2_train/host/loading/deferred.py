@@ -19,7 +19,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ... import safetensors_header as headers
+from ... import safetensors_header
 from ..system.heap import freed_at_once
 from . import mapping
 from .awaited import awaited
@@ -50,9 +50,9 @@ def outline(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A safetensors file's tensors without their bytes, and its metadata; the file is not mapped.
 
     Two kinds are read: vectors of bytes, which hold text, and the input scales of old fp8 files, which core looks at.
-    Raises UserError as ``mapping.dtype_of`` and ``headers.read``.
+    Raises UserError as ``mapping.dtype_of`` and ``safetensors_header.read``.
     """
-    header, tensors = headers.read(path), {}
+    header, tensors = safetensors_header.read(path), {}
     for key, entry in header.tensors.items():
         tensors[key] = torch.empty(entry.shape, dtype=mapping.dtype_of(header, key), device=META)
         if (entry.dtype == "U8" and len(entry.shape) == 1) or (key.endswith(OLD_INPUT_SCALE) and not entry.shape):

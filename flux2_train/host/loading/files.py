@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...atomic import sweep, whole
+from ...atomic import replacing, sweep
 from ...errors import UserError
 from ...flavours import ModelFile
 
@@ -142,7 +142,7 @@ def _generate(file: ModelFile) -> Path:
     path = model_folder(file.folder) / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    with whole(path) as partial:  # another process may be looking for it now
+    with replacing(path) as partial:  # another process may be looking for it now
         save_file(file.generate(), partial, metadata={"format": "pt"})
     return path
 

@@ -15,7 +15,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ... import safetensors_header as headers
+from ... import safetensors_header
 from ...adapters import diffusers
 from ...errors import UserError
 from ...flavours import flavour
@@ -96,7 +96,7 @@ def _mapped_by_core(source: weights.WeightSource, arguments: tuple) -> ModelPatc
     path, dtype = source.parts[0], weights.dtype_of(source.precision)
     options = {} if dtype is None else {"dtype": dtype}
     try:
-        if len(source.parts) == 1 and not diffusers.is_diffusers(headers.read(path).tensors):
+        if len(source.parts) == 1 and not diffusers.is_diffusers(safetensors_header.read(path).tensors):
             return comfy.sd.load_diffusion_model(str(path), model_options=options)
         tensors, metadata = source.read()
         model = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata)

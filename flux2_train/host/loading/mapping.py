@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ... import safetensors_header as headers
+from ... import safetensors_header
 from ...adapters.stream import DTYPES
 from ...errors import UserError
 
@@ -25,7 +25,7 @@ REFUSED = (OSError, RuntimeError, MemoryError, SafetensorError)  # what the libr
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
-def dtype_of(header: headers.Header, name: str) -> torch.dtype:
+def dtype_of(header: safetensors_header.Header, name: str) -> torch.dtype:
     """torch's dtype of a tensor in a file. Raises UserError for a dtype that ComfyUI does not use."""
     dtype = header.tensors[name].dtype
     if dtype not in _BY_NAME:
@@ -40,7 +40,7 @@ class ReadOnly:
     """
 
     def __init__(self, path: Path):
-        self.header = headers.read(path)
+        self.header = safetensors_header.read(path)
         try:
             with path.open("rb") as file:
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -19,7 +19,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from ... import safetensors_header as headers
+from ... import safetensors_header
 from ...adapters import stream
 from ...errors import UserError
 from ...formats import FORMATS, Format
@@ -163,7 +163,7 @@ def _key(parts: Sequence[Path], precision: str) -> str:
     digest = hashlib.sha256(f"{precision} {FORMATS[precision]}".encode())
     for path in parts:
         with path.open("rb") as file:
-            header = headers.raw(file) + file.read(8)
+            header = safetensors_header.raw(file) + file.read(8)
         state = path.stat()
         digest.update(f" {state.st_size} {state.st_mtime_ns}".encode() + header)
     return digest.hexdigest()[:12]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ... import safetensors_header as headers
+from ... import safetensors_header
 from ...adapters import diffusers
 from ...errors import UserError
 from . import deferred, mapping
@@ -52,14 +52,14 @@ def each(parts: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
 
 def names(parts: Sequence[Path]) -> tuple[list[str], dict[str, str]]:
     """The names of the tensors, and the metadata, from the headers alone."""
-    all_headers = [headers.read(part) for part in parts]
+    all_headers = [safetensors_header.read(part) for part in parts]
     metadata = {key: value for header in all_headers for key, value in header.metadata.items()}
     return list(_origins([name for header in all_headers for name in header.tensors], parts)), metadata
 
 
 def joins(parts: Sequence[Path]) -> bool:
     """Whether tensors must be joined or swapped, which is so for a transformer with diffusers' names."""
-    return diffusers.is_diffusers([name for part in parts for name in headers.read(part).tensors])
+    return diffusers.is_diffusers([name for part in parts for name in safetensors_header.read(part).tensors])
 
 
 def joined(tensors: Sequence[Tensor], swapped: bool) -> Tensor:

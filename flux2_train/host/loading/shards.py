@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ... import safetensors_header as headers
+from ... import safetensors_header
 from ...errors import UserError
 from ...flavours import Flavour
 
@@ -39,7 +39,7 @@ def stem_of(path: Path) -> str:
 def require_tokenizer(parts: list[Path], flavour: Flavour) -> None:
     """Raise UserError if ComfyUI needs a tokenizer inside the text encoder's files and none is there."""
     tokenizer = flavour.tokenizer_tensor
-    if not tokenizer or any(tokenizer in headers.read(part).tensors for part in parts):
+    if not tokenizer or any(tokenizer in safetensors_header.read(part).tensors for part in parts):
         return
     names = " or ".join(file.name for file in flavour.text_encoders)
     raise UserError(

@@ -9,7 +9,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ... import safetensors_header as headers
+from ... import safetensors_header
 from ...errors import UserError
 from ...formats import AS_IN_FILE, DTYPES
 from . import deferred, files, quantise, reading
@@ -118,11 +118,11 @@ def require_whole(module: nn.Module, names: set[str], file: str) -> None:
 
 def require_unquantised(path: Path, precision: str) -> None:
     """Raise UserError if another precision is asked of a quantised file, or the file is no safetensors file."""
-    if precision != AS_IN_FILE and _is_quantised(headers.read(path)):
+    if precision != AS_IN_FILE and _is_quantised(safetensors_header.read(path)):
         raise UserError(f"{path.name} is already quantised: set the precision to 'as in file', not {precision!r}.")
 
 
-def _is_quantised(header: headers.Header) -> bool:
+def _is_quantised(header: safetensors_header.Header) -> bool:
     """True if the file holds quantised tensors: fp8, int8 or packed weights, or their scales.
 
     One-dimensional byte tensors of other names are text, such as the tokenizer in Mistral's file.

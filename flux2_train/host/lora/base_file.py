@@ -16,7 +16,7 @@ import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from torch import Tensor
 
-from ... import safetensors_header as headers
+from ... import safetensors_header
 from ...adapters import diffusers
 from ...adapters.names import FIRST, Sizes, dimensions_of, sizes_of
 from ...errors import UserError
@@ -35,7 +35,7 @@ class BaseFile:
     """
 
     def __init__(self, path: Path):
-        self.path, self.header = path, headers.read(path)
+        self.path, self.header = path, safetensors_header.read(path)
         self.keys, self.metadata = list(self.header.tensors), self.header.metadata
         if diffusers.is_diffusers(self.keys):
             raise UserError(

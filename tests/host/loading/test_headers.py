@@ -10,7 +10,7 @@ from published import write_hollow
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from flux2_train import safetensors_header as headers
+from flux2_train import safetensors_header
 from flux2_train.errors import UserError
 from flux2_train.host.loading import deferred
 
@@ -20,14 +20,17 @@ def test_it_says_what_the_library_says(tmp_path):
     text = torch.tensor(list(b"text"), dtype=torch.uint8)
     tensors = {"a.weight": torch.ones(3, 5), "b": torch.zeros(()), "c": torch.ones(7, dtype=torch.bfloat16), "t": text}
     save_file(tensors, path, {"some": "thing"})
-    found = headers.read(path)
+    found = safetensors_header.read(path)
     with safe_open(path, "pt") as file:
         assert found.metadata == file.metadata() and set(found.tensors) == set(file.keys())
         for name, entry in found.tensors.items():
             expected = file.get_slice(name)
             assert [*entry.shape] == expected.get_shape() and entry.dtype == expected.get_dtype()
             assert entry.nbytes == tensors[name].nbytes
-    assert found.read("t") == b"text" and headers.read(path).read("a.weight") == tensors["a.weight"].numpy().tobytes()
+    assert (
+        found.read("t") == b"text"
+        and safetensors_header.read(path).read("a.weight") == tensors["a.weight"].numpy().tobytes()
+    )
 
 
 def test_a_file_larger_than_memory_is_read_and_not_mapped(tmp_path):
@@ -77,30 +80,30 @@ def test_a_damaged_header_is_one_sentence(what, tmp_path):
     path = written(tmp_path / "bad.safetensors", WRONG[what])
     began = time.process_time()
     with pytest.raises(UserError, match="bad.safetensors is no safetensors file .*: it is damaged. Download it again"):
-        headers.read(path)
+        safetensors_header.read(path)
     assert time.process_time() - began < 2
 
 
 def test_what_is_too_long_or_too_short_is_named_with_its_bytes(tmp_path):
     path = written(tmp_path / "long.safetensors", {"a": entry()}, size=1 << 50)
     with pytest.raises(UserError, match=f"long.safetensors .* it would take {1 << 50} bytes"):
-        headers.read(path)
+        safetensors_header.read(path)
     path = written(tmp_path / "cut.safetensors", {"a": entry()}, data=b"\0" * 15)
     whole = path.stat().st_size + 1
     with pytest.raises(UserError, match=f"cut.safetensors is incomplete: it has {whole - 1} bytes, .* of {whole}"):
-        headers.read(path)
+        safetensors_header.read(path)
     path.write_bytes(b"")
     with pytest.raises(UserError, match="cut.safetensors is no safetensors file whose header can be read"):
-        headers.read(path)
+        safetensors_header.read(path)
     text = write_hollow(tmp_path / "text.safetensors", {"tekken_model": ("U8", (1 << 30,))}, {})
     with pytest.raises(UserError, match=r"text.safetensors: tekken_model has 1073741824 bytes, at most"):
         deferred.outline(text)
     with pytest.raises(UserError, match=r"a.ckpt is not a safetensors file"):
-        headers.read(tmp_path / "a.ckpt")
+        safetensors_header.read(tmp_path / "a.ckpt")
 
 
 def test_types_without_use_are_named(tmp_path):
     path = written(tmp_path / "odd.safetensors", {"a": entry(dtype="F4")})
-    assert headers.read(path).tensors["a"].dtype == "F4"
+    assert safetensors_header.read(path).tensors["a"].dtype == "F4"
     with pytest.raises(UserError, match="odd.safetensors holds a as F4, which cannot be read"):
         deferred.outline(path)
