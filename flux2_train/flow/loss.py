@@ -1,4 +1,4 @@
-"""Losses per element of the velocity's error ``d = prediction - target`` (B, C, h, w), and what belongs to them."""
+"""Losses per element of the velocity's error ``d = prediction - target`` (B, C, h, w), Huber's width and clamping."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def squared(d: Tensor) -> Tensor:
 
 
 def absolute(d: Tensor) -> Tensor:
-    """``|d|``: forgiving to outliers, its gradient knows no size."""
+    """``|d|``: its gradient is ``sign(d)``, so outliers weigh no more than others."""
     return d.abs()
 
 

@@ -1,4 +1,4 @@
-"""Where the base model's prediction is to be kept."""
+"""Where in an image the base model's prediction is preserved."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def outside(masks: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """(B, 1, h, w) what the masks (1, 1, h, w) leave dark, with a mean of 1 (ai-toolkit's inverted prior).
+    """(B, 1, h, w) weights of the dark parts of masks (1, 1, h, w), with a mean of 1 (ai-toolkit's inverted prior).
 
-    ``1 - m / max(m)`` divided by its own mean; 0 for a sample without a mask, or one that is equally bright all over.
+    ``1 - m / max(m)`` divided by its own mean; 0 for a sample without a mask or with a mask of one brightness.
     """
     rows = [torch.zeros((1, 1, *like.shape[-2:])) if m is None else 1 - m.float() / m.max() for m in masks]
     dark = torch.cat([row.to(like) for row in rows])

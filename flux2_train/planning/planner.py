@@ -14,16 +14,13 @@ GB = 1e9
 ACCURACY, ROOM = 0.05, 0.3e9  # margin: relative error of the peak, and bytes lost between the allocator's pieces
 INTERVALS = (1, 2, 3, 4)  # one of that many blocks is recomputed
 STREAMING = 0.15  # a plan that streams is taken only if it is faster by this share than one that does not
-FULL, FILLING = (
-    0.92,
-    0.05,
-)  # a plan that needs more than FULL of the card must be faster by FILLING than one that does not
+FULL, FILLING = 0.92, 0.05  # a plan that needs more than FULL of the card must be faster by the share FILLING
 LEVEL = 0.1, 0.02  # a lower plan saves at least this share of activations and workspace, or of the peak
 
 
 @dataclass(frozen=True)
 class Pins:
-    """What the user has fixed; the planner chooses what is None. ``streaming``: whether the device can stream at all."""
+    """What the user has fixed; the planner chooses what is None. ``streaming``: whether the device can stream."""
 
     checkpointing: str | None = None
     every: int | None = None

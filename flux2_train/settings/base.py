@@ -1,4 +1,4 @@
-"""What a setting is: a field that pydantic checks, with its limits, its help and the look of its widget."""
+"""A setting: a field that pydantic checks, with its limits, its help text and the look of its widget."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ..errors import UserError
 from .sentences import sentence
 
 Kind = TypeVar("Kind")
-EXACT = (bool, int, float, str)  # types of which nothing else is taken: no "5" for 5, no true for 1
+EXACT = (bool, int, float, str)  # types that are not converted: "5" is no 5, true is no 1
 
 
 @dataclass(frozen=True)
 class Widget:
-    """How a node shows a setting. ``advanced`` ones are folded away; ``control`` adds "control after generate"."""
+    """How a node shows a setting. ``advanced`` hides it until unfolded; ``control`` adds "control after generate"."""
 
     step: float | None = None
     advanced: bool = False
@@ -42,7 +42,7 @@ def setting(default: Any, help: str, *, ge: float | None = None, le: float | Non
 
 
 class Settings:
-    """What every class of settings shares."""
+    """The base of every class of settings."""
 
     def problems(self) -> Iterator[str]:
         """One sentence for each combination of settings that makes no sense."""
@@ -54,20 +54,20 @@ class Settings:
 
 
 def settings(kind: type[Kind]) -> type[Kind]:
-    """Make a class a frozen dataclass whose values are checked when it is made; UserError names the first wrong one."""
+    """Turn a class into a frozen dataclass that checks its values; its UserError names the first wrong one."""
     kind.__annotations__ = {name: _exact(hint) for name, hint in _own_hints(kind).items()}
-    made = checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
-    validating = made.__init__
+    validated = checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
+    validating = validated.__init__
 
     @functools.wraps(validating)
     def init(self: Any, *values: Any, **named: Any) -> None:
         try:
             validating(self, *values, **named)
         except ValidationError as error:
-            raise UserError(sentence(error, made)) from None
+            raise UserError(sentence(error, validated)) from None
 
-    made.__init__ = init
-    return made
+    validated.__init__ = init
+    return validated
 
 
 def _own_hints(kind: type) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _own_hints(kind: type) -> dict[str, Any]:
 
 
 def _exact(hint: Any) -> Any:
-    """The type with every plain type in it made exact."""
+    """The type with every plain type in it made strict, so that pydantic converts nothing."""
     if hint in EXACT:
         return Annotated[hint, Strict()]
     if typing.get_origin(hint) is Annotated:
@@ -95,7 +95,7 @@ def info(kind: type, name: str) -> FieldInfo:
 
 
 def names(kind: type) -> list[str]:
-    """The fields that are settings themselves, without the sections."""
+    """Names of the fields that are settings, without the sections."""
     return [name for name, field in kind.__pydantic_fields__.items() if field.description]
 
 
@@ -107,7 +107,7 @@ def limits(kind: type, name: str) -> tuple[float | None, float | None]:
 
 
 def choices(kind: type, name: str) -> tuple[str, ...]:
-    """The values that a setting can have, empty where it is free."""
+    """The values that a setting can have, empty if it is not a choice."""
     hint = info(kind, name).annotation
     return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
@@ -123,7 +123,7 @@ def _adapter(kind: type) -> TypeAdapter:
 
 
 def read(kind: type[Kind], values: Any, where: str = "") -> Kind:
-    """Plain values, as JSON and TOML have them, as settings. Raises UserError that names the place of what is wrong."""
+    """Settings from plain values, as JSON and TOML have them. Raises UserError that names the wrong setting."""
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:
@@ -131,7 +131,7 @@ def read(kind: type[Kind], values: Any, where: str = "") -> Kind:
 
 
 def plain(value: Any) -> Any:
-    """Inverse of ``read``: dicts, lists and scalars only."""
+    """The inverse of ``read``: settings as dicts, lists and scalars."""
     if dataclasses.is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""What is taken from one folder of images: the node Dataset Folder and its four option nodes."""
+"""Settings of one folder of images: the node Dataset Folder and its four option nodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UPSCALE, DOWNSCALE = "upscale", "downscale"
 EACH, NEAREST = "each", "nearest"
 LOOSE, STRICT = "loose", "strict"
 COMBINED = "combined"
-LONGEST = 8.0  # longer shapes than 8:1 are cropped to it, or reported where nothing may be cropped
+LONGEST = 8.0  # images longer than 8:1 are cropped to 8:1, or reported if crop is off
 MOST_REFERENCES = 10
 MaskFolder = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
 RARE = {"advanced": True, "optional": True}
@@ -32,7 +32,7 @@ SEED = {"ge": 0, "le": 2**31 - 1, "advanced": True}
 
 @settings
 class CaptionSettings(Settings):
-    """How captions are treated: several of one image, shuffled parts, dropout, the trigger."""
+    """How captions are used: several for one image, shuffled parts, dropout, the trigger."""
 
     several: Literal["join", "choose"] = setting(
         JOIN, "Several lines in one caption file: joined to one caption, or one of them chosen per step."
@@ -296,7 +296,7 @@ class DatasetSettings(Settings):
 
     @property
     def identity(self) -> str:
-        """The same for the same settings, whatever the files hold."""
+        """A hash of the settings; it does not depend on the files."""
         return canonical_hash(plain(self))
 
 

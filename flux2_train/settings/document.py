@@ -44,11 +44,11 @@ def markdown() -> str:
 
 
 def _sections(kind: type, place: str = "") -> dict[str, type]:
-    found = {}
+    sections = {}
     for name, field in kind.__pydantic_fields__.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, base.Settings):
-            found |= {f"{place}{name}": field.annotation, **_sections(field.annotation, f"{place}{name}.")}
-    return found
+            sections |= {f"{place}{name}": field.annotation, **_sections(field.annotation, f"{place}{name}.")}
+    return sections
 
 
 def _table(place: str, kind: type) -> Iterator[str]:

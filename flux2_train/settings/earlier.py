@@ -1,4 +1,4 @@
-"""Job files, LoRA headers and checkpoints of earlier versions: the names that settings had there, for good."""
+"""Names that settings had in earlier versions, so that old job files, LoRA headers and checkpoints can be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .training import LOGS, TrainingSettings
 
 Names = Mapping[str, str]
 SAME: Names = {}
-# Of ``training``: section, its name now, fields whose name changed.
+# Sections of ``training``: the old name, today's name, and the old and new names of fields.
 TRAINING: tuple[tuple[str, str, Names], ...] = (
     ("timesteps", "timesteps", {
         "scale": "sigmoid_scale", "mean": "sigmoid_mean", "std": "sigmoid_std", "alpha": "beta_alpha",
@@ -41,7 +41,7 @@ SOURCE: Names = {
     "repeats": "repeats", "probability": "probability", "weight": "loss_weight", "is_reg": "is_reg",
     "base_target": "base_target", "timestep_offset": "timestep_offset",
 }  # fmt: skip
-# Written into ``dataset.source`` by earlier versions, and set elsewhere: by name, the value that says nothing.
+# Earlier versions also wrote these into ``dataset.source``, where they had no effect: the default of each.
 UNUSED: Mapping[str, Any] = {
     "folder": ".", "trigger": "", "class_word": "", "caption_dropout": 0.0, "dropout_caption": "",
     "dropout_class_caption": "", "reference_dropout": 0.0, "reference_sampling": "combined",
@@ -49,7 +49,7 @@ UNUSED: Mapping[str, Any] = {
 
 
 def renamed(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values of a job, all by today's names; what is no group of settings is left for the check of types."""
+    """The plain values of a job under today's names. A section of a wrong type is left for the check of types."""
     values = dict(job)
     _move(values, "validation", "previews")
     _change(values, "training", training)
@@ -61,9 +61,9 @@ def renamed(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values of a job's ``training`` section by today's names."""
+    """The plain values of a job's ``training`` section under today's names."""
     values = dict(section)
-    if not isinstance(values.get("guidance", {}), dict):  # it was the number that is now guidance.guidance
+    if not isinstance(values.get("guidance", {}), dict):  # earlier a number, today guidance.guidance
         values["guide"] = {**values.get("guide", {}), "guidance": values.pop("guidance")}
     if isinstance(values.get("logs"), list):
         logs = sorted(map(str, values["logs"]))

@@ -1,6 +1,6 @@
-"""A training job as one file: what a graph says to the trainer, so that a terminal can run the same.
+"""A training job as one file: all settings of a graph, so that a terminal can run the same training.
 
-JSON, or TOML where Python reads it. Every setting that is left out has its default, as in the nodes.
+The file is JSON, or TOML from Python 3.11 on. A setting that is left out has the default of its node.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECTIONS = ("version", "model", "dataset", "embeds", "latents", "training", "pre
 
 @settings
 class Output(Settings):
-    """Folders for the LoRA and for the run's plot, losses and report; empty for ComfyUI's own."""
+    """Folders for the LoRA and for the run's plot, losses and report; empty means ComfyUI's own folders."""
 
     loras: str = ""
     runs: str = ""
@@ -37,9 +37,9 @@ class Output(Settings):
 
 @settings
 class Job(Settings):
-    """One training run. ``previews`` are painted meanwhile, ``held_out`` is the data set whose loss is measured.
+    """One training run. ``previews`` are painted during it; the loss is measured on the data set ``held_out``.
 
-    ``unknown`` says what a graph had that no file can hold; such a job is not run.
+    ``unknown`` names what the graph had and a file cannot express; a job with such entries is refused.
     """
 
     dataset: tuple[DatasetSettings, ...]
@@ -74,7 +74,7 @@ class Job(Settings):
 
 
 def load(path: Path, settings: Iterable[str] = ()) -> Job:
-    """The job in a file, with ``section.name=value`` settings in place of the file's.
+    """The job in a file. ``settings`` are texts ``section.name=value`` that replace values of the file.
 
     Raises UserError naming the file and what is wrong in it.
     """
@@ -92,7 +92,7 @@ def load(path: Path, settings: Iterable[str] = ()) -> Job:
 
 
 def read(values: dict[str, Any]) -> Job:
-    """The job in plain values, with today's names or with those of earlier versions. Raises UserError."""
+    """The job from plain values, under today's names or those of earlier versions. Raises UserError."""
     return base.read(Job, earlier.renamed(values))
 
 
@@ -143,7 +143,7 @@ def _nested(keys: list[str], value: Any) -> Any:
 
 
 def _merge(into: Any, changes: dict, place: str) -> None:
-    """Put nested values in the place of those that are there."""
+    """Replace values of ``into`` by the nested values ``changes``."""
     if not isinstance(into, dict):
         raise UserError(f"--set {place}: there is no such place in the job.")
     for name, value in changes.items():

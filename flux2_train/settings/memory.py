@@ -13,10 +13,10 @@ Offload = Literal["auto", "off", "all"]
 
 @settings
 class MemorySettings(Settings):
-    """Nothing here changes the result; what is 0, off or auto is left to the planner.
+    """Nothing here changes the result. The planner chooses what is 0, off or auto.
 
-    How much of the base is streamed is said in one of three ways: ``blocks_to_swap``, ``offload_percent``, or all of it
-    with ``group_offload``, which also says in what portions.
+    There are three ways to set how much of the base is streamed: ``blocks_to_swap``, ``offload_percent``, or
+    ``group_offload``, which streams everything and also sets the size of the groups.
     """
 
     blocks_to_swap: int = setting(

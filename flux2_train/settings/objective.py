@@ -1,4 +1,4 @@
-"""How wrong a prediction is, and towards what it is pulled: the nodes Training Objective and Preservation."""
+"""The loss, its target, and what is preserved: the nodes Training Objective and Preservation."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class GuidanceSettings(Settings):
 
 @settings
 class GuardSettings(Settings):
-    """What ends a run whose loss is no number any more, or grows."""
+    """When a run whose loss is NaN, infinite or growing is stopped."""
 
     bad_losses: int = setting(
         5, "Steps whose loss is no number are left out; this many in a row stop the run.",
@@ -116,7 +116,7 @@ class GuardSettings(Settings):
 
 @settings
 class PreservationSettings(Settings):
-    """What LoRA Trainer's ``preservation`` weighs, and how often."""
+    """What LoRA Trainer's ``preservation`` preserves, and how often."""
 
     kind: Literal["class", "blank"] = setting(
         "class",

@@ -1,4 +1,4 @@
-"""What is looked at while a run goes on: the nodes Validation and Validation Loss.
+"""What is shown and measured during a run: the nodes Validation and Validation Loss.
 
 A preview is a picture of a prompt; the validation loss is a number at fixed noise. Neither changes what is learned.
 """
@@ -58,7 +58,7 @@ def _prompts(value: Any) -> Any:
 
 @settings
 class PreviewSettings(Settings):
-    """What is painted while training, how, and every how many steps. ``model`` paints instead of the trained one."""
+    """What is painted while training, how, and how often. ``model``, if set, paints instead of the trained model."""
 
     prompts: Annotated[tuple[Prompt, ...], BeforeValidator(_prompts)] = setting(
         (), "What to paint, one prompt per line; include your trigger word in some.", multiline=True

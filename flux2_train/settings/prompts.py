@@ -22,14 +22,14 @@ def from_file(path: Path) -> tuple[Prompt, ...]:
         raise UserError(f"The prompt file {path.name} has {path.stat().st_size} bytes; at most {MOST_BYTES} are read.")
     try:
         text = path.read_text("utf-8-sig")
-        found = from_lines(text) if path.suffix.lower() == ".txt" else _library(json.loads(text), path.name)
+        prompts = from_lines(text) if path.suffix.lower() == ".txt" else _library(json.loads(text), path.name)
     except (UnicodeDecodeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"The prompt file {path.name} cannot be read: {error}. It must be UTF-8.") from error
-    if not found:
+    if not prompts:
         raise UserError(f"The prompt file {path.name} holds no prompt; write one per line.")
-    return found
+    return prompts
 
 
 def _library(values, name: str) -> tuple[Prompt, ...]:

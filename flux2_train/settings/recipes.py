@@ -1,7 +1,7 @@
-"""Recipes: one name that stands for a whole set of training settings. Anything a recipe sets can be set otherwise.
+"""Recipes: one name for a set of training settings, each of which can still be changed.
 
 ``style`` to ``edit`` follow the rows of AI Toolkit's guide for FLUX.2; ``ai-toolkit``, ``simpletuner`` and ``musubi``
-are what those three document for FLUX.2, in our words. What they do and we do not is in docs/objectives.md.
+are what those three programs document for FLUX.2. docs/objectives.md lists what they do and this pack does not.
 """
 
 from __future__ import annotations
@@ -65,5 +65,5 @@ RECIPES: dict[str, Recipe] = {
 
 
 def combined(name: str, face: dict, sections: dict) -> dict:
-    """TrainingSettings' values: the recipe's, over them LoRA Trainer's own, over them those of wired option nodes."""
+    """Values for TrainingSettings: the recipe's, replaced by LoRA Trainer's own, then by those of option nodes."""
     return {**RECIPES[name].values, **face, **sections, "recipe": name}

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, as sentences for the person who set it."""
+"""pydantic's errors as sentences for the user."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _at(kind: Any, place: tuple) -> Any:
 
 
 def _plain_type(kind: Any) -> Any:
-    """The type without what is annotated to it, and without None."""
+    """The type without its annotations and without None."""
     if typing.get_origin(kind) is typing.Annotated:
         return _plain_type(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (types.UnionType, typing.Union):

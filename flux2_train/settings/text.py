@@ -1,4 +1,4 @@
-"""Lists as users write them in one line of text: ``1, 0.5``, ``1:1, 3:2``, ``double_blocks=0.5, single_blocks=0``."""
+"""Lists that users write as one line of text: ``1, 0.5``, ``1:1, 3:2``, ``double_blocks=0.5, single_blocks=0``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def written(values: tuple) -> str:
 
 
 def parsed_by(parse: Callable[[str, str], tuple]) -> BeforeValidator:
-    """Takes a text beside the list itself; the error names the field."""
+    """A validator that also accepts a list as text; its error names the field."""
 
     def read(value: Any, info: ValidationInfo) -> Any:
         return parse(value, info.field_name or "") if isinstance(value, str) else value

@@ -135,12 +135,12 @@ class TrainingSettings(Settings):
 
     @property
     def log_writers(self) -> tuple[str, ...]:
-        """The programs beside whose own writers the run is logged with."""
+        """The programs that the run is logged to beside loss.csv."""
         return LOGS[self.logs]
 
     @property
     def scale_alpha(self) -> float:
-        """The alpha in force."""
+        """The alpha that is used: ``alpha``, or the rank if that is 0."""
         return self.alpha or float(self.rank)
 
     def problems(self) -> Iterator[str]:
@@ -158,5 +158,5 @@ class TrainingSettings(Settings):
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name can be a file's on every system, in the folder where it is put."""
+    """Whether a name is a valid file name, without a folder, on every operating system."""
     return bool(re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", name)) and name.strip(". ") != ""
