@@ -41,8 +41,9 @@ def export(
 ) -> Exported:
     """Parts for a file in ``format`` (write.FORMATS) and ``precision`` (write.DTYPES).
 
-    ``plain_rank`` above 0 converts every part to the nearest plain LoRA of that rank, on ``device``. ``weights`` gives
-    the base's weights, which only DoRA needs. Raises UserError naming what the format cannot carry exactly.
+    ``plain_rank`` above 0 converts every part that is no plain LoRA of at most that rank to the nearest one, on
+    ``device``. ``weights`` gives the base's weights, which only DoRA needs. Raises UserError naming what the format
+    cannot carry exactly.
     """
     error = 0.0
     if plain_rank:

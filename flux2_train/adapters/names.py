@@ -106,7 +106,7 @@ class LinearPlace:
 
 
 def in_diffusers(name: str) -> list[tuple[str, ...]]:
-    """The alternatives for a Linear's name in diffusers, today's first. Several names in one split its rows equally."""
+    """Alternatives for a Linear's name in diffusers, FLUX.2's first. Several names in one split the rows equally."""
     parts = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", name)
     if not parts:
         return [(_OUTSIDE[name],)] if name in _OUTSIDE else []

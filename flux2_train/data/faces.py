@@ -12,7 +12,7 @@ from ..errors import UserError
 from .crops import Point
 from .images import to_rgb
 
-LONGEST = 1024  # pixels: larger images are scaled down first, which takes a tenth of the time and finds the same faces
+LONGEST = 1024  # pixels: larger images are scaled down first; this takes a tenth of the time and finds large faces
 CASCADE = "haarcascade_frontalface_default.xml"
 
 

@@ -15,7 +15,7 @@ ACCURACY, ROOM = 0.05, 0.3e9  # margin: relative error of the peak, and bytes lo
 INTERVALS = (1, 2, 3, 4)  # one of that many blocks is recomputed
 STREAMING = 0.15  # a plan that streams is taken only if it is faster by this share than one that does not
 FULL, FILLING = 0.92, 0.05  # a plan that needs more than FULL of the card must be faster by the share FILLING
-LEVEL = 0.1, 0.02  # a lower plan saves at least this share of activations and workspace, or of the peak
+LEVEL = 0.1, 0.02  # a lower plan saves these shares of activations and workspace, and of the peak, at least the larger
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def smallest(work: Work, machine: Machine, pins: Pins) -> Plan:
 def lower(work: Work, machine: Machine, plan: Plan, pins: Pins) -> Plan | None:
     """The fastest plan that takes clearly less memory than this one; None if there is none.
 
-    For a run that ran out of memory although its plan fits. Of the pins only those on streaming are kept.
+    For a run that ran out of memory although its plan fits. Of the pins only how weights are streamed is kept.
     """
     free = Pins(streaming=pins.streaming, grouped=pins.grouped, per_group=pins.per_group, ahead=pins.ahead)
     peak, parts = plan.estimate.peak, plan.estimate.parts

@@ -16,7 +16,7 @@ class MemorySettings(Settings):
     """Nothing here changes the result. The planner chooses what is 0, off or auto.
 
     There are three ways to set how much of the base is streamed: ``blocks_to_swap``, ``offload_percent``, or
-    ``group_offload``, which streams everything and also sets the size of the groups.
+    ``group_offload``, which on its own streams everything and always sets the size of the groups.
     """
 
     blocks_to_swap: int = setting(
