@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = sorted({str(path.parent) for path in (ROOT / "tests").rglob("test_*.py")})  # they share some helpers
+ROOMS = sorted({str(path.parent) for path in (ROOT / "tests").rglob("*.py")})  # they share some helpers
 sys.path[:0] = [*ROOMS, str(ROOT / "scripts"), str(ROOT)]
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; read by torch when it is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")

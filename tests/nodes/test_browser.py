@@ -147,7 +147,7 @@ def test_a_recipe_fills_in_wired_option_nodes_too(template):
     after = queued(template)
     assert inputs(after, "Flux2Timesteps")["distribution"] == "weighted"
     optimizer = RECIPES["ai-toolkit"].sections["optimizer"]
-    shown = {"optimizer": optimizer.name, "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
+    shown = {"optimizer": optimizer.optimizer, "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
     assert inputs(after, "Flux2Optimizer") == {**inputs(before, "Flux2Optimizer"), **shown}
 
 
