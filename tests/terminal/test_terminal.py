@@ -55,7 +55,7 @@ def trained(pack, nano, comfy_folders):
         shutil.copy(path, few if number < 6 else one)
     with torch.inference_mode():
         dataset, others = (
-            node(pack, "Flux2DatasetFolder")(folder, "text file", "", 64, 1, "zbot", "toy").args[0]
+            node(pack, "Flux2DatasetFolder")(folder=folder, resolution=64, trigger="zbot", class_word="toy").args[0]
             for folder in ("few robots", "one robot")
         )
         validation = node(pack, "Flux2Validation")(
