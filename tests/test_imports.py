@@ -1,5 +1,6 @@
 """Every module of the engine, of the nodes and of the benches can be imported."""
 
+import ast
 import importlib
 import pkgutil
 from pathlib import Path
@@ -24,3 +25,24 @@ def test_a_module_can_be_imported(pack, name):
 
 def test_there_are_modules_to_import():
     assert len([name for name in MODULES if name.startswith("flux2_train.")]) > 100
+
+
+def named_imports():
+    """(file, module, name) of everything of ours that is imported by name, also inside functions."""
+    for path in sorted(path for part in (*PARTS, "tests", "scripts") for path in (ROOT / part).rglob("*.py")):
+        package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else ()
+                module = ".".join(filter(None, (*base, node.module)))
+                if module.startswith(("flux2_train", "bench")):
+                    yield from ((str(path.relative_to(ROOT)), module, alias.name) for alias in node.names)
+
+
+def test_every_name_that_is_imported_is_there():
+    missing = [entry for entry in named_imports() if not _has(*entry[1:])]
+    assert not missing and len(list(named_imports())) > 1000
+
+
+def _has(module: str, name: str) -> bool:
+    return hasattr(importlib.import_module(module), name) or f"{module}.{name}" in MODULES

@@ -16,16 +16,17 @@ def ours(problem: Problem, done: Done) -> None:
     """The engine on the MODEL that ComfyUI's loader gives a graph."""
     model = comfyui_model(problem)
     from flux2_train.adapters import targets
-    from flux2_train.adapters.live import AdapterConfig, Adapters, Site
+    from flux2_train.adapters.live import Adapters, Site
     from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
     from flux2_train.host.borrowed.velocity import Condition, velocity
+    from flux2_train.settings.adapter import AdapterSettings
 
     layers = linears(model)
     rank, names = problem.rank, targets.select(layers)
     sites = {n: Site(layers[n].in_features, layers[n].out_features, rank, rank) for n in names}
     condition = Condition(problem.inputs()[1])
     with training_mode():
-        adapters = Adapters(sites, AdapterConfig(), seed=0, device=problem.device)
+        adapters = Adapters(sites, AdapterSettings(), seed=0, device=problem.device)
     with borrow(model, adapters.deltas(), problem.checkpointing) as borrowed, training_mode():
         train(problem, lambda x_t, t: velocity(borrowed, x_t, t, [condition]), adapters.trainable(), done)
 
