@@ -242,7 +242,7 @@ def test_image_mask_and_strict_reference_show_the_same_place(tmp_path_factory, w
         saved = image.resize((width * size, height * size), Image.Resampling.BICUBIC)
         (saved if name != "masks" else saved.getchannel("R")).save(base / name / "x.png")
     dataset = read(
-        base / "data", prompt="x", crop=options, references=(base / "before",),
+        base / "data", prompt="x", crop_options=options, references=(base / "before",),
         mask_options=MaskSettings(base / "masks"),
         reference_options=ReferenceSettings(kind="strict"),
     )  # fmt: skip
