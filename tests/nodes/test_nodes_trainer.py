@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,13 +99,22 @@ def given(node, **changes):
     return node.execute(**{**untouched, **changes}).args[0]
 
 
+def of_the_pack(pack):
+    """Both caches as nodes make them: a pack has an engine of its own here, which knows its own settings alone."""
+    embeds, latents = tiny_caches(2)
+    dataset, settings = replace(latents.dataset, requests=()), f"{pack.__name__}.flux2_train.settings.caches"
+    kinds = importlib.import_module(settings)
+    return (replace(embeds, dataset=dataset, settings=kinds.EmbedSettings()),
+            replace(latents, dataset=dataset, settings=kinds.LatentSettings()))  # fmt: skip
+
+
 @pytest.mark.long
 def test_every_wire_of_the_trainer_reaches_the_run(pack, comfy_folders):
     nodes = {node.GET_SCHEMA().node_id.removeprefix("Flux2"): node for node in pack.NODES}
     wired = {name: given(nodes[node], **widgets) for name, (node, widgets, _) in WIRES.items()}
     trainer = nodes["LoraTrainer"].PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}})
     with torch.inference_mode():
-        trainer.execute(brief_flux2(), *tiny_caches(2), name="wired", steps=1, rank=1, validation_items=0, **wired)
+        trainer.execute(brief_flux2(), *of_the_pack(pack), name="wired", steps=1, rank=1, validation_items=0, **wired)
     job = json.loads((comfy_folders / "output" / "flux2_train" / "wired" / "job.json").read_text())
     for _, widgets, setting in WIRES.values():
         section, field = setting.split(".")
