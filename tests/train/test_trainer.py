@@ -15,6 +15,7 @@ from flux2_train.errors import UserError
 from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.results import write_results
+from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.optimizer import OptimizerSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -78,7 +79,7 @@ def test_every_option_acts(nano, robot, plain, change):
 @pytest.mark.long
 @pytest.mark.parametrize("change", [
     {"alpha": 4.0}, {"checkpointing": False}, {"preservation": 0.0}, {"differential_guidance": 1.0}, {"epochs": 7},
-    {"validation_items": 2}, {"guidance": 3.5},
+    {"validation_items": 2}, {"guidance": GuidanceSettings(3.5)},
 ], ids=lambda c: next(iter(c)))  # fmt: skip
 def test_what_is_off_changes_no_bit(nano, robot, plain, change):
     assert same(plain, lora_of(nano, robot, **change))
