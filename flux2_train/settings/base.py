@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from annotated_types import Ge, Le
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 from pydantic.fields import FieldInfo
 
 from ..errors import UserError
-from .sentences import sentence
+from .sentences import bounds, sentence
 
 Kind = TypeVar("Kind")
 EXACT = (bool, int, float, str)  # types that are not converted: "5" is no 5, true is no 1
+RARE = {"advanced": True, "optional": True}  # widgets of settings that few people change
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ def names(kind: type) -> list[str]:
 
 def limits(kind: type, name: str) -> tuple[float | None, float | None]:
     """(least, most) of a setting, None where there is no limit."""
-    bounds = info(kind, name).metadata
-    least = next((bound.ge for bound in bounds if isinstance(bound, Ge)), None)
-    return least, next((bound.le for bound in bounds if isinstance(bound, Le)), None)
+    return bounds(info(kind, name))
 
 
 def choices(kind: type, name: str) -> tuple[str, ...]:

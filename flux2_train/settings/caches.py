@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .base import Settings, setting, settings
+from .base import RARE, Settings, setting, settings
 from .memory import AUTO, Offload
 
 USER, OUTPUT = "user folder", "output folder"
@@ -14,7 +14,6 @@ LIMIT = (
     "Keep the cache below this many gigabytes by removing what other data sets have not used for the longest time; 0 "
     "is no limit."
 )
-RARE = {"advanced": True, "optional": True}
 
 
 @settings

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from ..hashing import canonical_hash
-from .base import Settings, plain, setting, settings
+from .base import RARE, Settings, plain, setting, settings
 from .text import Folders, Ratios
 
 TEXT_FILE, FILE_NAME, ONE_PROMPT, JSONL = "text file", "file name", "one prompt", "jsonl"
@@ -26,7 +26,6 @@ COMBINED = "combined"
 LONGEST = 8.0  # images longer than 8:1 are cropped to 8:1, or reported if crop is off
 MOST_REFERENCES = 10
 MaskFolder = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
-RARE = {"advanced": True, "optional": True}
 SEED = {"ge": 0, "le": 2**31 - 1, "advanced": True}
 
 

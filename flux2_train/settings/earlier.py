@@ -64,7 +64,8 @@ def training(section: Mapping[str, Any]) -> dict[str, Any]:
     """The plain values of a job's ``training`` section under today's names."""
     values = dict(section)
     if not isinstance(values.get("guidance", {}), dict):  # earlier a number, today guidance.guidance
-        values["guide"] = {**values.get("guide", {}), "guidance": values.pop("guidance")}
+        number, section = values.pop("guidance"), values.get("guide", {})
+        values["guide"] = {**section, "guidance": number} if isinstance(section, dict) else section
     if isinstance(values.get("logs"), list):
         logs = sorted(map(str, values["logs"]))
         values["logs"] = next((name for name, writers in LOGS.items() if sorted(writers) == logs), values["logs"])
@@ -92,7 +93,7 @@ def _dataset(section: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in source.items():
         if name in SOURCE:
             _put(values, f"source.{name}", SOURCE[name], value)
-        elif UNUSED.get(name, value) != value or name not in UNUSED:
+        elif name not in UNUSED or UNUSED[name] != value:
             raise UserError(f"dataset.source.{name} is no setting; there are {', '.join(SOURCE.values())} of dataset.")
     return values
 

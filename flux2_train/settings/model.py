@@ -6,10 +6,9 @@ from typing import Literal
 
 from ..flavours import FLAVOURS
 from ..formats import AS_IN_FILE, CHOICES, PLANNED
-from .base import Settings, setting, settings
+from .base import RARE, Settings, setting, settings
 
 AUTO = "auto"
-RARE = {"advanced": True, "optional": True}
 
 
 def _file(what: str) -> str:

@@ -12,14 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Strict
 
 from ..geometry import MULTIPLE
-from .base import Settings, setting, settings
+from .base import RARE, Settings, setting, settings
 from .model import ModelSettings
 
 MOST_PROMPTS = 64
 FIXED, WALKING = "fixed", "walking"
 PIXELS = "Pixels; nano paints at 128."
 SIDE = {"ge": MULTIPLE, "le": 8192, "step": MULTIPLE}
-RARE = {"advanced": True, "optional": True}
 
 
 @settings

@@ -65,9 +65,14 @@ def _plain_type(kind: Any) -> Any:
     return kind
 
 
-def _limits(field: FieldInfo) -> str:
+def bounds(field: FieldInfo) -> tuple[float | None, float | None]:
+    """(least, most) of a field, None where there is no limit."""
     least = next((bound.ge for bound in field.metadata if isinstance(bound, Ge)), None)
-    most = next((bound.le for bound in field.metadata if isinstance(bound, Le)), None)
+    return least, next((bound.le for bound in field.metadata if isinstance(bound, Le)), None)
+
+
+def _limits(field: FieldInfo) -> str:
+    least, most = bounds(field)
     words = [f"at least {least:g}"] if least is not None else []
     return " and ".join([*words, f"at most {most:g}"] if most is not None else words)
 

@@ -9,7 +9,7 @@ from dataclasses import field
 from typing import Literal
 
 from .adapter import AdapterSettings
-from .base import Settings, plain, setting, settings
+from .base import RARE, Settings, plain, setting, settings
 from .memory import AUTO, OFF, MemorySettings, Offload
 from .objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
 from .optimizer import EmaSettings, OptimizerSettings
@@ -25,7 +25,7 @@ LOGS: dict[str, tuple[str, ...]] = {
     "csv, TensorBoard and Weights & Biases": ("tensorboard", "wandb"),
 }  # fmt: skip
 CSV = next(iter(LOGS))
-OPTIONAL, RARE = {"optional": True}, {"advanced": True, "optional": True}
+OPTIONAL = {"optional": True}
 
 
 @settings

@@ -228,6 +228,7 @@ def test_settings_of_a_command_line_have_both_names(setting, changed):
     ({"dataset": [{"source": {"trigger": "zbot"}}]}, "dataset.source.trigger is no setting"),
     ({"dataset": [{"source": {"caption_dropout": 0.5}}]}, "dataset.source.caption_dropout is no setting"),
     ({"dataset": [{"source": 3}]}, "dataset.source is 3; it must be a group of settings"),
+    ({"training": {"guidance": 2.0, "guide": 5}}, "training.guidance is 5; it must be a group of settings"),
     ({"training": {"logs": ["mlflow"]}}, "training.logs is ['mlflow']; choose one of csv"),
     ({"dataset": [{"crop": {"style": "centre"}}]}, "crop_style is 'centre'; choose one of center, random"),
     ({"embeds": {"store": "ouput folder"}}, "embeds.store is 'ouput folder'; choose one of user folder, output folder"),
