@@ -10,7 +10,7 @@ from .names import NORMS, bare_name, is_underscored, without_prefix
 ENDS = (".diff", ".w_norm")
 
 
-def found(keys: Iterable[str], weights: Iterable[str]) -> dict[str, str]:
+def norm_changes(keys: Iterable[str], weights: Iterable[str]) -> dict[str, str]:
     """For each key of a LoRA file, the one of ``weights`` that it changes; keys that change none are left out.
 
     ``weights`` are names in a transformer, ending in .weight or .scale. The file's names may be ComfyUI's or

@@ -70,7 +70,7 @@ def read(model: ModelPatcher, weights: dict[str, Tensor], allow_unmatched: bool 
     require_flux2(model)
     parts, unmatched = reading.read(weights, sizes(model), flavour_name(model))
     state = model.model.diffusion_model.state_dict()
-    names = others.found(unmatched, state)
+    names = others.norm_changes(unmatched, state)
     changes = {name: weights[key] for key, name in names.items() if _fits(weights[key], state[name])}
     unmatched = [key for key in unmatched if names.get(key) not in changes]
     if not allow_unmatched or not parts:

@@ -141,7 +141,8 @@ def _read(base: BaseFile, path: Path) -> tuple[dict[str, Part], dict[str, Tensor
     tensors = read.load(path)
     parts, unmatched = read.read(tensors, base.sizes, base.path.name)
     weights = [key.removeprefix(base.prefix) for key in base.keys if key.endswith((".weight", ".scale"))]
-    target_of = {key: name for key, name in others.found(unmatched, weights).items() if _fits(base, name, tensors[key])}
+    norms = others.norm_changes(unmatched, weights)
+    target_of = {key: name for key, name in norms.items() if _fits(base, name, tensors[key])}
     read.require_matched([key for key in unmatched if key not in target_of], len(tensors), base.path.name)
     return parts, {name: tensors[key] for key, name in target_of.items()}
 
