@@ -86,9 +86,9 @@ def broken(change: Break, root: Path) -> str:
 
 
 def surroundings(root: Path = ROOT) -> dict[str, str]:
-    """The environment variables that tell a copy which Python and which ComfyUI to use, for it has none of its own.
+    """The environment of a copy, which has no Python and no ComfyUI of its own: variables name those that it uses.
 
-    Raises Refused where neither the variables are set nor the checkout has its own.
+    Raises Refused where a variable is not set and the checkout has none of its own either.
     """
     found = dict(os.environ)
     for name, own in (("FLUX2_PYTHON", root / ".venv" / "bin" / "python"), ("COMFYUI_PATH", root / ".comfyui")):

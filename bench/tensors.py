@@ -30,7 +30,7 @@ STEPS = 4
 NOT_LEARNED = {"initial_lr"}  # torch's scheduler kept it in the optimizer, until we had one of our own
 THREADS = 1  # how sums are split between threads changes their last bits
 CHECKPOINT = "flux2_train.checkpoint"  # the entry of a checkpoint's header that holds its state, see docs/run-folder.md
-# What a run sets beside the common settings. The data set of "edit" takes the place of the common one.
+# What each run sets in addition to the common settings. "edit" replaces the common data set by its own.
 RUNS: dict[str, dict] = {
     "plain": {},
     "preservation": {"training": {"preservation": 1.0}},

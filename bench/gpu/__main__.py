@@ -19,7 +19,7 @@ from bench.gpu.rows import PATIENCE, Row, chosen, rows, unknown  # noqa: E402
 from flux2_train.errors import UserError  # noqa: E402
 
 FIRST = 300.0  # seconds that torch and ComfyUI may take to start
-LEAST = 5.0  # where fewer seconds are left, no row is begun
+LEAST = 5.0  # seconds; if fewer are left, no further row starts
 NOTHING, INTERRUPTED = 2, 130  # exit codes
 
 
@@ -117,7 +117,7 @@ class Bench:
         return self.process.answer(max(LEAST, min(most, self.left)))
 
     def _row(self, row: Row) -> bool:
-        """Measure a row and write it down. Returns False if it failed; a row that was not begun has not failed."""
+        """Measure a row and write it down. Returns False if it failed; a row that did not start has not failed."""
         if self.left < LEAST:
             return True
         started = time.monotonic()

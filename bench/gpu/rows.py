@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 
 SLOWEST = 150.0  # seconds that a row may take before it is given up
-PATIENCE = 4  # times as long for everything on a processor, which may have other things to do
+PATIENCE = 4  # on a processor every limit is this many times as long, because other programs may use it too
 FORMATS = ("bf16", "fp8 (scaled)", "fp8 (e4m3)", "mxfp8", "int8", "nvfp4", "int4", "fp32")
 
 
