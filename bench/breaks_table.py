@@ -193,7 +193,7 @@ DATA = (
 AROUND = (
     Break("usage-exit-code", "flux2_train/terminal/main.py", "return 2 if isinstance(error, UsageError) else 1",
           "return 1", "tests/terminal/test_terminal.py", "wrong_command_line"),
-    Break("batch-option-ignored", "flux2_train/terminal/dataset.py", "summary(dataset, (arguments.batch,))",
+    Break("batch-option-ignored", "flux2_train/terminal/dataset_check.py", "summary(dataset, (arguments.batch,))",
           "summary(dataset, (1,))", "tests/terminal/test_terminal_data.py", "jobs_settings"),
     Break("offset-widget-ignored", "flux2_train/data/items.py", "timestep_offset=settings.timestep_offset,", "",
           "tests/nodes/test_dataset_nodes.py", "timestep_offset"),

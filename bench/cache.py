@@ -97,7 +97,7 @@ def throughput(folder: Path, base: Path, name: str, resolution: int, repeats: in
     from flux2_train.data.index import Index
     from flux2_train.data.store import Store
     from flux2_train.host.encoding import encode
-    from flux2_train.settings.dataset import DatasetSettings
+    from flux2_train.settings.dataset_folder import DatasetSettings
 
     vae, request = VAES[name](), DatasetSettings(folder, resolution=resolution)
     dataset, encoder = read_folder(request, Index(base / "index")), encode.ImageEncoder(vae)
@@ -149,7 +149,7 @@ def many(base: Path, count: int) -> dict:
     from flux2_train.data.order import epoch_batches
     from flux2_train.data.samples import samples
     from flux2_train.data.store import Store
-    from flux2_train.settings.dataset import DatasetSettings
+    from flux2_train.settings.dataset_folder import DatasetSettings
 
     class Means:
         identity = "means"

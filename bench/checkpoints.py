@@ -27,7 +27,7 @@ def trainer(steps: int, rank: int, resolution: int):
     from flux2_train.flavours import FLAVOURS
     from flux2_train.host.loading import files, load
     from flux2_train.runs.prepare import new_trainer
-    from flux2_train.settings.dataset import DatasetSettings
+    from flux2_train.settings.dataset_folder import DatasetSettings
     from flux2_train.settings.training import TrainingSettings
 
     row = FLAVOURS["nano"]

@@ -114,7 +114,7 @@ def judged(parts: tuple, folder: Path, seed: int, steps: int = STEPS) -> list[Ve
     from flux2_train.evaluate.verdicts import judge
     from flux2_train.events import ImagesMeasured
     from flux2_train.runs.prepare import new_trainer
-    from flux2_train.settings.dataset import DatasetSettings
+    from flux2_train.settings.dataset_folder import DatasetSettings
     from flux2_train.settings.previews import ValidationLossSettings
     from flux2_train.settings.training import TrainingSettings
 

@@ -2,16 +2,16 @@
 
 from .adapter import AdapterOptions
 from .apply import LoraApply
-from .cache import CacheEmbeds, CacheLatents
+from .caches import CacheEmbeds, CacheLatents
 from .compare import CompareLoras
-from .dataset import DatasetFolder
+from .dataset_folder import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
 from .load import LoadFlux2
 from .memory import Memory
-from .merge import SaveMergedModel
 from .objective import Preservation, TrainingObjective
 from .optimizer import Optimizer
 from .sample import Flux2Sampler
+from .save_merged import SaveMergedModel
 from .saving import Checkpoints, SaveOptions
 from .timesteps import Timesteps
 from .train import LoraTrainer

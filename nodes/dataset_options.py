@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..flux2_train.host.loading.files import resolve
-from ..flux2_train.settings.dataset import CaptionSettings, CropSettings, MaskSettings, ReferenceSettings
+from ..flux2_train.settings.dataset_folder import CaptionSettings, CropSettings, MaskSettings, ReferenceSettings
 from . import fields
-from .dataset import folder_states
+from .dataset_folder import folder_states
 from .types import CATEGORY, FluxCaptionOptions, FluxCropOptions, FluxMaskOptions, FluxReferenceOptions
 
 

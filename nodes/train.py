@@ -134,7 +134,7 @@ class LoraTrainer(io.ComfyNode):
         sections = {**(objective or {}), **(timesteps or {}), **(optimizer or {}), **(preserve or {})}
         sections |= {"validation_loss": validation_loss["settings"]} if validation_loss else {}
         trainer = new_trainer(
-            model, embeds, latents, TrainingSettings(**combined(recipe, face, sections)), validation=validation,
+            model, embeds, latents, TrainingSettings(**combined(recipe, face, sections)), previews=validation,
             held_out=validation_loss and validation_loss["data"],
         )  # fmt: skip
         listener = TrainerListener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))

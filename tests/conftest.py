@@ -47,7 +47,7 @@ from flux2_train.data.dataset import Dataset  # noqa: E402
 from flux2_train.data.folder import read_folder  # noqa: E402
 from flux2_train.flavours import FLAVOURS  # noqa: E402
 from flux2_train.host.loading import files, load  # noqa: E402
-from flux2_train.settings.dataset import DatasetSettings  # noqa: E402
+from flux2_train.settings.dataset_folder import DatasetSettings  # noqa: E402
 from flux2_train.terminal.main import main  # noqa: E402
 
 if torch.cuda.is_available():
@@ -206,6 +206,6 @@ def server(tmp_path_factory, full_size):
     folder = tmp_path_factory.mktemp("server")
     if not full_size:
         (folder / "custom_nodes").mkdir()
-        (folder / "custom_nodes" / "short_text_node.py").symlink_to(ROOT / "tests" / "short_text_node.py")
+        (folder / "custom_nodes" / "short_text_node.py").symlink_to(ROOT / "tests" / "processes" / "short_text_node.py")
     with ComfyServer(folder) as running:
         yield running

@@ -61,7 +61,7 @@ print((there @ there.T + 1).cpu().tolist())
 @pytest.mark.long
 def test_the_device_refuses_what_a_gpu_refuses():
     other_device.require_buildable()
-    done = subprocess.run([sys.executable, "-c", MIXED], cwd=ROOT / "tests", capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", MIXED], cwd=ROOT / "tests" / "helpers", capture_output=True, text=True)
     assert done.stdout.splitlines() == ["refused"] * 4 + ["[[3.0, 3.0], [3.0, 3.0]]"], done.stderr
 
 

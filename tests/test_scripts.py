@@ -103,8 +103,9 @@ def test_a_changed_source_archive_is_refused(tmp_path):
 def test_the_tests_run_in_a_checkout_of_any_name(tmp_path):
     """The folder ComfyUI Manager makes has dashes in its name, which no Python package may."""
     checkout = tmp_path / "comfyui-flux2-train"
-    (checkout / "tests" / "data").mkdir(parents=True)
-    for name in ("__init__.py", "pyproject.toml", "tests/conftest.py", "tests/support.py", "tests/tiers.py",
+    for room in ("data", "helpers"):
+        (checkout / "tests" / room).mkdir(parents=True)
+    for name in ("__init__.py", "pyproject.toml", "tests/conftest.py", "tests/helpers/support.py", "tests/tiers.py",
                  "tests/data/test_geometry.py"):  # fmt: skip
         (checkout / name).write_bytes((ROOT / name).read_bytes())
     for name in ("bench", "flux2_train", "nodes", "scripts"):

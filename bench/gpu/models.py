@@ -22,7 +22,7 @@ from flux2_train.flavours import FLAVOURS
 from flux2_train.formats import DTYPES
 from flux2_train.host.loading import quantise
 from flux2_train.host.loading.weights import dtype_of
-from flux2_train.settings.dataset import DatasetSettings
+from flux2_train.settings.dataset_folder import DatasetSettings
 
 TEXT = 512  # tokens, as klein's embeds have them
 TILE = 1 << 22  # random numbers, of which weights are made

@@ -66,7 +66,7 @@ def _trained(model, data, vae, offload: str, until: int = 0, state: dict | None 
     config = TrainingSettings(steps=STEPS, rank=4, learning_rate=1e-3, validation_items=0, offload=offload)
     asked = PreviewSettings((Prompt(PROMPT),), width=PIXELS, height=PIXELS, steps=1, every=MIDDLE, at_start=False)
     with torch.inference_mode():
-        trainer, told = new_trainer(model, *data, config, validation=PreviewRequest(asked, vae)), []
+        trainer, told = new_trainer(model, *data, config, previews=PreviewRequest(asked, vae)), []
         if state is not None:
             trainer.load_state_dict(state)
         with closing(trainer.run()) as going:

@@ -40,7 +40,7 @@ def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch
     from flux2_train.data.folder import read_folder
     from flux2_train.flavours import FLAVOURS
     from flux2_train.runs.prepare import new_trainer
-    from flux2_train.settings.dataset import DatasetSettings
+    from flux2_train.settings.dataset_folder import DatasetSettings
     from flux2_train.settings.training import TrainingSettings
 
     concept, row = concepts.CONCEPTS[name], FLAVOURS["nano"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..settings.dataset import ONE_PROMPT, DatasetSettings
+from ..settings.dataset_folder import ONE_PROMPT, DatasetSettings
 from . import captions as texts
 from .dataset import Item
 from .items import UsableImage

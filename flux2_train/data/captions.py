@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ..settings.dataset import JOIN, MOST_REFERENCES, CaptionSettings
+from ..settings.dataset_folder import JOIN, MOST_REFERENCES, CaptionSettings
 
 PLACEHOLDER = "[trigger]"
 SUFFIXES = (".txt", ".caption", ".json")

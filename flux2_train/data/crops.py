@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..geometry import MULTIPLE, bucket
-from ..settings.dataset import (
+from ..settings.dataset_folder import (
     AREA,
     CORNER,
     DOWNSCALE,

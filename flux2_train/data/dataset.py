@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..hashing import canonical_hash
-from ..settings.dataset import COMBINED, DatasetSettings
+from ..settings.dataset_folder import COMBINED, DatasetSettings
 from .crops import Crop, Size
 
 FORMAT = 2  # version of the cached entries; raised when the same file and crop are to be encoded differently

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..hashing import canonical_hash
-from ..settings.dataset import FILE_NAME, JSONL, ONE_PROMPT, REFUSE, STRICT, DatasetSettings
+from ..settings.dataset_folder import FILE_NAME, JSONL, ONE_PROMPT, REFUSE, STRICT, DatasetSettings
 from . import captions as texts
 from . import crops, faces
 from .advice import advice

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..settings.dataset import PRESERVE, STRICT, CropSettings, DatasetSettings
+from ..settings.dataset_folder import PRESERVE, STRICT, CropSettings, DatasetSettings
 from . import captions as texts
 from . import crops
 from .crops import Crop

@@ -25,9 +25,9 @@ class Evaluation(BetweenSteps):
 
     def __init__(self, trainer: Trainer, embeds: Mapping[str, Tensor]):
         self.trainer, self.previews = trainer, None
-        if trainer.validation is not None:
+        if trainer.previews is not None:
             method = trainer.config.guidance.references
-            self.previews = Previews(trainer.validation, trainer.model, embeds, trainer.adapters, method)
+            self.previews = Previews(trainer.previews, trainer.model, embeds, trainer.adapters, method)
 
     def before(self) -> Iterator[Event]:
         """Work to do before the model is borrowed."""

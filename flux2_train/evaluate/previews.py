@@ -23,7 +23,7 @@ Weights = Callable[[], AbstractContextManager]
 
 
 class Previews:
-    """Paints the prompts of ``validation`` with the ``adapters`` of a run. ``trained`` is the run's MODEL.
+    """Paints the prompts of ``request`` with the ``adapters`` of a run. ``trained`` is the run's MODEL.
 
     The base model's pictures are painted once and kept. After memory has run out once, ``on`` is false and nothing more
     is painted. Raises UserError if ``embeds`` lacks a prompt, or if the adapters do not fit the second MODEL.
@@ -31,21 +31,21 @@ class Previews:
 
     def __init__(
         self,
-        validation: PreviewRequest,
+        request: PreviewRequest,
         trained: ModelPatcher,
         embeds: Mapping[str, Tensor],
         adapters: Adapters,
         method: str = INDEX,
     ):
-        self.validation, self.embeds, self.adapters, self.method = validation, embeds, adapters, method
-        self.config, self.on = validation.config, True
+        self.request, self.embeds, self.adapters, self.method = request, embeds, adapters, method
+        self.config, self.on = request.config, True
         self.base: dict[int, Tensor] = {}
         self.references: list[list[Tensor]] = [[] for _ in self.config.prompts]
         if any(text not in embeds for text in self.config.texts):
             raise UserError(
-                "The embeds lack validation prompts: wire Validation into Cache Embeds too and queue again."
+                "The embeds lack the prompts of the previews: wire Validation into Cache Embeds too and queue again."
             )
-        second = validation.model
+        second = request.model
         self._settings(0).require_for(trained if second is None else second)
         if second is not None and identify.sizes(second) != identify.sizes(trained):
             raise UserError(
@@ -55,10 +55,10 @@ class Previews:
 
     def prepare(self) -> Iterator[Event]:
         """Encode the reference images. Call before the model is borrowed, so that the VAE has the device to itself."""
-        if any(self.validation.references):
+        if any(self.request.references):
             yield Phase("encoding reference images of previews")
-            vae, resize = self.validation.vae, self.config.resize_references
-            self.references = [painter.encode_references(vae, list(i), resize) for i in self.validation.references]
+            vae, resize = self.request.vae, self.config.resize_references
+            self.references = [painter.encode_references(vae, list(i), resize) for i in self.request.references]
 
     def paint(self, borrowed: ModelPatcher, step: int, weights: Weights, memory_required: float) -> Iterator[Event]:
         """Paint the previews after ``step`` steps with the MODEL that is borrowed for training.
@@ -83,10 +83,10 @@ class Previews:
 
     @contextmanager
     def _model(self, borrowed: ModelPatcher) -> Iterator[ModelPatcher]:
-        if self.validation.model is None:
+        if self.request.model is None:
             yield borrowed
             return
-        with borrow(self.validation.model, self.adapters.deltas(), checkpointing=False) as second:
+        with borrow(self.request.model, self.adapters.deltas(), checkpointing=False) as second:
             yield second
 
     def _latents(
@@ -119,7 +119,7 @@ class Previews:
         self, model: ModelPatcher, step: int, latents: list[tuple[Tensor | None, Tensor]]
     ) -> Iterator[PreviewPicture]:
         to_decode = [latent for pair in latents for latent in pair if latent is not None]
-        decoded = iter([image[0] for image in painter.decode(self.validation.vae, to_decode)])
+        decoded = iter([image[0] for image in painter.decode(self.request.vae, to_decode)])
         for number, (base, _) in enumerate(latents):
             if base is not None:
                 self.base[number] = next(decoded)

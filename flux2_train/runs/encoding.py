@@ -27,10 +27,10 @@ class Encoded:
 
 
 def encode_captions(
-    clip: CLIP, dataset: Dataset, settings: EmbedSettings, validation: PreviewSettings | None, report: Report
+    clip: CLIP, dataset: Dataset, settings: EmbedSettings, previews: PreviewSettings | None, report: Report
 ) -> Encoded:
-    """Encode the captions of a data set, the texts of ``settings`` and the prompts that ``validation`` paints."""
-    more = [*settings.texts, *(validation.texts if validation else [])]
+    """Encode the captions of a data set, the texts of ``settings`` and the prompts of ``previews``."""
+    more = [*settings.texts, *(previews.texts if previews else [])]
     store = Store(cache_folder(settings.store))
     with encode.TextEncoder(clip, settings.offload) as encoder:
         embeds, made = cache_embeds(dataset, encoder, store, more, settings.batch, settings.limit_gb, report)

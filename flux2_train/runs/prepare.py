@@ -18,10 +18,10 @@ def new_trainer(
     latents: LatentCache,
     config: TrainingSettings,
     accelerator: Accelerator | None = None,
-    validation: PreviewRequest | None = None,
+    previews: PreviewRequest | None = None,
     held_out: tuple[EmbedCache, LatentCache] | None = None,
 ) -> Trainer:
     """A ``Trainer`` that also measures validation losses and paints previews, as its settings say."""
-    trainer = Trainer(model, embeds, latents, config, accelerator, validation, held_out)
+    trainer = Trainer(model, embeds, latents, config, accelerator, previews, held_out)
     trainer.between_steps = Evaluation(trainer, embeds.embeds)
     return trainer

@@ -64,10 +64,10 @@ class PreviewFiles:
         return self.thumbnails.get(path)
 
 
-def save_references(validation: PreviewRequest | None, folder: RunFolder) -> tuple[tuple[Path, ...], ...]:
+def save_references(previews: PreviewRequest | None, folder: RunFolder) -> tuple[tuple[Path, ...], ...]:
     """Write each prompt's reference images as PNG files, so that a job can name them. Returns the paths per prompt."""
     saved = []
-    for number, images in enumerate(validation.references if validation else (), 1):
+    for number, images in enumerate(previews.references if previews else (), 1):
         pictures = [sheets.to_picture(picture) for image in images for picture in image]
         paths = tuple(folder.references / f"{number}_{count}.png" for count in range(1, len(pictures) + 1))
         for picture, path in zip(pictures, paths, strict=True):

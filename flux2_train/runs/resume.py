@@ -16,7 +16,7 @@ from . import checkpoints
 from .checkpoints import About, Checkpoint, DamagedCheckpoint
 from .dataset_record import difference
 from .folder import FINISHED, RunFolder
-from .jobs import OF_VALIDATION, job_of
+from .graph_job import OF_VALIDATION, job_of
 
 AUTO, NEW = "auto", "new"
 # Settings, or sections of them, that may have changed when a run is resumed: they act on the steps to come alone.

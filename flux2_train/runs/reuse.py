@@ -12,7 +12,7 @@ from ..settings.base import plain
 from ..train.trainer import Trainer
 from . import resume
 from .folder import FINISHED, RunFolder
-from .jobs import job_of
+from .graph_job import job_of
 from .results import Results
 
 COMPARED = ("training", "previews", "held_out")  # sections of a job: new previews need a new run

@@ -26,8 +26,8 @@ from .best_effort import BestEffort
 from .checkpoint_writer import CheckpointWriter
 from .checkpoints import About, DamagedCheckpoint, Snapshot
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder
+from .graph_job import job_of
 from .image_files import ImageFiles
-from .jobs import job_of
 from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
 from .rewind import Rewind
@@ -99,7 +99,7 @@ class Session:
     ):
         self.trainer, self.folder, self.loras, self.listen, self.resumption = trainer, folder, loras, listen, resumption
         self.damaged = tuple(resumption.set_aside()) if resumption else ()  # before CheckpointWriter lists checkpoints
-        job = job_of(trainer, save_references(trainer.validation, folder))
+        job = job_of(trainer, save_references(trainer.previews, folder))
         self.job = replace(job, output=_output(loras, folder))
         previews, images = PreviewFiles(folder), ImageFiles(folder)
         writers = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from . import base
-from .dataset import CaptionSettings, CropSettings, DatasetSettings, MaskSettings, ReferenceSettings
+from .dataset_folder import CaptionSettings, CropSettings, DatasetSettings, MaskSettings, ReferenceSettings
 from .job import Job
 from .previews import PreviewSettings
 from .text import written

@@ -15,7 +15,7 @@ from ..errors import UserError
 from . import base, earlier
 from .base import Settings, plain, settings
 from .caches import EmbedSettings, LatentSettings
-from .dataset import DatasetSettings
+from .dataset_folder import DatasetSettings
 from .model import ModelSettings
 from .previews import PreviewSettings
 from .training import TrainingSettings

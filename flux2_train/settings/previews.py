@@ -36,7 +36,7 @@ class Prompt(Settings):
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""
         if not self.text.strip():
-            yield "A validation prompt is empty; write what to paint."
+            yield "A prompt is empty; write what to paint."
         if self.strength is not None and not -10 <= self.strength <= 10:
             yield f"The strength of the prompt {self.text[:40]!r} is {self.strength:g}; it must lie between -10 and 10."
 
@@ -115,7 +115,7 @@ class PreviewSettings(Settings):
                 "one per line, or name a prompt file."
             )
         if self.width % MULTIPLE or self.height % MULTIPLE:
-            yield f"The size of validation pictures is {self.width}x{self.height}; both must be multiples of 16."
+            yield f"The size of previews is {self.width}x{self.height}; both must be multiples of 16."
 
     @property
     def texts(self) -> list[str]:

@@ -9,10 +9,25 @@ import argparse
 import sys
 
 from ..errors import UserError
-from . import convert, dataset, doctor, flavours, merge, plan, prune, resume, sample, settings, stop, train
+from . import (
+    convert,
+    dataset_check,
+    doctor,
+    flavours,
+    merge_command,
+    plan,
+    prune,
+    resume,
+    sample,
+    settings,
+    stop,
+    train,
+)
 from .options import UsageError
 
-COMMANDS = (train, resume, stop, sample, merge, convert, prune, dataset, flavours, settings, plan, doctor)
+COMMANDS = (
+    train, resume, stop, sample, merge_command, convert, prune, dataset_check, flavours, settings, plan, doctor
+)  # fmt: skip
 DESCRIPTION = "FLUX.2 LoRAs from a terminal: what the nodes do, without ComfyUI's server."
 EPILOG = "Every command explains itself: python -m flux2_train COMMAND --help. ComfyUI is found as COMFYUI_PATH says."
 

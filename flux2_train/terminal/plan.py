@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..flavours import FLAVOURS, Flavour, by_sizes
 from ..formats import AS_IN_FILE, FORMATS
-from ..settings.dataset import DatasetSettings
+from ..settings.dataset_folder import DatasetSettings
 from ..settings.optimizer import OptimizerSettings
 from ..settings.training import TrainingSettings
 from .options import add_flags, command, start

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import cache
+from . import cache_command
 from .options import command, start
 
 
 def add(commands) -> None:
     """Add the command to the parser."""
     group = commands.add_parser("cache", help="the caches on disk").add_subparsers(metavar="WHAT", required=True)
-    cache.add_to(group)
+    cache_command.add_to(group)
     prune = command(group, "prune", run, "remove entries that no data set uses, and print sizes")
     prune.add_argument("--folder", type=Path, help="the cache (default: those in ComfyUI's user and output folders)")
     prune.add_argument("--older-than", type=float, metavar="DAYS", help="also forget data sets not used for so long")

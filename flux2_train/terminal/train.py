@@ -64,7 +64,7 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
     from ..runs.prepare import new_trainer
     from ..runs.session import train
     from ..train import processes
-    from .cache import encode_all
+    from .cache_command import encode_all
 
     with torch.inference_mode():  # as ComfyUI runs nodes
         parts = parts_of(job.model, partial(processes.decided, accelerator))
@@ -73,7 +73,7 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
         with processes.main_first(accelerator):  # the main process fills the caches, from which the others read
             (embeds, latents), *held_out = encode_all(job, bar, parts.load_clip(), vae)
         trainer = new_trainer(
-            parts.load_model(), embeds, latents, job.training, accelerator, validation_of(job, vae),
+            parts.load_model(), embeds, latents, job.training, accelerator, previews_of(job, vae),
             held_out[0] if held_out else None,
         )  # fmt: skip
         loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
@@ -85,7 +85,7 @@ def train_job(job: Job, accelerator, bar: Bar, how) -> None:
         print(results.lora_path)
 
 
-def validation_of(job: Job, vae):
+def previews_of(job: Job, vae):
     """What to paint for a job's ``previews``, with the second model loaded; ``None`` if the job has no previews."""
     from ..data.images import load_rgb, to_tensor
     from ..host import describe

@@ -32,9 +32,9 @@ class RunMemory:
         model: ModelPatcher,
         adapters: Adapters,
         tokens: int,
-        validation: PreviewRequest | None = None,
+        previews: PreviewRequest | None = None,
     ):
-        self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens, validation)
+        self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens, previews)
         self.how = Borrowed(self.plan.layout, pinned=config.memory.pinned_memory * GB)
         self.device, self.computes_in = model.load_device, training_dtype(model)
         self.messages: list[str] = []

@@ -35,11 +35,11 @@ def work_of(
     model: ModelPatcher,
     adapters: Adapters,
     tokens: int,
-    validation: PreviewRequest | None = None,
+    previews: PreviewRequest | None = None,
 ) -> Work:
     """The run as the planner sees it. ``tokens``: the most image tokens of a sample, including its references.
 
-    ``validation`` says which previews are painted. Its second MODEL is not counted: ComfyUI unloads one model for the
+    ``previews`` says which previews are painted. Its second MODEL is not counted: ComfyUI unloads one model for the
     other.
     """
     sites = {n: (adapters.kept(n), sum(p.numel() for p in adapters.of_layer(n))) for n in adapters.names}
@@ -51,17 +51,17 @@ def work_of(
         in_one_step=sizes.dequantises_in_one_step(sizes.precision_of(model)),
         size=sizes.number_size(model), kind="dora" if config.adapter.dora else config.adapter.kind,
         edges=sum(sum(p.shape) for p in trained), begun=sum(p.numel() for p in trained if p.any()),
-        **(_painting(validation) if validation else {}),
+        **(_painting(previews) if previews else {}),
     )  # fmt: skip
 
 
-def _painting(validation: PreviewRequest) -> dict[str, int]:
+def _painting(previews: PreviewRequest) -> dict[str, int]:
     """Image tokens of the largest preview with its references at full size, and the bytes that decoding one takes."""
-    width, height = validation.config.width, validation.config.height
+    width, height = previews.config.width, previews.config.height
     pixels = [sum(image.shape[0] * image.shape[1] * image.shape[2] for image in images) for images in
-              validation.references]  # fmt: skip
+              previews.references]  # fmt: skip
     tokens = (width * height + max(pixels, default=0)) // 256
-    return {"preview": tokens, "decoding": sizes.decoding(validation.vae, width, height)}
+    return {"preview": tokens, "decoding": sizes.decoding(previews.vae, width, height)}
 
 
 def pins_of(config: TrainingSettings, model: ModelPatcher) -> Pins:
@@ -119,11 +119,11 @@ def planned(
     model: ModelPatcher,
     adapters: Adapters,
     tokens: int,
-    validation: PreviewRequest | None = None,
+    previews: PreviewRequest | None = None,
 ) -> tuple[Work, Pins, Machine, Plan]:
     """The plan to begin with, and what is needed to find a smaller one later (work, pins, machine)."""
     device: torch.device = model.load_device
-    work, pins = work_of(config, model, adapters, tokens, validation), pins_of(config, model)
+    work, pins = work_of(config, model, adapters, tokens, previews), pins_of(config, model)
     computer = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
     binding = device.type == "cuda" or bool(config.memory.memory_limit)
     return work, pins, computer, plan(work, pins, computer, binding)

@@ -48,7 +48,7 @@ class Trainer(Resumable):
     ``history`` can be read at any time, also after the run was stopped. ``state_dict`` is all that another Trainer of
     the same inputs needs to continue exactly as this one would have: on a CPU with the same bits.
 
-    ``validation`` says which previews are painted during the run. ``held_out`` are the caches of images that are only
+    ``previews`` says which previews are painted during the run. ``held_out`` are the caches of images that are only
     measured, not trained on; ``config.validation_loss`` can instead hold out images of the data set.
 
     If ``accelerator`` stands for several processes, they take each step together: every process holds the same
@@ -63,7 +63,7 @@ class Trainer(Resumable):
         latents: LatentCache,
         config: TrainingSettings,
         accelerator: Accelerator | None = None,
-        validation: PreviewRequest | None = None,
+        previews: PreviewRequest | None = None,
         held_out: tuple[EmbedCache, LatentCache] | None = None,
     ):
         identify.require_flux2(model)
@@ -73,7 +73,7 @@ class Trainer(Resumable):
         self.samples, self.held_out = kept_out(samples(embeds, latents), config.validation_loss)
         if held_out and config.validation_loss.share:
             raise UserError("Held-out images are wired in and a share of the data set is held out too; set share to 0.")
-        self.validation, self.held_out_requests = validation, ()
+        self.previews, self.held_out_requests = previews, ()
         if held_out:
             self.held_out, self.held_out_requests = samples(*held_out), held_out[1].dataset.requests
             check_embeds(model, self.held_out[0].embeds)
@@ -101,7 +101,7 @@ class Trainer(Resumable):
             self.dead_adapters = DeadAdapters({name: self.adapters.of_layer(name) for name in self.adapters.names})
             self.optimizer = build_optimizer(self.adapters, config)
             self.schedule = Schedule(self.optimizer, self.total, config.optimizer)
-            self.memory = RunMemory(config, model, self.adapters, self.samples.tokens(), validation)
+            self.memory = RunMemory(config, model, self.adapters, self.samples.tokens(), previews)
             self.ema = (
                 Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
                 if config.ema.ema_decay

@@ -7,7 +7,7 @@ from pictures import captions_of, picture, read
 
 from flux2_train.data.captions import variants, with_trigger
 from flux2_train.errors import UserError
-from flux2_train.settings.dataset import CHOOSE, CaptionSettings
+from flux2_train.settings.dataset_folder import CHOOSE, CaptionSettings
 
 
 @pytest.mark.parametrize("caption, trigger, word, expected", [

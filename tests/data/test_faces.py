@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from flux2_train.data import faces
 from flux2_train.data.folder import read_folder
 from flux2_train.data.index import Index
-from flux2_train.settings.dataset import CropSettings, DatasetSettings
+from flux2_train.settings.dataset_folder import CropSettings, DatasetSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 FACE = CropSettings(crop_aspect="square", crop_style="face")
@@ -91,7 +91,7 @@ def test_where_faces_cannot_be_found_that_is_said_by_name(folder, cv2, words):
     code = (
         f"import sys, types; sys.modules['cv2'] = {cv2}\n"
         "from flux2_train.data.folder import read_folder\n"
-        "from flux2_train.settings.dataset import CropSettings, DatasetSettings\n"
+        "from flux2_train.settings.dataset_folder import CropSettings, DatasetSettings\n"
         "from pathlib import Path\n"
         "read_folder(DatasetSettings(Path(sys.argv[1]), resolution=64, crop_options=CropSettings(crop_style='face')))\n"
     )

@@ -13,7 +13,7 @@ from flux2_train.data import long_captions
 from flux2_train.data.cache import cache_embeds
 from flux2_train.data.store import Store
 from flux2_train.host.encoding import encode
-from flux2_train.settings.dataset import ONE_PROMPT, CaptionSettings
+from flux2_train.settings.dataset_folder import ONE_PROMPT, CaptionSettings
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 

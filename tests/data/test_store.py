@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from children import killed_while_writing
+from children import PROCESSES, PYTHONPATH, killed_while_writing
 from fill_store import Means, fill
 from pictures import picture, read
 from PIL import Image
@@ -24,7 +24,6 @@ from flux2_train.data.index import SETTLED_SECONDS
 from flux2_train.data.store import Store, narrow
 from flux2_train.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY = "ab" + "0" * 30
 
 
@@ -142,8 +141,8 @@ def test_a_read_only_folder_is_said(store):
 
 def start(folder, place):
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).resolve().parents[1] / "fill_store.py"), str(folder), str(place)],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        [sys.executable, str(PROCESSES / "fill_store.py"), str(folder), str(place)],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )  # fmt: skip
     assert process.stdout.readline().strip() == "ready"
     return process

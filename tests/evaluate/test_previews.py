@@ -56,9 +56,9 @@ def data(nano, robot):
     return replace(robot, embeds=replace(robot.embeds, embeds={**robot.embeds.embeds, **more}))
 
 
-def start(nano, data, config=SHORT, validation=None):
+def start(nano, data, config=SHORT, previews=None):
     """(trainer, events) of a run as a node runs it."""
-    trainer = new_trainer(nano.model, data.embeds, data.latents, config, validation=validation)
+    trainer = new_trainer(nano.model, data.embeds, data.latents, config, previews=previews)
     with torch.inference_mode(), closing(trainer.run()) as run:
         return trainer, list(run)
 
@@ -83,7 +83,7 @@ def with_lora(model, trainer, tmp_path, mode=lora.BYPASS, strength=1.0):
 @pytest.fixture(scope="module")
 def plain(nano, data):
     """A run with previews, with nothing else in it."""
-    return start(nano, data, validation=PreviewRequest(CONFIG, nano.vae))
+    return start(nano, data, previews=PreviewRequest(CONFIG, nano.vae))
 
 
 @pytest.mark.long
@@ -107,7 +107,7 @@ def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data
     untouched = torch.rand(1)
     torch.manual_seed(5)
     often = replace(CONFIG, every=1, sampler="euler_ancestral")
-    other, _ = start(nano, data, validation=PreviewRequest(often, nano.vae))
+    other, _ = start(nano, data, previews=PreviewRequest(often, nano.vae))
     assert torch.equal(torch.rand(1), untouched)
     without, told = start(nano, data)
     assert not previews_of(told)
@@ -121,7 +121,7 @@ def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data
 def test_a_second_model_paints_with_the_lora_of_the_first(nano, another_nano, data, plain, tmp_path):
     """As the distilled klein does while the base is trained."""
     second = another_nano
-    trainer, told = start(nano, data, validation=PreviewRequest(END, nano.vae, second.model))
+    trainer, told = start(nano, data, previews=PreviewRequest(END, nano.vae, second.model))
     last = previews_of(told)[-1]
     model = with_lora(second.model, trainer, tmp_path)
     for number, prompt in enumerate(PROMPTS):
@@ -151,7 +151,7 @@ def another_nano(nano, tmp_path_factory):
 
 @pytest.mark.long
 def test_the_trained_model_may_be_its_own_second_one(nano, data, plain):
-    _, told = start(nano, data, validation=PreviewRequest(replace(ONE, at_start=True), nano.vae, nano.model))
+    _, told = start(nano, data, previews=PreviewRequest(replace(ONE, at_start=True), nano.vae, nano.model))
     expected = previews_of(plain[1])[-1].pictures[0].painted  # trained on between two paintings
     assert torch.equal(previews_of(told)[-1].pictures[0].painted, expected)
 
@@ -199,7 +199,7 @@ def test_every_setting_acts(nano, data, plain):
 def test_walking_seeds_are_those_of_the_sampler(nano, plain, data, tmp_path):
     """The second prompt has the next seed; the seed after the largest one is 0."""
     config = replace(ONE, prompts=END.prompts, seeds="walking", seed=2**64 - 1)
-    trainer, told = start(nano, data, validation=PreviewRequest(config, nano.vae))
+    trainer, told = start(nano, data, previews=PreviewRequest(config, nano.vae))
     model = with_lora(nano.model, trainer, tmp_path)
     seeds = [config.seed, 0]
     for prompt, picture, seed in zip(PROMPTS, previews_of(told)[-1].pictures, seeds, strict=True):
@@ -213,7 +213,7 @@ def test_a_distilled_second_model_paints_with_its_own_steps_and_without_guidance
     distilled = nano.model.clone()
     distilled.set_attachments(identify.VARIANT, DISTILLED)
     config = replace(ONE, steps=0, negative="blurry")
-    trainer, told = start(nano, data, validation=PreviewRequest(config, nano.vae, distilled))
+    trainer, told = start(nano, data, previews=PreviewRequest(config, nano.vae, distilled))
     (picture,) = previews_of(told)[-1].pictures
     model = with_lora(nano.model, trainer, tmp_path)
     steps = FLAVOURS["nano"].steps[DISTILLED]
@@ -234,7 +234,7 @@ def test_when_previews_are_due():
 @pytest.mark.long
 def test_strength_and_negative_are_those_of_lora_apply_and_the_sampler(nano, data, tmp_path):
     config = replace(ONE, negative="blurry", strength=0.5)
-    trainer, told = start(nano, data, validation=PreviewRequest(config, nano.vae))
+    trainer, told = start(nano, data, previews=PreviewRequest(config, nano.vae))
     model = with_lora(nano.model, trainer, tmp_path, strength=0.5)
     assert torch.equal(previews_of(told)[-1].pictures[0].painted, sampled(nano, model, PROMPTS[0], config))
 
@@ -278,7 +278,7 @@ def test_out_of_memory_ends_previews_and_not_the_run(nano, another_nano, data, p
 
     second = another_nano.model.clone()
     second.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, full)
-    trainer, told = start(nano, data, validation=PreviewRequest(CONFIG, nano.vae, second))
+    trainer, told = start(nano, data, previews=PreviewRequest(CONFIG, nano.vae, second))
     (warning,) = [e.text for e in told if isinstance(e, events.Warned)]
     assert "Memory ran out while painting previews of 64x48 after 0 steps" in warning
     assert not previews_of(told) and len(trainer.history.losses) == 2
@@ -294,13 +294,13 @@ def test_another_failure_of_a_preview_is_no_secret(nano, another_nano, data):
     second = another_nano.model.clone()
     second.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, broken)
     with pytest.raises(RuntimeError, match="mat1"):
-        start(nano, data, validation=PreviewRequest(CONFIG, nano.vae, second))
+        start(nano, data, previews=PreviewRequest(CONFIG, nano.vae, second))
     assert not [m for m in nano.model.model.modules() if "forward" in m.__dict__]
 
 
 @pytest.mark.long
 def test_cancelling_in_mid_sampling_gives_the_model_back(nano, data):
-    trainer = new_trainer(nano.model, data.embeds, data.latents, SHORT, validation=PreviewRequest(CONFIG, nano.vae))
+    trainer = new_trainer(nano.model, data.embeds, data.latents, SHORT, previews=PreviewRequest(CONFIG, nano.vae))
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException), closing(trainer.run()) as run:
             for event in run:
@@ -314,13 +314,13 @@ def test_cancelling_in_mid_sampling_gives_the_model_back(nano, data):
 
 def test_what_cannot_be_painted_is_refused_before_the_first_step(nano, robot, data):
     with pytest.raises(UserError, match="wire Validation into Cache Embeds"):
-        new_trainer(nano.model, robot.embeds, robot.latents, SHORT, validation=PreviewRequest(CONFIG, nano.vae))
+        new_trainer(nano.model, robot.embeds, robot.latents, SHORT, previews=PreviewRequest(CONFIG, nano.vae))
     with pytest.raises(UserError, match="no sampler 'best'; euler"):
         unknown = PreviewRequest(replace(CONFIG, sampler="best"), nano.vae)
-        new_trainer(nano.model, data.embeds, data.latents, SHORT, validation=unknown)
+        new_trainer(nano.model, data.embeds, data.latents, SHORT, previews=unknown)
     with pytest.raises(UserError, match="second MODEL is FLUX.2 128/1/2/96, the trained one nano"):
         asked = PreviewRequest(CONFIG, nano.vae, tiny_flux2())
-        new_trainer(nano.model, data.embeds, data.latents, SHORT, validation=asked)
+        new_trainer(nano.model, data.embeds, data.latents, SHORT, previews=asked)
     for change, words in (
         ({"prompts": ()}, "has 0 prompts"), ({"width": 100}, "multiples of 16"), ({"every": -1}, "every is -1"),
         ({"strength": 11.0}, "strength is 11"),

@@ -39,7 +39,7 @@ def caches():
 
 def run(nano, caches, config=CONFIG, painting=PAINTING):
     """(trainer, events) of a run whose streamed weights arrive late."""
-    trainer = new_trainer(tiny_flux2(), *caches, config, validation=painting and PreviewRequest(painting, nano.vae))
+    trainer = new_trainer(tiny_flux2(), *caches, config, previews=painting and PreviewRequest(painting, nano.vae))
     trainer.memory.how.via = Late(0.0005)
     with torch.inference_mode(), closing(trainer.run()) as told:
         return trainer, list(told)

@@ -18,7 +18,7 @@ from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLos
 from flux2_train.settings.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).resolve().parents[1] / "watch_tiny.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "processes" / "watch_tiny.py"
 CONFIG = TrainingSettings(steps=4, rank=2, learning_rate=2e-3, batch=2, seed=5, checkpointing=False,
                      validation_loss=ValidationLossSettings(share=0.2, per_image=True, per_image_every=2))  # fmt: skip
 PAINTING = PreviewSettings((Prompt("zbot"), Prompt("a toy")), width=32, height=48, steps=1, guidance=1.0, every=2)

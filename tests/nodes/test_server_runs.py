@@ -24,7 +24,7 @@ def server(tmp_path_factory):
     """A server of its own, because it is killed; with a node that makes a model fail."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "custom_nodes").mkdir()
-    (folder / "custom_nodes" / "probe_node.py").symlink_to(ROOT / "tests" / "probe_node.py")
+    (folder / "custom_nodes" / "probe_node.py").symlink_to(ROOT / "tests" / "processes" / "probe_node.py")
     with ComfyServer(folder) as running:
         yield running
 

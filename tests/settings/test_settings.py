@@ -17,7 +17,7 @@ from flux2_train.errors import UserError
 from flux2_train.settings import base, earlier, job
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.caches import EmbedSettings, LatentSettings
-from flux2_train.settings.dataset import (
+from flux2_train.settings.dataset_folder import (
     CaptionSettings,
     CropSettings,
     DatasetSettings,
@@ -241,7 +241,7 @@ def test_what_used_to_pass_is_refused(values, words):
 
 
 def test_settings_need_neither_torch_nor_comfyui():
-    for name in ("timesteps", "training", "dataset", "job"):
+    for name in ("timesteps", "training", "dataset_folder", "job"):
         module = importlib.import_module(f"flux2_train.settings.{name}")
         assert not {"torch", "comfy"} & set(vars(module))
 

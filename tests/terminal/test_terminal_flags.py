@@ -5,13 +5,13 @@ import argparse
 import pytest
 
 from flux2_train.settings import base
-from flux2_train.settings.dataset import DatasetSettings
+from flux2_train.settings.dataset_folder import DatasetSettings
 from flux2_train.settings.model import ModelSettings
 from flux2_train.settings.optimizer import OptimizerSettings
 from flux2_train.settings.previews import PreviewSettings
 from flux2_train.settings.saving import SaveSettings
 from flux2_train.settings.training import TrainingSettings
-from flux2_train.terminal.dataset import _of_folder
+from flux2_train.terminal.dataset_check import _of_folder
 from flux2_train.terminal.main import main, parser
 from flux2_train.terminal.options import files_of
 

@@ -59,7 +59,7 @@ def told(nano, robot, tmp_path_factory):
 
         def session():
             validation = PreviewRequest(PREVIEWS, nano.vae)
-            trainer = new_trainer(nano.model, embeds, robot.latents, CONFIG, validation=validation)
+            trainer = new_trainer(nano.model, embeds, robot.latents, CONFIG, previews=validation)
             return train(trainer, place / "loras", place / "runs", listen, AUTO)
 
         with pytest.raises(KeyboardInterrupt):

@@ -22,7 +22,7 @@ from flux2_train.settings.training import TrainingSettings
 from flux2_train.train import processes
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).resolve().parents[1] / "train_tiny.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "processes" / "train_tiny.py"
 CONFIG = TrainingSettings(
     steps=0, epochs=1, rank=2, learning_rate=2e-3, batch=4, preservation=0.5, validation_items=3, seed=5
 )

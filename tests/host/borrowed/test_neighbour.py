@@ -225,7 +225,7 @@ def test_exact_under_the_flags_of_comfyui(flag, expected):
     code = f"""
 import sys, json
 from contextlib import nullcontext
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(ROOT / "tests")!r}, {str(ROOT)!r}]
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(ROOT / "tests" / "helpers")!r}, {str(ROOT)!r}]
 import other_device
 from flux2_train.host.system.bootstrap import import_comfyui
 with other_device.installed() if {elsewhere} else nullcontext():

@@ -34,7 +34,7 @@ CARDS = {  # the card and ComfyUI's options: whether dynamic VRAM is on, and why
 
 def started(who: str, name: str) -> dict:
     card, options, *_ = CARDS[name]
-    command = [sys.executable, "tests/start_probe.py", who, json.dumps(card), *options]
+    command = [sys.executable, "tests/processes/start_probe.py", who, json.dumps(card), *options]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

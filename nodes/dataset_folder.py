@@ -10,7 +10,7 @@ from ..flux2_train.data.pairs import states
 from ..flux2_train.data.report import contact_sheet, summary
 from ..flux2_train.errors import UserError
 from ..flux2_train.host.loading.files import cache_folder, resolve
-from ..flux2_train.settings.dataset import DatasetSettings
+from ..flux2_train.settings.dataset_folder import DatasetSettings
 from . import fields
 from .progress import NodeProgress
 from .types import (

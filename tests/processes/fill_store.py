@@ -12,7 +12,7 @@ from flux2_train.data.cache import cache_latents
 from flux2_train.data.folder import read_folder
 from flux2_train.data.index import Index
 from flux2_train.data.store import Store
-from flux2_train.settings.dataset import DatasetSettings
+from flux2_train.settings.dataset_folder import DatasetSettings
 
 
 class Means:

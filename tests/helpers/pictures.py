@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from flux2_train.data.folder import read_folder
-from flux2_train.settings.dataset import DatasetSettings
+from flux2_train.settings.dataset_folder import DatasetSettings
 
 
 def picture(path: Path, size=(64, 64), colour="red", caption: str | None = "a [trigger] thing", **save) -> Path:

@@ -1,4 +1,4 @@
-"""Scripts of this folder that tests run in processes of their own."""
+"""Scripts of tests/processes that tests run in processes of their own."""
 
 import os
 import signal
@@ -9,8 +9,9 @@ from pathlib import Path
 import forks
 from comfy_server import free_port
 
-TESTS = Path(__file__).resolve().parent
-ROOT = TESTS.parent
+ROOT = Path(__file__).resolve().parents[2]
+PROCESSES = ROOT / "tests" / "processes"
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
 
 
 def run_probe(script: str, *arguments, **environment: str) -> str:
@@ -18,7 +19,8 @@ def run_probe(script: str, *arguments, **environment: str) -> str:
 
     With an ``environment`` of its own, which is read when a process starts, it is not forked from another.
     """
-    command, variables = [TESTS / script, *map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = [PROCESSES / script, *map(str, arguments)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     if environment:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, env=variables, capture_output=True, text=True)
     else:
@@ -50,7 +52,7 @@ def run_in_two_processes(script: str, *arguments) -> subprocess.CompletedProcess
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--main_process_port", str(free_port()), "--num_cpu_threads_per_process", "1",
-        TESTS / script, *map(str, arguments),
+        PROCESSES / script, *map(str, arguments),
     ]  # fmt: skip
-    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": PYTHONPATH}
     return subprocess.run(command, env=without_gpu, capture_output=True, text=True, timeout=600)

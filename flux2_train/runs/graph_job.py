@@ -11,7 +11,7 @@ from ..data.folder import Report, read_folder
 from ..data.index import Index
 from ..host.describe import describe
 from ..host.loading import files
-from ..settings.dataset import DatasetSettings
+from ..settings.dataset_folder import DatasetSettings
 from ..settings.job import Job
 from ..settings.previews import PreviewSettings
 from ..train.trainer import Trainer
@@ -25,7 +25,7 @@ def job_of(trainer: Trainer, references: tuple[tuple[Path, ...], ...] = ()) -> J
     ``references`` are the files of the reference images, for each prompt of its previews.
     """
     chosen, unknown = describe(trainer.model, trainer.text_encoder, trainer.vae)
-    previews, more = _previews(trainer, references) if trainer.validation else (None, ())
+    previews, more = _previews(trainer, references) if trainer.previews else (None, ())
     unknown += more
     if not trainer.dataset.requests:
         unknown += ("the data set was not read from folders",)
@@ -43,7 +43,7 @@ def job_of(trainer: Trainer, references: tuple[tuple[Path, ...], ...] = ()) -> J
 
 
 def _previews(trainer: Trainer, references: tuple[tuple[Path, ...], ...]) -> tuple[PreviewSettings, tuple[str, ...]]:
-    request, unknown = trainer.validation, ()
+    request, unknown = trainer.previews, ()
     config = request.config
     if references:
         prompts = zip(config.prompts, references, strict=True)

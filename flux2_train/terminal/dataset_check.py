@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..settings.dataset import DatasetSettings
+from ..settings.dataset_folder import DatasetSettings
 from ..settings.training import TrainingSettings
 from .options import add_flags, command, progress, start
 
@@ -45,7 +45,7 @@ def _of_job(arguments: argparse.Namespace, bar):
 
     job = load(arguments.folder)
     start(arguments)
-    from ..runs.jobs import read_dataset
+    from ..runs.graph_job import read_dataset
 
     return read_dataset(job.dataset, bar)
 

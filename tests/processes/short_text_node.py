@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent))  # the tests' folder, which this one is linked from
+sys.path.append(str(Path(__file__).resolve().parents[1] / "helpers"))  # resolved: this file is a link
 import short_text
 
 short_text.Flux.forward_orig = short_text.brief

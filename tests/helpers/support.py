@@ -28,10 +28,10 @@ from flux2_train.host.borrowed.frozen import row_norms
 from flux2_train.host.borrowed.velocity import Condition, velocity
 from flux2_train.host.loading import quantise
 from flux2_train.settings.adapter import AdapterSettings
-from flux2_train.settings.dataset import DatasetSettings
+from flux2_train.settings.dataset_folder import DatasetSettings
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 PLAIN = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8_e4m3": torch.float8_e4m3fn,

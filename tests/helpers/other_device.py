@@ -19,7 +19,7 @@ import pytest
 import torch
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-CACHE = SOURCE.parents[1] / ".cache" / "other_device"
+CACHE = SOURCE.parents[2] / ".cache" / "other_device"
 TORCH = (2, 11)  # older ones have other interfaces
 MEMORY = 8 << 30  # bytes that it claims to have
 

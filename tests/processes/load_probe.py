@@ -20,8 +20,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from flux2_train.host.system.bootstrap import import_comfyui  # noqa: E402
 
@@ -46,7 +46,7 @@ from flux2_train.host.encoding import encode  # noqa: E402
 from flux2_train.host.loading import load  # noqa: E402
 from flux2_train.host.system import memory  # noqa: E402
 from flux2_train.runs.prepare import new_trainer  # noqa: E402
-from flux2_train.settings.dataset import DatasetSettings  # noqa: E402
+from flux2_train.settings.dataset_folder import DatasetSettings  # noqa: E402
 from flux2_train.settings.training import TrainingSettings  # noqa: E402
 
 WIDTH = 2560  # of the text encoder; the transformer reads three of its layers

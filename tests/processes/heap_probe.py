@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
-from flux2_train.host.system.bootstrap import import_comfyui
+from flux2_train.host.system.bootstrap import import_comfyui  # noqa: E402
 
 import_comfyui()
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from comfy.patcher_extension import WrappersMP
 from server import PromptServer
 
-sys.path.append(str(Path(__file__).resolve().parent))  # the tests' folder, which this one is linked from
+sys.path.append(str(Path(__file__).resolve().parents[1] / "helpers"))  # resolved: this file is a link
 import glibc
 
 FAIL = Path(folder_paths.get_output_directory()) / "fail"

@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from ..settings.dataset import DatasetSettings
+from ..settings.dataset_folder import DatasetSettings
 from ..settings.job import Job
 from .options import Bar, add_job, command, progress, read_job, start
 
 
 def read(requests: tuple[DatasetSettings, ...], bar: Bar):
     """Read a job's data set or its held-out one, and print its warnings."""
-    from ..runs.jobs import read_dataset
+    from ..runs.graph_job import read_dataset
 
     dataset = read_dataset(requests, bar)
     for warning in dataset.warnings:
