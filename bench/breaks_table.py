@@ -161,11 +161,11 @@ RUN = (
     Break("no-last-preview", "flux2_train/settings/previews.py", "return step == total or bool(self.every and",
           "return bool(self.every and", "tests/evaluate/test_previews.py", "when_previews"),
     Break("images-against-last", "flux2_train/runs/image_files.py", "read_losses(min(", "read_losses(max(",
-          "tests/evaluate/test_watch.py", "files_name"),
+          "tests/evaluate/test_evaluation.py", "files_name"),
     Break("rich-is-noise", "flux2_train/evaluate/verdicts.py", " and _log(m.unknown) > far", "",
-          "tests/evaluate/test_watch.py", "rich_picture"),
+          "tests/evaluate/test_evaluation.py", "rich_picture"),
     Break("regularisation-held-out", "flux2_train/train/held_out.py",
-          " if not samples.sources[i.source].is_reg", "", "tests/evaluate/test_watch.py", "regularisation_images"),
+          " if not samples.sources[i.source].is_reg", "", "tests/evaluate/test_evaluation.py", "regularisation_images"),
 )
 DATA = (
     Break("face-beyond-edge", "flux2_train/data/crops.py", "min(max(face[0] - w / 2, 0.0), free_x)",
@@ -182,7 +182,7 @@ DATA = (
     Break("mask-minimum-cuts", "flux2_train/data/masks.py", "mask.minimum + (1 - mask.minimum) * values",
           "values.clamp(min=mask.minimum)", "tests/data/test_weighting.py", "masks_from_a_folder"),
     Break("other-hosts-files-swept", "flux2_train/atomic.py", 'ours and ours["table"] == _process_table() and not',
-          "ours and not", "tests/test_whole.py", "removed"),
+          "ours and not", "tests/test_atomic.py", "removed"),
     Break("key-without-encoder", "flux2_train/data/cache.py", "canonical_hash([encoder.identity, v.canonical()])",
           "canonical_hash(v.canonical())", "tests/data/test_cache.py", "another_vae"),
     Break("ctime-ignored", "flux2_train/data/index.py", "stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino",

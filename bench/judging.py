@@ -137,7 +137,7 @@ def judged(parts: tuple, folder: Path, seed: int, steps: int = STEPS) -> list[Ve
     ]
 
 
-def told(trial: str, verdicts: list[Verdict]) -> str:
+def described(trial: str, verdicts: list[Verdict]) -> str:
     """The trial in a line."""
     planted, clean = ([v for v in verdicts if v.planted == kind] for kind in (True, False))
     missed = [f"{v.name} ({v.verdict or 'not named'})" for v in planted if not v.right]
@@ -161,7 +161,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write(concept, int(seed), Path(folder))
             found[trial] = judged(parts, Path(folder), int(seed))
-        print(told(trial, found[trial]), flush=True)
+        print(described(trial, found[trial]), flush=True)
         options.out.write_text(json.dumps({t: [asdict(v) for v in vs] for t, vs in found.items()}, indent=1) + "\n")
 
 

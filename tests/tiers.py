@@ -21,7 +21,7 @@ SPLIT = {"test_other_device", "test_bootstrap"}
 FIRST = (
     "test_server", "test_browser", "test_scripts", "test_workflows", "test_other_device", "test_load_memory",
     "test_server_runs", "test_memory", "test_retry", "test_judging", "test_processes_resume", "test_terminal_runs",
-    "test_watch_processes", "test_pairs", "test_terminal", "test_resume", "test_reference", "test_neighbour",
+    "test_evaluation_processes", "test_pairs", "test_terminal", "test_resume", "test_reference", "test_neighbour",
 )  # fmt: skip
 
 

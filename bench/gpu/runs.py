@@ -39,7 +39,7 @@ def run(offload: str) -> dict:
     paths = load.locate_parts(ModelSettings("nano"))
     model, vae = load.load_model(paths[0], ModelSettings("nano")), load.load_vae(paths[2], FLAVOURS["nano"])
     parts = model, models.caches(PIXELS, FLAVOURS["nano"].context, (PROMPT, "")), vae, offload
-    whole, told = _trained(*parts)
+    whole, received = _trained(*parts)
     with tempfile.TemporaryDirectory() as folder:
         cut, _ = _trained(*parts, until=MIDDLE)
         about = About(cut.step, cut.total, {}, cut.dataset.fingerprint, cut.step_size)
@@ -47,8 +47,8 @@ def run(offload: str) -> dict:
     again, _ = _trained(*parts, state=state)
     error = max(_difference(a, b) for a, b in zip(_matrices(again), _matrices(whole), strict=True))
     bound = BOUNDS.get(model.load_device.type, BOUNDS["other"])
-    painted = [event.step for event in told if isinstance(event, events.Previewed)]
-    pictures = [p.painted for event in told if isinstance(event, events.Previewed) for p in event.pictures]
+    painted = [event.step for event in received if isinstance(event, events.Previewed)]
+    pictures = [p.painted for event in received if isinstance(event, events.Previewed) for p in event.pictures]
     finite = all(map(torch.isfinite, map(torch.tensor, whole.history.losses)))
     checks = {
         "taken up": error <= bound, "previews": painted == [MIDDLE, STEPS] and all(p.std() > 0 for p in pictures),
@@ -58,7 +58,7 @@ def run(offload: str) -> dict:
     return {"right": not wrong, "error": error, "bound": bound, "losses": whole.history.losses,
             "seconds": min(whole.history.seconds), "wrong": wrong,
             "layout": whole.memory.layout_in_words(), "words": f"not as it should be: {wrong}" if wrong else "",
-            "warnings": [e.text for e in told if isinstance(e, events.Warned)]}  # fmt: skip
+            "warnings": [e.text for e in received if isinstance(e, events.Warned)]}  # fmt: skip
 
 
 def _trained(model, data, vae, offload: str, until: int = 0, state: dict | None = None) -> tuple[Trainer, list]:
@@ -66,15 +66,15 @@ def _trained(model, data, vae, offload: str, until: int = 0, state: dict | None 
     config = TrainingSettings(steps=STEPS, rank=4, learning_rate=1e-3, validation_items=0, offload=offload)
     asked = PreviewSettings((Prompt(PROMPT),), width=PIXELS, height=PIXELS, steps=1, every=MIDDLE, at_start=False)
     with torch.inference_mode():
-        trainer, told = new_trainer(model, *data, config, previews=PreviewRequest(asked, vae)), []
+        trainer, received = new_trainer(model, *data, config, previews=PreviewRequest(asked, vae)), []
         if state is not None:
             trainer.load_state_dict(state)
         with closing(trainer.run()) as going:
             for event in going:
-                told.append(event)
+                received.append(event)
                 if isinstance(event, events.Completed) and event.step == until:
                     break
-    return trainer, told
+    return trainer, received
 
 
 def _matrices(trainer: Trainer) -> list[Tensor]:

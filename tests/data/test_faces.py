@@ -69,15 +69,15 @@ def test_faces_are_looked_for_once_and_pictures_without_one_are_named(folder, tm
     monkeypatch.setattr(faces, "largest_face", lambda image: looked.append(image.size) or found(image))
 
     def again():
-        told = []
+        progress = []
         dataset = read_folder(
-            DatasetSettings(folder, resolution=64, crop_options=FACE), Index(index), lambda *said: told.append(said)
+            DatasetSettings(folder, resolution=64, crop_options=FACE), Index(index), lambda *said: progress.append(said)
         )
-        return dataset, told
+        return dataset, progress
 
-    dataset, told = again()
+    dataset, progress = again()
     assert "no face was found in 1 images, cut around their centre: plain.png" in dataset.warnings
-    assert ("finding faces", 2, 2) in told and sorted(looked) == [(90, 40), (900, 400)]
+    assert ("finding faces", 2, 2) in progress and sorted(looked) == [(90, 40), (900, 400)]
     assert again()[0].items == dataset.items and len(looked) == 2
 
 

@@ -194,7 +194,7 @@ def test_two_processes_fill_one_store(folder, tmp_path):
 
 
 def test_half_written_entries_go_when_their_process_is_gone(store):
-    """Which files those are is test_whole.py's; here that a store removes them when it is opened."""
+    """Which files those are is test_atomic.py's; here that a store removes them when it is opened."""
     store.path(KEY).parent.mkdir()
     half = killed_while_writing(store.path(KEY))
     older = store.path(KEY).with_name(f"{KEY}.somehost-12345-0.partial")  # as older versions wrote it

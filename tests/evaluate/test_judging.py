@@ -19,5 +19,5 @@ def test_odd_pictures_are_named_and_clean_ones_are_not(nano, tmp_path, full_size
     verdicts = judging.judged((nano.model, nano.clip, nano.vae), tmp_path, 31, steps)
     found = {v.name: v for v in verdicts}
     assert len(found) == clean + len(planted) and set(planted) < found.keys()
-    assert all(v.right for v in verdicts), judging.told("character:31", verdicts)
+    assert all(v.right for v in verdicts), judging.described("character:31", verdicts)
     assert "orrect the caption" in found["wrong"].reason and "Look at the file" in found["noise"].reason

@@ -63,8 +63,8 @@ def start(nano, data, config=SHORT, previews=None):
         return trainer, list(run)
 
 
-def previews_of(told):
-    return [event for event in told if isinstance(event, events.Previewed)]
+def previews_of(received):
+    return [event for event in received if isinstance(event, events.Previewed)]
 
 
 def sampled(graph, model, prompt, config=CONFIG, number=0, **settings):
@@ -89,14 +89,14 @@ def plain(nano, data):
 @pytest.mark.long
 def test_a_preview_is_bit_for_bit_what_flux2_sampler_paints_with_the_saved_lora(nano, plain, tmp_path):
     """In bypass the LoRA of an fp32 file at scale 1 is computed as the live one is, operation by operation."""
-    trainer, told = plain
-    assert [p.step for p in previews_of(told)] == [0, 1, 2]
-    last, model = previews_of(told)[-1], with_lora(nano.model, trainer, tmp_path)
+    trainer, received = plain
+    assert [p.step for p in previews_of(received)] == [0, 1, 2]
+    last, model = previews_of(received)[-1], with_lora(nano.model, trainer, tmp_path)
     for prompt, picture in zip(PROMPTS, last.pictures, strict=True):
         assert torch.equal(picture.painted, sampled(nano, model, prompt))
         assert torch.equal(picture.base, sampled(nano, nano.model, prompt))
         assert not torch.equal(picture.painted, picture.base)
-    first = previews_of(told)[0]
+    first = previews_of(received)[0]
     assert all(torch.equal(p.painted, p.base) for p in first.pictures)  # nothing is learned yet
     assert first.pictures[0].base is last.pictures[0].base  # painted once
 
@@ -109,8 +109,8 @@ def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data
     often = replace(CONFIG, every=1, sampler="euler_ancestral")
     other, _ = start(nano, data, previews=PreviewRequest(often, nano.vae))
     assert torch.equal(torch.rand(1), untouched)
-    without, told = start(nano, data)
-    assert not previews_of(told)
+    without, received = start(nano, data)
+    assert not previews_of(received)
     expected = state_dict(without.adapters, torch.float32)
     for trainer in (plain[0], other):
         found = state_dict(trainer.adapters, torch.float32)
@@ -121,8 +121,8 @@ def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data
 def test_a_second_model_paints_with_the_lora_of_the_first(nano, another_nano, data, plain, tmp_path):
     """As the distilled klein does while the base is trained."""
     second = another_nano
-    trainer, told = start(nano, data, previews=PreviewRequest(END, nano.vae, second.model))
-    last = previews_of(told)[-1]
+    trainer, received = start(nano, data, previews=PreviewRequest(END, nano.vae, second.model))
+    last = previews_of(received)[-1]
     model = with_lora(second.model, trainer, tmp_path)
     for number, prompt in enumerate(PROMPTS):
         assert torch.equal(last.pictures[number].painted, sampled(second, model, prompt))
@@ -151,9 +151,9 @@ def another_nano(nano, tmp_path_factory):
 
 @pytest.mark.long
 def test_the_trained_model_may_be_its_own_second_one(nano, data, plain):
-    _, told = start(nano, data, previews=PreviewRequest(replace(ONE, at_start=True), nano.vae, nano.model))
+    _, received = start(nano, data, previews=PreviewRequest(replace(ONE, at_start=True), nano.vae, nano.model))
     expected = previews_of(plain[1])[-1].pictures[0].painted  # trained on between two paintings
-    assert torch.equal(previews_of(told)[-1].pictures[0].painted, expected)
+    assert torch.equal(previews_of(received)[-1].pictures[0].painted, expected)
 
 
 @pytest.mark.long
@@ -161,8 +161,8 @@ def test_the_mean_of_the_weights_is_painted_where_it_is_chosen(nano, data, plain
     shown = {}
     for preview in (True, False):
         config = replace(SHORT, ema=EmaSettings(ema_decay=0.9, ema_export=True, ema_preview=preview))
-        trainer, told = start(nano, data, config, PreviewRequest(ONE, nano.vae))
-        shown[preview] = previews_of(told)[-1].pictures[0].painted
+        trainer, received = start(nano, data, config, PreviewRequest(ONE, nano.vae))
+        shown[preview] = previews_of(received)[-1].pictures[0].painted
     assert torch.equal(shown[True], sampled(nano, with_lora(nano.model, trainer, tmp_path), PROMPTS[0]))
     assert torch.equal(shown[False], previews_of(plain[1])[-1].pictures[0].painted)
     assert not torch.equal(shown[True], shown[False])
@@ -199,10 +199,10 @@ def test_every_setting_acts(nano, data, plain):
 def test_walking_seeds_are_those_of_the_sampler(nano, plain, data, tmp_path):
     """The second prompt has the next seed; the seed after the largest one is 0."""
     config = replace(ONE, prompts=END.prompts, seeds="walking", seed=2**64 - 1)
-    trainer, told = start(nano, data, previews=PreviewRequest(config, nano.vae))
+    trainer, received = start(nano, data, previews=PreviewRequest(config, nano.vae))
     model = with_lora(nano.model, trainer, tmp_path)
     seeds = [config.seed, 0]
-    for prompt, picture, seed in zip(PROMPTS, previews_of(told)[-1].pictures, seeds, strict=True):
+    for prompt, picture, seed in zip(PROMPTS, previews_of(received)[-1].pictures, seeds, strict=True):
         assert torch.equal(picture.painted, sampled(nano, model, prompt, replace(config, seeds="fixed", seed=seed)))
         assert picture.asked["seed"] == seed
 
@@ -213,14 +213,14 @@ def test_a_distilled_second_model_paints_with_its_own_steps_and_without_guidance
     distilled = nano.model.clone()
     distilled.set_attachments(identify.VARIANT, DISTILLED)
     config = replace(ONE, steps=0, negative="blurry")
-    trainer, told = start(nano, data, previews=PreviewRequest(config, nano.vae, distilled))
-    (picture,) = previews_of(told)[-1].pictures
+    trainer, received = start(nano, data, previews=PreviewRequest(config, nano.vae, distilled))
+    (picture,) = previews_of(received)[-1].pictures
     model = with_lora(nano.model, trainer, tmp_path)
     steps = FLAVOURS["nano"].steps[DISTILLED]
     assert picture.asked["steps"] == steps != FLAVOURS["nano"].steps[BASE]
     # guidance 1 of a base model is one prediction, as a distilled model always makes it
     assert torch.equal(picture.painted, sampled(nano, model, PROMPTS[0], replace(config, steps=steps, guidance=1.0)))
-    assert not [e for e in told if isinstance(e, events.Warned)]  # what is trained on is not distilled
+    assert not [e for e in received if isinstance(e, events.Warned)]  # what is trained on is not distilled
 
 
 def test_when_previews_are_due():
@@ -234,9 +234,9 @@ def test_when_previews_are_due():
 @pytest.mark.long
 def test_strength_and_negative_are_those_of_lora_apply_and_the_sampler(nano, data, tmp_path):
     config = replace(ONE, negative="blurry", strength=0.5)
-    trainer, told = start(nano, data, previews=PreviewRequest(config, nano.vae))
+    trainer, received = start(nano, data, previews=PreviewRequest(config, nano.vae))
     model = with_lora(nano.model, trainer, tmp_path, strength=0.5)
-    assert torch.equal(previews_of(told)[-1].pictures[0].painted, sampled(nano, model, PROMPTS[0], config))
+    assert torch.equal(previews_of(received)[-1].pictures[0].painted, sampled(nano, model, PROMPTS[0], config))
 
 
 @pytest.mark.long
@@ -244,8 +244,8 @@ def test_strength_and_negative_are_those_of_lora_apply_and_the_sampler(nano, dat
 def test_references_reach_their_own_prompt(nano, data, plain, tmp_path, method):
     image = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0))
     shown = PreviewRequest(END, nano.vae, references=((), (image,)))
-    trainer, told = start(nano, data, replace(SHORT, guidance=GuidanceSettings(references=method)), shown)
-    first, second = previews_of(told)[-1].pictures
+    trainer, received = start(nano, data, replace(SHORT, guidance=GuidanceSettings(references=method)), shown)
+    first, second = previews_of(received)[-1].pictures
     model = with_lora(nano.model, trainer, tmp_path)
     assert torch.equal(second.painted, sampled(nano, model, PROMPTS[1], references=[image]))
     assert torch.equal(first.painted, previews_of(plain[1])[-1].pictures[0].painted)
@@ -260,9 +260,9 @@ def test_other_adapters_are_painted_as_lora_apply_paints_them(nano, data, tmp_pa
     growing what came before by less than ten, stay below 1e-4 of a picture in 0..1.
     """
     config = replace(SHORT, adapter=AdapterSettings(**kind), learning_rate=2e-3)
-    trainer, told = start(nano, data, config, PreviewRequest(ONE, nano.vae))
+    trainer, received = start(nano, data, config, PreviewRequest(ONE, nano.vae))
     expected = sampled(nano, with_lora(nano.model, trainer, tmp_path), PROMPTS[0])
-    assert (previews_of(told)[-1].pictures[0].painted - expected).abs().max() < 1e-4
+    assert (previews_of(received)[-1].pictures[0].painted - expected).abs().max() < 1e-4
 
 
 @pytest.mark.long
@@ -278,10 +278,10 @@ def test_out_of_memory_ends_previews_and_not_the_run(nano, another_nano, data, p
 
     second = another_nano.model.clone()
     second.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, full)
-    trainer, told = start(nano, data, previews=PreviewRequest(CONFIG, nano.vae, second))
-    (warning,) = [e.text for e in told if isinstance(e, events.Warned)]
+    trainer, received = start(nano, data, previews=PreviewRequest(CONFIG, nano.vae, second))
+    (warning,) = [e.text for e in received if isinstance(e, events.Warned)]
     assert "Memory ran out while painting previews of 64x48 after 0 steps" in warning
-    assert not previews_of(told) and len(trainer.history.losses) == 2
+    assert not previews_of(received) and len(trainer.history.losses) == 2
     first = state_dict(plain[0].adapters, torch.float32)
     found = state_dict(trainer.adapters, torch.float32)
     assert all(torch.equal(found[name], first[name]) for name in first)

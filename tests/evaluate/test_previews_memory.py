@@ -41,14 +41,14 @@ def run(nano, caches, config=CONFIG, painting=PAINTING):
     """(trainer, events) of a run whose streamed weights arrive late."""
     trainer = new_trainer(tiny_flux2(), *caches, config, previews=painting and PreviewRequest(painting, nano.vae))
     trainer.memory.how.via = Late(0.0005)
-    with torch.inference_mode(), closing(trainer.run()) as told:
-        return trainer, list(told)
+    with torch.inference_mode(), closing(trainer.run()) as received:
+        return trainer, list(received)
 
 
-def looked_at(told):
+def looked_at(received):
     """(what was measured, what was painted)."""
-    measured = [e for e in told if isinstance(e, (events.ImagesMeasured, events.Validated))]
-    return measured, [p for e in told if isinstance(e, events.Previewed) for p in e.pictures]
+    measured = [e for e in received if isinstance(e, (events.ImagesMeasured, events.Validated))]
+    return measured, [p for e in received if isinstance(e, events.Previewed) for p in e.pictures]
 
 
 def same_lora(*trainers):
@@ -64,9 +64,9 @@ def resident(nano, caches):
 @pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_streamed_weights_paint_measure_and_learn_the_same(nano, caches, resident, layout):
-    trainer, told = run(nano, caches, replace(CONFIG, **LAYOUTS[layout]))
+    trainer, received = run(nano, caches, replace(CONFIG, **LAYOUTS[layout]))
     assert trainer.memory.plan.layout.streamed  # or there would be nothing to compare
-    (measured, painted), (expected, pictures) = looked_at(told), looked_at(resident[1])
+    (measured, painted), (expected, pictures) = looked_at(received), looked_at(resident[1])
     assert measured == expected and len(measured) == 4
     for ours, theirs in zip(painted, pictures, strict=True):
         assert torch.equal(ours.painted, theirs.painted) and torch.equal(ours.base, theirs.base)
@@ -77,13 +77,13 @@ def test_streamed_weights_paint_measure_and_learn_the_same(nano, caches, residen
 
 def test_looking_changes_nothing_of_a_streamed_run(nano, caches, resident):
     unwatched = replace(CONFIG, offload="all", validation_loss=ValidationLossSettings(), validation_items=0)
-    trainer, told = run(nano, caches, unwatched, painting=None)
-    assert looked_at(told) == ([], []) and same_lora(trainer, resident[0])
+    trainer, received = run(nano, caches, unwatched, painting=None)
+    assert looked_at(received) == ([], []) and same_lora(trainer, resident[0])
 
 
 @pytest.mark.long
 def test_previews_leave_the_ring_as_it_is(nano, caches, monkeypatch):
     made = []
     monkeypatch.setattr(streamed, "Ring", lambda *args: made.append(Ring(*args)) or made[-1])
-    _, told = run(nano, caches, replace(CONFIG, offload="all"))
-    assert len([e for e in told if isinstance(e, events.Previewed)]) == 3 and len(made) == 1
+    _, received = run(nano, caches, replace(CONFIG, offload="all"))
+    assert len([e for e in received if isinstance(e, events.Previewed)]) == 3 and len(made) == 1

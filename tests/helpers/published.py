@@ -185,8 +185,8 @@ def headers_of(layout: Layout, size: Size) -> tuple[dict[str, Entry], dict[str, 
     if layout.marker == "scaled_fp8":
         entries[f"{layout.prefix}scaled_fp8"] = ("F8_E4M3", (2,))
     entries |= {name: ("U8", (len(text),)) for name, text in texts.items()}
-    told = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
-    return entries, told if layers and layout.marker == "header" else {}, texts
+    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    return entries, metadata if layers and layout.marker == "header" else {}, texts
 
 
 def drawn(size: Size, seed: int = 0) -> dict[str, Tensor]:

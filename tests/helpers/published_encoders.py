@@ -76,8 +76,8 @@ def headers_of(
         if by_tensor:
             texts[f"{renamed(layer)}.comfy_quant"] = json.dumps({"format": FP8}).encode()
     entries |= {name: ("U8", (len(text),)) for name, text in texts.items()}
-    told = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
-    return entries, told if layers and not by_tensor else {}, texts
+    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    return entries, metadata if layers and not by_tensor else {}, texts
 
 
 def parts_of(entries: dict[str, Entry], parts: int) -> dict[str, dict[str, Entry]]:

@@ -109,19 +109,21 @@ def test_batch_is_how_many_captions_are_encoded_at_a_time(caching, nano, monkeyp
 
 def test_items_rate_and_time_left_are_told_and_an_interrupt_keeps_what_is_done(caching, caplog, monkeypatch, nano):
     """Cancelled as by ComfyUI's button, at a moment the bar does not pass on."""
-    told, encode = [], nano.vae.encode
+    progress, encode = [], nano.vae.encode
 
     def cancelled(image):
         latents = encode(image)
         comfy.model_management.interrupt_current_processing()
         return latents
 
-    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_HOOK", lambda value, total, preview, **_: told.append((value, total)))
+    monkeypatch.setattr(
+        "comfy.utils.PROGRESS_BAR_HOOK", lambda value, total, preview, **_: progress.append((value, total))
+    )
     with monkeypatch.context() as patched, pytest.raises(comfy.model_management.InterruptProcessingException):
         patched.setattr(nano.vae, "encode", cancelled)
         caching("Latents")
-    assert told == [(0, 3)]
+    assert progress == [(0, 3)]
     with caplog.at_level(logging.INFO):
         caching("Latents")
-    assert told[1] == (0, 2) and told[-1] == (2, 2)
+    assert progress[1] == (0, 2) and progress[-1] == (2, 2)
     assert any("2 of 2 images, " in line and " per second, 0 s left" in line for line in caplog.messages)

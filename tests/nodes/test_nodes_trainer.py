@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy_api.latest import io
 from support import brief_flux2, tiny_caches
-from test_watch import ORDINARY, changed
+from test_evaluation import ORDINARY, changed
 
 from flux2_train.evaluate import sheets
 from flux2_train.evaluate.plots import loss_plot

@@ -34,8 +34,8 @@ def address_space(kind: str = "VmSize") -> int:
 
 
 def run(trainer: Trainer) -> list[str]:
-    with torch.inference_mode(), closing(trainer.run()) as told:
-        return [event.text for event in told if isinstance(event, events.Warned)]
+    with torch.inference_mode(), closing(trainer.run()) as received:
+        return [event.text for event in received if isinstance(event, events.Warned)]
 
 
 model, caches = tiny_flux2(single=10), tiny_caches(items=1, resolution=768)
@@ -44,8 +44,8 @@ run(free)
 took = address_space("VmPeak") - address_space()
 limited = new_trainer(model, *caches, CONFIG)
 resource.setrlimit(resource.RLIMIT_AS, (address_space() + took // 2, resource.RLIM_INFINITY))
-told = run(limited)
+received = run(limited)
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 masters = [{name: p.detach() for name, p in t.adapters.masters().items()} for t in (free, limited)]
 same = all(torch.equal(p, masters[1][name]) for name, p in masters[0].items())
-print(json.dumps({"told": told, "same": same, "layout": limited.memory.plan.layout.checkpointing}))
+print(json.dumps({"told": received, "same": same, "layout": limited.memory.plan.layout.checkpointing}))

@@ -28,7 +28,7 @@ with processes.launched() as accelerator:
             order.write(str(accelerator.process_index))
     trainer = new_trainer(brief_flux2(), *pickle.loads(Path(caches).read_bytes()), settings_of(config), accelerator)
     with torch.inference_mode(), closing(trainer.run()) as run:
-        told = list(run)
+        events = list(run)
     matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
-    Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps((matrices, told, trainer.history.losses)))
+    Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps((matrices, events, trainer.history.losses)))
 processes.leave()

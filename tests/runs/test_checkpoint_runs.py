@@ -58,12 +58,12 @@ def no_room(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def full_in_between(told, size):
+def full_in_between(received, size):
     """A listener that notes what is told, and leaves files no more than ``size`` bytes from step 1 to step 4."""
     room = no_room(size)
 
     def listen(event):
-        told.append(event)
+        received.append(event)
         if isinstance(event, events.Stepped) and event.step == 1:
             room.__enter__()
         if isinstance(event, events.Stepped) and event.step == 4:
@@ -73,10 +73,10 @@ def full_in_between(told, size):
 
 
 def test_a_full_disk_is_told_and_training_goes_on(parts, tmp_path):
-    told = []
-    listen = full_in_between(told, 10_000)
+    received = []
+    listen = full_in_between(received, 10_000)
     _, results = session(parts, tmp_path, listen, checkpoints=replace(NEVER, every_steps=1))
-    warned = [e.text for e in told if isinstance(e, events.Warned)]
+    warned = [e.text for e in received if isinstance(e, events.Warned)]
     assert warned and all("could not be written to" in text and "the run goes on" in text for text in warned)
     assert results.lora_path.is_file()
     assert [p.name for p in (results.folder / "checkpoints").iterdir()] == ["step_00000004.safetensors"]
@@ -85,8 +85,8 @@ def test_a_full_disk_is_told_and_training_goes_on(parts, tmp_path):
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
 def test_other_files_of_a_run_do_not_end_it_either(parts, tmp_path):
-    told = []
-    listen = full_in_between(told, 100)
+    received = []
+    listen = full_in_between(received, 100)
     _, results = session(
         parts,
         tmp_path,
@@ -94,48 +94,48 @@ def test_other_files_of_a_run_do_not_end_it_either(parts, tmp_path):
         logs="csv and TensorBoard",
         validation_loss=ValidationLossSettings(per_image=True, per_image_every=1),
     )
-    warned = [e.text for e in told if isinstance(e, events.Warned)]
+    warned = [e.text for e in received if isinstance(e, events.Warned)]
     for what in ("The losses of single images", "The log for tensorboard"):
         assert sum(text.startswith(f"{what} could not be written") for text in warned) == 1
-    assert [e.step for e in told if isinstance(e, events.Stepped)] == [1, 2, 3, 4] and results.lora_path.is_file()
+    assert [e.step for e in received if isinstance(e, events.Stepped)] == [1, 2, 3, 4] and results.lora_path.is_file()
     assert (results.folder / "images" / "step_000004.csv").stat().st_size > 100
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_folder_that_cannot_be_written_does_not_end_a_run_either(parts, tmp_path):
-    told = []
+    received = []
 
     def listen(event):
-        told.append(event)
+        received.append(event)
         if isinstance(event, events.Started):
             (event.folder / "checkpoints").write_text("in the way")
 
     _, results = session(parts, tmp_path, listen, checkpoints=replace(NEVER, every_steps=2))
-    assert sum("could not be written" in e.text for e in told if isinstance(e, events.Warned)) == 2
+    assert sum("could not be written" in e.text for e in received if isinstance(e, events.Warned)) == 2
     assert results.lora_path.is_file()
 
 
 @pytest.mark.long
 def test_every_kind_of_event_is_told_once_it_happens(parts, tmp_path):
-    told = []
+    received = []
 
     def listen(event):
-        told.append(event)
-        if isinstance(event, events.Completed) and event.step == 2 and "goes on" not in told:
+        received.append(event)
+        if isinstance(event, events.Completed) and event.step == 2 and "goes on" not in received:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         session(parts, tmp_path, listen, validation_items=1)
-    first = [type(e) for e in told]
+    first = [type(e) for e in received]
     assert first.count(events.Started) == first.count(events.Checkpointed) == first.count(events.Saved) == 1
-    assert told[-1].stopped and told[-1].path.name == "run_step2.safetensors"
-    told[:] = ["goes on"]
+    assert received[-1].stopped and received[-1].path.name == "run_step2.safetensors"
+    received[:] = ["goes on"]
     session(parts, tmp_path, listen, "auto", validation_items=1)
-    (resumed,) = [e for e in told if isinstance(e, events.Resumed)]
+    (resumed,) = [e for e in received if isinstance(e, events.Resumed)]
     assert (resumed.step, resumed.total) == (2, 4)
-    assert [e.step for e in told if isinstance(e, events.Completed)] == [3, 4]
-    assert [e.step for e in told if isinstance(e, events.Validated)] == [4]
-    (saved,) = [e for e in told if isinstance(e, events.Saved)]
+    assert [e.step for e in received if isinstance(e, events.Completed)] == [3, 4]
+    assert [e.step for e in received if isinstance(e, events.Validated)] == [4]
+    (saved,) = [e for e in received if isinstance(e, events.Saved)]
     assert not saved.stopped and saved.path.name == "run.safetensors"
 
 
@@ -149,16 +149,16 @@ def test_patience_counts_validations_without_gain():
 @pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["adamw", "schedulefree"])
 def test_out_of_patience_the_run_ends_and_gives_the_best(parts_that_overfit, tmp_path, optimizer):
-    told = []
+    received = []
     trainer, results = session(
-        parts_that_overfit, tmp_path, told.append, steps=50, learning_rate=0.02,
+        parts_that_overfit, tmp_path, received.append, steps=50, learning_rate=0.02,
         validation_loss=ValidationLossSettings(share=0.3, every=1), checkpoints=replace(NEVER, patience=3),
         optimizer=OptimizerSettings(optimizer), save=SaveSettings(precision="fp32"),
     )  # fmt: skip
-    losses = {e.step: e.loss for e in told if isinstance(e, events.Validated) and e.step}
+    losses = {e.step: e.loss for e in received if isinstance(e, events.Validated) and e.step}
     best = min(losses, key=losses.get)
     assert trainer.total == trainer.step == max(losses) < 50 and losses.keys() == set(range(1, trainer.step + 1))
-    assert any(isinstance(e, events.Phase) and "has not fallen for 3 validations" in e.text for e in told)
+    assert any(isinstance(e, events.Phase) and "has not fallen for 3 validations" in e.text for e in received)
     kept = {checkpoints.read(path).about.step: path for path in checkpoints.paths(results.folder / "checkpoints")}
     assert kept.keys() == {best, trainer.step}
     saved, expected = read.load(results.lora_path), lora_of(trainer.model, kept[best])
@@ -198,16 +198,18 @@ def test_patience_needs_a_best_one_to_give():
 def test_steps_that_become_slow_are_told_once():
     guard = SlowSteps()
     assert not any(guard.check(1.0 + 0.5 * (step % 2)) for step in range(40))
-    told = [text for _ in range(40) if (text := guard.check(5.0))]
-    assert len(told) == 1 and "5 s now and took 1.25 s before" in told[0] and "spills" in told[0]
+    received = [text for _ in range(40) if (text := guard.check(5.0))]
+    assert len(received) == 1 and "5 s now and took 1.25 s before" in received[0] and "spills" in received[0]
 
 
 def test_steps_that_are_slow_from_the_first_on_are_told_by_the_plan():
     guard = SlowSteps()
     assert [guard.check(seconds, 1.0) for seconds in (30.0, 2.9, 2.9, 2.9, 2.9)] == [None] * 5  # the first warms up
     guard = SlowSteps()
-    told = [text for _ in range(40) if (text := guard.check(3.1, 1.0))]
-    assert len(told) == 1 and "Steps take 3.1 s where the plan expects 1 s." in told[0] and "spills" in told[0]
+    received = [text for _ in range(40) if (text := guard.check(3.1, 1.0))]
+    assert (
+        len(received) == 1 and "Steps take 3.1 s where the plan expects 1 s." in received[0] and "spills" in received[0]
+    )
 
 
 @pytest.mark.long
@@ -215,10 +217,10 @@ def test_a_run_that_may_spill_is_compared_with_its_plan(parts, tmp_path, monkeyp
     """A step of the tiny model costs far more than its arithmetic would on a card. Nothing of a CPU could spill."""
     monkeypatch.setattr(machine, "rates", lambda device: ASSUMED)  # measured ones depend on what else runs here
     for spills in (False, True):
-        told = []
+        received = []
         monkeypatch.setattr(retry, "can_spill", lambda device, spills=spills: spills)
-        session(parts, tmp_path, told.append, steps=6)
-        slow = [e.text for e in told if isinstance(e, events.Warned) and "where the plan expects" in e.text]
+        session(parts, tmp_path, received.append, steps=6)
+        slow = [e.text for e in received if isinstance(e, events.Warned) and "where the plan expects" in e.text]
         assert len(slow) == spills
 
 

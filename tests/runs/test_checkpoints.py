@@ -91,9 +91,9 @@ def test_another_version_is_told(tmp_path):
 
 def drive(writer, losses):
     """Every step with its validation loss or None. Returns the steps whose checkpoints were told."""
-    told = [e for step, loss in enumerate(losses, 1) for e in done(writer, step, loss)]
-    told += writer.now(len(losses))
-    return [event.step for event in told]
+    events = [e for step, loss in enumerate(losses, 1) for e in done(writer, step, loss)]
+    events += writer.now(len(losses))
+    return [event.step for event in events]
 
 
 def done(writer, step, loss):
@@ -108,14 +108,14 @@ def writer(folder, config, epoch=1):
     return made
 
 
-@pytest.mark.parametrize("config, told, kept", [
+@pytest.mark.parametrize("config, steps, kept", [
     (NEVER, [10], [10]), (replace(NEVER, every_steps=4), [4, 8, 10], [8, 10]),
     (replace(NEVER, every_epochs=1), [3, 6, 9, 10], [9, 10]), (replace(NEVER, every_steps=2, keep=0), [], []),
     (replace(NEVER, every_minutes=1e-9, keep=3), [*range(1, 11)], [8, 9, 10]),
 ])  # fmt: skip
-def test_when_they_are_due_and_how_many_stay(tmp_path, config, told, kept):
+def test_when_they_are_due_and_how_many_stay(tmp_path, config, steps, kept):
     ours = writer(tmp_path, config, epoch=3)
-    assert drive(ours, [None] * 10) == told
+    assert drive(ours, [None] * 10) == steps
     assert [checkpoints.step_of(p) for p in checkpoints.paths(tmp_path)] == kept
 
 
@@ -164,11 +164,11 @@ def test_a_checkpoint_that_is_due_waits_for_the_one_that_is_being_written(tmp_pa
         return Slow(*vars(snapshot(ours.step)).values())
 
     ours = CheckpointWriter(tmp_path, replace(NEVER, every_steps=2), 1, take)
-    told = []
+    events = []
     for step in (2, 3, 4, 5):
         ours.step = step
         if step == 5:
             gate.set()
             ours.writing.result()
-        told += ours.after(step)
-    assert [event.step for event in [*told, *ours.settled()]] == [2, 5]
+        events += ours.after(step)
+    assert [event.step for event in [*events, *ours.settled()]] == [2, 5]

@@ -36,13 +36,13 @@ def picture(label="zbot at sea", level=0.5):
 
 @pytest.mark.long
 def test_tensorboard_reads_what_the_run_has_measured(tmp_path):
-    told = []
+    received = []
     trainer = new_trainer(brief_flux2(), *tiny_caches(3), CONFIG)
     with torch.inference_mode():
-        results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
+        results = train(trainer, tmp_path / "loras", tmp_path / "runs", received.append)
     log = EventAccumulator(str(RunFolder(results.folder).tensorboard))
     log.Reload()
-    steps = [e for e in told if isinstance(e, events.Stepped)]
+    steps = [e for e in received if isinstance(e, events.Stepped)]
     for tag, values in (("loss/raw", [e.loss for e in steps]), ("loss/smoothed", [e.smoothed for e in steps])):
         assert [s.step for s in log.Scalars(tag)] == [1, 2, 3]
         assert [s.value for s in log.Scalars(tag)] == pytest.approx(values, rel=1e-6)  # kept in fp32
@@ -110,9 +110,12 @@ def offline_run(folder):
 
 @pytest.mark.long
 def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
-    told, trainer = [], new_trainer(brief_flux2(), *tiny_caches(3), replace(CONFIG, logs="csv and Weights & Biases"))
+    received, trainer = (
+        [],
+        new_trainer(brief_flux2(), *tiny_caches(3), replace(CONFIG, logs="csv and Weights & Biases")),
+    )
     with torch.inference_mode():
-        results = train(trainer, tmp_path / "loras", tmp_path / "runs", told.append)
+        results = train(trainer, tmp_path / "loras", tmp_path / "runs", received.append)
     records = list(wandb_records(offline_run(results.folder)))
     (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (run.project, run.display_name, run.run_group) == ("flux2_train", "logged", "logged")
@@ -120,7 +123,7 @@ def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
     kinds = {record.WhichOneof("record_type") for record in records}
     assert "output" not in kinds and "output_raw" not in kinds  # what ComfyUI prints is not for them
     rows = dict(wandb_history(records))
-    for event in told:
+    for event in received:
         if isinstance(event, events.Stepped):
             row = rows[event.step]
             assert (row["loss/raw"], row["loss/smoothed"]) == (event.loss, event.smoothed)

@@ -40,8 +40,8 @@ def caches():
 def launch(place, caches, *runs):
     """What two processes said that do these runs one after the other, and how they ended."""
     (place / "caches").write_bytes(pickle.dumps(caches))
-    told = json.dumps([(config.to_json(), *rest) for config, *rest in runs])
-    done = run_in_two_processes("session_tiny.py", place / "caches", place, told)
+    received = json.dumps([(config.to_json(), *rest) for config, *rest in runs])
+    done = run_in_two_processes("session_tiny.py", place / "caches", place, received)
     return done.returncode, done.stderr
 
 
@@ -51,10 +51,10 @@ def lora(place, name):
 
 def alone(place, caches, how=AUTO, **changes):
     """Go on in this process. Returns (LoRA, the steps after which it was taken up)."""
-    trainer, told = new_trainer(brief_flux2(), *caches, replace(CONFIG, **changes)), []
+    trainer, received = new_trainer(brief_flux2(), *caches, replace(CONFIG, **changes)), []
     with torch.inference_mode():
-        results = train(trainer, place / "loras", place / "runs", told.append, how)
-    return load_file(results.lora_path), [event.step for event in told if isinstance(event, Resumed)]
+        results = train(trainer, place / "loras", place / "runs", received.append, how)
+    return load_file(results.lora_path), [event.step for event in received if isinstance(event, Resumed)]
 
 
 @pytest.fixture(scope="module")

@@ -89,11 +89,11 @@ def test_a_loss_that_runs_away_saves_before_it_stops_and_may_go_on_more_slowly(t
         session(wild, tmp_path, grow)
     step, folder = wild.step, RunFolder(tmp_path / "runs" / "run")
     assert WINDOW < step < 200
-    told = [(type(e), e.step if hasattr(e, "step") else None) for e in listener.told][-4:]
-    assert told == [(events.Stepped, step - 1), (events.Completed, step - 1), (events.Checkpointed, step),
+    received = [(type(e), e.step if hasattr(e, "step") else None) for e in listener.received][-4:]
+    assert received == [(events.Stepped, step - 1), (events.Completed, step - 1), (events.Checkpointed, step),
                     (events.Saved, None)]  # fmt: skip
-    assert listener.told[-1].stopped and listener.told[-1].path.name == f"run_step{step}.safetensors"
-    saved = load_file(listener.told[-1].path)
+    assert listener.received[-1].stopped and listener.received[-1].path.name == f"run_step{step}.safetensors"
+    saved = load_file(listener.received[-1].path)
     assert saved and all(torch.isfinite(tensor).all() for tensor in saved.values())
     assert folder.about()["status"] == FAILED and "training diverges" in folder.about()["why"]
 
@@ -153,9 +153,12 @@ def test_memory_that_ends_in_an_update_costs_time_only(trainer, tmp_path, optimi
     session(cut, tmp_path, listener)
     assert failed and cut.memory.plan.layout.checkpointing != "off"
     assert_same(*map(without_optimizer, (cut, whole)))
-    told = [e.text for e in listener.of(events.Warned)]
+    received = [e.text for e in listener.of(events.Warned)]
     again = f" from step {again_from} on" if again_from < 5 else ""
-    assert len(told) == 1 and f"while step 5 changed the weights: repeated{again} with all weights resident" in told[0]
+    assert (
+        len(received) == 1
+        and f"while step 5 changed the weights: repeated{again} with all weights resident" in received[0]
+    )
     folder = RunFolder(tmp_path / "runs" / "run")
     assert folder.about()["status"] == FINISHED
     assert folder.plan.read_text() == cut.memory.describe() + "\n" == listener.of(events.Planned)[-1].text + "\n"

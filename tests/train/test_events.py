@@ -50,7 +50,7 @@ def nano(brief_nano):
 
 
 @pytest.fixture(scope="module")
-def told(nano, robot, tmp_path_factory):
+def received(nano, robot, tmp_path_factory):
     """A run on nano that is interrupted after its second step and queued again, event by event."""
     place, listen = tmp_path_factory.mktemp("told"), Told()
     with torch.inference_mode():
@@ -94,20 +94,20 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
-def test_each_type_of_event_is_told_where_it_happens(told, kind):
-    found = [event for event in told if type(event) is kind]
+def test_each_type_of_event_is_told_where_it_happens(received, kind):
+    found = [event for event in received if type(event) is kind]
     assert EXPECTED[kind](found), found
 
 
-def test_no_other_type_is_told(told):
-    assert {type(event) for event in told} == set(DECLARED)
+def test_no_other_type_is_told(received):
+    assert {type(event) for event in received} == set(DECLARED)
 
 
-def test_what_happens_is_told_in_its_order(told):
+def test_what_happens_is_told_in_its_order(received):
     """Loading before steps; after a step what it was looked at for; a run's folder first, its LoRA last."""
-    kinds = [type(event) for event in told]
+    kinds = [type(event) for event in received]
     again = kinds.index(events.Started, 1)
-    first, second = told[:again], told[again:]
+    first, second = received[:again], received[again:]
     for part, stopped in ((first, True), (second, False)):
         assert type(part[0]) is events.Started and part[-1] == events.Saved(part[-1].path, stopped)
         assert type(part[-2]) is events.Checkpointed

@@ -49,8 +49,8 @@ def test_ema_goes_on_where_it_was():
 
 def test_bad_losses_are_skipped_counted_and_stop_after_a_row():
     guard = BadLosses(limit=3)
-    told = [guard.skip(loss, ["a.png"], 7) for loss in (math.nan, 0.3, math.inf, -math.inf, 0.2)]
-    assert told == [True, False, True, True, False] and (guard.total, guard.in_a_row) == (3, 0)
+    answers = [guard.skip(loss, ["a.png"], 7) for loss in (math.nan, 0.3, math.inf, -math.inf, 0.2)]
+    assert answers == [True, False, True, True, False] and (guard.total, guard.in_a_row) == (3, 0)
     guard.skip(math.nan, ["b.png"], 8), guard.skip(math.nan, ["c.png"], 8)
     with pytest.raises(UserError, match=r"The loss is nan after 9 steps, 3 times in a row \(images: .*c\.png"):
         guard.skip(math.nan, ["c.png"], 9)
@@ -60,8 +60,8 @@ def test_divergence_is_told_once_and_not_for_noise():
     noise = np.random.default_rng(0).lognormal(-1, 0.5, 500)
     guard = Divergence(3.0)
     assert not any(guard.check(loss) for loss in noise)
-    told = [text for loss in 1.3 ** np.arange(40) for text in [guard.check(loss)] if text]
-    assert len(told) == 1 and "training diverges" in told[0]
+    warnings = [text for loss in 1.3 ** np.arange(40) for text in [guard.check(loss)] if text]
+    assert len(warnings) == 1 and "training diverges" in warnings[0]
     with pytest.raises(UserError, match="training diverges"):
         [stopping.check(loss) for stopping in [Divergence(3.0, stop=True)] for loss in [*noise, *[9.0] * WINDOW]]
     assert not any(Divergence(0.0).check(loss) for loss in 2.0 ** np.arange(60))

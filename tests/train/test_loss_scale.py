@@ -101,18 +101,18 @@ def run(trainer):
         return list(events_of)
 
 
-def warnings(told):
-    return [event.text for event in told if isinstance(event, events.Warned)]
+def warnings(received):
+    return [event.text for event in received if isinstance(event, events.Warned)]
 
 
 @pytest.mark.long
 def test_a_run_in_fp16_says_so_and_keeps_its_scale_in_the_checkpoint():
     trainer = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
-    told = run(trainer)
-    assert "computes in  fp16, with loss scaling" in next(e.text for e in told if isinstance(e, events.Planned))
+    received = run(trainer)
+    assert "computes in  fp16, with loss scaling" in next(e.text for e in received if isinstance(e, events.Planned))
     saved = SimpleNamespace(path=Path("x.safetensors"), certificate="", note="")
     assert "computes in  fp16, with loss scaling" in report(trainer, trainer.dataset, saved)["plan"]
-    assert len(trainer.history.losses) == 3 and not warnings(told)
+    assert len(trainer.history.losses) == 3 and not warnings(received)
     trainer.loss_scale.scale /= 4
     other = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
     with torch.inference_mode():
@@ -140,8 +140,8 @@ def test_gradients_that_overflow_halve_the_scale_and_leave_the_update_out():
     trainer = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
     trainer.loss_scale.scale = 2.0**31
     before = {name: p.detach().clone() for name, p in trainer.adapters.masters().items()}
-    told = run(trainer)
-    left_out = warnings(told)
+    received = run(trainer)
+    left_out = warnings(received)
     assert "Step 1 was left out: its gradients were too large for fp16; the loss scale is 1.07374e+09 now." in left_out
     assert trainer.loss_scale.scale == 2.0 ** (31 - len(left_out))
     if len(left_out) == CONFIG.steps:

@@ -165,15 +165,15 @@ def test_a_model_without_guidance_says_so_and_ignores_it():
     def trained(**changes):
         trainer = new_trainer(brief_flux2(), *CACHES, replace(BASE, **changes))
         with torch.inference_mode(), closing(trainer.run()) as going:
-            told = [e.text for e in going if isinstance(e, events.Warned)]
-        return told, state_dict(trainer.adapters, torch.float32)
+            received = [e.text for e in going if isinstance(e, events.Warned)]
+        return received, state_dict(trainer.adapters, torch.float32)
 
     quiet, plain = trained()
-    told, ignored = trained(guidance=GuidanceSettings(3.0, guidance_max=5.0))
+    received, ignored = trained(guidance=GuidanceSettings(3.0, guidance_max=5.0))
     assert same(plain, ignored)
     assert (
-        [text for text in told if text not in quiet]
-        == [text for text in told if "has no guidance input; the guidance set is ignored" in text]
+        [text for text in received if text not in quiet]
+        == [text for text in received if "has no guidance input; the guidance set is ignored" in text]
         != []
     )
 
@@ -233,10 +233,10 @@ def test_keeping_what_is_outside_masks_needs_masks():
 
 
 def test_losses_are_told_by_noise_band():
-    trainer, told = run(timesteps=TimestepSettings("round robin", values=(0.05, 0.95)), steps=6)
+    trainer, received = run(timesteps=TimestepSettings("round robin", values=(0.05, 0.95)), steps=6)
     bands = trainer.history.by_band()
     assert list(bands) == ["0-0.1", "0.9-1"]
-    steps = [e.loss for e in told if isinstance(e, events.Stepped)]
+    steps = [e.loss for e in received if isinstance(e, events.Stepped)]
     assert bands["0-0.1"] == pytest.approx(np.mean(steps[::2])) and bands["0.9-1"] == pytest.approx(
         np.mean(steps[1::2])
     )
@@ -245,8 +245,8 @@ def test_losses_are_told_by_noise_band():
 @pytest.mark.long
 def test_a_diverging_run_is_told_of_and_stopped_if_wanted():
     def warnings(**guard):  # below 1 every mean is "divergence": when it should be told is tested with the guard
-        told = run(steps=21, rank=1, guard=GuardSettings(**guard))[1]
-        return [e.text for e in told if isinstance(e, events.Warned) and "training diverges" in e.text]
+        received = run(steps=21, rank=1, guard=GuardSettings(**guard))[1]
+        return [e.text for e in received if isinstance(e, events.Warned) and "training diverges" in e.text]
 
     assert len(warnings(divergence=0.5)) == 1 and not warnings()
     with pytest.raises(UserError, match="training diverges"):

@@ -97,15 +97,15 @@ def launch(tmp_path, caches, config):
 @pytest.mark.long
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, caches, whole):
     """In every second step one of them has no sample left."""
-    (ours, told, losses), (others, silent, _) = launch(tmp_path, caches, replace(CONFIG, batch=2))
+    (ours, received, losses), (others, silent, _) = launch(tmp_path, caches, replace(CONFIG, batch=2))
     assert (tmp_path / "out.order").read_text() == "01"  # what the main process shall do first, it did first
     trainer, events = whole
     assert_close(ours, matrices(trainer))
     assert all(torch.equal(a, b) for name in ours for a, b in zip(ours[name], others[name], strict=True))
     assert losses == pytest.approx(trainer.history.losses, rel=1e-5)
-    assert silent == [] and [type(e) for e in told] == [type(e) for e in events]
-    assert validation(told) == pytest.approx(validation(events), rel=1e-5)
-    assert_same_preservation(preservation(told), preservation(events))
+    assert silent == [] and [type(e) for e in received] == [type(e) for e in events]
+    assert validation(received) == pytest.approx(validation(events), rel=1e-5)
+    assert_same_preservation(preservation(received), preservation(events))
 
 
 def preservation(events):

@@ -74,9 +74,9 @@ def failing(where, at):
     {"memory": MemorySettings(offload_activations="on")}, {"checkpointing": False},
 ], ids=str)  # fmt: skip
 def test_every_layout_gives_the_same_lora(parts, plain, changes):
-    trainer, told = train(parts, **changes)
+    trainer, received = train(parts, **changes)
     assert same(lora(trainer), plain)
-    said = next(event.text for event in told if isinstance(event, events.Planned))
+    said = next(event.text for event in received if isinstance(event, events.Planned))
     layout, default = trainer.memory.plan.layout, train_layout(parts)
     assert (layout == default) == (changes == {"offload": "off"})
     assert ("streamed" in said) == bool(layout.streamed)
@@ -100,12 +100,12 @@ def test_a_step_that_ran_out_of_memory_is_repeated_bit_by_bit(parts, where, at, 
     config = replace(SHORT, checkpointing=False, adapter=AdapterSettings(dropout=dropout))
     expected, _ = train(parts, config)
     with failing(where, at) as calls:
-        trainer, told = train(parts, config)
+        trainer, received = train(parts, config)
     assert calls[0] > at
     assert same(lora(trainer), lora(expected)) and trainer.history.losses == expected.history.losses
-    said = [event.text for event in told if isinstance(event, events.Warned)]
+    said = [event.text for event in received if isinstance(event, events.Warned)]
     assert len(said) == 1 and said[0].startswith("The device ran out of memory in step ") and "repeated" in said[0]
-    plans = [event.text for event in told if isinstance(event, events.Planned)]
+    plans = [event.text for event in received if isinstance(event, events.Planned)]
     assert len(plans) == 2 and plans[1] == trainer.memory.describe() != plans[0]
     assert trainer.memory.plan.layout.checkpointing != "off"
 
@@ -122,17 +122,17 @@ def test_laying_out_the_lower_level_may_find_no_memory_either(parts, plain, monk
 
     monkeypatch.setattr(borrow.Borrowed, "lay_out", short)
     with failing("forward", 16):
-        trainer, told = train(parts, checkpointing=False)
+        trainer, received = train(parts, checkpointing=False)
     assert len(asked) == 2 and asked[0] != asked[1] == trainer.memory.plan.layout
     assert same(lora(trainer), plain)
-    assert len([event for event in told if isinstance(event, events.Warned)]) == 1
+    assert len([event for event in received if isinstance(event, events.Warned)]) == 1
 
 
 def test_slow_transfers_are_told_once(parts, monkeypatch):
     monkeypatch.setattr(borrow.Borrowed, "unpinned", lambda self: 3_200_000_000 if self.layout.streamed else 0)
     for memory, said in ((MemorySettings(), "half of"), (MemorySettings(pinned_memory=2), "pinned_memory is 2 GB")):
-        _, told = train(parts, offload="all", memory=memory)
-        (warned,) = [event.text for event in told if isinstance(event, events.Warned)]
+        _, received = train(parts, offload="all", memory=memory)
+        (warned,) = [event.text for event in received if isinstance(event, events.Warned)]
         assert warned.startswith("3.2 GB of streamed weights are not in pinned memory") and said in warned
     assert not any(isinstance(event, events.Warned) for event in train(parts)[1])
 
@@ -150,9 +150,9 @@ def test_a_batch_is_split_with_the_same_loss_and_gradients(parts, monkeypatch):
     whole, _ = train(parts, config)
     asked, _ = train(parts, config, memory=MemorySettings(micro_batch=1))
     with failing("forward", 20):
-        forced, told = train(parts, config)
+        forced, received = train(parts, config)
     assert forced.memory.plan.layout.micro_batch == asked.memory.plan.layout.micro_batch == 1
-    assert any("1 of 2 images at a time" in e.text for e in told if isinstance(e, events.Warned))
+    assert any("1 of 2 images at a time" in e.text for e in received if isinstance(e, events.Warned))
     for other, gradients in zip((asked, forced), found[1:], strict=True):
         assert other.history.losses == pytest.approx(whole.history.losses, rel=1e-6)
         for a, b in zip(gradients, found[0], strict=True):

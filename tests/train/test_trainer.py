@@ -30,8 +30,8 @@ def nano(brief_nano):
 def train(nano, robot, config=SHORT, **changes):
     trainer = new_trainer(nano.model, robot.embeds, robot.latents, replace(config, **changes))
     with torch.inference_mode(), closing(trainer.run()) as run:  # as a node runs it
-        told = list(run)
-    return trainer, told
+        received = list(run)
+    return trainer, received
 
 
 def lora_of(nano, robot, **changes):
@@ -44,8 +44,8 @@ def plain(nano, robot):
 
 
 def validation_fall(nano, robot, steps):
-    trainer, told = train(nano, robot, steps=steps, validation_items=3, learning_rate=4e-3, rank=8)
-    first, last = (e.loss for e in told if isinstance(e, events.Validated))
+    trainer, received = train(nano, robot, steps=steps, validation_items=3, learning_rate=4e-3, rank=8)
+    first, last = (e.loss for e in received if isinstance(e, events.Validated))
     assert trainer.history.validation == {0: first, steps: last}
     return (first - last) / first
 
@@ -109,7 +109,7 @@ def test_preservation_holds_the_class_word(nano, robot):
     """With it, the adapted model stays nearer to the base model where the class word is used."""
 
     def drift(weight):
-        trainer, told = train(nano, robot, steps=12, preservation=weight, learning_rate=4e-3)
+        trainer, received = train(nano, robot, steps=12, preservation=weight, learning_rate=4e-3)
         sample = samples(robot.embeds, robot.latents)[0]
         sample = replace(sample, embeds=sample.class_embeds)
         from flux2_train.host.borrowed.borrow import borrow, training_mode
@@ -121,7 +121,7 @@ def test_preservation_holds_the_class_word(nano, robot):
             with trainer._base_model():
                 base = trainer.predict(borrowed, x, t, [sample])
         if weight:
-            assert all(e.preservation > 0 for e in told if isinstance(e, events.Stepped) and e.step > 1)
+            assert all(e.preservation > 0 for e in received if isinstance(e, events.Stepped) and e.step > 1)
         return (adapted - base).norm().item()
 
     assert drift(10.0) < 0.7 * drift(0.0)
@@ -203,8 +203,8 @@ def test_a_loss_that_is_no_number_leaves_its_step_out(nano, robot):
     name = robot.dataset.items[1].path.name
     trainer = spoiled(nano, robot, {name}, replace(SHORT, steps=6))
     with torch.inference_mode(), closing(trainer.run()) as run:
-        told = list(run)
-    assert [e.text for e in told if isinstance(e, events.Warned) and name in e.text and "left out" in e.text]
+        received = list(run)
+    assert [e.text for e in received if isinstance(e, events.Warned) and name in e.text and "left out" in e.text]
     assert len(trainer.history.losses) == 5 and trainer.bad_losses.total == 1
     assert all(torch.isfinite(p).all() for p in trainer.adapters.parameters())
 

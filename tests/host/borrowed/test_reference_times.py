@@ -80,6 +80,6 @@ def test_it_changes_what_is_learned_and_lora_apply_samples_as_it_was_trained(tmp
     model, (weights, path) = tiny_flux2(), results[CLEAN]
     bare = lora.apply(model, weights, 1.0, "merged")  # tensors without a header say nothing
     with torch.inference_mode():
-        told = lora.apply(model, read.load(path), 1.0, "merged")
-    assert torch.equal(predicted(told, "index"), predicted(bare, CLEAN))
-    assert not torch.equal(predicted(told, "index"), predicted(bare, "index"))
+        with_lora = lora.apply(model, read.load(path), 1.0, "merged")
+    assert torch.equal(predicted(with_lora, "index"), predicted(bare, CLEAN))
+    assert not torch.equal(predicted(with_lora, "index"), predicted(bare, "index"))

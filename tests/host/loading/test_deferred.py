@@ -89,12 +89,12 @@ def looks(weight):
 def test_weights_come_with_the_first_use_and_look_the_same_before(source, precision):
     model = load.load_transformer(source, precision)
     assert has_weights(transformer(model)) == (precision in AS_STORED)
-    told = {name: looks(w) for name, w in transformer(model).named_parameters()}
+    looked = {name: looks(w) for name, w in transformer(model).named_parameters()}
     size, keys = comfy.model_management.module_size(model.model), list(transformer(model).state_dict())
     assert model.model_size() == size
     predict(model)
     assert has_weights(transformer(model))
-    assert told == {name: looks(w) for name, w in transformer(model).named_parameters()}
+    assert looked == {name: looks(w) for name, w in transformer(model).named_parameters()}
     assert size == comfy.model_management.module_size(model.model)
     assert keys == list(transformer(model).state_dict())
 

@@ -203,8 +203,8 @@ def test_old_input_scales_are_left_out_where_they_are_one(weights, tmp_path):
     predict(model)
     for name, scale in scales.items():
         layers = [linears(m)[name.removesuffix(".scale_input")] for m in (model, expected)]
-        told = [getattr(layer, "input_scale", None) for layer in layers]
-        assert [None if value is None else value.item() for value in told] == [None if scale == 1 else scale] * 2
+        scales = [getattr(layer, "input_scale", None) for layer in layers]
+        assert [None if value is None else value.item() for value in scales] == [None if scale == 1 else scale] * 2
 
 
 def test_a_file_without_a_norm_is_refused(weights, tmp_path):

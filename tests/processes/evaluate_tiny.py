@@ -1,7 +1,7 @@
 """One process of several that ``accelerate launch`` started: trains the tiny FLUX.2, paints and measures meanwhile.
 
-Arguments: the pickled problems of test_watch_processes, one run each, and the file to write what came of them (with the
-process's number behind it).
+Arguments: the pickled problems of test_evaluation_processes, one run each, and the file to write what
+came of them (with the process's number behind it).
 """
 
 import pickle
@@ -29,8 +29,8 @@ with processes.launched() as accelerator:
         validation = painting and PreviewRequest(painting, load.load_vae(vae, FLAVOURS["nano"]))
         trainer = new_trainer(brief_flux2(), *caches, config, accelerator, validation)
         with torch.inference_mode(), closing(trainer.run()) as run:
-            told = list(run)
+            events = list(run)
         matrices = {name: (part.down, part.up) for name, part in trainer.adapters.parts().items()}
-        found.append((matrices, told, len(trainer.between_steps.previews.base) if validation else 0))
+        found.append((matrices, events, len(trainer.between_steps.previews.base) if validation else 0))
     Path(f"{target}.{accelerator.process_index}").write_bytes(pickle.dumps(found))
 processes.leave()

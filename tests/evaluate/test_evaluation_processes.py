@@ -18,7 +18,7 @@ from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLos
 from flux2_train.settings.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).resolve().parents[1] / "processes" / "watch_tiny.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "processes" / "evaluate_tiny.py"
 CONFIG = TrainingSettings(steps=4, rank=2, learning_rate=2e-3, batch=2, seed=5, checkpointing=False,
                      validation_loss=ValidationLossSettings(share=0.2, per_image=True, per_image_every=2))  # fmt: skip
 PAINTING = PreviewSettings((Prompt("zbot"), Prompt("a toy")), width=32, height=48, steps=1, guidance=1.0, every=2)
@@ -41,8 +41,8 @@ def launch(folder, *problems):
     return [pickle.loads((folder / f"out.{i}").read_bytes()) for i in (0, 1)]
 
 
-def measured(told):
-    return [event for event in told if isinstance(event, ImagesMeasured)]
+def measured(received):
+    return [event for event in received if isinstance(event, ImagesMeasured)]
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,10 @@ def watched(caches, tmp_path_factory, comfy_folders):
 
 @pytest.mark.long
 def test_the_main_process_paints_and_the_run_is_the_same(watched):
-    ((main, told, painted), (plain, bare, _)), ((other, silent, unpainted), _) = watched
+    ((main, received, painted), (plain, bare, _)), ((other, silent, unpainted), _) = watched
     assert (painted, unpainted, silent) == (2, 0, [])
-    previews = [event for event in told if isinstance(event, Previewed)]
-    assert [p.step for p in previews] == [0, 2, 4] and [e.step for e in measured(told)] == [0, 2, 4]
+    previews = [event for event in received if isinstance(event, Previewed)]
+    assert [p.step for p in previews] == [0, 2, 4] and [e.step for e in measured(received)] == [0, 2, 4]
     assert not torch.equal(previews[-1].pictures[0].painted, previews[-1].pictures[0].base)
     assert not [e for e in bare if isinstance(e, (Previewed, ImagesMeasured))]
     for name, pair in plain.items():

@@ -52,8 +52,8 @@ def plain():
     return trained()
 
 
-def validated(told):
-    return {e.step: e.loss for e in told if isinstance(e, events.Validated)}
+def validated(received):
+    return {e.step: e.loss for e in received if isinstance(e, events.Validated)}
 
 
 def errors_by_hand(trainer, sample, seed):
@@ -71,20 +71,20 @@ def errors_by_hand(trainer, sample, seed):
 
 @pytest.mark.long
 def test_measuring_is_done_as_often_as_asked_and_changes_no_bit(plain):
-    often, told = trained(
+    often, received = trained(
         replace(SHORT, validation_loss=ValidationLossSettings(every=2, per_image=True, per_image_every=3))
     )
-    assert list(validated(told)) == [0, 2, 4] and list(validated(plain[1])) == [0, 4]
-    assert [e.step for e in told if isinstance(e, events.ImagesMeasured)] == [0, 3, 4]
-    assert {step: validated(told)[step] for step in (0, 4)} == validated(plain[1])
+    assert list(validated(received)) == [0, 2, 4] and list(validated(plain[1])) == [0, 4]
+    assert [e.step for e in received if isinstance(e, events.ImagesMeasured)] == [0, 3, 4]
+    assert {step: validated(received)[step] for step in (0, 4)} == validated(plain[1])
     assert same(lora_of(often), lora_of(plain[0]))
 
 
 @pytest.mark.long
 def test_every_image_alone_is_measured_with_its_caption_and_with_others():
     """Five images in two captions, of the robot waving and of the others: who has one borrows the other."""
-    trainer, told = trained(replace(SHORT, validation_loss=ValidationLossSettings(per_image=True)))
-    last = next(e for e in reversed(told) if isinstance(e, events.ImagesMeasured))
+    trainer, received = trained(replace(SHORT, validation_loss=ValidationLossSettings(per_image=True)))
+    last = next(e for e in reversed(received) if isinstance(e, events.ImagesMeasured))
     items = trainer.samples.items
     assert [i.path for i in last.images] == [item.path for item in items]
     for number in (0, 3):
@@ -113,13 +113,13 @@ def test_captions_are_borrowed_evenly_and_never_ones_own():
 @pytest.mark.long
 def test_a_share_is_never_trained_on_and_its_loss_is_told():
     config = replace(SHORT, steps=12, validation_loss=ValidationLossSettings(share=0.4, every=6))
-    trainer, told = trained(config)
+    trainer, received = trained(config)
     out = {item.view.digest for item in trainer.held_out.items}
     assert len(out) == len(trainer.held_out) == 2 and len(trainer.samples) == 3
     assert not out & {item.view.digest for item in trainer.samples.items}
-    assert all(e.held_out for e in told if isinstance(e, events.Validated))
+    assert all(e.held_out for e in received if isinstance(e, events.Validated))
     expected = [sum(errors_by_hand(trainer, trainer.held_out[i], i)) / len(TIMES) for i in range(2)]
-    assert validated(told)[12] == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert validated(received)[12] == pytest.approx(sum(expected) / 2, rel=1e-5)
     alone = new_trainer(brief_flux2(), *part(tiny_caches(5), trainer.samples.items), replace(SHORT, steps=12))
     with torch.inference_mode(), closing(alone.run()) as run:
         list(run)
@@ -156,14 +156,14 @@ def test_regularisation_images_are_never_held_out():
 def test_held_out_images_of_their_own_are_measured_and_told_if_they_are_trained_on(plain):
     caches = tiny_caches(7)
     held_out = part(caches, caches[0].dataset.items[5:])
-    trainer, told = trained(wired=held_out)
-    assert not [e for e in told if isinstance(e, events.Warned)]
-    assert all(e.held_out for e in told if isinstance(e, events.Validated))
-    assert validated(told)[0] != validated(plain[1])[0] and same(lora_of(trainer), lora_of(plain[0]))
+    trainer, received = trained(wired=held_out)
+    assert not [e for e in received if isinstance(e, events.Warned)]
+    assert all(e.held_out for e in received if isinstance(e, events.Validated))
+    assert validated(received)[0] != validated(plain[1])[0] and same(lora_of(trainer), lora_of(plain[0]))
     name = caches[0].dataset.items[4].path.name
-    _, told = trained(replace(SHORT, steps=1), wired=part(caches, caches[0].dataset.items[4:]))
-    assert [e for e in told if isinstance(e, events.Warned) and f"1 held-out images are trained on as well ({name}" in
-            e.text]  # fmt: skip
+    _, received = trained(replace(SHORT, steps=1), wired=part(caches, caches[0].dataset.items[4:]))
+    warnings = [e.text for e in received if isinstance(e, events.Warned)]
+    assert any(f"1 held-out images are trained on as well ({name}" in text for text in warnings)
     with pytest.raises(UserError, match="a share of the data set is held out too"):
         trained(replace(SHORT, validation_loss=ValidationLossSettings(share=0.2)), wired=held_out)
 
@@ -285,11 +285,11 @@ def test_a_finished_run_is_done_again_to_measure_other_images(tmp_path):
     """The same graph once more trains nothing; with held-out images it has to."""
 
     def steps(wired=None):
-        told = []
+        received = []
         trainer = new_trainer(brief_flux2(), *tiny_caches(5), replace(SHORT, steps=1), held_out=wired)
         with torch.inference_mode():
-            train(trainer, tmp_path / "loras", tmp_path / "runs", told.append, AUTO)
-        return sum(isinstance(event, events.Stepped) for event in told)
+            train(trainer, tmp_path / "loras", tmp_path / "runs", received.append, AUTO)
+        return sum(isinstance(event, events.Stepped) for event in received)
 
     caches = tiny_caches(7)
     assert [steps(), steps(), steps(part(caches, caches[0].dataset.items[5:]))] == [1, 0, 1]
