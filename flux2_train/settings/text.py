@@ -1,4 +1,4 @@
-"""Lists that users write as one line of text: ``1, 0.5``, ``1:1, 3:2``, ``double_blocks=0.5, single_blocks=0``."""
+"""Lists that users write as one line of text: ``1, 0.5``, ``1:1, 3:2``, ``double_blocks=0.5``, ``10..20=0.25``."""
 
 from __future__ import annotations
 
@@ -47,15 +47,31 @@ def rates(text: str, name: str = "block_rates") -> tuple[tuple[str, float], ...]
     return parsed
 
 
+def routes(text: str, name: str) -> tuple[tuple[int, int, float], ...]:
+    """(start, end, ratio) of each route in a text such as ``10..20=0.25``. Raises UserError for anything else in it."""
+    return tuple(_route(word.strip(), name) for word in text.replace(";", ",").split(",") if word.strip())
+
+
+def _route(word: str, name: str) -> tuple[int, int, float]:
+    blocks, _, ratio = word.partition("=")
+    start, _, end = blocks.partition("..")
+    try:
+        return int(start), int(end), float(ratio)
+    except ValueError as error:
+        raise UserError(f"{name} has {word!r}; a route is written as 10..20=0.25: blocks and fraction.") from error
+
+
 def folders(text: str, name: str) -> tuple[Path, ...]:
     """The folders in a text such as ``before; depth``."""
     return tuple(Path(folder.strip()) for folder in text.split(";") if folder.strip())
 
 
 def written(values: tuple) -> str:
-    """A list as text, as the widget takes it; inverse of ``numbers``, ``rates`` and ``folders``."""
+    """A list as text, as the widget takes it; inverse of ``numbers``, ``rates``, ``routes``, ``folders``."""
     if values and isinstance(values[0], Path):
         return "; ".join(map(str, values))
+    if values and isinstance(values[0], tuple) and len(values[0]) == 3:
+        return ", ".join(f"{start}..{end}={ratio:g}" for start, end, ratio in values)
     return ", ".join("=".join(map(str, v)) if isinstance(v, tuple) else f"{v:g}" for v in values)
 
 
@@ -71,4 +87,5 @@ def parsed_by(parse: Callable[[str, str], tuple]) -> BeforeValidator:
 Numbers = Annotated[tuple[float, ...], parsed_by(numbers)]
 Ratios = Annotated[tuple[float, ...], parsed_by(ratios)]
 Rates = Annotated[tuple[tuple[str, float], ...], parsed_by(rates)]
+Routes = Annotated[tuple[tuple[int, int, float], ...], parsed_by(routes)]
 Folders = Annotated[tuple[Path, ...], parsed_by(folders)]

@@ -15,6 +15,7 @@ from ..flow import loss as losses
 from ..flow.preservation import outside
 from ..flow.target import differential_target, mean_squared_error
 from ..flow.weighting import place_weights, replaced, weighted
+from ..host.borrowed.routing import Route
 from ..settings.training import TrainingSettings
 from . import timesteps
 
@@ -23,7 +24,8 @@ from . import timesteps
 class StepInput:
     """A batch with its randomness drawn: ``x_t`` and ``target`` (B, 128, h, w), times ``t`` (B,).
 
-    ``guidance`` holds one value per sample for models with a guidance input (dev).
+    ``guidance`` holds one value per sample for models with a guidance input (dev). ``routes`` say which image tokens
+    skip blocks.
     """
 
     samples: list[Sample]
@@ -31,6 +33,7 @@ class StepInput:
     t: Tensor
     target: Tensor
     guidance: list[float]
+    routes: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Objective:
     def _target(self, inputs: StepInput, memo: Memo, predicted: Tensor) -> Tensor:
         target, options = self._plain_target(inputs, memo), self.config.guidance
         if options.contrastive_guidance != 1:
-            unconditional = frozen(memo, "unconditional", lambda: self.predict(self._unconditional(inputs)))
+            unconditional = frozen(memo, "unconditional", lambda: self.predict(_unrouted(self._unconditional(inputs))))
             scale = guide.scale_at(inputs.t, options.contrastive_guidance, options.contrastive_schedule)
             target = guide.contrastive_target(target, unconditional, scale, options.contrastive_project)
         if self.config.differential_guidance != 1:
@@ -118,7 +121,7 @@ class Objective:
         towards_base = [s.base_target for s in inputs.samples]
         if not any(towards_base):
             return inputs.target
-        return replaced(inputs.target, frozen(memo, "base", lambda: self._base(inputs)), towards_base)
+        return replaced(inputs.target, frozen(memo, "base", lambda: self._base(_unrouted(inputs))), towards_base)
 
     def _loss(self, inputs: StepInput, predicted: Tensor, target: Tensor) -> Tensor:
         """(B,) the loss that the user chose, weighted by mask, sample and time, then clamped."""
@@ -137,7 +140,7 @@ class Objective:
         masks = [s.mask for s in inputs.samples]
         if all(mask is None for mask in masks):
             return 0.0
-        distance = losses.squared(_difference(predicted, frozen(memo, "base", lambda: self._base(inputs))))
+        distance = losses.squared(_difference(predicted, frozen(memo, "base", lambda: self._base(_unrouted(inputs)))))
         return self.config.preservation_options.outside_mask * (distance * outside(masks, distance)).flatten(1).mean(1)
 
     def _preservation_part(self, preserved: StepInput, memo: Memo, predicted: Tensor) -> ObjectivePart:
@@ -166,6 +169,11 @@ def _difference(predicted: Tensor, target: Tensor) -> Tensor:
     return predicted.to(dtype) - target.to(dtype)
 
 
+def _unrouted(inputs: StepInput) -> StepInput:
+    """For targets: routed predictions are less accurate, and a target need not share the prediction's tokens."""
+    return replace(inputs, routes=()) if inputs.routes else inputs
+
+
 def _concatenated(a: StepInput, b: StepInput) -> StepInput:
     return StepInput(
         a.samples + b.samples,
@@ -173,4 +181,5 @@ def _concatenated(a: StepInput, b: StepInput) -> StepInput:
         torch.cat((a.t, b.t)),
         torch.cat((a.target, b.target)),
         a.guidance + b.guidance,
+        tuple(replace(i, kept=torch.cat((i.kept, j.kept))) for i, j in zip(a.routes, b.routes, strict=True)),
     )

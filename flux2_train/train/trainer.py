@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -23,6 +24,7 @@ from ..flow.target import interpolate, velocity_target
 from ..host import identify
 from ..host.borrowed.borrow import borrow_as, training_mode
 from ..host.borrowed.compute import training_dtype
+from ..host.borrowed.routing import Route
 from ..host.borrowed.velocity import Condition, check_embeds, velocity
 from ..host.graph_types import ModelPatcher
 from ..settings.training import TrainingSettings
@@ -37,6 +39,7 @@ from .loss_scale import LossScale
 from .objective import Memo, Objective, ObjectivePart, StepInput
 from .out_of_memory import RunMemory
 from .preview_request import PreviewRequest
+from .routing import Router
 from .schedules import Schedule
 from .state import Resumable
 
@@ -85,6 +88,7 @@ class Trainer(Resumable):
         self.device = model.load_device
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.total = step_count(self.samples, self.step_size, config.steps, config.epochs)
+        self.router = Router(config.routing, sum(identify.sizes(model)[1:3]), self.total)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0  # steps done, including those left out for a bad loss
         self.drawn = 0  # samples whose time has been drawn
@@ -189,11 +193,13 @@ class Trainer(Resumable):
         """
         objective = self.objective(borrowed)
         noise, t, guidance = self._draw(batch)
+        routes = self.router.draw(batch, step, self.generator)
 
         def compute(micro_batch: int) -> Tensor:
             measured = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
             for rows, weight in processes.shares(self.accelerator, len(batch), micro_batch):
                 inputs = self._step_input([batch[i] for i in rows], noise[rows], t[rows], [guidance[i] for i in rows])
+                inputs = replace(inputs, routes=tuple(route.rows(rows) for route in routes))
                 measured += self._backward(objective.parts(step), inputs, weight)
             return measured
 
@@ -249,7 +255,7 @@ class Trainer(Resumable):
         """What this run learns, on the model that ``borrow`` gave."""
 
         def predict(inputs: StepInput) -> Tensor:
-            return self.predict(borrowed, inputs.x_t, inputs.t, inputs.samples, inputs.guidance)
+            return self.predict(borrowed, inputs.x_t, inputs.t, inputs.samples, inputs.guidance, inputs.routes)
 
         return Objective(self.config, predict, self._base_model, self.blank)
 
@@ -320,15 +326,16 @@ class Trainer(Resumable):
             self.adapters.enabled = True
 
     def predict(
-        self, borrowed: ModelPatcher, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = ()
-    ) -> Tensor:
+        self, borrowed: ModelPatcher, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = (),
+        routes: Sequence[Route] = (),
+    ) -> Tensor:  # fmt: skip
         """The borrowed model's velocity (B, 128, h, w) for ``x_t`` at times ``t`` (B,)."""
         method = self.config.guidance.references
         conditions = [
             Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), g, method)
             for s, g in zip(batch, guidance or [self.config.guidance.guidance] * len(batch), strict=True)
         ]
-        return velocity(borrowed, x_t, t, conditions)
+        return velocity(borrowed, x_t, t, conditions, routes)
 
 
 def _names(batch: list[Sample]) -> str:

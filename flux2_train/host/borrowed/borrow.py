@@ -35,6 +35,7 @@ from ..system.memory import unload
 from . import placing
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 from .recompute import Recompute
+from .routing import routed
 from .streamed import SOURCE, StreamedWeights, portions_of
 
 KEY = "flux2_train"
@@ -221,7 +222,9 @@ class _Swap:
             return _Forward(_rms_norm, module, original)
         if isinstance(module, BLOCK_KINDS):
             kind, number = name.split(".")[:2]
-            return _Forward(self.recompute, original, int(number) + (self.doubles if kind == "single_blocks" else 0))
+            return _Forward(
+                routed, self.recompute, original, int(number) + (self.doubles if kind == "single_blocks" else 0)
+            )
         return None
 
 

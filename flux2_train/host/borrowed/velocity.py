@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import comfy.patcher_extension
@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import UserError
 from .compute import in_training_dtype
 from .recompute import attended
+from .routing import KEY, Route, TokenRouting
 
 DIFFUSION_MODEL = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 
@@ -62,15 +63,22 @@ def model_inputs(model: ModelPatcher, x: Tensor, condition: Condition) -> dict:
     return {name: c.process_cond(batch_size=x.shape[0], area=None, device=x.device).cond for name, c in conds.items()}
 
 
-def velocity(model: ModelPatcher, x_t: Tensor, t: Tensor, conditions: list[Condition]) -> Tensor:
+def velocity(
+    model: ModelPatcher, x_t: Tensor, t: Tensor, conditions: list[Condition], routes: Sequence[Route] = ()
+) -> Tensor:
     """The model's velocity for ``x_t`` (B, 128, h, w) at times ``t`` (B,) fp32 in 0..1; same shape, at least fp32.
 
-    Samples of one batch run together if their conditions have equal shapes, else one by one.
+    Samples of one batch run together if their conditions have equal shapes, else one by one. ``routes`` say which image
+    tokens skip blocks; they need a model that ``borrow`` gave.
     """
     each = [model_inputs(model, x_t[i : i + 1], c) for i, c in enumerate(conditions)]
     if len({_shapes(inputs) for inputs in each}) == 1:
-        return _apply(model, x_t, t, _stack(each))
-    return torch.cat([_apply(model, x_t[i : i + 1], t[i : i + 1], inputs) for i, inputs in enumerate(each)])
+        return _apply(model, x_t, t, _stack(each), routes)
+    rows = [slice(i, i + 1) for i in range(len(each))]
+    return torch.cat([
+        _apply(model, x_t[row], t[row], inputs, [route.rows(row) for route in routes])
+        for row, inputs in zip(rows, each, strict=True)
+    ])  # fmt: skip
 
 
 def _shapes(inputs: dict) -> tuple:
@@ -91,15 +99,18 @@ def _stack(each: list[dict]) -> dict:
     return {name: stack([inputs[name] for inputs in each]) for name in each[0]}
 
 
-def _apply(model: ModelPatcher, x_t: Tensor, t: Tensor, inputs: dict) -> Tensor:
+def _apply(model: ModelPatcher, x_t: Tensor, t: Tensor, inputs: dict, routes: Sequence[Route]) -> Tensor:
     raw: list[Tensor] = []
 
     def keep_output(executor, *args, **kwargs):
         raw.append(executor(*args, **kwargs))
         return raw[-1]
 
+    options = _transformer_options(model, keep_output)
+    if routes:
+        options[KEY] = TokenRouting(routes, x_t[0, 0].numel(), x_t.device)
     with in_training_dtype(model):
-        model.model.apply_model(x_t, t, transformer_options=_transformer_options(model, keep_output), **inputs)
+        model.model.apply_model(x_t, t, transformer_options=options, **inputs)
     # The transformer's own output: apply_model returns x - t * velocity, and dividing that by a small t is inexact.
     return raw[0].to(torch.promote_types(raw[0].dtype, torch.float32))
 
