@@ -7,7 +7,8 @@ from comfy_api.latest import io
 
 from ..flux2_train.settings.adapter import NO_FILE, AdapterSettings
 from . import fields
-from .types import CATEGORY, FluxAdapterOptions
+from .options import Options
+from .types import OPTIONS, FluxOptions
 
 
 class AdapterOptions(io.ComfyNode):
@@ -16,14 +17,14 @@ class AdapterOptions(io.ComfyNode):
         return io.Schema(
             node_id="Flux2AdapterOptions",
             display_name="Adapter Options",
-            category=CATEGORY,
+            category=OPTIONS,
             description="What kind of adapter LoRA Trainer trains, on which layers, and from which LoRA it starts.",
             search_aliases=["dora", "lokr", "loha", "rslora", "target modules", "resume lora"],
             inputs=fields.inputs(
                 AdapterSettings,
                 start_from={"options": [NO_FILE, *folder_paths.get_filename_list("loras")], "default": NO_FILE},
             ),
-            outputs=[FluxAdapterOptions.Output(display_name="adapter options")],
+            outputs=[FluxOptions.Output(display_name="adapter")],
         )
 
     @classmethod
@@ -33,7 +34,7 @@ class AdapterOptions(io.ComfyNode):
     @classmethod
     def execute(cls, start_from: str = NO_FILE, **settings) -> io.NodeOutput:
         start = str(_path(start_from)) if start_from != NO_FILE else ""
-        return io.NodeOutput(AdapterSettings(start_from=start, **settings))
+        return io.NodeOutput(Options("Adapter Options", {"adapter": AdapterSettings(start_from=start, **settings)}))
 
 
 def _path(file: str) -> Path:

@@ -10,7 +10,7 @@ from ..flux2_train.errors import UserError
 from ..flux2_train.host.graph_types import ModelPatcher
 from ..flux2_train.host.lora import apply as host
 from .progress import NodeProgress
-from .types import CATEGORY
+from .types import USE
 
 NO_FILE = "none"
 
@@ -21,7 +21,7 @@ class LoraApply(io.ComfyNode):
         return io.Schema(
             node_id="Flux2LoraApply",
             display_name="LoRA Apply",
-            category=CATEGORY,
+            category=USE,
             description="Puts a LoRA on a FLUX.2 model: one just trained, or a file. Refuses one that does not fit.",
             search_aliases=["load lora"],
             inputs=[

@@ -11,10 +11,10 @@ from ..flux2_train.host.loading.files import cache_folder
 from ..flux2_train.host.system import memory
 from ..flux2_train.runs import encoding
 from ..flux2_train.settings.caches import USER, EmbedSettings, LatentSettings
-from ..flux2_train.train.preview_request import PreviewRequest
 from . import fields
+from .options import Options, section
 from .progress import NodeProgress
-from .types import CATEGORY, FluxDataset, FluxEmbeds, FluxLatents, FluxValidation
+from .types import TRAIN, FluxDataset, FluxEmbeds, FluxLatents, FluxOptions
 
 
 def changes(place: str = USER) -> int:
@@ -38,13 +38,13 @@ class CacheEmbeds(io.ComfyNode):
         return io.Schema(
             node_id="Flux2CacheEmbeds",
             display_name="Cache Embeds",
-            category=CATEGORY,
+            category=TRAIN,
             description="Encodes every caption once and keeps it on disk, so that training needs no text encoder.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the flavour you train: CLIP of Load FLUX.2."),
                 FluxDataset.Input("dataset", tooltip="The captions to encode: wire Dataset Folder."),
                 *fields.inputs(EmbedSettings, "batch", "prompts"),
-                FluxValidation.Input(
+                FluxOptions.Input(
                     "validation", optional=True,
                     tooltip="Also encodes the prompts of a Validation node, which LoRA Trainer paints.",
                 ),
@@ -59,11 +59,10 @@ class CacheEmbeds(io.ComfyNode):
         return changes(store or USER)
 
     @classmethod
-    def execute(
-        cls, clip: CLIP, dataset: Dataset, validation: PreviewRequest | None = None, **widgets
-    ) -> io.NodeOutput:
+    def execute(cls, clip: CLIP, dataset: Dataset, validation: Options | None = None, **widgets) -> io.NodeOutput:
         settings = EmbedSettings(**widgets)
-        previews = validation.config if validation is not None else None
+        request = section("Cache Embeds", validation, "validation")
+        previews = request.config if request is not None else None
         progress = NodeProgress(cls.hidden.unique_id, 1)
         encoded = encoding.encode_captions(clip, dataset, settings, previews, progress.counting("captions"))
         for line in encoded.warnings:
@@ -77,7 +76,7 @@ class CacheLatents(io.ComfyNode):
         return io.Schema(
             node_id="Flux2CacheLatents",
             display_name="Cache Latents",
-            category=CATEGORY,
+            category=TRAIN,
             description="Encodes every image once and keeps it on disk, so that training needs no VAE.",
             inputs=[
                 io.Vae.Input("vae", tooltip="FLUX.2's autoencoder: VAE of Load FLUX.2."),

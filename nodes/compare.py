@@ -19,7 +19,7 @@ from ..flux2_train.runs.folder import RunFolder
 from ..flux2_train.settings.text import numbers
 from . import painting
 from .progress import NodeProgress
-from .types import CATEGORY
+from .types import USE
 
 WIRED = "the LoRA wired in"
 
@@ -30,7 +30,7 @@ class CompareLoras(io.ComfyNode):
         return io.Schema(
             node_id="Flux2CompareLoras",
             display_name="Compare LoRAs",
-            category=CATEGORY,
+            category=USE,
             description="Paints one prompt from one seed with several LoRAs at several strengths, in one labelled "
             "picture, and gives the chosen LoRA on.",
             search_aliases=["xy plot", "grid", "checkpoints", "strengths"],

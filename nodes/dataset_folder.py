@@ -12,15 +12,12 @@ from ..flux2_train.errors import UserError
 from ..flux2_train.host.loading.files import cache_folder, resolve
 from ..flux2_train.settings.dataset_folder import DatasetSettings
 from . import fields
+from .options import gathered, socket, take_earlier
 from .progress import NodeProgress
-from .types import (
-    CATEGORY,
-    FluxCaptionOptions,
-    FluxCropOptions,
-    FluxDataset,
-    FluxMaskOptions,
-    FluxReferenceOptions,
-)
+from .types import TRAIN, FluxDataset, FluxDatasetOptions
+
+# Each is set by one option node; they were sockets once.
+SECTIONS = ("caption_options", "crop_options", "mask_options", "reference_options")
 
 
 def folder_states(name: str | None) -> list[tuple]:
@@ -37,7 +34,7 @@ class DatasetFolder(io.ComfyNode):
         return io.Schema(
             node_id="Flux2DatasetFolder",
             display_name="Dataset Folder",
-            category=CATEGORY,
+            category=TRAIN,
             description="A folder of images and captions to train on.",
             search_aliases=["training data", "captions", "load images"],
             inputs=[
@@ -45,21 +42,9 @@ class DatasetFolder(io.ComfyNode):
                     DatasetSettings, "folder", "captions", "prompt", "resolution", "repeats", "trigger", "class_word",
                     "references", "bad_files", "subfolders", "background", "max_samples",
                 ),
-                FluxCaptionOptions.Input(
-                    "caption_options", optional=True,
-                    tooltip="Rarer choices about captions: wire Caption Options.",
-                ),
-                FluxCropOptions.Input(
-                    "crop_options", optional=True,
-                    tooltip="Rarer choices about sizes, crops and flips: wire Crop Options.",
-                ),
-                FluxMaskOptions.Input(
-                    "mask_options", optional=True,
-                    tooltip="Train on parts of the images only: wire Mask Options.",
-                ),
-                FluxReferenceOptions.Input(
-                    "reference_options", optional=True,
-                    tooltip="Rarer choices about references for training edits: wire Reference Options.",
+                socket(
+                    FluxDatasetOptions, len(SECTIONS),
+                    "Rarer choices: wire Caption Options, Crop Options, Mask Options or Reference Options.",
                 ),
                 FluxDataset.Input(
                     "more", optional=True,
@@ -82,12 +67,13 @@ class DatasetFolder(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, folder: str, trigger: str, class_word: str, references: str = "", more: Dataset | None = None, **widgets,
+        cls, folder: str, trigger: str, class_word: str, references: str = "", more: Dataset | None = None,
+        options: dict | None = None, **widgets,
     ) -> io.NodeOutput:  # fmt: skip
-        chosen = {name: value for name, value in widgets.items() if value is not None}  # an option node is not wired in
+        sections = gathered("Dataset Folder", {**(options or {}), **take_earlier(widgets, SECTIONS)})
         settings = DatasetSettings(
             resolve(folder), trigger=trigger.strip(), class_word=class_word.strip(),
-            references=tuple(resolve(name) for name in references.split(";") if name.strip()), **chosen,
+            references=tuple(resolve(name) for name in references.split(";") if name.strip()), **sections, **widgets,
         )  # fmt: skip
         progress = NodeProgress(cls.hidden.unique_id, 1)
         dataset = read_folder(settings, Index(cache_folder()), progress.phase)

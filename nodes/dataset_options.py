@@ -8,7 +8,8 @@ from ..flux2_train.host.loading.files import resolve
 from ..flux2_train.settings.dataset_folder import CaptionSettings, CropSettings, MaskSettings, ReferenceSettings
 from . import fields
 from .dataset_folder import folder_states
-from .types import CATEGORY, FluxCaptionOptions, FluxCropOptions, FluxMaskOptions, FluxReferenceOptions
+from .options import Options
+from .types import OPTIONS, FluxDatasetOptions
 
 
 class CaptionOptions(io.ComfyNode):
@@ -17,16 +18,16 @@ class CaptionOptions(io.ComfyNode):
         return io.Schema(
             node_id="Flux2CaptionOptions",
             display_name="Caption Options",
-            category=CATEGORY,
+            category=OPTIONS,
             description="How Dataset Folder treats captions: several per image, shuffled parts, dropout, the trigger.",
             search_aliases=["shuffle tokens", "caption dropout", "keep tokens"],
             inputs=fields.inputs(CaptionSettings),
-            outputs=[FluxCaptionOptions.Output(display_name="caption options")],
+            outputs=[FluxDatasetOptions.Output(display_name="caption options")],
         )
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        return io.NodeOutput(CaptionSettings(**widgets))
+        return io.NodeOutput(Options("Caption Options", {"caption_options": CaptionSettings(**widgets)}))
 
 
 class CropOptions(io.ComfyNode):
@@ -35,16 +36,16 @@ class CropOptions(io.ComfyNode):
         return io.Schema(
             node_id="Flux2CropOptions",
             display_name="Crop Options",
-            category=CATEGORY,
+            category=OPTIONS,
             description="Which sizes and which parts of the images Dataset Folder trains on.",
             search_aliases=["bucket", "resolution", "crop", "flip", "multi resolution"],
             inputs=fields.inputs(CropSettings),
-            outputs=[FluxCropOptions.Output(display_name="crop options")],
+            outputs=[FluxDatasetOptions.Output(display_name="crop options")],
         )
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        return io.NodeOutput(CropSettings(**widgets))
+        return io.NodeOutput(Options("Crop Options", {"crop_options": CropSettings(**widgets)}))
 
 
 class MaskOptions(io.ComfyNode):
@@ -53,11 +54,11 @@ class MaskOptions(io.ComfyNode):
         return io.Schema(
             node_id="Flux2MaskOptions",
             display_name="Mask Options",
-            category=CATEGORY,
+            category=OPTIONS,
             description="Which parts of Dataset Folder's images count in the loss: white does, black does not.",
             search_aliases=["masked training", "masked loss", "alpha mask"],
             inputs=fields.inputs(MaskSettings),
-            outputs=[FluxMaskOptions.Output(display_name="mask options")],
+            outputs=[FluxDatasetOptions.Output(display_name="mask options")],
         )
 
     @classmethod
@@ -67,7 +68,8 @@ class MaskOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, **widgets) -> io.NodeOutput:
-        return io.NodeOutput(MaskSettings(resolve(folder) if folder.strip() else None, **widgets))
+        settings = MaskSettings(resolve(folder) if folder.strip() else None, **widgets)
+        return io.NodeOutput(Options("Mask Options", {"mask_options": settings}))
 
 
 class ReferenceOptions(io.ComfyNode):
@@ -76,13 +78,13 @@ class ReferenceOptions(io.ComfyNode):
         return io.Schema(
             node_id="Flux2ReferenceOptions",
             display_name="Reference Options",
-            category=CATEGORY,
+            category=OPTIONS,
             description="How Dataset Folder treats the references of training edits.",
             search_aliases=["control images", "edit training", "kontext"],
             inputs=fields.inputs(ReferenceSettings),
-            outputs=[FluxReferenceOptions.Output(display_name="reference options")],
+            outputs=[FluxDatasetOptions.Output(display_name="reference options")],
         )
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        return io.NodeOutput(ReferenceSettings(**widgets))
+        return io.NodeOutput(Options("Reference Options", {"reference_options": ReferenceSettings(**widgets)}))

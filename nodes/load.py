@@ -8,7 +8,7 @@ from ..flux2_train.runs.precision import parts_of
 from ..flux2_train.settings.model import ModelSettings
 from . import fields
 from .progress import NodeProgress
-from .types import CATEGORY
+from .types import TRAIN
 
 
 class LoadFlux2(io.ComfyNode):
@@ -17,7 +17,7 @@ class LoadFlux2(io.ComfyNode):
         return io.Schema(
             node_id="Flux2Load",
             display_name="Load FLUX.2",
-            category=CATEGORY,
+            category=TRAIN,
             description="Loads transformer, text encoder and VAE of a FLUX.2 flavour as ComfyUI's own types.",
             search_aliases=["flux2", "klein", "train", "lora"],
             inputs=fields.inputs(

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..flux2_train.settings.objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
 from . import fields
-from .types import CATEGORY, FluxObjective, FluxPreservation
+from .options import Options
+from .types import OPTIONS, FluxOptions
 
 SECTIONS = {"loss": LossSettings, "guidance": GuidanceSettings, "guard": GuardSettings}
 
@@ -17,16 +18,17 @@ class TrainingObjective(io.ComfyNode):
         return io.Schema(
             node_id="Flux2TrainingObjective",
             display_name="Training Objective",
-            category=CATEGORY,
+            category=OPTIONS,
             description="How wrong a prediction is and towards what it is pulled: loss, guidance, references, alarms.",
             search_aliases=["loss", "huber", "contrastive guidance", "cfg"],
             inputs=[widget for kind in SECTIONS.values() for widget in fields.inputs(kind)],
-            outputs=[FluxObjective.Output(display_name="objective")],
+            outputs=[FluxOptions.Output(display_name="objective")],
         )
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        return io.NodeOutput({name: fields.taken(kind, widgets) for name, kind in SECTIONS.items()})
+        sections = {name: fields.taken(kind, widgets) for name, kind in SECTIONS.items()}
+        return io.NodeOutput(Options("Training Objective", sections))
 
 
 class Preservation(io.ComfyNode):
@@ -35,13 +37,13 @@ class Preservation(io.ComfyNode):
         return io.Schema(
             node_id="Flux2Preservation",
             display_name="Preservation",
-            category=CATEGORY,
+            category=OPTIONS,
             description="What stays as the base model has it; LoRA Trainer's 'preservation' says how strongly.",
             search_aliases=["dop", "differential output preservation", "prior", "regularisation"],
             inputs=fields.inputs(PreservationSettings),
-            outputs=[FluxPreservation.Output(display_name="preservation")],
+            outputs=[FluxOptions.Output(display_name="preservation")],
         )
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        return io.NodeOutput({"preservation_options": PreservationSettings(**widgets)})
+        return io.NodeOutput(Options("Preservation", {"preservation_options": PreservationSettings(**widgets)}))

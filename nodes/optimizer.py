@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
 from . import fields
-from .types import CATEGORY, FluxOptimizer
+from .options import Options
+from .types import OPTIONS, FluxOptions
 
 SECTIONS = {"optimizer": OptimizerSettings, "ema": EmaSettings}
 
@@ -17,13 +18,14 @@ class Optimizer(io.ComfyNode):
         return io.Schema(
             node_id="Flux2Optimizer",
             display_name="Optimizer",
-            category=CATEGORY,
+            category=OPTIONS,
             description="How gradients become steps: optimizer, learning rate schedule, clipping, moving average.",
             search_aliases=["adamw", "prodigy", "scheduler", "warmup", "ema"],
             inputs=[widget for kind in SECTIONS.values() for widget in fields.inputs(kind)],
-            outputs=[FluxOptimizer.Output(display_name="optimizer")],
+            outputs=[FluxOptions.Output(display_name="optimizer")],
         )
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        return io.NodeOutput({name: fields.taken(kind, widgets) for name, kind in SECTIONS.items()})
+        sections = {name: fields.taken(kind, widgets) for name, kind in SECTIONS.items()}
+        return io.NodeOutput(Options("Optimizer", sections))

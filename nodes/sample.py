@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..flux2_train.host.graph_types import CLIP, VAE, ModelPatcher
 from ..flux2_train.host.sampling import sample as sampling
 from . import painting
-from .types import CATEGORY
+from .types import USE
 
 
 class Flux2Sampler(io.ComfyNode):
@@ -14,7 +14,7 @@ class Flux2Sampler(io.ComfyNode):
         return io.Schema(
             node_id="Flux2Sampler",
             display_name="FLUX.2 Sampler",
-            category=CATEGORY,
+            category=USE,
             description="Prompt to picture with the schedule and the kind of guidance that the flavour needs.",
             search_aliases=["ksampler", "generate", "edit"],
             inputs=[

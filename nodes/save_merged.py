@@ -10,7 +10,7 @@ from ..flux2_train.host.loading import files
 from ..flux2_train.host.lora.merge import PRECISIONS, SOURCE, merge
 from .apply import NO_FILE
 from .progress import NodeProgress
-from .types import CATEGORY
+from .types import USE
 
 
 class SaveMergedModel(io.ComfyNode):
@@ -19,7 +19,7 @@ class SaveMergedModel(io.ComfyNode):
         return io.Schema(
             node_id="Flux2SaveMergedModel",
             display_name="Save Merged Model",
-            category=CATEGORY,
+            category=USE,
             description="Writes a FLUX.2 transformer file with a LoRA file merged into it, layer by layer: memory for "
             "a few layers is enough.",
             search_aliases=["merge lora", "bake lora", "save model"],

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..flux2_train.settings.saving import CheckpointSettings, SaveSettings
 from . import fields
-from .types import CATEGORY, FluxCheckpoints, FluxSaveOptions
+from .options import Options
+from .types import OPTIONS, FluxOptions
 
 
 class SaveOptions(io.ComfyNode):
@@ -15,17 +16,17 @@ class SaveOptions(io.ComfyNode):
         return io.Schema(
             node_id="Flux2SaveOptions",
             display_name="Save Options",
-            category=CATEGORY,
+            category=OPTIONS,
             description="In which format and precision LoRA Trainer saves the LoRA, and whether it is loaded back to "
             "prove its strength.",
             search_aliases=["kohya", "diffusers", "peft", "export lora", "convert lora"],
             inputs=fields.inputs(SaveSettings),
-            outputs=[FluxSaveOptions.Output(display_name="save")],
+            outputs=[FluxOptions.Output(display_name="save")],
         )
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        return io.NodeOutput(SaveSettings(**widgets))
+        return io.NodeOutput(Options("Save Options", {"save": SaveSettings(**widgets)}))
 
 
 class Checkpoints(io.ComfyNode):
@@ -34,14 +35,14 @@ class Checkpoints(io.ComfyNode):
         return io.Schema(
             node_id="Flux2Checkpoints",
             display_name="Checkpoints",
-            category=CATEGORY,
+            category=OPTIONS,
             description="When LoRA Trainer saves the whole state of a run, from which it goes on after an interruption "
             "as if nothing had happened, and whether it stops early.",
             search_aliases=["resume", "save every", "early stopping", "snapshot"],
             inputs=fields.inputs(CheckpointSettings),
-            outputs=[FluxCheckpoints.Output(display_name="checkpoints")],
+            outputs=[FluxOptions.Output(display_name="checkpoints")],
         )
 
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
-        return io.NodeOutput(CheckpointSettings(**widgets))
+        return io.NodeOutput(Options("Checkpoints", {"checkpoints": CheckpointSettings(**widgets)}))

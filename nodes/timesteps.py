@@ -8,7 +8,8 @@ from ..flux2_train.data.images import to_tensor
 from ..flux2_train.evaluate.plots import times_plot
 from ..flux2_train.settings.timesteps import TimestepSettings
 from . import fields
-from .types import CATEGORY, FluxTimesteps
+from .options import Options
+from .types import OPTIONS, FluxOptions
 
 
 class Timesteps(io.ComfyNode):
@@ -17,7 +18,7 @@ class Timesteps(io.ComfyNode):
         return io.Schema(
             node_id="Flux2Timesteps",
             display_name="Timesteps",
-            category=CATEGORY,
+            category=OPTIONS,
             description="Which noise levels are trained on and how much each counts; 1 is pure noise. Shows a plot.",
             search_aliases=["sigma", "noise schedule", "shift", "weighting"],
             inputs=[
@@ -27,7 +28,7 @@ class Timesteps(io.ComfyNode):
                     tooltip="Image size in pixels that the plot is drawn for; it moves the shift, nothing else.",
                 ),
             ],
-            outputs=[FluxTimesteps.Output(display_name="timesteps"), io.Image.Output(display_name="plot")],
+            outputs=[FluxOptions.Output(display_name="timesteps"), io.Image.Output(display_name="plot")],
             is_output_node=True,  # the plot can be queued without a training run
         )  # fmt: skip
 
@@ -35,4 +36,4 @@ class Timesteps(io.ComfyNode):
     def execute(cls, preview_resolution: int, **widgets) -> io.NodeOutput:
         settings = TimestepSettings(**widgets)
         plot = to_tensor(times_plot(settings, (preview_resolution // 16) ** 2))
-        return io.NodeOutput({"timesteps": settings}, plot, ui=ui.PreviewImage(plot, cls=cls))
+        return io.NodeOutput(Options("Timesteps", {"timesteps": settings}), plot, ui=ui.PreviewImage(plot, cls=cls))

@@ -12,32 +12,23 @@ from ..flux2_train.runs.resume import AUTO, NEW
 from ..flux2_train.runs.session import train
 from ..flux2_train.settings.recipes import RECIPES, Recipe, combined
 from ..flux2_train.settings.training import NO_RECIPE, TrainingSettings
-from ..flux2_train.train.preview_request import PreviewRequest
 from . import fields
 from .listener import TrainerListener
+from .options import gathered, socket, take_earlier
 from .progress import NodeProgress
-from .types import (
-    CATEGORY,
-    FluxAdapterOptions,
-    FluxCheckpoints,
-    FluxEmbeds,
-    FluxLatents,
-    FluxMemory,
-    FluxObjective,
-    FluxOptimizer,
-    FluxPreservation,
-    FluxSaveOptions,
-    FluxTimesteps,
-    FluxValidation,
-    FluxValidationLoss,
-)
+from .types import TRAIN, FluxEmbeds, FluxLatents, FluxOptions
 
-WIRED = ("timesteps", "optimizer")  # inputs whose nodes a recipe fills in where they are wired
+# Sockets of earlier versions, one for each option node: what is wired there is taken as if it were in 'options'.
+EARLIER = (
+    "adapter", "objective", "timesteps", "optimizer", "preserve", "validation", "validation_loss", "save",
+    "checkpoints", "memory",
+)  # fmt: skip
+FILLED = {"timesteps": "Flux2Timesteps", "optimizer": "Flux2Optimizer"}  # option nodes that a recipe fills in
 
 
 def _shown(recipe: Recipe) -> dict[str, dict]:
-    """What web/recipes.js fills in: this node's widgets, and those of each option node by the input it is wired to."""
-    wired = {name: fields.as_widgets(recipe.sections[name]) for name in WIRED if name in recipe.sections}
+    """What web/recipes.js fills in: this node's widgets, and those of option nodes wired into it, by their type."""
+    wired = {node: fields.as_widgets(recipe.sections[name]) for name, node in FILLED.items() if name in recipe.sections}
     return {"face": recipe.face, "wired": wired}
 
 
@@ -47,7 +38,7 @@ class LoraTrainer(io.ComfyNode):
         return io.Schema(
             node_id="Flux2LoraTrainer",
             display_name="LoRA Trainer",
-            category=CATEGORY,
+            category=TRAIN,
             description="Trains a LoRA on the very MODEL wired in and gives it on to the graph. The MODEL itself is "
             "not changed. The LoRA is saved in models/loras; plot, losses and report in output/flux2_train.",
             search_aliases=["train", "lora", "dreambooth", "finetune"],
@@ -56,55 +47,13 @@ class LoraTrainer(io.ComfyNode):
                 FluxEmbeds.Input("embeds", tooltip="Encoded captions: wire Cache Embeds."),
                 FluxLatents.Input("latents", tooltip="Encoded images: wire Cache Latents."),
                 *fields.inputs(TrainingSettings, "name", "steps", "rank", "learning_rate", "targets", "seed"),
-                FluxAdapterOptions.Input(
-                    "adapter", optional=True,
-                    tooltip="Kind of adapter, layers, LoRA to start from: wire Adapter Options. Free is a plain LoRA.",
-                ),
                 fields.widget(
                     TrainingSettings, "recipe",
                     extra_dict={"recipes": {name: _shown(recipe) for name, recipe in RECIPES.items()}},
                 ),
-                FluxObjective.Input(
-                    "objective", optional=True,
-                    tooltip="Loss, guidance, references and alarms: wire Training Objective. Free is plain and good.",
-                ),
-                FluxTimesteps.Input(
-                    "timesteps", optional=True,
-                    tooltip="Which noise levels are trained on: wire Timesteps. Free is sigmoid with the linear shift.",
-                ),
-                FluxOptimizer.Input(
-                    "optimizer", optional=True,
-                    tooltip="Optimizer, schedule, clipping, moving average: wire Optimizer. Free is AdamW.",
-                ),
-                FluxPreservation.Input(
-                    "preserve", optional=True,
-                    tooltip="What 'preservation' keeps and how often: wire Preservation. Free is the class word.",
-                ),
-                FluxValidation.Input(
-                    "validation", optional=True,
-                    tooltip="Prompts to paint while it trains: wire Validation, and into Cache Embeds too. Free paints "
-                    "none.",
-                ),
-                FluxValidationLoss.Input(
-                    "validation_loss", optional=True,
-                    tooltip="Held-out images, and how often the loss is measured: wire Validation Loss.",
-                ),
-                FluxSaveOptions.Input(
-                    "save", optional=True,
-                    tooltip="Format and precision of the file: wire Save Options. Free is ComfyUI's format in bf16.",
-                ),
-                FluxCheckpoints.Input(
-                    "checkpoints", optional=True,
-                    tooltip="When the run's state is saved and how often, and when to stop early: wire Checkpoints. "
-                    "Free is every ten minutes and at the end.",
-                ),
                 *fields.inputs(
                     TrainingSettings, "preservation", "differential_guidance", "alpha", "epochs", "batch", "accumulate",
                     "offload",
-                ),
-                FluxMemory.Input(
-                    "memory", optional=True,
-                    tooltip="How memory is shared out in detail: wire Memory. Free leaves it to the planner.",
                 ),
                 fields.widget(TrainingSettings, "checkpointing"),
                 io.Combo.Input(
@@ -113,6 +62,12 @@ class LoraTrainer(io.ComfyNode):
                     "cut), and gives a finished one that is exactly the same. 'new' always begins anew.",
                 ),
                 *fields.inputs(TrainingSettings, "validation_items", "logs"),
+                socket(
+                    FluxOptions, len(EARLIER),
+                    "Rarer choices, each kind in a node of its own: wire Validation (previews), Validation Loss, "
+                    "Preservation, Optimizer, Timesteps, Training Objective, Adapter Options, Save Options, "
+                    "Checkpoints or Memory. Free takes the defaults.",
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(display_name="lora"),
@@ -127,16 +82,12 @@ class LoraTrainer(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: ModelPatcher, embeds: EmbedCache, latents: LatentCache, recipe: str = NO_RECIPE,
-        objective: dict | None = None, timesteps: dict | None = None, optimizer: dict | None = None,
-        preserve: dict | None = None, validation: PreviewRequest | None = None, validation_loss: dict | None = None,
-        resume: str = AUTO, **face,
+        resume: str = AUTO, options: dict | None = None, **face,
     ) -> io.NodeOutput:  # fmt: skip
-        sections = {**(objective or {}), **(timesteps or {}), **(optimizer or {}), **(preserve or {})}
-        sections |= {"validation_loss": validation_loss["settings"]} if validation_loss else {}
-        trainer = new_trainer(
-            model, embeds, latents, TrainingSettings(**combined(recipe, face, sections)), previews=validation,
-            held_out=validation_loss and validation_loss["data"],
-        )  # fmt: skip
+        sections = gathered("LoRA Trainer", {**(options or {}), **take_earlier(face, EARLIER)})
+        previews, held_out = sections.pop("validation", None), sections.pop("held_out", None)
+        config = TrainingSettings(**combined(recipe, face, sections))
+        trainer = new_trainer(model, embeds, latents, config, previews=previews, held_out=held_out)
         listener = TrainerListener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
         results = train(trainer, files.lora_folder(), files.run_folder(), listener, resume)
         listener.say(f"{results.lora_path.name}: {results.certificate}\n{listener.text}")

@@ -11,7 +11,8 @@ from ..flux2_train.settings.previews import PreviewSettings, Prompt, ValidationL
 from ..flux2_train.settings.prompts import from_file
 from ..flux2_train.train.preview_request import PreviewRequest
 from . import fields, painting
-from .types import CATEGORY, FluxEmbeds, FluxLatents, FluxValidation, FluxValidationLoss
+from .options import Options
+from .types import OPTIONS, FluxEmbeds, FluxLatents, FluxOptions
 
 EACH, EVERY = "each for its own prompt", "all for every prompt"
 
@@ -22,7 +23,7 @@ class ValidationPrompts(io.ComfyNode):
         return io.Schema(
             node_id="Flux2Validation",
             display_name="Validation",
-            category=CATEGORY,
+            category=OPTIONS,
             description="Paints prompts while LoRA Trainer works, with the LoRA as it is at that moment: the pictures "
             "that FLUX.2 Sampler would paint with it. Wire it into Cache Embeds and into LoRA Trainer.",
             search_aliases=["preview", "sample prompts", "validation prompts"],
@@ -50,7 +51,7 @@ class ValidationPrompts(io.ComfyNode):
                 ),
                 painting.references(64, "Reference images, for LoRAs that edit: one input per prompt."),
             ],
-            outputs=[FluxValidation.Output(display_name="validation")],
+            outputs=[FluxOptions.Output(display_name="validation")],
         )  # fmt: skip
 
     @classmethod
@@ -67,7 +68,8 @@ class ValidationPrompts(io.ComfyNode):
             written += from_file(files.resolve_file(prompt_file))
         config = PreviewSettings(written, **settings)
         images = _references(written, references or {}, references_for)
-        return io.NodeOutput(PreviewRequest(config, vae, model, images, describe.vae_file(vae)))
+        request = PreviewRequest(config, vae, model, images, describe.vae_file(vae))
+        return io.NodeOutput(Options("Validation", {"validation": request}))
 
 
 def _state(prompt_file: str) -> object:
@@ -100,7 +102,7 @@ class ValidationLoss(io.ComfyNode):
         return io.Schema(
             node_id="Flux2ValidationLoss",
             display_name="Validation Loss",
-            category=CATEGORY,
+            category=OPTIONS,
             description="Measures the loss at fixed noise on images that are not trained on, which tells learning from "
             "memorising, and on every image alone, which names those that are memorised, not learnable or mislabelled.",
             search_aliases=["held out", "overfitting", "test set", "evaluation"],
@@ -114,7 +116,7 @@ class ValidationLoss(io.ComfyNode):
                 ),
                 *fields.inputs(ValidationLossSettings),
             ],
-            outputs=[FluxValidationLoss.Output(display_name="validation loss")],
+            outputs=[FluxOptions.Output(display_name="validation loss")],
         )  # fmt: skip
 
     @classmethod
@@ -123,4 +125,5 @@ class ValidationLoss(io.ComfyNode):
             missing = "embeds" if embeds is None else "latents"
             raise UserError(f"Validation Loss has no {missing}: wire both caches of the held-out images, or neither.")
         data = None if embeds is None else (embeds, latents)
-        return io.NodeOutput({"settings": ValidationLossSettings(**settings), "data": data})
+        sections = {"validation_loss": ValidationLossSettings(**settings), "held_out": data}
+        return io.NodeOutput(Options("Validation Loss", sections))

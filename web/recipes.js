@@ -14,9 +14,10 @@ function fill(node, values) {
 
 function apply(trainer, recipe) {
     fill(trainer, recipe.face);
-    for (const [input, values] of Object.entries(recipe.wired)) {
-        const options = trainer.getInputNode(trainer.findInputSlot(input));
-        if (options?.widgets) fill(options, values);
+    for (const slot of trainer.inputs.keys()) {
+        const options = trainer.getInputNode(slot);
+        const values = recipe.wired[options?.comfyClass];
+        if (values && options.widgets) fill(options, values);
     }
 }
 

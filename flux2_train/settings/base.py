@@ -26,14 +26,17 @@ RARE = {"advanced": True, "optional": True}  # widgets of settings that few peop
 
 @dataclass(frozen=True)
 class Widget:
-    """How a node shows a setting. ``advanced`` hides it until unfolded; ``control`` adds "control after generate"."""
+    """How a node shows a setting. ``advanced`` hides it until unfolded.
+
+    ``control`` adds "control after generate": True, or the choice that it starts with; False leaves it out.
+    """
 
     step: float | None = None
     advanced: bool = False
     optional: bool = False
     multiline: bool = False
     round: bool = True
-    control: bool | None = None
+    control: bool | str | None = None
 
 
 def setting(default: Any, help: str, *, ge: float | None = None, le: float | None = None, **widget: Any) -> Any:

@@ -26,7 +26,7 @@ COMBINED = "combined"
 LONGEST = 8.0  # images longer than 8:1 are cropped to 8:1, or reported if crop is off
 MOST_REFERENCES = 10
 MaskFolder = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
-SEED = {"ge": 0, "le": 2**31 - 1, "advanced": True}
+SEED = {"ge": 0, "le": 2**31 - 1, "advanced": True, "control": False}
 
 
 @settings
@@ -207,12 +207,13 @@ class DatasetSettings(Settings):
         TEXT_FILE,
         "Where captions come from: a .txt, .caption or .json of the same name beside each image (best), the image's "
         "file name, one prompt for all, or a .jsonl file in the folder.",
+        advanced=True,
     )
     prompt: str = setting(
         "",
         "The caption of every image with 'one prompt', and of images without a .txt otherwise.",
-        multiline=True,
-    )
+        multiline=True, advanced=True,
+    )  # fmt: skip
     resolution: int = setting(
         1024,
         "Images are scaled to about this many pixels squared, keeping their shape. 1024 is full quality, 512 trains "
@@ -220,8 +221,9 @@ class DatasetSettings(Settings):
         ge=64, le=4096, step=16,
     )  # fmt: skip
     repeats: int = setting(
-        1, "How often each image is seen per epoch. Matters only when you count epochs; 1 is good.", ge=1, le=1000
-    )
+        1, "How often each image is seen per epoch. Matters only when you count epochs; 1 is good.",
+        ge=1, le=1000, advanced=True,
+    )  # fmt: skip
     trigger: str = setting(
         "",
         "The word that calls up what you train, such as 'zbot'. Replaces [trigger] in captions and is put in front of "

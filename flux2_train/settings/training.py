@@ -56,11 +56,12 @@ class TrainingSettings(Settings):
         "all",
         "Which layers learn. 'all' is best; 'attention' and 'mlp' leave out layers of the double blocks, 'tiny' trains "
         "qkv only and makes the smallest file.",
+        advanced=True,
     )
     seed: int = setting(
         0,
         "Fixes the start, the order and the noise: the same seed gives the same LoRA, on CUDA up to rounding.",
-        ge=0, le=2**63 - 1, control=True,
+        ge=0, le=2**63 - 1, control="fixed",
     )  # fmt: skip
     recipe: Literal[RECIPES] = setting(
         NO_RECIPE,

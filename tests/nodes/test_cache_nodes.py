@@ -127,3 +127,12 @@ def test_items_rate_and_time_left_are_told_and_an_interrupt_keeps_what_is_done(c
         caching("Latents")
     assert progress[1] == (0, 2) and progress[-1] == (2, 2)
     assert any("2 of 2 images, " in line and " per second, 0 s left" in line for line in caplog.messages)
+
+
+def test_another_option_node_in_the_place_of_validation_is_refused_by_name(nodes, caching):
+    with pytest.raises(
+        ValueError, match="Memory is wired into 'validation' of Cache Embeds, where only the node Valid"
+    ):
+        caching("Embeds", validation=nodes.Memory.EXECUTE_NORMALIZED().args[0])
+    with pytest.raises(ValueError, match="'validation' of Cache Embeds takes an option node, but a str is wired in"):
+        caching("Embeds", validation="a prompt")

@@ -59,18 +59,24 @@ def made(nodes, place):
     def run(node, **changes):
         untouched = {i.id: i.default for i in nodes[node].GET_SCHEMA().inputs if hasattr(i, "default")}
         for name, value in untouched.items():  # the frontend sends a combo's first choice where it has no default
-            assert value is not None or name in ("more", *OPTIONS.values()), name
+            assert value is not None or name == "more", name
         return nodes[node].EXECUTE_NORMALIZED(**{**untouched, **changes})
 
-    def graph(folder=None, **options):
+    def graph(folder=None, earlier=False, **options):
         folder = dict(folder or {})
         for name in ("folder", "references"):
             if name in folder:
                 folder[name] = "; ".join(str(place / part) for part in folder[name].split(";"))
         wired = {
-            OPTIONS[node]: run(node, **{k: str(place / v) if k == "folder" else v for k, v in widgets.items()}).args[0]
-            for node, widgets in options.items()
+            f"option{number}": run(
+                node, **{k: str(place / v) if k == "folder" else v for k, v in widgets.items()}
+            ).args[0]
+            for number, (node, widgets) in enumerate(options.items())
         }
+        if earlier:  # as prompts of earlier versions have them
+            wired = {OPTIONS[node]: value for node, value in zip(options, wired.values(), strict=True)}
+        else:
+            wired = {"options": wired}
         base = {"folder": str(place / "data"), "resolution": 64, "trigger": "zbot", "class_word": "toy"}
         return parts(run("DatasetFolder", **{**base, **wired, **folder}).args[0])
 
@@ -190,9 +196,35 @@ def test_data_sets_are_chained(made, nodes):
 def test_no_widget_is_left_out_of_this_test(nodes):
     tested = {(node, widget) for node, widgets, _ in TABLE for widget in widgets}
     tested |= {("ReferenceOptions", "kind"), ("ReferenceOptions", "resolution"), ("DatasetFolder", "more")}
-    tested |= {("DatasetFolder", name) for name in OPTIONS.values()}
+    tested |= {("DatasetFolder", "options")}
     every = {(n, i.id) for n in (*OPTIONS, "DatasetFolder") for i in nodes[n].GET_SCHEMA().inputs}
     assert every == tested
+
+
+SET = [
+    ("CaptionOptions", {"shuffle": 3}), ("CropOptions", {"crop_aspect": "square"}), ("MaskOptions", {"alpha": True}),
+    ("ReferenceOptions", {"dropout": 0.5}),
+]  # fmt: skip
+
+
+def test_all_option_nodes_are_wired_at_once_in_any_order(made):
+    """The same data set through the one socket, in both orders, and through the sockets of earlier versions."""
+    one, other, earlier = (made(**dict(SET)), made(**dict(SET[::-1])), made(earlier=True, **dict(SET)))
+    assert one.all.fingerprint == other.all.fingerprint == earlier.all.fingerprint != made().all.fingerprint
+    for node, widgets in SET:
+        assert made(earlier=True, **{node: widgets}).all.fingerprint == made(**{node: widgets}).all.fingerprint
+
+
+def test_the_same_options_twice_and_other_nodes_are_refused_by_name(made, nodes):
+    crop = nodes["CropOptions"].EXECUTE_NORMALIZED().args[0]
+    for wired in (
+        {"options": {"option0": crop, "option1": crop}},
+        {"options": {"option0": crop}, "crop_options": crop},
+    ):
+        with pytest.raises(ValueError, match="Crop Options is wired into Dataset Folder twice"):
+            made(wired)
+    with pytest.raises(ValueError, match="'option0' of Dataset Folder takes an option node, but a str is wired in"):
+        made({"options": {"option0": "crop"}})
 
 
 @pytest.mark.parametrize("node", OPTIONS)

@@ -65,10 +65,15 @@ def few(nodes, comfy_folders):
     )
 
 
+CATEGORIES = dict.fromkeys(
+    ("Flux2Load", "Flux2DatasetFolder", "Flux2CacheEmbeds", "Flux2CacheLatents", "Flux2LoraTrainer"), "Train"
+) | dict.fromkeys(("Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel"), "Use")
+
+
 def test_ids_and_category_are_stable(pack):
     schemas = [node.GET_SCHEMA() for node in pack.NODES]
     assert [s.node_id for s in schemas] == IDS
-    assert {s.category for s in schemas} == {"FLUX.2/Train"}
+    assert [s.category.removeprefix("FLUX.2/") for s in schemas] == [CATEGORIES.get(name, "Options") for name in IDS]
 
 
 @pytest.mark.parametrize("number", range(len(IDS)), ids=IDS)

@@ -108,17 +108,54 @@ def of_the_pack(pack):
             replace(latents, dataset=dataset, settings=kinds.LatentSettings()))  # fmt: skip
 
 
-@pytest.mark.long
-def test_every_wire_of_the_trainer_reaches_the_run(pack, comfy_folders):
+@pytest.fixture
+def trained(pack, comfy_folders):
+    """``trained(name, wired)`` runs LoRA Trainer for one step and gives its job file, as plain values."""
     nodes = {node.GET_SCHEMA().node_id.removeprefix("Flux2"): node for node in pack.NODES}
-    wired = {name: given(nodes[node], **widgets) for name, (node, widgets, _) in WIRES.items()}
     trainer = nodes["LoraTrainer"].PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "1"}})
-    with torch.inference_mode():
-        trainer.execute(brief_flux2(), *of_the_pack(pack), name="wired", steps=1, rank=1, validation_items=0, **wired)
-    job = json.loads((comfy_folders / "output" / "flux2_train" / "wired" / "job.json").read_text())
+
+    def run(name, wired):
+        with torch.inference_mode():
+            trainer.execute(brief_flux2(), *of_the_pack(pack), name=name, steps=1, rank=1, validation_items=0, **wired)
+        return json.loads((comfy_folders / "output" / "flux2_train" / name / "job.json").read_text())
+
+    return run
+
+
+def option_nodes(pack) -> dict:
+    """What every option node gives, each with one widget changed, by the trainer's input of earlier versions."""
+    nodes = {node.GET_SCHEMA().node_id.removeprefix("Flux2"): node for node in pack.NODES}
+    return {name: given(nodes[node], **widgets) for name, (node, widgets, _) in WIRES.items()}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("earlier", [False, True], ids=["one socket", "sockets of earlier versions"])
+def test_every_option_node_reaches_the_run(pack, trained, earlier):
+    wired = option_nodes(pack)
+    one = {"options": {f"option{number}": options for number, options in enumerate(wired.values())}}
+    job = trained(f"wired_{earlier}", wired if earlier else one)
     for _, widgets, setting in WIRES.values():
         section, field = setting.split(".")
         default = getattr(getattr(TrainingSettings(), section), field)
         assert [job["training"][section][field]] == list(widgets.values()) != [default], setting
-    optional = {entry.id for entry in trainer.GET_SCHEMA().inputs if entry.optional and "FLUX2" in entry.get_io_type()}
-    assert optional - WIRES.keys() == {"validation"}  # what is wired there is painted in test_server
+    known = importlib.import_module(f"{pack.__name__}.nodes.train").EARLIER
+    assert set(known) - WIRES.keys() == {"validation"}  # what is wired there is painted in test_server
+
+
+@pytest.mark.parametrize("node", WIRES.values(), ids=lambda row: row[0])
+def test_the_same_section_twice_is_refused_by_the_name_of_its_node(pack, trained, node):
+    """Through the growing socket, and where an old socket and the new one are both wired."""
+    nodes = {each.GET_SCHEMA().node_id.removeprefix("Flux2"): each for each in pack.NODES}
+    first, second = given(nodes[node[0]]), given(nodes[node[0]], **node[1])
+    title = nodes[node[0]].GET_SCHEMA().display_name
+    earlier = next(name for name, row in WIRES.items() if row is node)
+    for wired in ({"options": {"option0": first, "option4": second}}, {"options": {"option0": first}, earlier: second}):
+        with pytest.raises(ValueError, match=f"{title} is wired into LoRA Trainer twice; one of the two would be"):
+            trained("refused", wired)
+
+
+def test_what_is_no_option_node_is_refused(pack, trained):
+    with pytest.raises(ValueError, match="'optimizer' of LoRA Trainer takes an option node, but a dict is wired in"):
+        trained("refused", {"optimizer": {"lr": 1}})
+    with pytest.raises(ValueError, match="nonsense"):  # as ComfyUI passes on a wire into no input
+        trained("refused", {"nonsense": option_nodes(pack)["save"]})

@@ -16,7 +16,7 @@ EVERY = "all for every prompt"
 @pytest.fixture(scope="module")
 def node(pack, nano):
     (found,) = (n for n in pack.NODES if n.GET_SCHEMA().node_id == "Flux2Validation")
-    return lambda **inputs: found.execute(**{**COMMON, "vae": nano.vae, **inputs}).args[0]
+    return lambda **inputs: found.execute(**{**COMMON, "vae": nano.vae, **inputs}).args[0].sections["validation"]
 
 
 @pytest.fixture(scope="module")

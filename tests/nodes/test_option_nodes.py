@@ -88,7 +88,7 @@ def nodes(pack):
 def settings(node, **changes) -> dict:
     """What the node gives with these widgets touched and no other."""
     untouched = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs}
-    return node.execute(**{**untouched, **changes}).args[0]
+    return node.execute(**{**untouched, **changes}).args[0].sections
 
 
 @pytest.mark.parametrize("name", ["TrainingObjective", "Timesteps", "Optimizer", "Preservation"])
@@ -126,7 +126,7 @@ def test_recipes_reach_the_browser(nodes):
     assert all(set(recipe["face"]) <= set(entries) for recipe in sent.values())
     for name, recipe in RECIPES.items():
         for node, section in (("Timesteps", "timesteps"), ("Optimizer", "optimizer")):
-            widgets = json.loads(json.dumps(sent[name]["wired"].get(section, {})))
+            widgets = json.loads(json.dumps(sent[name]["wired"].get(f"Flux2{node}", {})))
             expected = recipe.sections.get(section, getattr(TrainingSettings(), section))
             assert repr(settings(nodes[node], **widgets)[section]) == repr(expected)
 
