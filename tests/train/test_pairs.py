@@ -54,6 +54,8 @@ OPTIONS = {
     "ema": {"ema.ema_decay": 0.9}, "accumulate": {"accumulate": 2}, "no clipping": {"optimizer.max_grad_norm": 0.0},
     "rslora": {"adapter.rslora": True}, "dora": {"adapter.dora": True}, "loha": {"adapter.kind": "loha"},
     "lokr": {"adapter.kind": "lokr"}, "lora_plus": {"adapter.lora_plus": 4.0}, "dropout": {"adapter.dropout": 0.2},
+    "routing": {"routing.selection_ratio": 0.5, "routing.start_layer_idx": 1, "routing.end_layer_idx": -2,
+    "routing.until": 100.0, "routing.keep_mask": True},
     "fp32 adapters": {"adapter.compute": "fp32"},
 }  # fmt: skip
 PAIRS = list(combinations(OPTIONS, 2))
@@ -178,7 +180,7 @@ def drawn_pairs() -> list[tuple[str, str]]:
     """Each option once, with a partner that chance gives it."""
     order = list(OPTIONS)
     chance("pairs").shuffle(order)
-    return list(zip(order[::2], order[1::2], strict=True))
+    return list(zip(order[::2], [*order[1::2], *order[: len(order) % 2]], strict=True))
 
 
 def objective_of(config) -> TrainingSettings:
