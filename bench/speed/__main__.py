@@ -24,6 +24,7 @@ from .ratios import ratio
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = [name for name in CONTENDERS if name != "ours"]
+TRAINERS = [name for name in OTHERS if not name.startswith("routed")]
 
 
 class Worker:
@@ -120,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--pairs", type=int, default=9)
     root.add_argument("--warmup", type=int, default=1)
     root.add_argument("--threads", type=int, default=os.cpu_count())
-    root.add_argument("--against", nargs="+", choices=OTHERS, default=OTHERS)
+    root.add_argument("--against", nargs="+", choices=OTHERS, default=TRAINERS)
     root.add_argument("--checkpointing", nargs="+", choices=("off", "on"), default=["off", "on"])
     root.add_argument("--out", type=Path, help="default: bench/results/speed_DEVICE.json")
     return root

@@ -12,12 +12,14 @@ from .problem import TARGETS, TEXT, Problem, train
 Done = Callable[[float | None], None]  # told the step's loss where it is known
 
 
-def ours(problem: Problem, done: Done) -> None:
-    """The engine on the MODEL that ComfyUI's loader gives a graph."""
+def ours(problem: Problem, done: Done, ratio: float = 1.0) -> None:
+    """The engine on the MODEL that ComfyUI's loader gives a graph. ``ratio``: of the tokens that blocks 2 to -3 see."""
     model = comfyui_model(problem)
     from flux2_train.adapters import targets
     from flux2_train.adapters.live import Adapters, Site
+    from flux2_train.flow.routing import draw_kept
     from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
+    from flux2_train.host.borrowed.routing import Route
     from flux2_train.host.borrowed.velocity import Condition, velocity
     from flux2_train.settings.adapter import AdapterSettings
 
@@ -27,8 +29,25 @@ def ours(problem: Problem, done: Done) -> None:
     condition = Condition(problem.inputs()[1])
     with training_mode():
         adapters = Adapters(sites, AdapterSettings(), seed=0, device=problem.device)
+    generator, nothing = torch.Generator().manual_seed(3), torch.zeros(1, problem.tokens, dtype=torch.bool)
+
+    def predict(x_t, t):
+        kept = draw_kept(problem.tokens, ratio, nothing, generator)
+        routes = [Route(2, problem.double + problem.single - 3, kept)] if ratio < 1 else []
+        return velocity(borrowed, x_t, t, [condition], routes)
+
     with borrow(model, adapters.deltas(), problem.checkpointing) as borrowed, training_mode():
-        train(problem, lambda x_t, t: velocity(borrowed, x_t, t, [condition]), adapters.trainable(), done)
+        train(problem, predict, adapters.trainable(), done)
+
+
+def routed_50(problem: Problem, done: Done) -> None:
+    """The engine with token routing that keeps half of the tokens."""
+    ours(problem, done, ratio=0.5)
+
+
+def routed_25(problem: Problem, done: Done) -> None:
+    """The engine with token routing that keeps a quarter of the tokens."""
+    ours(problem, done, ratio=0.25)
 
 
 def diffusers(problem: Problem, done: Done) -> None:
@@ -98,4 +117,7 @@ def comfyui_model(problem: Problem):
         return comfy.sd.load_diffusion_model(problem.weights)
 
 
-CONTENDERS = {"ours": ours, "diffusers": diffusers, "node": node, "node_bypass": node_bypass}
+CONTENDERS = {
+    "ours": ours, "diffusers": diffusers, "node": node, "node_bypass": node_bypass, "routed_50": routed_50,
+    "routed_25": routed_25,
+}  # fmt: skip

@@ -115,6 +115,10 @@ class Samples(Sequence[Sample]):
         """The most image tokens a sample has, those of its references included."""
         return max(sum(shape[-1] * shape[-2] for shape in self.shape(i)) for i in range(len(self)))
 
+    def reference_tokens(self) -> int:
+        """The most tokens that the references of a sample have."""
+        return max(sum(shape[-1] * shape[-2] for shape in self.shape(i)[1:]) for i in range(len(self)))
+
 
 def samples(embeds: EmbedCache, latents: LatentCache) -> Samples:
     """The items with their embeds and latents. Raises UserError if the caches come from different data sets."""

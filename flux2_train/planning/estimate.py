@@ -38,7 +38,8 @@ class Work:
     largest bucket and its references. ``size``: bytes of a number in the dtype of computation, 2 on a GPU and 4 on a
     CPU. ``in_one_step``: whether the device has a kernel that dequantises in one step. ``preview``: image tokens of a
     preview and its references, 0 for none. ``decoding``: bytes of the VAE and of decoding one preview. ``accumulate``:
-    batches per step.
+    batches per step. ``routes``: (first block, last block, fraction of the image tokens that these blocks see) each, in
+    ``routed`` of all steps; the ``references`` among the image tokens are seen by all blocks.
     """
 
     weights: Weights
@@ -59,6 +60,16 @@ class Work:
     edges: int = 0
     begun: int = 0
     in_one_step: bool = False
+    routes: tuple[tuple[int, int, float], ...] = ()
+    routed: float = 0.0
+    references: int = 0
+
+    def image_at(self, block: int, always: bool = True) -> int:
+        """Image tokens that a block sees; ``always``: in every step, also in those that are not routed."""
+        if always and self.routed < 1:
+            return self.image
+        ratios = (ratio for first, last, ratio in self.routes if first <= block <= last)
+        return round(next(ratios, 1.0) * (self.image - self.references)) + self.references
 
     @property
     def parameters(self) -> int:
@@ -185,12 +196,12 @@ def blocks_of(work: Work, tokens: Tokens) -> list[Block]:
     """Bytes of every block's activations."""
     numbers = Numbers(work.weights.hidden, work.size, work.fp32_adapters, work.kind)
     blocks, first = [], True
-    for block in work.weights.blocks:
+    for number, block in enumerate(work.weights.blocks):
         start = len(block) + 1
         sites = {name[start:]: site for name, site in work.sites.items() if name.startswith(f"{block}.")}
         wide = {name[start:]: _dequantised(work, name) for name in work.weights.inside(block)}
         count = double_block if block.startswith("double") else single_block
-        blocks.append(count(numbers, tokens, sites, first, wide))
+        blocks.append(count(numbers, replace(tokens, image=work.image_at(number)), sites, first, wide))
         first = first and not sites
         if first:  # nothing before the first adapter has a gradient
             blocks[-1] = replace(blocks[-1], kept=0)
@@ -215,7 +226,7 @@ def _moment(work: Work, layout: Layout, blocks: list[Block]) -> dict[str, int]:
     earlier = every if work.passes.trained * _rounds(work, layout) > 1 else 0  # gradients of an earlier pass
     own = _gradients(work)
     # kept outside of blocks: rotary embeddings, and the copy of the image that the last norm reads
-    saved = tokens.all * ROPE + tokens.batch * tokens.image * work.weights.hidden * work.size
+    saved = tokens.all * ROPE + tokens.batch * tokens.image * work.weights.hidden * work.size + _skipping(work, tokens)
     moments = [{"gradients": every, "activations": 0, "workspace": every}]  # the optimizer's step
     for number, block in enumerate(blocks):
         kept = _kept(layout, number, block)
@@ -227,6 +238,13 @@ def _moment(work: Work, layout: Layout, blocks: list[Block]) -> dict[str, int]:
             moments[-1]["workspace"] -= kept
         saved += kept
     return max(moments, key=lambda moment: sum(moment.values()))
+
+
+def _skipping(work: Work, tokens: Tokens) -> int:
+    """Bytes that a route keeps beside its blocks: the tokens that wait or their gradients, and its own rotations."""
+    kept = [work.image_at(first) for first, _, _ in work.routes] if work.routed == 1 else []
+    waiting = tokens.image * work.weights.hidden * work.size if kept else 0
+    return round(tokens.batch * (waiting + sum(image + tokens.text for image in kept) * ROPE))
 
 
 def _gradients(work: Work) -> list[int]:
@@ -277,19 +295,27 @@ def transferred(work: Work, layout: Layout, streamed: int, staying: float) -> in
 
 
 def operations(work: Work, layout: Layout) -> float:
+    """Floating-point operations of a step, on average over routed steps and others."""
+    if not work.routed:
+        return _operations(replace(work, routes=()), layout)
+    return work.routed * _operations(work, layout) + (1 - work.routed) * _operations(replace(work, routes=()), layout)
+
+
+def _operations(work: Work, layout: Layout) -> float:
     """Floating-point operations of a step: two for each weight and token, four for each pair of tokens and channel.
 
     In forwards: forward is 1; backward is 1 for frozen Linears, whose weights get no gradient, and 2.5 for attention
     (Dao 2023); recomputation is 1; adapters are 3 in total.
     """
-    attention = 4.0 * (work.image + work.text) ** 2 * work.weights.hidden
     per_block, adapters = _forward(work)
+    images = [work.image_at(number, always=False) for number in range(len(per_block))]
+    attention = [4.0 * (image + work.text) ** 2 * work.weights.hidden for image in images]
     trained = 3 * adapters
     for number, block in enumerate(per_block):
-        trained += 2 * block + 3.5 * attention
+        trained += 2 * block + 3.5 * attention[number]
         if layout.recomputes(number):
-            trained += block + (0 if layout.checkpointing == SELECTIVE else attention)
-    forward = sum(per_block) + attention * len(per_block) + adapters
+            trained += block + (0 if layout.checkpointing == SELECTIVE else attention[number])
+    forward = sum(per_block) + sum(attention) + adapters
     samples = work.batch * work.accumulate
     return samples * (work.passes.trained * work.passes.graphs * trained + work.passes.plain * forward)
 
@@ -297,13 +323,18 @@ def operations(work: Work, layout: Layout) -> float:
 @lru_cache(maxsize=64)
 def _forward(work: Work) -> tuple[list[float], float]:
     """Operations of one sample's forward pass in each block's Linears, and in all adapters."""
-    linears = {name: 2.0 * _seen(work, name) * into * out for name, (into, out) in work.weights.linears.items()}
-    adapters = sum(2.0 * parameters * _seen(work, name) for name, (_, parameters) in work.sites.items())
-    return [sum(linears[name] for name in inside) for inside in _inside(work).values()], adapters
+    per_block, adapters = [], 0.0
+    for number, inside in enumerate(_inside(work).values()):
+        seen = {name: _seen(work, name, number) for name in inside}
+        sizes = {name: into * out for name, (into, out) in work.weights.linears.items() if name in seen}
+        per_block.append(sum(2.0 * seen[name] * sizes[name] for name in inside))
+        adapters += sum(2.0 * seen[name] * work.sites[name][1] for name in inside if name in work.sites)
+    return per_block, adapters
 
 
-def _seen(work: Work, linear: str) -> int:
-    """Tokens of one sample that a Linear sees."""
+def _seen(work: Work, linear: str, block: int) -> int:
+    """Tokens of one sample that a Linear of a block sees."""
+    image = work.image_at(block, always=False)
     if not linear.startswith("double"):
-        return work.image + work.text
-    return work.image if ".img_" in linear else work.text
+        return image + work.text
+    return image if ".img_" in linear else work.text

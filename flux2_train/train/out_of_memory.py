@@ -33,8 +33,11 @@ class RunMemory:
         adapters: Adapters,
         tokens: int,
         previews: PreviewRequest | None = None,
+        references: int = 0,
     ):
-        self.work, self.pins, self.machine, self.plan = plans.planned(config, model, adapters, tokens, previews)
+        self.work, self.pins, self.machine, self.plan = plans.planned(
+            config, model, adapters, tokens, previews, references
+        )
         self.how = Borrowed(self.plan.layout, pinned=config.memory.pinned_memory * GB)
         self.device, self.computes_in = model.load_device, training_dtype(model)
         self.messages: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from ..planning.planner import GB, Pins, Plan, choose, smallest
 from ..settings.memory import ALL, AUTO, ON
 from ..settings.training import TrainingSettings
 from .preview_request import PreviewRequest
+from .routing import resolved
 
 
 def passes_of(config: TrainingSettings) -> Passes:
@@ -36,8 +38,9 @@ def work_of(
     adapters: Adapters,
     tokens: int,
     previews: PreviewRequest | None = None,
+    references: int = 0,
 ) -> Work:
-    """The run as the planner sees it. ``tokens``: the most image tokens of a sample, including its references.
+    """The run as the planner sees it. ``tokens``: the most image tokens of a sample, including its ``references``.
 
     ``previews`` says which previews are painted. Its second MODEL is not counted: ComfyUI unloads one model for the
     other.
@@ -51,8 +54,16 @@ def work_of(
         in_one_step=sizes.dequantises_in_one_step(sizes.precision_of(model)),
         size=sizes.number_size(model), kind="dora" if config.adapter.dora else config.adapter.kind,
         edges=sum(sum(p.shape) for p in trained), begun=sum(p.numel() for p in trained if p.any()),
+        references=references, **_routing(config, model),
         **(_painting(previews) if previews else {}),
     )  # fmt: skip
+
+
+def _routing(config: TrainingSettings, model: ModelPatcher) -> dict[str, Any]:
+    """The routes and their share of the steps; while the fraction falls, a step counts as not routed."""
+    routes = resolved(config.routing, sum(identify.sizes(model)[1:3]))
+    share = max(0.0, config.routing.until - config.routing.ramp) / 100
+    return {"routes": tuple((r.first, r.last, r.ratio) for r in routes), "routed": share if routes else 0.0}
 
 
 def _painting(previews: PreviewRequest) -> dict[str, int]:
@@ -120,10 +131,11 @@ def planned(
     adapters: Adapters,
     tokens: int,
     previews: PreviewRequest | None = None,
+    references: int = 0,
 ) -> tuple[Work, Pins, Machine, Plan]:
     """The plan to begin with, and what is needed to find a smaller one later (work, pins, machine)."""
     device: torch.device = model.load_device
-    work, pins = work_of(config, model, adapters, tokens, previews), pins_of(config, model)
+    work, pins = work_of(config, model, adapters, tokens, previews, references), pins_of(config, model)
     computer = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
     binding = device.type == "cuda" or bool(config.memory.memory_limit)
     return work, pins, computer, plan(work, pins, computer, binding)

@@ -105,7 +105,8 @@ class Trainer(Resumable):
             self.dead_adapters = DeadAdapters({name: self.adapters.of_layer(name) for name in self.adapters.names})
             self.optimizer = build_optimizer(self.adapters, config)
             self.schedule = Schedule(self.optimizer, self.total, config.optimizer)
-            self.memory = RunMemory(config, model, self.adapters, self.samples.tokens(), previews)
+            tokens = self.samples.tokens()
+            self.memory = RunMemory(config, model, self.adapters, tokens, previews, self.samples.reference_tokens())
             self.ema = (
                 Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
                 if config.ema.ema_decay

@@ -146,7 +146,7 @@ def checkpointing_on_meta():
 
 
 @checkpointing_on_meta()
-def step(model, adapters, side, batch, layout, device):
+def step(model, adapters, side, batch, layout, device, routes=()):
     """(bytes saved, bytes alive at most, without the gradients of parameters) of one step at ``side`` x ``side``."""
     saved, live = Saved(), Live()
     with torch.device(device):
@@ -155,6 +155,6 @@ def step(model, adapters, side, batch, layout, device):
     keeping = adapters.keeping_divisors()
     with borrow_as(model, adapters.deltas(), Borrowed(layout)) as borrowed, training_mode(), keeping, live:
         with saved.hooks():
-            loss = velocity(borrowed, x, t, [Condition(text)] * batch).square().mean()
+            loss = velocity(borrowed, x, t, [Condition(text)] * batch, routes).square().mean()
         loss.backward()
     return saved.most, live.most

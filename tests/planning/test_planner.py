@@ -14,6 +14,7 @@ from flux2_train import nano as shipped
 from flux2_train.adapters import targets
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
+from flux2_train.host.borrowed.routing import Route
 from flux2_train.host.loading import quantise
 from flux2_train.planning import planner, weights
 from flux2_train.planning.estimate import Machine, Passes, Work, blocks_of, estimate, operations, tokens_of, transferred
@@ -94,6 +95,30 @@ def pytest_generate_tests(metafunc):
 @pytest.mark.long
 def test_activations_equal_what_is_counted(monkeypatch, case):
     check_counted(monkeypatch, case)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode, ratio", [("blocks", 0.5), ("off", 0.5), ("selective", 0.25)])
+def test_routed_activations_equal_what_is_counted(monkeypatch, mode, ratio):
+    as_on_cuda(monkeypatch)
+    model, layout = on_meta(*SIZES["klein-4b"]), MODES[mode]
+    kept = torch.zeros(1, round(ratio * 1024), dtype=torch.long)
+    _, alive = step(model, adapters_on(model, "all", 32, META), 32, 1, layout, META, [Route(2, 22, kept)])
+    parts = estimate(
+        work_of(FLAVOURS["klein-4b"], pixels=512, routes=((2, 22, ratio),), routed=1.0), layout, Machine(80 * GB)
+    ).parts
+    close(parts["activations"] + parts["workspace"] + parts["gradients"], alive)
+
+
+def test_routes_count_by_their_share_of_the_steps_and_for_memory_only_if_that_is_all():
+    plain = work_of(FLAVOURS["klein-4b"], pixels=512)
+    half, whole = (replace(plain, routes=((2, 22, 0.5),), routed=share) for share in (0.5, 1.0))
+    costs = [operations(work, Layout()) for work in (plain, half, whole)]
+    assert costs[1] == pytest.approx((costs[0] + costs[2]) / 2) and costs[2] < 0.75 * costs[0]
+    peaks = [estimate(work, Layout(), Machine(80 * GB)).peak for work in (plain, half, whole)]
+    assert peaks[0] == peaks[1] > peaks[2]
+    edit = replace(whole, references=512)
+    assert edit.image_at(5) == 512 + 256 and edit.image_at(1) == 1024
 
 
 @pytest.mark.long

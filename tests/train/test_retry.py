@@ -249,7 +249,7 @@ def test_more_blocks_than_the_flavour_has_are_named(parts):
 def test_the_node_gives_every_setting(pack):
     node = next(node for node in pack.NODES if node.GET_SCHEMA().node_id == "Flux2Memory")
     defaults = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs}
-    assert repr(node.execute(**defaults).args[0]) == repr(MemorySettings())
+    assert repr(node.execute(**defaults).args[0].sections["memory"]) == repr(MemorySettings())
     assert set(defaults) == {field.name for field in fields(MemorySettings)}
 
 
