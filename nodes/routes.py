@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 from aiohttp import web
 from server import PromptServer
 
+from ..flux2_train.bounded import from_json
 from ..flux2_train.errors import UserError
 from ..flux2_train.host.loading import files
+from ..flux2_train.names import problem, shown
 from ..flux2_train.runs.folder import RunFolder
-from ..flux2_train.settings.training import is_file_name
 
 MOST_BYTES = 4096
+LONGEST_NAME = 255  # bytes: a run whose name was taken has a number behind it
 
 
 def add_routes() -> None:
@@ -34,9 +34,9 @@ async def _run(request: web.Request) -> str:
     if request.content_type != "application/json" or not 0 < (request.content_length or 0) <= MOST_BYTES:
         raise UserError(f'Send {{"run": NAME}} as application/json, at most {MOST_BYTES} bytes.')
     try:
-        name = json.loads(await request.read())["run"]
+        name = from_json((await request.read()).decode())["run"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError('The request is not {"run": NAME}.') from error
-    if not isinstance(name, str) or not is_file_name(name):
-        raise UserError(f"{name!r} is no run's name.")
+    if not isinstance(name, str) or problem(name, LONGEST_NAME):
+        raise UserError(f"{shown(str(name))!r} is no run's name.")
     return name

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..flux2_train.errors import UserError
 from ..flux2_train.host.loading import files
 from ..flux2_train.host.lora.merge import PRECISIONS, SOURCE, merge
+from ..flux2_train.names import problem, shown
 from .apply import NO_FILE
 from .progress import NodeProgress
 from .types import USE
@@ -55,8 +56,12 @@ class SaveMergedModel(io.ComfyNode):
     def execute(cls, transformer: str, file: str, strength: float, name: str, precision: str) -> io.NodeOutput:
         if file == NO_FILE:
             raise UserError("Save Merged Model has no LoRA: choose a file.")
-        if Path(name).name != name or not name.strip(". "):
-            raise UserError(f"The name {name!r} cannot be a file name; it goes into models/diffusion_models as it is.")
+        wrong = problem(name)
+        if wrong:
+            raise UserError(
+                f"The name {shown(name)!r} cannot be a file name, because {wrong}; it goes into "
+                "models/diffusion_models as it is."
+            )
         source = Path(folder_paths.get_full_path_or_raise("diffusion_models", transformer))
         lora = Path(folder_paths.get_full_path_or_raise("loras", file))
         output = files.model_folder("diffusion_models") / f"{name}.safetensors"

@@ -22,8 +22,9 @@ ROWS = (
     ("settings", "events"),
     ("formats", "flavours"),
     ("nano",),
-    ("geometry", "hashing", "atomic", "safetensors_header"),
+    ("geometry", "hashing", "atomic", "safetensors_header", "bounded"),
     ("errors",),
+    ("names",),
 )
 LEVEL = {room: number for number, row in enumerate(ROWS) for room in row}
 # ``host`` is where ComfyUI's internals are known; the nodes are ComfyUI's, and the terminal asks it for folders.

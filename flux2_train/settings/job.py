@@ -11,6 +11,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from ..bounded import from_json, read_text, require_plain
 from ..errors import UserError
 from . import base, earlier
 from .base import Settings, plain, settings
@@ -21,7 +22,7 @@ from .previews import PreviewSettings
 from .training import TrainingSettings
 
 VERSION = 1
-MAX_BYTES = 1 << 24
+MAX_BYTES = 1 << 22  # a job of 64 long prompts has 100 kB
 LISTS = ("dataset", "held_out")
 SECTIONS = ("version", "model", "dataset", "embeds", "latents", "training", "previews", "held_out", "output",
             "unknown")  # fmt: skip
@@ -99,24 +100,29 @@ def read(values: dict[str, Any]) -> Job:
 def _parse(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"There is no file {path}; name a job file (LoRA Trainer writes job.json into its run folder).")
-    if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path} is {path.stat().st_size} bytes long; a job file may have {MAX_BYTES}.")
+    text = read_text(path, MAX_BYTES, " as a job")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = _toml(path)(text) if path.suffix.lower() == ".toml" else json.loads(text)
-    except ValueError as error:  # of JSON, of TOML and of UTF-8 alike
+        values = _from_toml(text, path) if path.suffix.lower() == ".toml" else from_json(text, finite=False)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} cannot be read: {error}.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}; a job is an object with {', '.join(SECTIONS[1:-1])}.")
     return values
 
 
-def _toml(path: Path):
+def _from_toml(text: str, path: Path) -> Any:
     try:
         import tomllib
     except ImportError:
         raise UserError(f"{path}: this Python cannot read TOML (3.11 can); write the job as JSON.") from None
-    return tomllib.loads
+    try:
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    require_plain(values, finite=False)
+    return values
 
 
 def _set(values: dict, setting: str) -> None:
@@ -155,6 +161,6 @@ def _merge(into: Any, changes: dict, place: str) -> None:
 
 def _value(text: str):
     try:
-        return json.loads(text)
+        return from_json(text, finite=False)
     except ValueError:
         return text

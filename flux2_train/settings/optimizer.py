@@ -57,8 +57,8 @@ class OptimizerSettings(Settings):
     )  # fmt: skip
     block_rates: Rates = setting(
         (),
-        "Learning rate factors by layer name (regular expressions), such as double_blocks=0.5, single_blocks.7=0. The "
-        "first that matches counts.",
+        "Learning rate factors by layer name (patterns with *), such as double_blocks.*=0.5, single_blocks.7.*=0. The "
+        "first that fits counts.",
         advanced=True,
     )
 

@@ -11,12 +11,15 @@ from annotated_types import Ge, Le
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from ..names import shown
+
 TYPES = {
     "bool_type": "true or false", "int_type": "a whole number", "float_type": "a number", "string_type": "a text",
     "path_type": "a path", "tuple_type": "a list", "dataclass_type": "a group of settings",
     "finite_number": "a finite number",
 }  # fmt: skip
 LONGEST = 200  # characters of a wrong value that are repeated
+FEW = 8  # entries of a list that is repeated
 
 
 def sentence(error: ValidationError, kind: type, where: str = "") -> str:
@@ -36,9 +39,13 @@ def sentence(error: ValidationError, kind: type, where: str = "") -> str:
         case "literal_error":
             return f"{name} is {_shown(value)}; choose one of {', '.join(typing.get_args(_at(kind, place)))}."
         case "greater_than_equal" | "less_than_equal":
-            return f"{name} is {value:g}; it must be {_limits(_field(kind, place))}."
+            return f"{name} is {_number(value)}; it must be {_limits(_field(kind, place))}."
         case other:
             return f"{name} is {_shown(value)}; it must be {TYPES.get(other, first['msg'])}."
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if abs(value) < 1e300 else "a number of too many digits"
 
 
 def _field(kind: Any, place: tuple) -> FieldInfo:
@@ -83,5 +90,7 @@ def _suggestion(key: str, known: list[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    """The value as text; a list or an object only by its kind, as it may be of any size."""
+    if isinstance(value, dict | list | tuple) and len(value) > FEW:
+        return f"a {type(value).__name__} of {len(value)}"
+    return shown(value, LONGEST).join("''") if isinstance(value, str) else shown(repr(value), LONGEST)

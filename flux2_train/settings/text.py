@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ValidationInfo
 
 from ..errors import UserError
+from ..names import shown
+
+MOST = 1000  # entries of a list
+REGULAR = set("()|^$+{}\\")  # what regular expressions have and globs have not
 
 
 def numbers(text: str, name: str) -> tuple[float, ...]:
@@ -17,7 +20,9 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.replace(",", " ").split())
     except ValueError as error:
-        raise UserError(f"{name} is {text!r}; it takes numbers with commas between them, such as 1, 0.5.") from error
+        raise UserError(
+            f"{name} is {shown(text)!r}; it takes numbers with commas between them, such as 1, 0.5."
+        ) from error
 
 
 def ratios(text: str, name: str) -> tuple[float, ...]:
@@ -30,20 +35,25 @@ def _ratio(word: str, name: str) -> float:
         top, _, below = word.replace("/", ":").partition(":")
         return float(top) / float(below or 1)
     except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{name} has {word!r}, which is no number; write them as 512, 768 or 1:1, 3:2.") from error
+        raise UserError(
+            f"{name} has {shown(word)!r}, which is no number; write them as 512, 768 or 1:1, 3:2."
+        ) from error
 
 
 def rates(text: str, name: str = "block_rates") -> tuple[tuple[str, float], ...]:
-    """The pairs in a text such as ``double_blocks=0.5, single_blocks=0``. Raises UserError for anything else in it."""
+    """The pairs in a text such as ``double_blocks.*=0.5, *mlp*=0``. Raises UserError for anything else in it."""
     pairs = [word.rpartition("=") for word in text.split(",") if word.strip()]
     try:
         parsed = tuple((pattern.strip(), float(rate)) for pattern, _, rate in pairs)
-        for pattern, _ in parsed:
-            re.compile(pattern)
-    except (ValueError, re.error) as error:
-        raise UserError(f"{name} is {text!r}; it takes pairs such as double_blocks=0.5, img_mlp=0.") from error
+    except ValueError as error:
+        raise UserError(f"{name} is {shown(text)!r}; it takes pairs such as double_blocks.*=0.5, *mlp*=0.") from error
+    if any(set(pattern) & REGULAR for pattern, _ in parsed):
+        raise UserError(
+            f"{name} is {shown(text)!r}; its patterns are no regular expressions: write names with *, such as "
+            "double_blocks.*=0.5, *mlp*=0."
+        )
     if not all(pattern for pattern, _ in parsed):
-        raise UserError(f"{name} is {text!r}; every factor needs a layer name before its '='.")
+        raise UserError(f"{name} is {shown(text)!r}; every factor needs a layer name before its '='.")
     return parsed
 
 
@@ -79,7 +89,10 @@ def parsed_by(parse: Callable[[str, str], tuple]) -> BeforeValidator:
     """A validator that also accepts a list as text; its error names the field."""
 
     def read(value: Any, info: ValidationInfo) -> Any:
-        return parse(value, info.field_name or "") if isinstance(value, str) else value
+        entries = parse(value, info.field_name or "") if isinstance(value, str) else value
+        if isinstance(entries, list | tuple) and len(entries) > MOST:
+            raise UserError(f"{info.field_name} has {len(entries)} entries; at most {MOST} are taken.")
+        return entries
 
     return BeforeValidator(read)
 

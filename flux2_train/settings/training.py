@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import field
 from typing import Literal
 
+from ..names import problem, shown
 from .adapter import AdapterSettings
 from .base import RARE, Settings, plain, setting, settings
 from .memory import AUTO, OFF, MemorySettings, Offload
@@ -148,8 +148,12 @@ class TrainingSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""
-        if not is_file_name(self.name):
-            yield f"The name {self.name!r} cannot be a file name; use letters, digits, spaces, '-', '_' or '.'."
+        wrong = problem(self.name)
+        if wrong:
+            yield (
+                f"The name {shown(self.name)!r} cannot be a file name, because {wrong}; use letters, digits, spaces, "
+                "'-', '_' or '.'."
+            )
         if not self.steps and not self.epochs:
             yield "steps and epochs are both 0; set one of them."
         if self.offload == OFF and self.memory.streams:
@@ -158,8 +162,3 @@ class TrainingSettings(Settings):
     def to_json(self) -> str:
         """The settings as JSON, for the LoRA's metadata."""
         return json.dumps(plain(self))
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a name is a valid file name, without a folder, on every operating system."""
-    return bool(re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", name)) and name.strip(". ") != ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from ..errors import UserError
+from ..names import shown
 from ..settings.optimizer import OptimizerSettings
 
 Groups = list[dict]
@@ -25,20 +26,19 @@ def build(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
 
 
 def by_block(groups: Groups, names: dict[nn.Parameter, str], rates: tuple[tuple[str, float], ...]) -> Groups:
-    """The groups, split so that the first of ``rates`` whose pattern matches a parameter's layer multiplies its rate.
+    """The groups, split so that the first of ``rates`` whose pattern fits a parameter's layer multiplies its rate.
 
-    ``names`` gives the layer of each parameter. Raises UserError for a pattern that matches no layer.
+    ``names`` gives the layer of each parameter; a pattern is a glob of its whole name. Raises UserError for a pattern
+    that fits no layer.
     """
     for pattern, _ in rates:
-        if not any(re.search(pattern, name) for name in names.values()):
-            raise UserError(
-                f"Block rate {pattern!r} matches no layer; layers are named like {next(iter(names.values()))}."
-            )
+        if not any(fnmatchcase(name, pattern) for name in names.values()):
+            raise UserError(_fits_none(pattern, list(dict.fromkeys(names.values()))))
     if not rates:
         return groups
 
     def factor(parameter: nn.Parameter) -> float:
-        return next((rate for pattern, rate in rates if re.search(pattern, names[parameter])), 1.0)
+        return next((rate for pattern, rate in rates if fnmatchcase(names[parameter], pattern)), 1.0)
 
     split = []
     for group in groups:
@@ -46,6 +46,15 @@ def by_block(groups: Groups, names: dict[nn.Parameter, str], rates: tuple[tuple[
             chosen = [p for p in group["params"] if factor(p) == value]
             split.append({**group, "params": chosen, "lr": group["lr"] * value})
     return split
+
+
+def _fits_none(pattern: str, names: list[str]) -> str:
+    """What is wrong with a pattern that fits no layer: earlier versions took regular expressions on parts of names."""
+    glob = pattern.replace(".*", "*").replace(r"\d+", "*").replace(r"\.", ".").strip("^$*")
+    for written in (glob, f"{glob}*", f"*{glob}", f"*{glob}*"):
+        if glob and any(fnmatchcase(name, written) for name in names):
+            return f"The block rate {shown(pattern)!r} fits no layer as a whole name: write {shown(written)!r}."
+    return f"The block rate {shown(pattern)!r} fits no layer; layers are named like {names[0]}."
 
 
 def _adamw(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:

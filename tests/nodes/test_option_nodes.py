@@ -64,7 +64,7 @@ LISTS = [
     ("Timesteps", "values", "1, 0.5", "timesteps", (1.0, 0.5)),
     ("Timesteps", "weights", "1, 2", "timesteps", (1.0, 2.0)),
     ("Optimizer", "betas", "0.9, 0.95", "optimizer", (0.9, 0.95)),
-    ("Optimizer", "block_rates", "img=0.5", "optimizer", (("img", 0.5),)),
+    ("Optimizer", "block_rates", "*img*=0.5", "optimizer", (("*img*", 0.5),)),
 ]
 
 
@@ -133,7 +133,7 @@ def test_recipes_reach_the_browser(nodes):
 
 @pytest.mark.parametrize("node, changes", [
     ("Timesteps", {"distribution": "round robin", "values": "1, 0.75", "min": 0.5, "sigmoid_mean": 0.25}),
-    ("Optimizer", {"betas": "0.9, 0.95", "block_rates": "double_blocks=0.5, img=0.0", "warmup": 5.0}),
+    ("Optimizer", {"betas": "0.9, 0.95", "block_rates": "double_blocks.*=0.5, *img*=0.0", "warmup": 5.0}),
 ])  # fmt: skip
 def test_widgets_show_a_section_as_it_was_set(pack, nodes, node, changes):
     fields = sys.modules[f"{pack.__name__}.nodes.fields"]

@@ -34,10 +34,11 @@ def test_simpletuners_library_gives_names_prompts_and_strengths(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    (["a"], "holds a list"), ({"a": 3}, "'a' has no text"), ({"a": {"text": "x"}}, "'a' has no text"),
-    ({"a": {"prompt": "x", "bbox_entities": []}}, "bbox_entities, which does nothing"), ({}, "holds no prompt"),
-    ({"a": {"prompt": "x", "adapter_strength": "high"}}, "adapter_strength of 'a' is 'high'"),
-    ({"a": " "}, "prompt is empty"), ("{", "cannot be read"), ({"a": {"prompt": "x", "adapter_strength": 99}}, "is 99"),
+    (["a"], "holds a list"), ({"a": 3}, "entry 1 has no text"), ({"a": {"text": "x"}}, "entry 1 has no text"),
+    ({"a": {"prompt": "x", "bbox_entities": []}}, "entry 1 has keys that do nothing"), ({}, "holds no prompt"),
+    ({"a": {"prompt": "x", "adapter_strength": "high"}}, "entry 1 has an adapter_strength that is no"),
+    ({"a": " "}, "prompt is empty"), ("{", "cannot be read"),
+    ({"a": {"prompt": "x", "adapter_strength": 99}}, "between -10 and 10"),
 ])  # fmt: skip
 def test_what_is_wrong_in_a_library_is_said(tmp_path, text, words):
     with pytest.raises(UserError, match=words):
@@ -52,7 +53,7 @@ def test_files_are_bounded_and_found_where_they_may_lie(tmp_path, comfy_folders)
     with pytest.raises(UserError, match="There is no prompt file"):
         from_file(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes(b"gr\xfcn")
-    with pytest.raises(UserError, match="must be UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8"):
         from_file(tmp_path / "latin.txt")
     assert files.resolve_file("a.txt") == comfy_folders / "input" / "a.txt"
     assert files.resolve_file(str(tmp_path / "a.txt")) == tmp_path / "a.txt"

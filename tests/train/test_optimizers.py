@@ -119,11 +119,11 @@ def test_block_rates_split_groups_by_layer():
     a, b, c = parameter(), parameter(), parameter()
     names = {a: "double_blocks.0.img_attn.qkv", b: "single_blocks.1.linear1", c: "double_blocks.1.txt_mlp.0"}
     groups = [{"params": [a, b], "lr": 1.0}, {"params": [c], "lr": 16.0, "weight_decay": 0.3}]
-    split = optimizers.by_block(groups, names, ((r"single_blocks", 0.5), (r"^double_blocks\.1\.", 0.1)))
+    split = optimizers.by_block(groups, names, (("single_blocks.*", 0.5), ("double_blocks.1.*", 0.1)))
     found = {names[p]: (g["lr"], g.get("weight_decay")) for g in split for p in g["params"]}
     assert found == {names[a]: (1.0, None), names[b]: (0.5, None), names[c]: (1.6, 0.3)}
     assert optimizers.by_block(groups, names, ()) is groups
-    with pytest.raises(UserError, match="matches no layer; layers are named like double_blocks.0.img_attn.qkv"):
+    with pytest.raises(UserError, match="fits no layer; layers are named like double_blocks.0.img_attn.qkv"):
         optimizers.by_block(groups, names, (("blocks_of_nothing", 1.0),))
 
 

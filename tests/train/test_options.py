@@ -78,7 +78,7 @@ ON = [
     section("optimizer", OptimizerSettings, schedule="cosine"), section("optimizer", OptimizerSettings, schedule="rex"),
     section("optimizer", OptimizerSettings, schedule="polynomial"), section("optimizer", OptimizerSettings, warmup=3),
     section("optimizer", OptimizerSettings, schedule="cosine with restarts", cycles=2),
-    section("optimizer", OptimizerSettings, block_rates=(("double_blocks", 0.5),)), section("ema",
+    section("optimizer", OptimizerSettings, block_rates=(("double_blocks.*", 0.5),)), section("ema",
     EmaSettings, ema_decay=0.5),
 ]  # fmt: skip
 
@@ -211,7 +211,7 @@ def test_the_learning_rate_follows_its_schedule_in_a_run():
 
 
 def test_a_block_at_rate_zero_stays_as_it_was():
-    trainer, _ = run(optimizer=OptimizerSettings(block_rates=(("double_blocks", 0.0),)))
+    trainer, _ = run(optimizer=OptimizerSettings(block_rates=(("double_blocks.*", 0.0),)))
     for name in trainer.adapters.names:
         up = trainer.adapters.layer(name).lora_B["default"].weight
         assert bool(up.any()) != name.startswith("double_blocks"), name
@@ -266,7 +266,7 @@ def test_an_adapter_that_is_cut_off_stops_the_run(monkeypatch):
 def test_configuration_goes_through_json():
     config = replace(
         BASE, timesteps=TimestepSettings("curve", values=CURVE), ema=EmaSettings(0.9),
-        optimizer=OptimizerSettings(betas=(0.9, 0.95), block_rates=(("img", 0.5),)),
+        optimizer=OptimizerSettings(betas=(0.9, 0.95), block_rates=(("*img*", 0.5),)),
     )  # fmt: skip
     assert earlier.settings_of(config.to_json()) == config
     with pytest.raises(UserError, match="loss.huber_wdith is no setting; did you mean .huber_width."):

@@ -50,7 +50,7 @@ OPTIONS = {
     "schedulefree": {"optimizer.optimizer": "schedulefree"}, "prodigy": {"optimizer.optimizer": "prodigy",
     "learning_rate": 1.0},
     "cosine": {"optimizer.schedule": "cosine"}, "rex": {"optimizer.schedule": "rex"},
-    "warmup": {"optimizer.warmup": 0.5}, "block rates": {"optimizer.block_rates": (("double_blocks", 0.1),)},
+    "warmup": {"optimizer.warmup": 0.5}, "block rates": {"optimizer.block_rates": (("double_blocks.*", 0.1),)},
     "ema": {"ema.ema_decay": 0.9}, "accumulate": {"accumulate": 2}, "no clipping": {"optimizer.max_grad_norm": 0.0},
     "rslora": {"adapter.rslora": True}, "dora": {"adapter.dora": True}, "loha": {"adapter.kind": "loha"},
     "lokr": {"adapter.kind": "lokr"}, "lora_plus": {"adapter.lora_plus": 4.0}, "dropout": {"adapter.dropout": 0.2},
