@@ -14,14 +14,15 @@ from xdist.scheduler import LoadScopeScheduling
 
 SECONDS = 10  # a test that takes longer without --all is named at the end
 # One process runs all files of a group, one after the other, so that they share its server.
-GROUPS = dict.fromkeys(("test_server", "test_browser", "test_scripts", "test_workflows"), "server")
+SERVER = ("test_server", "test_server_files", "test_browser", "test_scripts", "test_workflows")
+GROUPS = dict.fromkeys(SERVER, "server")
 # Files whose tests share nothing: any process may take any of them.
 SPLIT = {"test_other_device", "test_bootstrap"}
 # The files that take longest, in this order: they start first, so that the processes end at nearly the same time.
 FIRST = (
-    "test_server", "test_browser", "test_scripts", "test_workflows", "test_other_device", "test_load_memory",
-    "test_server_runs", "test_memory", "test_retry", "test_judging", "test_processes_resume", "test_terminal_runs",
-    "test_evaluation_processes", "test_pairs", "test_terminal", "test_resume", "test_reference", "test_neighbour",
+    *SERVER, "test_other_device", "test_load_memory", "test_server_runs", "test_memory", "test_retry", "test_judging",
+    "test_processes_resume", "test_terminal_runs", "test_evaluation_processes", "test_pairs", "test_terminal",
+    "test_resume", "test_reference", "test_neighbour",
 )  # fmt: skip
 
 

@@ -70,6 +70,19 @@ def test_prompts_and_negatives_of_previews_are_encoded_too(caching, nano):
         assert torch.equal(embeds.embeds["blurry, bad"], encode_text(nano.clip, "blurry, bad"))
 
 
+def test_a_caption_that_other_pipelines_cut_is_named_on_the_node_and_logged(nodes, nano, tmp_path, monkeypatch, caplog):
+    told = []
+    shown = SimpleNamespace(send_progress_text=lambda text, node: told.append(text))
+    monkeypatch.setattr("server.PromptServer.instance", shown, raising=False)
+    picture(tmp_path / "fox.png", caption=" ".join(["fox"] * 600))
+    folder = {"folder": str(tmp_path), "captions": "text file", "prompt": "", "resolution": 64, "repeats": 1}
+    dataset = nodes.DatasetFolder.EXECUTE_NORMALIZED(**folder, trigger="", class_word="").args[0]
+    with torch.inference_mode():
+        nodes.CacheEmbeds.EXECUTE_NORMALIZED(clip=nano.clip, dataset=dataset)
+    assert "warning: fox.txt has 6" in told[-1] and "cut at 512" in told[-1]
+    assert any(line.startswith("fox.txt has 6") for line in caplog.messages)
+
+
 @pytest.mark.parametrize("what", ["Embeds", "Latents"])
 def test_the_cache_lies_where_the_user_wants_and_stays_as_small(caching, what):
     stored = caching(what, store="output folder")

@@ -5,10 +5,13 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras import nodes_lora_extract, nodes_model_merging
+from comfy_extras.nodes_torch_compile import TorchCompileModel
 from safetensors.torch import load_file, save_file
 from stock_nodes import Lacking, World, same, taking_a_model
 from support import flux2_shapes
+from torch._dynamo.utils import compilation_time_metrics as compile_times
 
 from flux2_train.host.loading import load, quantise
 from flux2_train.host.loading.awaited import is_awaited
@@ -114,6 +117,35 @@ def test_every_node_does_the_same_with_ours(world, source, precision, core_model
     ran, lacking = all_compared(world, taking_a_model(), source, precision, core_models)
     print(len(ran), "ran:", *sorted(ran), "\nwithout what they need:", lacking)
     assert len(ran) > 60 and set(CHOSEN) - set(REFUSED.get(precision, ())) <= set(ran)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_one_samples_like_cores(world, source, precision, core_models, backend):
+    """Compiled in earnest, which the tests above leave out because it takes minutes.
+
+    Inductor, the node's own choice, is tried on one precision. Of the others what could fail is shown by any backend:
+    that torch can trace through the weights.
+    """
+    if backend == "inductor" and precision != "as in file":
+        pytest.skip("tried on one precision")
+
+    def sampled(model):
+        torch.compiler.reset()
+        compile_times.clear()
+        if backend == "inductor":
+            compiled = TorchCompileModel.execute(model, backend)[0]
+        else:
+            set_torch_compile_wrapper(compiled := model.clone(), backend)
+        found = world.sampled(compiled)
+        assert compile_times  # something was compiled
+        return found
+
+    with torch.inference_mode():
+        found, expected = sampled(ours(source, precision)), sampled(core_models[0])
+        plain = world.sampled(core_models[0])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert (found - plain).norm() < 1e-2 * plain.norm()
 
 
 def saved(node, model, folder):
