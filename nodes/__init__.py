@@ -10,7 +10,7 @@ from .load import LoadFlux2
 from .memory import Memory
 from .objective import Preservation, TrainingObjective
 from .optimizer import Optimizer
-from .routing import TokenRouting
+from .passes import ScheduledSampling, TokenRouting
 from .sample import Flux2Sampler
 from .save_merged import SaveMergedModel
 from .saving import Checkpoints, SaveOptions
@@ -21,6 +21,7 @@ from .validation import ValidationLoss, ValidationPrompts
 NODES = [
     LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, MaskOptions, ReferenceOptions, CacheEmbeds,
     CacheLatents, AdapterOptions, SaveOptions, Checkpoints, Memory,
-    TrainingObjective, Timesteps, TokenRouting, Optimizer, Preservation, ValidationPrompts, ValidationLoss,
+    TrainingObjective, Timesteps, TokenRouting, ScheduledSampling, Optimizer, Preservation, ValidationPrompts,
+    ValidationLoss,
     LoraTrainer, LoraApply, Flux2Sampler, CompareLoras, SaveMergedModel,
 ]  # fmt: skip

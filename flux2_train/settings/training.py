@@ -14,6 +14,7 @@ from .memory import AUTO, OFF, MemorySettings, Offload
 from .objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
 from .optimizer import EmaSettings, OptimizerSettings
 from .previews import ValidationLossSettings
+from .rollout import RolloutSettings
 from .routing import RoutingSettings
 from .saving import CheckpointSettings, SaveSettings
 from .timesteps import TimestepSettings
@@ -128,6 +129,7 @@ class TrainingSettings(Settings):
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     preservation_options: PreservationSettings = field(default_factory=PreservationSettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     ema: EmaSettings = field(default_factory=EmaSettings)

@@ -9,31 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..data.samples import Sample
 from ..flow import guidance as guide
 from ..flow import loss as losses
 from ..flow.preservation import outside
+from ..flow.rollout import drift_loss, drift_weights
 from ..flow.target import differential_target, mean_squared_error
 from ..flow.weighting import place_weights, replaced, weighted
-from ..host.borrowed.routing import Route
 from ..settings.training import TrainingSettings
 from . import timesteps
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """A batch with its randomness drawn: ``x_t`` and ``target`` (B, 128, h, w), times ``t`` (B,).
-
-    ``guidance`` holds one value per sample for models with a guidance input (dev). ``routes`` say which image tokens
-    skip blocks.
-    """
-
-    samples: list[Sample]
-    x_t: Tensor
-    t: Tensor
-    target: Tensor
-    guidance: list[float]
-    routes: tuple[Route, ...] = ()
+from .step_input import StepInput
 
 
 @dataclass(frozen=True)
@@ -102,8 +86,9 @@ class Objective:
         if self.config.guidance.true_cfg != 1:
             unconditional = self.predict(self._unconditional(inputs))
             predicted = guide.guided(predicted, unconditional, self.config.guidance.true_cfg)
-        loss = self._loss(inputs, predicted, self._target(inputs, memo, predicted))
-        return ObjectivePart(loss + self._outside_mask(inputs, memo, predicted), velocity_error=velocity_error)
+        loss = self._loss(inputs, memo, predicted, self._target(inputs, memo, predicted))
+        loss = loss + self._drift(inputs, predicted) + self._outside_mask(inputs, memo, predicted)
+        return ObjectivePart(loss, velocity_error=velocity_error)
 
     def _target(self, inputs: StepInput, memo: Memo, predicted: Tensor) -> Tensor:
         target, options = self._plain_target(inputs, memo), self.config.guidance
@@ -123,15 +108,33 @@ class Objective:
             return inputs.target
         return replaced(inputs.target, frozen(memo, "base", lambda: self._base(_unrouted(inputs))), towards_base)
 
-    def _loss(self, inputs: StepInput, predicted: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, inputs: StepInput, memo: Memo, predicted: Tensor, target: Tensor) -> Tensor:
         """(B,) the loss that the user chose, weighted by mask, sample and time, then clamped."""
         options = self.config.loss
         width = lambda: losses.huber_width(inputs.t, options.huber_width, options.huber_schedule)  # noqa: E731
         elements = losses.elementwise(options.loss, width, options.wavelet_detail)(_difference(predicted, target))
         factors = place_weights([s.mask for s in inputs.samples], [s.weight for s in inputs.samples], elements)
-        loss = weighted(elements, factors).flatten(1).mean(1)
+        loss = weighted(weighted(elements, factors), self._drift_weights(inputs, memo, predicted)).flatten(1).mean(1)
         weights = timesteps.weights(self.config.timesteps, inputs.t)
         return losses.clamped(loss if weights is None else loss * weights.to(loss), options.loss_min, options.loss_max)
+
+    def _drift_weights(self, inputs: StepInput, memo: Memo, predicted: Tensor) -> Tensor | None:
+        """ReflexFlow's factors on the elementwise loss of samples that the model made itself; None without any."""
+        options = self.config.rollout
+        if not options.reflexflow or inputs.on_path is None:
+            return None
+        drifted = frozen(memo, "prediction", lambda: predicted)
+        clean = frozen(memo, "clean", lambda: self.predict(replace(inputs, x_t=inputs.on_path)))
+        factors = drift_weights(clean, drifted, options.reflex_weight)
+        return torch.where(inputs.rolled.view(-1, 1, 1, 1), factors, 1.0)
+
+    def _drift(self, inputs: StepInput, predicted: Tensor) -> Tensor | float:
+        """(B,) ReflexFlow's pull towards the image, for samples that the model made itself."""
+        options = self.config.rollout
+        if not options.reflexflow or inputs.on_path is None:
+            return 0.0
+        x0 = inputs.on_path - inputs.t.view(-1, 1, 1, 1) * inputs.target
+        return options.reflex_drift * inputs.rolled * drift_loss(predicted, inputs.x_t, x0)
 
     def _outside_mask(self, inputs: StepInput, memo: Memo, predicted: Tensor) -> Tensor | float:
         """(B,) the weighted distance from the base model's prediction outside the masks, where they are dark."""
@@ -182,4 +185,5 @@ def _concatenated(a: StepInput, b: StepInput) -> StepInput:
         torch.cat((a.target, b.target)),
         a.guidance + b.guidance,
         tuple(replace(i, kept=torch.cat((i.kept, j.kept))) for i, j in zip(a.routes, b.routes, strict=True)),
+        None if a.on_path is None else torch.cat((a.on_path, b.on_path)),
     )

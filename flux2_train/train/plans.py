@@ -28,8 +28,15 @@ def passes_of(config: TrainingSettings) -> Passes:
     preserving = 1 / preservation.every if config.preservation else 0.0
     together = config.preservation and preservation.together
     trained = 1.0 if together else 1.0 + preserving
-    plain = preserving + (guidance.contrastive_guidance != 1) + bool(preservation.outside_mask)
+    plain = preserving + (guidance.contrastive_guidance != 1) + bool(preservation.outside_mask) + _sampling(config)
     return Passes(trained, plain, 1 + bool(together) + (guidance.true_cfg != 1))
+
+
+def _sampling(config: TrainingSettings) -> float:
+    """Forward passes per step with which the model makes inputs itself, if they were one batch; the ramp left out."""
+    rollout = config.rollout
+    passes = (rollout.max_offset + 1) / 2 * (2 if rollout.sampler == "heun" else 1) + rollout.reflexflow
+    return rollout.probability * passes
 
 
 def work_of(

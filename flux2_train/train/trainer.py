@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -20,7 +19,6 @@ from ..data.samples import Sample, samples
 from ..errors import UserError
 from ..events import Completed, Event, Phase, Planned, Stepped, Warned
 from ..flow.guidance import embedded
-from ..flow.target import interpolate, velocity_target
 from ..host import identify
 from ..host.borrowed.borrow import borrow_as, training_mode
 from ..host.borrowed.compute import training_dtype
@@ -36,12 +34,14 @@ from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .held_out import kept_out
 from .history import BANDS, History, Measured, tally
 from .loss_scale import LossScale
-from .objective import Memo, Objective, ObjectivePart, StepInput
+from .objective import Memo, Objective, ObjectivePart
 from .out_of_memory import RunMemory
 from .preview_request import PreviewRequest
+from .rollout import draw_offsets, rolled_input
 from .routing import Router
 from .schedules import Schedule
 from .state import Resumable
+from .step_input import Drawn, StepInput, step_input
 
 
 class Trainer(Resumable):
@@ -193,14 +193,13 @@ class Trainer(Resumable):
         Every process draws noise and times for all samples, so that they do not depend on how samples are shared.
         """
         objective = self.objective(borrowed)
-        noise, t, guidance = self._draw(batch)
-        routes = self.router.draw(batch, step, self.generator)
+        drawn = self.draw(batch, step)
 
         def compute(micro_batch: int) -> Tensor:
             measured = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
             for rows, weight in processes.shares(self.accelerator, len(batch), micro_batch):
-                inputs = self._step_input([batch[i] for i in rows], noise[rows], t[rows], [guidance[i] for i in rows])
-                inputs = replace(inputs, routes=tuple(route.rows(rows) for route in routes))
+                inputs = step_input(batch, drawn, rows, self.device)
+                inputs = rolled_input(self.config.rollout, inputs, [drawn.offsets[i] for i in rows], objective.predict)
                 measured += self._backward(objective.parts(step), inputs, weight)
             return measured
 
@@ -260,8 +259,8 @@ class Trainer(Resumable):
 
         return Objective(self.config, predict, self._base_model, self.blank)
 
-    def _draw(self, batch: list[Sample]) -> tuple[Tensor, Tensor, list[float]]:
-        """Noise (B, 128, h, w), times (B,) and guidance values of a step's samples, on the CPU."""
+    def draw(self, batch: list[Sample], step: int) -> Drawn:
+        """Everything random about the samples of optimizer step ``step``."""
         noise = torch.randn((len(batch), *batch[0].latent.shape[1:]), generator=self.generator)
         tokens = noise[0, 0].numel()
         offsets = [self.dataset.sources[s.item.source].timestep_offset for s in batch]
@@ -270,12 +269,9 @@ class Trainer(Resumable):
         lowest, highest = self.config.guidance.guidance, self.config.guidance.guidance_max
         if not highest or not identify.has_guidance(self.model):  # without a guidance input nothing is drawn
             highest = lowest
-        return noise, t, embedded(len(batch), lowest, highest, self.generator)
-
-    def _step_input(self, batch: list[Sample], noise: Tensor, t: Tensor, guidance: list[float]) -> StepInput:
-        x0 = torch.cat([s.latent for s in batch]).to(self.device, torch.float32)
-        noise, t = noise.to(self.device), t.to(self.device)
-        return StepInput(batch, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance)
+        values = embedded(len(batch), lowest, highest, self.generator)
+        routes = self.router.draw(batch, step, self.generator)
+        return Drawn(noise, t, values, routes, draw_offsets(self.config.rollout, len(batch), step, self.generator))
 
     def _backward(
         self, parts: list[Callable[[StepInput, Memo], ObjectivePart]], inputs: StepInput, weight: float

@@ -29,6 +29,8 @@ from flux2_train.host.borrowed.velocity import Condition, velocity
 from flux2_train.host.loading import quantise
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.dataset_folder import DatasetSettings
+from flux2_train.train.rollout import rolled_input
+from flux2_train.train.step_input import step_input
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,6 +213,13 @@ def weights_of(model):
 def state_dict(adapters, dtype=torch.bfloat16):
     """The adapters as ComfyUI's LORA_MODEL; DoRA needs ``files.export``."""
     return write.tensors(adapters.parts(), "comfyui", dtype)
+
+
+def inputs_of(trainer, batch, objective=None):
+    """What the first step of a run trains on, with some of it sampled by the model itself where the settings say so."""
+    drawn = trainer.draw(batch, 1)
+    inputs = step_input(batch, drawn, range(len(batch)), trainer.device)
+    return rolled_input(trainer.config.rollout, inputs, drawn.offsets, objective.predict) if objective else inputs
 
 
 def loss_of(model, case):

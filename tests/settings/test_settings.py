@@ -29,6 +29,7 @@ from flux2_train.settings.model import ModelSettings
 from flux2_train.settings.objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
 from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
 from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
+from flux2_train.settings.rollout import RolloutSettings
 from flux2_train.settings.routing import RoutingSettings
 from flux2_train.settings.saving import CheckpointSettings, SaveSettings
 from flux2_train.settings.timesteps import TimestepSettings
@@ -48,7 +49,7 @@ PLACES = {
     "training.preservation_options": (PreservationSettings, "Preservation"),
     "training.validation_loss": (ValidationLossSettings, "ValidationLoss"),
     "training.checkpoints": (CheckpointSettings, "Checkpoints"), "training.memory": (MemorySettings, "Memory"),
-    "training.routing": (RoutingSettings, "TokenRouting"),
+    "training.rollout": (RolloutSettings, "ScheduledSampling"), "training.routing": (RoutingSettings, "TokenRouting"),
     "previews": (PreviewSettings, "Validation"),
 }  # fmt: skip
 WRONG_TYPE = {bool: "yes", int: 1.5, float: "much", str: 7}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
-from support import tiny_caches, tiny_flux2
+from support import inputs_of, tiny_caches, tiny_flux2
 from test_losses import haar
 
 from flux2_train.host.borrowed.borrow import borrow, training_mode
@@ -35,7 +35,7 @@ def step(caches=CACHES, **changes):
     same_shape = [s for s in trainer.samples if s.shape == trainer.samples[0].shape][:2]
     swap = borrow(trainer.model, trainer.adapters.deltas(), trainer.config.checkpointing)
     with torch.inference_mode(), swap as borrowed, training_mode():
-        yield trainer, trainer.objective(borrowed), trainer._step_input(same_shape, *trainer._draw(same_shape))
+        yield trainer, trainer.objective(borrowed), inputs_of(trainer, same_shape)
 
 
 def learned(**changes):

@@ -222,7 +222,7 @@ def test_a_data_sets_offset_moves_its_times():
         sources = tuple(replace(source, timestep_offset=by) for source in CACHES[1].dataset.sources)
         dataset = replace(CACHES[1].dataset, sources=sources)
         trainer = new_trainer(brief_flux2(), *(replace(cache, dataset=dataset) for cache in CACHES), BASE)
-        return torch.logit(trainer._draw([trainer.samples[0]])[1].double())
+        return torch.logit(trainer.draw([trainer.samples[0]], 1).t.double())
 
     assert (drawn(0.7) - drawn(0.0)).item() == pytest.approx(0.7, abs=1e-3)
 

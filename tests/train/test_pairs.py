@@ -13,7 +13,7 @@ import comfy.ldm.flux.layers
 import comfy.ldm.flux.math
 import pytest
 import torch
-from support import chance, with_few_words
+from support import chance, inputs_of, with_few_words
 
 from flux2_train.data.dataset import Mask, Source
 from flux2_train.errors import UserError
@@ -56,6 +56,8 @@ OPTIONS = {
     "lokr": {"adapter.kind": "lokr"}, "lora_plus": {"adapter.lora_plus": 4.0}, "dropout": {"adapter.dropout": 0.2},
     "routing": {"routing.selection_ratio": 0.5, "routing.start_layer_idx": 1, "routing.end_layer_idx": -2,
     "routing.until": 100.0, "routing.keep_mask": True},
+    "sampled": {"rollout.probability": 1.0, "rollout.max_offset": 2, "rollout.inference_steps": 4},
+    "reflexflow": {"rollout.probability": 1.0, "rollout.reflexflow": True, "rollout.sampler": "heun"},
     "fp32 adapters": {"adapter.compute": "fp32"},
 }  # fmt: skip
 PAIRS = list(combinations(OPTIONS, 2))
@@ -150,8 +152,11 @@ def check_gradients(nano64, caches, config):
     parameters = trainer.adapters.trainable()
     swap = borrow(nano64, trainer.adapters.deltas(), True)
     with torch.inference_mode(), swap as borrowed, training_mode(), trainer.adapters.keeping_divisors():
-        objective, case = trainer.objective(borrowed), trainer._step_input(batch, *trainer._draw(batch))
-        case = replace(case, x_t=case.x_t.double(), target=case.target.double())
+        objective = trainer.objective(borrowed)
+        case = inputs_of(trainer, batch, objective)
+        doubled = {name: value.double() for name in ("x_t", "target", "on_path")
+                   if (value := getattr(case, name)) is not None}  # fmt: skip
+        case = replace(case, **doubled)
         parts = objective.parts(1)
         memos = [{} for _ in parts]
 

@@ -1,0 +1,62 @@
+"""The inputs of a step: what is drawn for a batch, and what the model gets of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.samples import Sample
+from ..flow.target import interpolate, velocity_target
+from ..host.borrowed.routing import Route
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Everything random about a batch, on the CPU: ``noise`` (B, 128, h, w), times ``t`` (B,), dev's ``guidance``.
+
+    ``routes`` say which image tokens skip blocks; ``offsets`` after how many sampling steps of its own the model gets
+    each sample, 0 for those with noise on the image.
+    """
+
+    noise: Tensor
+    t: Tensor
+    guidance: list[float]
+    routes: tuple[Route, ...]
+    offsets: list[int]
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """A batch with its randomness drawn: ``x_t`` and ``target`` (B, 128, h, w), times ``t`` (B,).
+
+    ``guidance`` holds one value per sample for models with a guidance input (dev). ``routes`` say which image tokens
+    skip blocks. ``on_path`` is ``x_t`` before the model has sampled some of it (``rolled``), if it has.
+    """
+
+    samples: list[Sample]
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+    guidance: list[float]
+    routes: tuple[Route, ...] = ()
+    on_path: Tensor | None = None
+
+    @property
+    def rolled(self) -> Tensor:
+        """(B,) whether the model itself made the sample's ``x_t``."""
+        if self.on_path is None:
+            return torch.zeros(len(self.samples), dtype=torch.bool, device=self.x_t.device)
+        return (self.x_t != self.on_path).flatten(1).any(1)
+
+
+def step_input(batch: Sequence[Sample], drawn: Drawn, rows: Sequence[int], device: torch.device) -> StepInput:
+    """What some ``rows`` of a batch are trained on, on the device."""
+    samples = [batch[i] for i in rows]
+    x0 = torch.cat([s.latent for s in samples]).to(device, torch.float32)
+    noise, t = drawn.noise[rows].to(device), drawn.t[rows].to(device)
+    routes = tuple(route.rows(rows) for route in drawn.routes)
+    guidance = [drawn.guidance[i] for i in rows]
+    return StepInput(samples, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance, routes)
