@@ -15,6 +15,7 @@ from ..formats import PRECISIONS, of_layout
 from ..planning.weights import Weights
 from . import describe, identify
 from .borrowed.borrow import linears
+from .loading import deferred
 
 
 def weights_of(model: ModelPatcher) -> Weights:
@@ -24,7 +25,7 @@ def weights_of(model: ModelPatcher) -> Weights:
     sizes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
     stored = {name: _bytes(layer) for name, layer in layers.items()}
     plain = frozenset(name for name, layer in layers.items() if _is_plain(layer.weight))
-    return Weights(hidden, double, single, sizes, stored, plain)
+    return Weights(hidden, double, single, sizes, stored, plain, deferred.mapped(model))
 
 
 def number_size(model: ModelPatcher) -> int:

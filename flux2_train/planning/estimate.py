@@ -14,6 +14,7 @@ from .weights import Weights
 IN_ONE_STEP = 2  # formats.Precision.dequantising where a kernel dequantises in one step
 PINNED_SHARE = 0.5  # at most this share is pinned of the host memory that is free or holds these weights already
 UNPINNED = 1 / 3  # rate of unpinned memory as a share of the rate of pinned memory, if it is not measured
+DISK = 1e9  # bytes per second from the disk, if it is not measured
 OVERLAP = 1.15  # a step with transfers beside arithmetic takes this many times the longer of both: bench/gpu checks it
 
 
@@ -82,7 +83,8 @@ class Machine:
     """The machine: free bytes of device and host memory, bytes per second over the bus, operations per second.
 
     ``withheld``: free bytes of the device that are left to other programs. Of the streamed weights at most ``pinned``
-    bytes are in pinned memory; the others come at the rate ``bus_unpinned``, which is 0 if it is not known.
+    bytes are in pinned memory; the others come at the rate ``bus_unpinned``, or ``disk`` if host memory has no room for
+    all of them. Both are 0 if they are not known.
     """
 
     vram: float
@@ -92,18 +94,27 @@ class Machine:
     withheld: float = 0.0
     bus_unpinned: float = 0.0
     pinned: float = float("inf")
+    disk: float = 0.0
 
-    def seconds_to_stream(self, traffic: float, weights: float) -> float:
-        """Seconds to transfer ``traffic`` bytes in total, of ``weights`` bytes that lie in host memory."""
-        unpinned = max(0.0, 1 - self.pinned / weights) if weights else 0.0
-        return traffic * ((1 - unpinned) / self.bus + unpinned / (self.bus_unpinned or UNPINNED * self.bus))
+    def seconds_to_stream(self, traffic: float, weights: float, from_disk: bool = False) -> float:
+        """Seconds to transfer ``traffic`` bytes in total, of ``weights`` bytes that are streamed.
+
+        If some are read ``from_disk``, all that are not pinned are: they are read in turn, so the system has dropped
+        each of them from its cache before it is read again.
+        """
+        pinned = min(self.pinned, PINNED_SHARE * self.ram) if from_disk else self.pinned
+        unpinned = max(0.0, 1 - pinned / weights) if weights else 0.0
+        rate = self.bus_unpinned or UNPINNED * self.bus
+        if from_disk:
+            rate = min(rate, self.disk or DISK)
+        return traffic * ((1 - unpinned) / self.bus + unpinned / rate)
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Bytes of every part on the device and in host memory; seconds per step of arithmetic and of transfers.
 
-    ``traffic``: bytes over the bus in a step.
+    ``traffic``: bytes over the bus in a step. ``disk``: bytes of streamed weights that host memory has no room for.
     """
 
     parts: dict[str, int]
@@ -111,6 +122,7 @@ class Estimate:
     compute: float
     transfer: float
     traffic: int
+    disk: int = 0
 
     @property
     def peak(self) -> int:
@@ -129,8 +141,9 @@ class Estimate:
 
     @property
     def limit(self) -> str:
-        """What limits the speed of a step: the bus or arithmetic."""
-        return "bus" if self.transfer > self.compute else "arithmetic"
+        """What limits the speed of a step: the bus, the disk or arithmetic."""
+        moving = "disk" if self.disk else "bus"
+        return moving if self.transfer > self.compute else "arithmetic"
 
 
 def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
@@ -152,9 +165,11 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     traffic = transferred(work, layout, sum(streamed), staying)
     compute = operations(work, layout) / machine.flops
     moved = 2 * offloaded * work.passes.trained * _rounds(work, layout)  # there and back, always through pinned memory
-    host = {"streamed weights": sum(streamed), "offloaded activations": offloaded}
-    transfer = machine.seconds_to_stream(traffic, sum(streamed)) + moved / machine.bus
-    return Estimate(parts, host, compute, transfer, round(traffic + moved))
+    room = max(0.0, machine.ram - offloaded)
+    disk = round(max(0.0, sum(streamed) - room)) if work.weights.mapped else 0
+    host = {"streamed weights": sum(streamed) - disk, "offloaded activations": offloaded}
+    transfer = machine.seconds_to_stream(traffic, sum(streamed), bool(disk)) + moved / machine.bus
+    return Estimate(parts, host, compute, transfer, round(traffic + moved), disk)
 
 
 # Bytes that each optimizer keeps, beside the trained numbers and their gradients (both fp32). adamw8bit: two bytes for

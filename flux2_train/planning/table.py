@@ -100,5 +100,7 @@ def parts(plan: Plan, blocks: int) -> str:
     lines += [f"{name:12} {size / GB:7.2f} GB" for name, size in estimate.parts.items() if size]
     lines.append(f"{'peak':12} {estimate.peak / GB:7.2f} GB, {needed(estimate) / GB:.2f} GB with a margin")
     lines += [f"{name:12} {size / GB:7.2f} GB in host memory" for name, size in estimate.host.items() if size]
+    if estimate.disk:
+        lines.append(f"{'weights':12} {estimate.disk / GB:7.2f} GB for which host memory has no room: read from disk")
     lines.append(f"{'time':12} {estimate.seconds:7.2f} s per step, limited by {estimate.limit}")
     return "\n".join(lines)

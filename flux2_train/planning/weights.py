@@ -22,7 +22,8 @@ BLOCK = re.compile(r"(double|single)_blocks\.\d+\.")
 class Weights:
     """A FLUX.2 transformer: its sizes, and the stored bytes of every Linear by name.
 
-    ``plain``: the Linears that are stored unquantised; the others are dequantised on use.
+    ``plain``: the Linears that are stored unquantised; the others are dequantised on use. ``mapped``: they are mapped
+    from a file, so host memory need not hold them: what it has no room for is read from the file each time.
     """
 
     hidden: int
@@ -31,6 +32,7 @@ class Weights:
     linears: Sizes
     stored: dict[str, int]
     plain: frozenset[str]
+    mapped: bool = False
 
     @property
     def context(self) -> int:
@@ -95,8 +97,8 @@ def of_files(parts: Sequence[Path]) -> Weights:
     """
     read = [safetensors_header.read(part) for part in parts]
     tensors = {name: _Tensor(e.shape, e.dtype, e.nbytes) for each in read for name, e in each.tensors.items()}
-    file = parts[0].name
-    if diffusers.is_diffusers(tensors):
+    file, mapped = parts[0].name, not diffusers.is_diffusers(tensors)  # those are joined, in memory
+    if not mapped:
         origins = diffusers.origins(tensors, file)
         tensors = {name: _joined([tensors[key] for key in origin.keys]) for name, origin in origins.items()}
     first = next((name for name in tensors if name.endswith(FIRST)), None)
@@ -112,7 +114,7 @@ def of_files(parts: Sequence[Path]) -> Weights:
     linears = {name: shape for name, shape in sizes_of(*dimensions).items() if f"{name}.weight" in by_name}
     stored = {name: size[name] for name in linears}
     plain = frozenset(name for name in linears if by_name[f"{name}.weight"].dtype in ("BF16", "F16", "F32"))
-    return Weights(*dimensions[:3], linears, stored, plain)
+    return Weights(*dimensions[:3], linears, stored, plain, mapped)
 
 
 @dataclass(frozen=True)

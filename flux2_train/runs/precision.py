@@ -174,15 +174,17 @@ def _fastest(model: _Model, file: str) -> tuple[_Model, str]:
     if model.quantised:
         return replace(model, precision=AS_IN_FILE), f"auto: {file} is quantised already and is never quantised twice"
     known, (first, *others) = (AS_IN_FILE, "bf16", *quantise.available()), tiers()
-    models = [[replace(model, precision=name) for name in tier if name in known]
+    held = replace(model, file=replace(model.file, mapped=False))  # nothing is chosen that reads the disk in each step
+    models = [[replace(held, precision=name) for name in tier if name in known]
               for tier in ((AS_IN_FILE, *first), *others)]  # fmt: skip
     for pixels in sorted(RESOLUTIONS, reverse=True):
         for tier in models:
             plans = [(plan.estimate.seconds, each) for each in tier if (plan := each.plan(pixels))]
             if plans:
-                best = min(plans, key=lambda pair: pair[0])[1]
-                return best, f"auto: the fastest that fits {pixels} px at rank {RANK}"
-    return models[-1][-1] if models[-1] else replace(model, precision=AS_IN_FILE), "auto: the smallest there is"
+                best = min(plans, key=lambda pair: pair[0])[1].precision
+                return replace(model, precision=best), f"auto: the fastest that fits {pixels} px at rank {RANK}"
+    least = [each.precision for tier in models for each in tier][-1]
+    return replace(model, precision=least), "auto: the smallest there is"
 
 
 def _require_room(model: _Model) -> None:
@@ -191,11 +193,12 @@ def _require_room(model: _Model) -> None:
     machine = model.surroundings.machine
     near = [*_other_precisions(model), *_other_flavours(model)]
     would = f"What would fit: {', '.join(near)}." if near else "No flavour fits."
+    size, free = model.weights.total / GB, machine.ram / GB
+    host = f", and its {size:.1f} GB of weights in host memory, where {free:.1f} GB are free"
     raise UserError(
         f"{model.row.name} with precision '{model.precision}' cannot be trained here by any setting: it needs "
-        f"{model.least(*LEAST) / GB:.1f} GB of device memory, {machine.vram / GB:.1f} GB are free, and its "
-        f"{model.weights.total / GB:.1f} GB of weights in host memory, where {machine.ram / GB:.1f} GB are free. "
-        f"{would}"
+        f"{model.least(*LEAST) / GB:.1f} GB of device memory, {machine.vram / GB:.1f} GB are free"
+        f"{'' if model.weights.mapped else host}. {would}"
     )
 
 
@@ -204,6 +207,10 @@ def _other_precisions(model: _Model) -> Iterator[str]:
         for name in (name for name, row in PRECISIONS.items() if row.suggested):
             if name in quantise.available() and replace(model, precision=name).plan(*LEAST):
                 yield f"precision '{name}'"
+        plan = replace(model, precision=AS_IN_FILE).plan(*LEAST) if model.precision != AS_IN_FILE else None
+        if plan:
+            slow = f", at {plan.estimate.seconds:.0f} s per step from the disk" if plan.estimate.disk else ""
+            yield f"precision '{AS_IN_FILE}'{slow}"
 
 
 def _other_flavours(model: _Model) -> Iterator[str]:
@@ -237,4 +244,5 @@ def _rows(model: _Model) -> Iterator[str]:
             continue
         layout = plan.layout.describe(model.row.double_blocks + model.row.single_blocks)
         peak, seconds = plan.estimate.peak / GB, plan.estimate.seconds
-        yield f"{pixels} px, rank {RANK}: {peak:.1f} GB, {seconds:.1f} s per step; {layout}"
+        disk = f", {plan.estimate.disk / GB:.1f} GB of weights read from disk" if plan.estimate.disk else ""
+        yield f"{pixels} px, rank {RANK}: {peak:.1f} GB, {seconds:.1f} s per step; {layout}{disk}"

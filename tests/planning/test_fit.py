@@ -1,6 +1,7 @@
 """Load FLUX.2 answers before it loads: what fits, in which precision, and what would where nothing does."""
 
 import json
+import re
 import struct
 from dataclasses import replace
 
@@ -111,13 +112,34 @@ def kept(quantise, source, precision, path, paths):
 @pytest.mark.long
 def test_what_no_setting_makes_fit_is_refused_with_what_would(paths):
     with pytest.raises(UserError) as error:
-        chosen_precision(paths, "dev", AS_IN_FILE, vram=24, ram=40)
+        chosen_precision(paths, "dev", "bf16", vram=24, ram=40)
     text = str(error.value)
-    assert text.startswith("dev with precision 'as in file' cannot be trained here by any setting: it needs ")
+    assert text.startswith("dev with precision 'bf16' cannot be trained here by any setting: it needs ")
     assert "24.0 GB are free" in text and "64.4 GB of weights in host memory, where 40.0 GB are free" in text
     assert "What would fit: precision 'fp8 (scaled)', " in text and "klein-4b with precision 'fp8 (scaled)'" in text
+    assert re.search(r"precision 'as in file', at \d+ s per step from the disk, ", text)
     with pytest.raises(UserError, match="No flavour fits"):
         chosen_precision(paths, vram=0.5)
+
+
+@pytest.mark.parametrize("offered, told", [(64.5, False), (40, True), (4, True)])
+def test_a_file_that_is_stored_as_it_is_may_be_larger_than_host_memory(paths, offered, told):
+    """It is mapped: what host memory has no room for is read from the disk again in each step."""
+    _, text = chosen_precision(paths, "dev", AS_IN_FILE, vram=24, ram=offered)
+    plans = [line for line in text.splitlines() if line[0] in "15" and " px" in line]
+    assert len(plans) == 2 and all(" s per step" in line for line in plans)
+    assert all(("GB of weights read from disk" in line) == told for line in plans)
+
+
+def test_auto_reads_no_weights_from_disk_where_another_precision_fits(paths):
+    chosen, text = chosen_precision(paths, "dev", vram=24, ram=40)
+    assert chosen.precision != AS_IN_FILE and "disk" not in text
+
+
+def test_a_card_that_is_too_small_is_named_without_host_memory_for_a_mapped_file(paths):
+    with pytest.raises(UserError, match=r"1.0 GB are free\. ") as error:
+        chosen_precision(paths, "dev", AS_IN_FILE, vram=1, ram=4)
+    assert "host memory" not in str(error.value)
 
 
 def test_on_a_cpu_nothing_is_refused(paths):

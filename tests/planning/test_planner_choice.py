@@ -71,3 +71,21 @@ def test_unpinned_bytes_come_at_their_own_rate():
     assert none.traffic == half.traffic == pinned.traffic
     assumed = estimate(work, layout, Machine(24 * GB, bus=20e9, pinned=0))
     assert assumed.transfer == pytest.approx(3 * pinned.transfer)
+
+
+def test_mapped_weights_that_host_memory_has_no_room_for_come_at_the_disks_rate():
+    plain = work_of(FLAVOURS["klein-9b"])
+    work, layout = replace(plain, weights=replace(plain.weights, mapped=True)), Layout(streamed=spread(32, 32))
+    rates = {"bus": 20e9, "bus_unpinned": 8e9, "disk": 2e9}
+    weights = sum(plain.weights.block_bytes())
+    for ram, read in ((weights, 0), (0.6 * weights, 0.4 * weights)):
+        machine = Machine(24 * GB, ram=ram, pinned=0.5 * ram, **rates)
+        found = estimate(work, layout, machine)
+        assert found.disk == pytest.approx(read, abs=1) and found.host_peak == pytest.approx(weights - read, abs=1)
+        pinned, others = (0.5, 1 / 8e9) if not read else (0.3, 1 / 2e9)
+        assert found.transfer == pytest.approx(found.traffic * (pinned / 20e9 + (1 - pinned) * others))
+        assert planner.Plan(layout, found).fits(machine)
+        if read:
+            assert found.limit == "disk" and not planner.Plan(layout, estimate(plain, layout, machine)).fits(machine)
+    unknown = estimate(work, layout, Machine(24 * GB, ram=0, pinned=0, bus=20e9))
+    assert unknown.transfer == pytest.approx(unknown.traffic / 1e9)  # if it is not measured

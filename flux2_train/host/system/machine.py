@@ -28,7 +28,8 @@ def machine(device: torch.device, limit: float = 0.0) -> Machine:
         vram += sum(loaded.model_loaded_memory() for loaded in models if loaded.device == device)
     usable = min(vram, limit) if limit else vram
     ram = psutil.virtual_memory().available
-    return Machine(usable, ram, measured.bus, measured.flops, vram - usable, bus_unpinned=measured.bus_unpinned)
+    return Machine(usable, ram, measured.bus, measured.flops, vram - usable, bus_unpinned=measured.bus_unpinned,
+                   disk=measured.disk)  # fmt: skip
 
 
 def rates_in_words(device: torch.device) -> str:

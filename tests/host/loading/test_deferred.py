@@ -15,6 +15,7 @@ from bench.encoding import encode_text
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
+from flux2_train.host import sizes
 from flux2_train.host.borrowed.borrow import linears
 from flux2_train.host.borrowed.velocity import velocity
 from flux2_train.host.encoding import encode
@@ -123,7 +124,8 @@ def test_the_same_bits_as_from_cores_own_loader(source):
     "arguments, mapped", [((), True), (("fp8 (scaled)",), False), (("fp8 (scaled)", "cpu", True), True)]
 )
 def test_it_is_known_whose_memory_the_weights_are(source, comfy_folders, arguments, mapped):
-    assert deferred.mapped(load.load_transformer(source, *arguments)) == mapped
+    model = load.load_transformer(source, *arguments)
+    assert deferred.mapped(model) == sizes.weights_of(model).mapped == mapped
     assert not deferred.mapped(comfy.sd.load_diffusion_model(str(source)))
 
 

@@ -3,6 +3,7 @@
 import json
 import resource
 from contextlib import closing
+from types import SimpleNamespace
 
 import comfy.model_management
 import psutil
@@ -10,13 +11,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from support import problem
+from support import problem, with_few_words
 
 from flux2_train import nano
 from flux2_train.errors import UserError
 from flux2_train.host.borrowed.velocity import velocity
 from flux2_train.host.loading import load, mapping
-from flux2_train.host.system import memory
+from flux2_train.host.system import machine, memory
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
@@ -103,6 +104,35 @@ def test_it_is_trained_streamed_to_the_same_lora(small, huge, robot):
     found, expected = trained(huge, robot), trained(small, robot)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert psutil.Process().memory_info().rss - before < GB
+
+
+def bound(path, robot, precision="as in file"):
+    """A run that streams all blocks and whose plan has to fit; ended after two steps."""
+    memory_ = MemorySettings(blocks_to_swap=8, memory_limit=1.0)
+    config = TrainingSettings(name="x", steps=2, rank=2, learning_rate=0.01, validation_items=0, memory=memory_)
+    with torch.inference_mode():
+        model = with_few_words(load.load_transformer(path, precision))
+        trainer = new_trainer(model, robot.embeds, robot.latents, config)
+        with closing(trainer.run()) as run:
+            list(run)
+    return trainer
+
+
+@pytest.mark.long
+def test_a_plan_may_stream_more_than_host_memory_has_room_for_if_it_is_mapped(small, robot, monkeypatch):
+    """Free memory is what psutil says: no test can leave the computer with 5 MB."""
+    expected = bound(small, robot)
+    assert not expected.memory.plan.estimate.disk
+    facts = SimpleNamespace(available=5 * 10**6)
+    monkeypatch.setattr(machine, "psutil", SimpleNamespace(virtual_memory=lambda: facts))
+    found = bound(small, robot)
+    estimate = found.memory.plan.estimate
+    assert estimate.host_peak <= facts.available and estimate.disk + estimate.host_peak > 10**7
+    assert "read from disk" in found.memory.describe()
+    for name, value in expected.adapters.masters().items():
+        assert torch.equal(found.adapters.masters()[name], value), name
+    with pytest.raises(UserError, match=r"GB of host memory, where 0.0 GB are free"):
+        bound(small, robot, "fp8 (scaled)")
 
 
 def test_where_not_even_its_addresses_fit_a_sentence_says_what_to_do(huge):

@@ -147,6 +147,7 @@ def test_a_transformer_is_recognised_planned_and_taken(flavour, layout, hollow, 
     assert found.linears == weights.of_flavour(row, "bf16").linears
     quantised = LAYOUTS[layout].format if layout in LAYOUTS else ""
     assert found.quantised == bool(quantised)
+    assert found.mapped == (layout != "diffusers")  # so the next line plans fp32's 129 GB on 64 GB of host memory
     with Bounded():
         assert main(["plan", "--transformer", str(path), "--vram", "24"]) == 0
     out = capsys.readouterr().out
