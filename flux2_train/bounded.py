@@ -30,7 +30,7 @@ def read_bytes(path: Path, most: int, what: str = "") -> bytes:
             state = os.fstat(file.fileno())
             _require_regular(state, path)
             if state.st_size > most:
-                raise UserError(f"{shown(path.name)} has {state.st_size} bytes; at most {most} are read{what}.")
+                raise UserError(f"{shown(path.name)} is {state.st_size} bytes long; at most {most} are read{what}.")
             return file.read(state.st_size)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
@@ -85,6 +85,14 @@ def require_plain(value: Any, finite: bool = True) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file lies at ``path``; False also where that cannot be found out."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):  # a folder that may not be entered, a name that is too long or has a zero
+        return False
 
 
 def reason(error: Exception) -> str:

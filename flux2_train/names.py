@@ -36,6 +36,11 @@ def problem(name: str, most: int = MOST_BYTES) -> str:
     return f"it has {size} bytes, at most {most} leave room for suffixes" if size > most else ""
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """The number with its noun (and verb): ``1 image is``, ``2 images are``; by default ``many`` gets an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def escaped(text: str) -> str:
     """The text in one line that controls nothing: invisible characters as escapes, ``?`` for what is no Unicode."""
     return "".join(_escaped(character) if is_invisible(character) else character for character in text)

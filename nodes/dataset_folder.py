@@ -10,6 +10,7 @@ from ..flux2_train.data.pairs import states
 from ..flux2_train.data.report import contact_sheet, summary
 from ..flux2_train.errors import UserError
 from ..flux2_train.host.loading.files import cache_folder, resolve
+from ..flux2_train.host.loading.places import may_read
 from ..flux2_train.settings.dataset_folder import DatasetSettings
 from . import fields
 from .options import gathered, socket, take_earlier
@@ -23,7 +24,7 @@ SECTIONS = ("caption_options", "crop_options", "mask_options", "reference_option
 def folder_states(name: str | None) -> list[tuple]:
     """The states of a folder's files, which change with any file; empty if there is no such folder."""
     try:  # a name that comes over a wire is still None here
-        return states(resolve(name)) if name and name.strip() else []
+        return states(resolve(name), may_read) if name and name.strip() else []
     except (OSError, UserError):  # read_folder says what is wrong
         return []
 
@@ -76,7 +77,7 @@ class DatasetFolder(io.ComfyNode):
             references=tuple(resolve(name) for name in references.split(";") if name.strip()), **sections, **widgets,
         )  # fmt: skip
         progress = NodeProgress(cls.hidden.unique_id, 1)
-        dataset = read_folder(settings, Index(cache_folder()), progress.phase)
+        dataset = read_folder(settings, Index(cache_folder()), progress.phase, may_read)
         if more is not None:
             dataset = more.chained(dataset)
         progress.say(summary(dataset))

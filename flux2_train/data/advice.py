@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..names import counted
 from ..settings.dataset_folder import ONE_PROMPT, DatasetSettings
 from . import captions as texts
 from .dataset import Item
@@ -17,11 +18,13 @@ def advice(settings: DatasetSettings, images: list[UsableImage], items: tuple[It
     """One sentence for each thing worth knowing about sizes, captions, trigger and duplicates."""
     small = list(dict.fromkeys(i.path.name for i in items if _scaled_up(i)))
     if small:
-        yield f"{len(small)} images are smaller than they are trained at and scaled up: {some(small)}"
+        count = counted(len(small), "image is smaller than it is", "images are smaller than they are")
+        yield f"{count} trained at and scaled up: {some(small)}"
     areas = {item.path: _area(item) for item in items}
     cropped = [p.path.name for p in images if areas[p.path] < LEAST_KEPT * p.facts.width * p.facts.height]
     if cropped:
-        yield f"{len(cropped)} images lose more than a third of their area to the crop: {some(cropped)}"
+        count = counted(len(cropped), "image loses more than a third of its", "images lose more than a third of their")
+        yield f"{count} area to the crop: {some(cropped)}"
     yield from _on_captions(settings, images, {text for item in items for text in item.captions})
     yield from _duplicates(images)
 
@@ -46,7 +49,7 @@ def _on_captions(settings: DatasetSettings, images: list[UsableImage], captions:
         yield "all captions are equal"
     blank = [p.path.name for p in images if not any(p.captions)]
     if blank:
-        yield f"{len(blank)} captions are empty: {some(blank)}"
+        yield f"{counted(len(blank), 'caption is', 'captions are')} empty: {some(blank)}"
 
 
 def _duplicates(images: list[UsableImage]) -> Iterator[str]:

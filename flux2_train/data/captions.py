@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bounded import from_json, read_text
 from ..errors import UserError
+from ..names import shown
 from ..settings.dataset_folder import JOIN, MOST_REFERENCES, CaptionSettings
 
 PLACEHOLDER = "[trigger]"
 SUFFIXES = (".txt", ".caption", ".json")
 MAX_BYTES = 64 * 1024
-MAX_LINES_BYTES = 1 << 28  # of a JSONL file
+MAX_LINES_BYTES = 1 << 25  # of a JSONL file
+MOST_ROWS = 200_000  # of a JSONL file
+MOST_VARIANTS = 1000  # captions of one image, each of which is encoded
 
 
 def beside(image: Path) -> tuple[Path, ...]:
@@ -28,16 +31,16 @@ def read_file(path: Path) -> list[str]:
 
     Raises UserError with the file's name if it is too large, no UTF-8, or JSON without a caption.
     """
-    text = _read_text(path, MAX_BYTES)
+    text = read_text(path, MAX_BYTES, " as captions")
     if path.suffix.lower() == ".json":
-        return _from_json(text, path.name)
+        return _from_json(text, shown(path.name))
     return [line for line in map(_clean, text.splitlines()) if line]
 
 
 def _from_json(text: str, name: str) -> list[str]:
     try:
-        values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        values = from_json(text)
+    except ValueError as error:
         raise UserError(f"{name} is not JSON ({error}); correct it or use a .txt file.") from error
     if not isinstance(values, dict) or "caption" not in values:
         raise UserError(f'{name} has no key "caption"; write {{"caption": "..."}}.')
@@ -49,17 +52,6 @@ def _strings(value: object, name: str) -> list[str]:
     if not all(isinstance(v, str) for v in values):
         raise UserError(f'"caption" in {name} is neither a text nor a list of texts; correct it.')
     return [v for v in map(_clean, values) if v]
-
-
-def _read_text(path: Path, limit: int) -> str:
-    try:
-        if path.stat().st_size > limit:
-            raise UserError(f"{path.name} is {path.stat().st_size} bytes long; at most {limit} are read as captions.")
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 text; save it as UTF-8.") from error
-    except OSError as error:
-        raise UserError(f"{path.name} cannot be read ({error.strerror or error}).") from error
 
 
 def _clean(text: str) -> str:
@@ -80,15 +72,17 @@ def read_jsonl(path: Path) -> list[Row]:
 
     Paths are relative to the file and may not leave its folder. Raises UserError with file and line.
     """
-    lines = _read_text(path, MAX_LINES_BYTES).splitlines()
+    lines = read_text(path, MAX_LINES_BYTES, " as captions").split("\n")
+    if len(lines) > MOST_ROWS:
+        raise UserError(f"{shown(path.name)} has {len(lines)} lines; at most {MOST_ROWS} are read.")
     return [_row(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _row(line: str, path: Path, number: int) -> Row:
-    where = f"{path.name}, line {number}"
+    where = f"{shown(path.name)}, line {number}"
     try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        row = from_json(line)
+    except ValueError as error:
         raise UserError(f"{where} is not JSON ({error}); every line is one object.") from error
     if not isinstance(row, dict):
         raise UserError(f'{where} is no object; write {{"image": "a.png", "caption": "..."}}.')
@@ -105,14 +99,14 @@ def _row(line: str, path: Path, number: int) -> Row:
 
 
 def _numbered_controls(row: dict) -> list:
-    keys = [k for k in row if re.fullmatch(r"control_path_\d+", k)]
+    keys = [k for k in row if re.fullmatch(r"control_path_\d{1,4}", k)]
     return [row[k] for k in sorted(keys, key=lambda k: int(k.rsplit("_", 1)[1]))]
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
     path = Path(os.path.normpath(folder / name))
     if not path.is_relative_to(os.path.normpath(folder)):
-        raise UserError(f"{where} names {name}, which lies outside {folder}; name files relative to the JSONL file.")
+        raise UserError(f"{where} names a file that lies outside {folder}; name files relative to the JSONL file.")
     return path
 
 
@@ -146,14 +140,21 @@ def with_trigger(caption: str, trigger: str, instead: str | None = None, prepend
     return _clean(text).strip(" ,")
 
 
-def variants(captions: list[str], options: CaptionSettings, key: str) -> tuple[str, ...]:
+def variants(captions: list[str], options: CaptionSettings, key: str, name: str = "An image") -> tuple[str, ...]:
     """The captions that a step draws from for one image, before triggers are put in.
 
-    ``key`` identifies the image, so that each image is shuffled differently.
+    ``key`` identifies the image, so that each image is shuffled differently. Raises UserError with its ``name`` if it
+    would have more than MOST_VARIANTS captions.
     """
     if options.several == JOIN:
         captions = [_clean(" ".join(captions))]
     captions = captions or [""]
+    count = len(captions) * max(1, options.shuffle)
+    if count > MOST_VARIANTS:
+        raise UserError(
+            f"{shown(name)} would get {count} captions, each of which is encoded; at most {MOST_VARIANTS} can be. "
+            "Lower shuffle of Caption Options, join the lines, or write fewer."
+        )
     if not options.shuffle:
         return tuple(dict.fromkeys(captions))
     rng = random.Random(f"{options.seed}/{key}")

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ..bounded import is_file
 from ..errors import UserError
 from ..hashing import canonical_hash
+from ..names import counted, shown
 from ..settings.dataset_folder import FILE_NAME, JSONL, ONE_PROMPT, REFUSE, STRICT, DatasetSettings
 from . import captions as texts
 from . import crops, faces
@@ -18,31 +20,41 @@ from .dataset import Dataset
 from .images import SUFFIXES, Facts, open_upright, read_bytes
 from .index import Index
 from .items import Known, UsableImage, items_of, source_of
-from .pairs import by_name, listing, name_of, shown, some
+from .pairs import MayRead, anywhere, by_name, is_jsonl, listing, name_of, some
 
 SHAPE_TOLERANCE = 0.01  # relative difference of aspect ratios up to which an image and its partner have the same shape
+
+LISTED = 20  # files that a message names with their reasons
+FEW = 3
+_NO_CAPTION = "images have no caption of their own and get"
 
 Report = Callable[[str, int, int], None]  # (name of the task, files done, files in total)
 
 
-def read_folder(settings: DatasetSettings, index: Index | None = None, report: Report = lambda *_: None) -> Dataset:
+def read_folder(
+    settings: DatasetSettings,
+    index: Index | None = None,
+    report: Report = lambda *_: None,
+    may_read: MayRead = anywhere,
+) -> Dataset:
     """The data set of one folder: its usable images with captions, references and masks.
 
-    ``index`` keeps hashes and facts of files, so that unchanged files are not read again. Raises UserError with names
+    ``index`` keeps hashes and facts of files, so that unchanged files are not read again. ``may_read`` says whether a
+    link's target may be read; links to other places are skipped by name. Raises UserError with names
     and reasons if no image can be used, if captions, references or masks are missing, or if a file cannot be used and
     ``bad_files`` is ``refuse``.
     """
-    return _Reader(settings, index or Index(), report).read()
+    return _Reader(settings, index or Index(), report, may_read).read()
 
 
 class _Reader:
     """The stages of reading one folder. They collect the files that are skipped and refused, and the warnings."""
 
-    def __init__(self, settings: DatasetSettings, index: Index, report: Report):
-        self.settings, self.index, self.report = settings, index, report
+    def __init__(self, settings: DatasetSettings, index: Index, report: Report, may_read: MayRead):
+        self.settings, self.index, self.report, self.may_read = settings, index, report, may_read
         self.skipped: list[str] = []
         self.refused: list[str] = []
-        self.warnings: list[str] = []
+        self.warnings: list[str] = list(index.notes)
         self.partners: dict[Path, Known] = {}
 
     def read(self) -> Dataset:
@@ -52,13 +64,13 @@ class _Reader:
         images = self._limited(self._captioned(self._paired(self._usable(self._rows()))))
         self._refuse_bad()
         if not images:
-            reasons = f" ({'; '.join(self.skipped[:3])})" if self.skipped else ""
+            reasons = f" ({'; '.join(self.skipped[:FEW])})" if self.skipped else ""
             raise UserError(
                 f"{settings.folder} holds no usable image{reasons}; it needs {', '.join(SUFFIXES[:4])} files."
             )
         at = self._faces(images)
         items = tuple(item for p in images for item in items_of(p, settings, self.partners, at.get(p.digest)))
-        skipped, warnings = tuple(self.skipped), (*self.warnings, *advice(settings, images, items))
+        skipped, warnings = tuple(dict.fromkeys(self.skipped)), (*self.warnings, *advice(settings, images, items))
         sources = (source_of(settings),)
         return Dataset(items, sources, settings.resolution, skipped, warnings, settings.identity, (settings,))
 
@@ -66,37 +78,57 @@ class _Reader:
 
     def _rows(self) -> list[Row]:
         folder = self.settings.folder
-        if folder.suffix.lower() == ".jsonl" and folder.is_file():
+        if is_jsonl(folder):
             return self._jsonl_rows(folder)
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}; name a folder of images.")
         if self.settings.captions == JSONL:
-            tables = sorted(folder.glob("*.jsonl"))
+            tables = sorted(path for path in folder.glob("*.jsonl") if self._is_readable(path))
             if len(tables) != 1:
-                raise UserError(f"{folder} holds {len(tables)} .jsonl files, and captions 'jsonl' needs exactly one; "
+                count = counted(len(tables), ".jsonl file")
+                raise UserError(f"{folder} holds {count}, and captions 'jsonl' needs exactly one; "
                                 "name the file itself in 'folder'.")  # fmt: skip
             return self._jsonl_rows(tables[0])
         excluded = (*self.settings.references, *filter(None, [self.settings.mask_options.folder]))
-        paths, unread = listing(folder, self.settings.subfolders, excluded)
-        self.skipped += [f"{p.name} is of a kind that is not read here; save it as PNG or JPEG" for p in unread]
+        paths, unread = listing(folder, self.settings.subfolders, excluded, self.may_read, self.skipped.append)
+        self.skipped += [f"{shown(p.name)} is of a kind that is not read here; save it as PNG or JPEG" for p in unread]
         return [Row(path, None, ()) for path in paths]
 
     def _jsonl_rows(self, path: Path) -> list[Row]:
         rows = texts.read_jsonl(path)
-        missing = [row.image.name for row in rows if not row.image.is_file()]
-        if missing:
-            self._bad("", f"{path.name} names {len(missing)} files that are not there: {some(missing)}")
-        return [row for row in rows if row.image.is_file()]
+        there = [row for row in rows if is_file(row.image)]
+        if len(there) < len(rows):
+            missing = [row.image.name for row in rows if not is_file(row.image)]
+            count = counted(len(missing), "file that is", "files that are")
+            self._bad("", f"{shown(path.name)} names {count} not there: {some(missing)}")
+        foreign = [row.image.name for row in there if not all(map(self.may_read, (row.image, *row.controls)))]
+        if foreign:
+            count = counted(len(foreign), "link", "links")
+            self._bad("", f"{shown(path.name)} names {count} to places that may not be read: {some(foreign)}")
+        return [row for row in there if not foreign or all(map(self.may_read, (row.image, *row.controls)))]
+
+    def _is_readable(self, path: Path) -> bool:
+        """Whether a file beside an image is there; a link out of the places that may be read is named and left out."""
+        if not is_file(path):
+            return False
+        if path.is_symlink() and not self.may_read(path):
+            self.skipped.append(f"{shown(path.name)} is a link to a place that may not be read")
+            return False
+        return True
 
     def _bad(self, name: str, reason: str) -> None:
         """Note a file that cannot be used: refused or skipped, as ``bad_files`` says."""
-        problem = shown(f"{name} {reason}".strip())
+        problem = f"{shown(name)} {reason}".strip()
         (self.refused if self.settings.bad_files == REFUSE else self.skipped).append(problem)
 
     def _refuse_bad(self) -> None:
         if self.refused:
-            raise UserError(f"{len(self.refused)} files cannot be used: {'; '.join(self.refused)}. Mend or remove "
-                            "them, or set bad_files or the size rule to 'skip'.")  # fmt: skip
+            rest = len(self.refused) - LISTED
+            more = f"; and {rest} more" if rest > 0 else ""
+            raise UserError(
+                f"{counted(len(self.refused), 'file')} cannot be used: {'; '.join(self.refused[:LISTED])}"
+                f"{more}. Mend or remove them, or set bad_files or the size rule to 'skip'."
+            )
 
     # which of them can be used
 
@@ -112,7 +144,7 @@ class _Reader:
             if action == ACCEPT:
                 usable.append(UsableImage(row.image, digest, facts, row.captions, row.controls))
             else:
-                (self.refused if action == REFUSE else self.skipped).append(f"{row.image.name}: {reason}")
+                (self.refused if action == REFUSE else self.skipped).append(f"{shown(row.image.name)}: {reason}")
         return usable
 
     def _facts(self, paths: list[Path]) -> dict[Path, Known]:
@@ -121,7 +153,7 @@ class _Reader:
         readable = {path: digest for path, digest in digests.items() if isinstance(digest, str)}
         facts = self.index.facts(readable, lambda done, total: self.report("checking images", done, total))
         unreadable = {
-            path: ("", Facts(problem=str(error).removeprefix(f"{path.name} ").rstrip(".")))
+            path: ("", Facts(problem=str(error).removeprefix(f"{shown(path.name)} ").rstrip(".")))
             for path, error in digests.items()
             if not isinstance(error, str)
         }
@@ -151,11 +183,11 @@ class _Reader:
         for path in image.partners:
             facts = self.partners[path][1]
             if facts.problem:
-                self._bad(path.name, f"(partner of {image.path.name}) {facts.problem}")
+                self._bad(path.name, f"(partner of {shown(image.path.name)}) {facts.problem}")
                 return False
             aligned = path == image.mask or self.settings.reference_options.kind == STRICT
             if aligned and not _same_shape(facts, image.facts):
-                self._bad(path.name, f"is {facts.width}x{facts.height} and {image.path.name} "
+                self._bad(path.name, f"is {facts.width}x{facts.height} and {shown(image.path.name)} "
                           f"{image.facts.width}x{image.facts.height}: they must have the same shape")  # fmt: skip
                 return False
         return True
@@ -163,12 +195,16 @@ class _Reader:
     def _partners(self, folder: Path, names: list[str], what: str) -> dict[str, Path]:
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}; name the folder of {what}s.")
-        partners = by_name(folder, self.settings.subfolders)
+        partners = by_name(folder, self.settings.subfolders, self.may_read, self.skipped.append)
         missing, surplus = [n for n in names if n not in partners], sorted(set(partners) - set(names))
         if missing and what == "reference":
-            raise UserError(f"{len(missing)} images have no reference: {folder} holds no image named {some(missing)}.")
+            count = counted(len(missing), "image has", "images have")
+            raise UserError(f"{count} no reference: {folder} holds no image named {some(missing)}.")
         if missing:
-            self.warnings.append(f"{len(missing)} images have no mask and count fully: {some(missing)}")
+            self.warnings.append(
+                f"{counted(len(missing), 'image has no mask and counts', 'images have no mask and count')} fully: "
+                f"{some(missing)}"
+            )
         if surplus:
             self.warnings.append(f"{folder.name} has {what}s that belong to no image: {some(surplus)}")
         return partners
@@ -189,13 +225,15 @@ class _Reader:
         missing = [p.path.name for p in captioned if p.captions is None]
         prompt = self.settings.prompt.strip()
         if missing and not prompt:
+            count = counted(len(images), "image has", "images have")
             raise UserError(
-                f"{len(missing)} of {len(images)} images have no caption file ({some(missing)}): add a .txt of the "
+                f"{len(missing)} of {count} no caption file ({some(missing)}): add a .txt of the "
                 "same name, fill in 'prompt' for them, or take captions from the file name."
             )
         if missing and self.settings.captions != ONE_PROMPT:
             self.warnings.append(
-                f"{len(missing)} images have no caption of their own and get 'prompt': {some(missing)}"
+                f"{counted(len(missing), 'image has no caption of its own and gets', _NO_CAPTION)} 'prompt': "
+                f"{some(missing)}"
             )
         return [replace(p, captions=[prompt]) if p.captions is None else p for p in captioned]
 
@@ -204,7 +242,7 @@ class _Reader:
             return image.captions or None
         if self.settings.captions == FILE_NAME:
             return [texts.from_file_name(image.path)]
-        file = next((path for path in texts.beside(image.path) if path.is_file()), None)
+        file = next((path for path in texts.beside(image.path) if self._is_readable(path)), None)
         if file is None:
             return None
         return texts.read_file(file) or (None if self.settings.prompt.strip() else [""])
@@ -225,7 +263,8 @@ class _Reader:
         without = [p.path.name for p in images if not known[p.digest]]
         if without:
             self.warnings.append(
-                f"no face was found in {len(without)} images, cut around their centre: {some(without)}"
+                f"no face was found in {counted(len(without), 'image, cut around its', 'images, cut around their')} "
+                f"centre: {some(without)}"
             )
         return {digest: tuple(point) for digest, point in known.items() if point}
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .. import bounded
 from ..errors import UserError
 from ..geometry import MULTIPLE
+from ..names import shown
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")  # Pillow's names of what is ever decoded
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 OTHER_SUFFIXES = (
     ".gif",
@@ -35,9 +41,12 @@ OTHER_SUFFIXES = (
     ".exr",
 )
 MAX_PIXELS = 178_956_970  # above this Pillow takes a file for a decompression bomb
+LARGE = 1 << 25  # pixels: pictures beyond it are decoded one at a time
 MAX_BYTES = 1 << 30
 ORIENTATION = 0x0112
 DEEP_MODES = ("I", "F")
+_one_thread = ThreadPoolExecutor(1, "large pictures")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,15 +69,17 @@ def digest_of(data: bytes) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file. Raises UserError if it cannot be read or is larger than any image should be."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(
-                f"{path.name} is {path.stat().st_size >> 20} MB large; at most {MAX_BYTES >> 20} MB are read."
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path.name} cannot be read ({error.strerror or error}).") from error
+    """The whole file. Raises UserError if it cannot be read, is no regular file, or is larger than images are."""
+    return bounded.read_bytes(path, MAX_BYTES)
+
+
+def in_turn(size: tuple[int, int], work: Callable[[], T]) -> T:
+    """What ``work`` returns, which decodes a picture of that size: all large ones are decoded by one thread.
+
+    A picture of MAX_PIXELS takes 0.7 GB decoded, and its file may have a thousandth of that. A lock alone would not do:
+    the C library keeps what a thread has freed for that thread.
+    """
+    return _one_thread.submit(work).result() if size[0] * size[1] > LARGE else work()
 
 
 @contextmanager
@@ -86,26 +97,58 @@ def examine(data: bytes) -> Facts:
     if not data:
         return Facts(problem="is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             problem = _size_problem(*image.size)
             if problem:
                 return Facts(*image.size, problem=problem)
-            return Facts(*_decoded_size(image), transparent(image))
+        return in_turn(image.size, partial(_decoded, data))
     except Image.DecompressionBombError:
         return Facts(problem=f"has more than {MAX_PIXELS // 10**6} megapixels, the most that are read")
     except Exception as error:  # a broken file makes decoders raise almost anything
-        return Facts(problem=f"cannot be read as an image ({error or type(error).__name__})")
+        return Facts(problem=f"cannot be read as an image ({_why(error)})")
+
+
+def opened(data: bytes) -> Image.Image:
+    """The image in ``data``, not decoded yet. Only decoders of the formats that the documents name ever see it.
+
+    Pillow would otherwise try every format it knows: PostScript, for one, is handed to Ghostscript, a program that
+    runs what it reads.
+    """
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(width, height) as the header says, without decoding; (0, 0) if that cannot be read."""
+    try:
+        with opened(data) as image:
+            return image.size
+    except Exception:  # decoding says what is wrong
+        return 0, 0
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no PNG, JPEG, WebP, BMP, TIFF or AVIF"
+    return shown(str(error) or type(error).__name__)
+
+
+def _decoded(data: bytes) -> Facts:
+    """The facts of an image that can be read to its end. It is decoded, and freed again, in here."""
+    with opened(data) as image:
+        return Facts(*_decoded_size(image), transparent(image))
 
 
 def _decoded_size(image: Image.Image) -> tuple[int, int]:
     """The upright size, after reading the image to its end."""
-    if image.format != "JPEG":
-        return ImageOps.exif_transpose(image).size
-    width, height = image.size
+    size = image.size
+    if image.format == "JPEG":
+        image.draft("L", (1, 1))  # decodes at an eighth of the size
+        image.load()
+    else:
+        image.load()
+        size = image.size  # TIFF turns itself
     sideways = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    image.draft("L", (1, 1))  # decodes at an eighth of the size
-    image.load()
-    return (height, width) if sideways else (width, height)
+    return size[::-1] if sideways else size
 
 
 def _size_problem(width: int, height: int) -> str:
@@ -134,15 +177,16 @@ def open_shrunk(data: bytes, name: str, room: float) -> tuple[Image.Image, int]:
     full image (Pillow's ``reducing_gap`` of 2). Raises as ``open_upright``.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            shrink = _shrink(image, room)
-            if shrink > 1:
-                image.draft(None, (image.width // shrink, image.height // shrink))
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
+        image = opened(data)
+        shrink = _shrink(image, room)
+        if shrink > 1:
+            image.draft(None, (image.width // shrink, image.height // shrink))
+        image.load()
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     except Exception as error:  # a broken file makes decoders raise almost anything
-        raise UserError(f"{name} cannot be read as an image ({error or type(error).__name__}).") from error
-    return upright, shrink
+        raise UserError(f"{shown(name)} cannot be read as an image ({_why(error)}).") from error
+    return image, shrink
 
 
 def _shrink(image: Image.Image, room: float) -> int:
@@ -163,7 +207,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     if image.mode.split(";")[0] in DEEP_MODES:
         return _from_deep(image)
     if not transparent(image):
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB")
 

@@ -6,7 +6,9 @@ saves time: if it is deleted it is built anew.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -17,7 +19,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from ..bounded import from_json, reason
 from ..errors import UserError
+from ..names import shown
 from .images import Facts, digest_of, examine, no_filling_up, read_bytes
 
 # A file that is written twice within one tick of the file system's clock looks unchanged, so the hash of a file is kept
@@ -25,6 +29,10 @@ from .images import Facts, digest_of, examine, no_filling_up, read_bytes
 SETTLED_SECONDS = 2.0
 BUSY_SECONDS = 60.0
 BATCH = 500
+VERSION = 1
+COLUMNS = ["path", "size", "mtime", "ctime", "inode", "digest"]  # of the table of files
+# In the sentences with which SQLite says that the disk, the lock or the rights are the matter, not the file.
+PASSING = ("locked", "busy", "full", "readonly", "unable to open", "disk I/O", "interrupted", "out of memory")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, inode INT, digest TEXT);
 CREATE TABLE IF NOT EXISTS facts (digest TEXT, kind TEXT, value TEXT, PRIMARY KEY (digest, kind));
@@ -48,28 +56,34 @@ class Index:
 
     def __init__(self, folder: Path | None = None):
         self.path = folder / "index.sqlite" if folder else None
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.notes: tuple[str, ...] = ()  # what a person should know about this index
         try:
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
             self.connection = self._connect()
         except (OSError, sqlite3.Error) as error:
-            raise UserError(f"The cache's index {self.path} cannot be written ({_reason(error)}); "
+            raise UserError(f"The cache's index {self.path} cannot be written ({reason(error)}); "
                             "make its folder writable or choose another place for the cache.") from error  # fmt: skip
 
     def _connect(self) -> sqlite3.Connection:
-        name = str(self.path) if self.path else ":memory:"
-        connection = sqlite3.connect(name, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None)
         try:
-            connection.executescript(SCHEMA)
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            if isinstance(error, sqlite3.OperationalError) or self.path is None:
+            return _opened(self.path)
+        except (sqlite3.Error, Foreign) as error:
+            if not _is_damage(error) or self.path is None:
                 raise
-            self.path.unlink()  # the file is damaged; everything in it can be computed again
-            connection = sqlite3.connect(name, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None)
-            connection.executescript(SCHEMA)
-        return connection
+            self._set_aside(error)
+        return _opened(self.path)
+
+    def _set_aside(self, why: Exception) -> None:
+        """Rename the file: everything in it can be computed again."""
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        for end in ("-journal", "-wal", "-shm", ""):  # they belong to the damaged file, and would damage the new one
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{self.path}{end}", f"{aside}{end}")
+        note = f"the cache's index could not be read ({why}) and is made anew; the old one lies as {aside}"
+        logging.warning("%s", note)
+        self.notes = (*self.notes, note)
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -81,19 +95,38 @@ class Index:
                 self.connection.execute("COMMIT")
             except sqlite3.Error as error:
                 self._roll_back()
-                raise UserError(f"The cache's index {self.path} cannot be written ({_reason(error)}).") from error
+                if _is_damage(error) and self.path:
+                    self._renew(error)
+                raise UserError(
+                    f"The cache's index {self.path} cannot be written ({reason(error)}); make room or its folder "
+                    "writable, and queue again."
+                ) from error
             except BaseException:
                 self._roll_back()
                 raise
 
     def _roll_back(self) -> None:
-        if self.connection.in_transaction:
-            self.connection.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+
+    def _renew(self, error: Exception) -> None:
+        """Begin a new file in place of one whose damage shows only now."""
+        self.connection.close()
+        self._set_aside(error)
+        self.connection = _opened(self.path)
 
     def rows(self, query: str, values: Iterable = ()) -> list[tuple]:
         """All rows of a query."""
+        values = tuple(values)
         with self.lock:
-            return self.connection.execute(query, tuple(values)).fetchall()
+            try:
+                return self.connection.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                if not _is_damage(error) or self.path is None:
+                    raise UserError(f"The cache's index {self.path} cannot be read ({reason(error)}).") from error
+                self._renew(error)
+            return self.connection.execute(query, values).fetchall()
 
     def digests(self, paths: list[Path], report: Report = lambda done, total: None) -> dict[Path, str | UserError]:
         """The content hash of each file, or why it cannot be read; unchanged files are not read."""
@@ -106,32 +139,37 @@ class Index:
             part = wanted[start : start + BATCH]
             marks = ",".join("?" * len(part))
             for path, *state, digest in self.rows(f"SELECT * FROM files WHERE path IN ({marks})", part):
-                known[path] = (tuple(state), digest)
+                if _is_digest(digest):
+                    known[path] = (tuple(state), digest)
         return known
 
     def _digest(self, task: tuple[Path, tuple[Signature, str] | None]) -> tuple[tuple, tuple | None]:
         path, known = task
         if not _is_text(path):
-            return (path, UserError(f"{path.name} has a name that is no Unicode text; rename it.")), None
+            return (path, UserError(f"{shown(path.name)} has a name that is no Unicode text; rename it.")), None
         try:
             before = signature(path.stat())
             if known and known[0] == before:
                 return (path, known[1]), None
             digest = digest_of(read_bytes(path))
         except (OSError, UserError) as error:
-            reason = error if isinstance(error, UserError) else UserError(f"{path.name} cannot be read ({error}).")
-            return (path, reason), None
+            why = error if isinstance(error, UserError) else f"{shown(path.name)} cannot be read ({reason(error)})."
+            return (path, UserError(str(why))), None
         settled = time.time() - max(before[1], before[2]) / 1e9 > SETTLED_SECONDS
-        unchanged = signature(path.stat()) == before
+        try:
+            unchanged = signature(path.stat()) == before
+        except OSError:
+            unchanged = False
         return (path, digest), ((str(path), *before, digest) if settled and unchanged else None)
 
     def facts(self, files: dict[Path, str], report: Report = lambda done, total: None) -> dict[str, Facts]:
         """The facts of each file's content, by content hash; content that is not in the index is decoded once."""
         facts_by_digest, missing = {}, {}
-        known = self.remembered("image", list(files.values()))
+        known = {digest: facts for digest, value in self.remembered("image", list(files.values())).items()
+                 if (facts := _facts(value))}  # fmt: skip
         for path, digest in files.items():
             if digest in known:
-                facts_by_digest[digest] = Facts(**known[digest])
+                facts_by_digest[digest] = known[digest]
             else:
                 missing.setdefault(digest, path)
 
@@ -149,7 +187,9 @@ class Index:
         for start in range(0, len(digests), BATCH):
             part = digests[start : start + BATCH]
             query = f"SELECT digest, value FROM facts WHERE kind = ? AND digest IN ({','.join('?' * len(part))})"
-            values.update((digest, json.loads(value)) for digest, value in self.rows(query, [kind, *part]))
+            for digest, value in self.rows(query, [kind, *part]):
+                with contextlib.suppress(ValueError, TypeError):  # what is damaged is found out anew
+                    values[digest] = from_json(value)
         return values
 
     def remember(self, kind: str, digest: str, value: object) -> None:
@@ -198,5 +238,37 @@ def _is_text(path: Path) -> bool:
         return False
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def _facts(value: object) -> Facts | None:
+    """The facts that the index remembers; None for what is no facts, which are then found out anew."""
+    kinds = {"width": int, "height": int, "alpha": bool, "problem": str}
+    fits = isinstance(value, dict) and value.keys() == kinds.keys()
+    return Facts(**value) if fits and all(type(value[name]) is kind for name, kind in kinds.items()) else None
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 32
+
+
+class Foreign(Exception):
+    """The index has another form than this version gives it."""
+
+
+def _opened(path: Path | None) -> sqlite3.Connection:
+    name = str(path) if path else ":memory:"
+    connection = sqlite3.connect(name, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None)
+    try:
+        connection.executescript(SCHEMA)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(files)")]
+        if version > VERSION or columns != COLUMNS:
+            raise Foreign("it is of another version of this pack")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error tells of a file that will never work, and not of a full disk, a lock or missing rights."""
+    return not isinstance(error, sqlite3.OperationalError) or not any(word in str(error) for word in PASSING)

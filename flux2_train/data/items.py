@@ -72,7 +72,7 @@ def items_of(
     image: UsableImage, settings: DatasetSettings, partners: Mapping[Path, Known], face: crops.Point | None = None
 ) -> list[Item]:
     """One item per crop, size and flip; ``face`` is the point that crop style 'face' centres on."""
-    variants = texts.variants(image.captions, settings.caption_options, image.digest)
+    variants = texts.variants(image.captions, settings.caption_options, image.digest, image.path.name)
     pairs = list(dict.fromkeys(caption_pair(variant, settings) for variant in variants))
     return [
         Item(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from ..bounded import is_file
+from ..names import counted, shown
 from .captions import beside
 from .dataset import Dataset, Item
 
@@ -25,12 +27,16 @@ def warnings(dataset: Dataset, length: Callable[[str], int], more: Iterable[str]
         longest[name] = max(longest.get(name, 0), length(text))
     long = sorted(((tokens, name) for name, tokens in longest.items() if tokens > LIMIT), reverse=True)
     sentences = [
-        f"{name} has {tokens} tokens with the text encoder's template. All of them are encoded here, but the "
+        f"{shown(name)} has {tokens} tokens with the text encoder's template. All of them are encoded here, but the "
         f"pipelines of Black Forest Labs and diffusers cut at {LIMIT}: shorten it if the LoRA is for those."
         for tokens, name in long[:LISTED]
     ]
     rest = len(long) - LISTED
-    return [*sentences, f"{rest} more captions have more than {LIMIT} tokens."] if rest > 0 else sentences
+    return (
+        [*sentences, f"{counted(rest, 'more caption has', 'more captions have')} more than {LIMIT} tokens."]
+        if rest > 0
+        else sentences
+    )
 
 
 def _named(dataset: Dataset, more: Iterable[str]) -> Iterable[tuple[str, str]]:
@@ -47,4 +53,4 @@ def _named(dataset: Dataset, more: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 def _file_of(item: Item) -> str:
     """The name of the file that holds an item's caption; the image's name where no caption file lies beside it."""
-    return next((path.name for path in beside(item.path) if path.is_file()), item.path.name)
+    return next((path.name for path in beside(item.path) if is_file(path)), item.path.name)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
 from .crops import Crop, Size
 from .dataset import View
-from .images import digest_of, open_shrunk, read_bytes, to_rgb, to_tensor
+from .images import digest_of, in_turn, open_shrunk, read_bytes, size_of, to_rgb, to_tensor
 
 
 def checked_bytes(view: View) -> bytes:
@@ -29,7 +31,13 @@ def cut(image: Image.Image, crop: Crop, size: Size | None = None, resample=Image
 
 def render(view: View) -> Image.Image:
     """The pixels that are encoded, as an RGB picture."""
-    image, shrink = open_shrunk(checked_bytes(view), view.path.name, view.crop.room)
+    data = checked_bytes(view)
+    return in_turn(size_of(data), partial(_rendered, data, view))
+
+
+def _rendered(data: bytes, view: View) -> Image.Image:
+    """The whole picture is decoded, and freed again, in here."""
+    image, shrink = open_shrunk(data, view.path.name, view.crop.room)
     return cut(to_rgb(image, view.background or "white"), view.crop.shrunk(shrink))
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UserError
+from ..names import counted, shown
 from .cache import EmbedCache, LatentCache
 from .dataset import Dataset, Item
 from .images import open_shrunk, read_bytes, to_rgb
 from .order import epoch_batches
-from .pairs import shown
 from .samples import Samples
 
 THUMBNAIL = 192  # pixels
@@ -30,7 +30,9 @@ def summary(dataset: Dataset, batches: tuple[int, ...] = (1, 2, 4)) -> str:
         count = sum(item.source == number for item in dataset.items)
         kind = " (regularisation)" if source.is_reg else ""
         share = f", probability {source.probability:g}" if source.probability < 1 else ""
-        lines.append(f"{count} images x {source.repeats} from {source.folder.name}{kind}{share}")
+        lines.append(
+            f"{counted(count, 'image', 'images')} x {source.repeats} from {shown(source.folder.name)}{kind}{share}"
+        )
     lines += [f"{w}x{h}: {n}" for (w, h), n in sorted(Counter(item.size for item in dataset.items).items())]
     steps = [f"{steps_per_epoch(dataset, batch)} at batch {batch}" for batch in batches]
     lines.append(f"steps per epoch: {', '.join(steps)}")

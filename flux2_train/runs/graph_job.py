@@ -10,7 +10,7 @@ from ..data.dataset import Dataset
 from ..data.folder import Report, read_folder
 from ..data.index import Index
 from ..host.describe import describe
-from ..host.loading import files
+from ..host.loading import files, places
 from ..settings.dataset_folder import DatasetSettings
 from ..settings.job import Job
 from ..settings.previews import PreviewSettings
@@ -60,7 +60,9 @@ def _previews(trainer: Trainer, references: tuple[tuple[Path, ...], ...]) -> tup
 def read_dataset(requests: tuple[DatasetSettings, ...], report: Report) -> Dataset:
     """The images of all of a job's folders. Raises UserError if one of the folders cannot be trained on."""
     index = Index(files.cache_folder())
-    return reduce(Dataset.chained, (read_folder(_resolved(request), index, report) for request in requests))
+    return reduce(
+        Dataset.chained, (read_folder(_resolved(request), index, report, places.may_read) for request in requests)
+    )
 
 
 def _resolved(request: DatasetSettings) -> DatasetSettings:

@@ -100,7 +100,7 @@ def test_jsonl_names_images_captions_and_controls(tmp_path):
     ({"image": "/etc/x.png"}, "lies outside"),
     ({"image": "a.png", "control": "../b.png"}, "lies outside"), ({"image": "a.png", "caption": {}}, "neither a text"),
     ({"image": "a.png", "control": ["a.png"] * 11}, "line 1 has 11 references; at most 10"),
-    ({"image": "gone.png", "caption": ""}, "names 1 files that are not there: gone.png"),
+    ({"image": "gone.png", "caption": ""}, "names 1 file that is not there: gone.png"),
 ])  # fmt: skip
 def test_bad_jsonl_is_named_with_its_line(tmp_path, line, words):
     picture(tmp_path / "a.png")

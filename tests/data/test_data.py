@@ -43,7 +43,7 @@ def test_references_belong_to_images_by_name(images, tmp_path_factory):
     before = tmp_path_factory.mktemp("before")
     for name in "ab":
         Image.new("RGB", (64, 32), "green" if name == "a" else "black").save(before / f"{name}.jpg")
-    with pytest.raises(UserError, match=r"1 images have no reference: .* holds no image named c"):
+    with pytest.raises(UserError, match=r"1 image has no reference: .* holds no image named c"):
         read(images, references=(before,))
     Image.new("RGB", (32, 64)).save(before / "c.bmp")
     dataset = read(images, references=(before,))
@@ -207,7 +207,7 @@ def test_what_the_user_should_know_is_said(tmp_path):
     (tmp_path / "a.txt").unlink()
     (tmp_path / "b.txt").write_text("")
     picture(tmp_path / "c.png", caption="[trigger] is here", colour="blue")
-    assert "1 images have no caption of their own and get 'prompt': a.png" not in summary(read(tmp_path, prompt="p"))
+    assert "1 image has no caption of its own and gets 'prompt': a.png" not in summary(read(tmp_path, prompt="p"))
     said = summary(read(tmp_path, prompt="p"))
     assert "warning: 2 images have no caption of their own and get 'prompt': a.png, b.png" in said
     assert "warning: captions contain [trigger] but trigger is empty" in said
@@ -218,7 +218,7 @@ def test_what_the_user_should_know_is_said(tmp_path):
 def test_images_that_lose_much_to_the_crop_are_named(tmp_path):
     picture(tmp_path / "panorama.png", (640, 64), caption="wide")
     picture(tmp_path / "b.png", (64, 80), "blue", "x")
-    said = "1 images lose more than a third of their area to the crop: panorama.png"
+    said = "1 image loses more than a third of its area to the crop: panorama.png"
     assert said in read(tmp_path).warnings
     assert not any(
         "lose" in w

@@ -76,7 +76,7 @@ def test_faces_are_looked_for_once_and_pictures_without_one_are_named(folder, tm
         return dataset, progress
 
     dataset, progress = again()
-    assert "no face was found in 1 images, cut around their centre: plain.png" in dataset.warnings
+    assert "no face was found in 1 image, cut around its centre: plain.png" in dataset.warnings
     assert ("finding faces", 2, 2) in progress and sorted(looked) == [(90, 40), (900, 400)]
     assert again()[0].items == dataset.items and len(looked) == 2
 

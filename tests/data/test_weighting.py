@@ -195,7 +195,7 @@ def test_mixed_references_train_like_single_ones(folder, edits):
 def test_partners_that_are_missing_or_surplus_are_named(folder, edits):
     (edits[0] / "3.png").unlink()
     picture(edits[1] / "left over.png", caption=None)
-    with pytest.raises(UserError, match="1 images have no reference: .*near holds no image named 3"):
+    with pytest.raises(UserError, match="1 image has no reference: .*near holds no image named 3"):
         read(folder, references=edits)
     assert any(
         "far has references that belong to no image: left over" in w

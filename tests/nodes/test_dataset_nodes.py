@@ -177,9 +177,9 @@ def test_widgets_that_need_others_to_show(made, place):
         ((0, 0, 128, 128), False), ((0, 0, 128, 128), True),
     ]  # fmt: skip
     for widgets in ({"minimum": 64.0, "too_small": "refuse"}, {"maximum": 64.0, "too_large": "refuse"}):
-        with pytest.raises(ValueError, match="1 files cannot be used: (small|wide).png: "):
+        with pytest.raises(ValueError, match="1 file cannot be used: (small|wide).png: "):
             made(CropOptions=widgets)
-    with pytest.raises(ValueError, match="1 files cannot be used: b.png cannot be read"):
+    with pytest.raises(ValueError, match="1 file cannot be used: b.png cannot be read"):
         made({"folder": "broken", "bad_files": "refuse"})
     shuffles = {made(CaptionOptions={"shuffle": 2, "seed": seed}).said["tags"] for seed in range(4)}
     boxes = {made(CropOptions={**RANDOM_SQUARES, "seed": seed}).box["wide"] for seed in range(4)}

@@ -274,7 +274,7 @@ def test_bad_files_are_refused_before_any_model_is_loaded(server):
     (server.folder / "input" / "bad" / "broken.png").write_bytes(b"x")
     graph, events = small(), Events()
     graph["2"]["inputs"].update(folder="bad", bad_files="refuse", prompt="x")
-    with pytest.raises(ServerError, match="Flux2DatasetFolder: .*1 files cannot be used: broken.png"):
+    with pytest.raises(ServerError, match="Flux2DatasetFolder: .*1 file cannot be used: broken.png"):
         server.run(graph, events)
     assert {d["node"] for d in events.of("executing") if d["node"]} == {"2"}
 

@@ -114,5 +114,5 @@ def test_an_old_block_rate_is_refused_with_the_glob_to_write(old, glob):
 
 def test_a_job_file_is_bounded(tmp_path):
     (tmp_path / "job.json").write_text(json.dumps({"unknown": ["x" * (job.MAX_BYTES + 1)]}))
-    with pytest.raises(UserError, match=f"job.json has .* bytes; at most {job.MAX_BYTES} are read as a job"):
+    with pytest.raises(UserError, match=f"job.json is .* bytes long; at most {job.MAX_BYTES} are read as a job"):
         job.load(tmp_path / "job.json")

@@ -30,7 +30,7 @@ def test_dataset_check_reports_and_draws_without_any_model(tmp_path):
     done = flux2_train("dataset", "check", tmp_path / "data", "--resolution", 64, "--trigger", "zbot", "--sheet",
                        tmp_path / "sheet.png")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for said in ("1 images x 1 from data", "80x48: 1", "steps per epoch: 1 at batch 1", "skipped b.png cannot be read"):
+    for said in ("1 image x 1 from data", "80x48: 1", "steps per epoch: 1 at batch 1", "skipped b.png cannot be read"):
         assert said in done.stdout
     assert Image.open(tmp_path / "sheet.png").width > 100
 

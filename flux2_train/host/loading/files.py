@@ -9,33 +9,50 @@ import folder_paths
 from ...atomic import replacing, sweep
 from ...errors import UserError
 from ...flavours import ModelFile
+from ...names import shown
+from . import places
 
 AUTO = "auto"
 USER, OUTPUT = "user folder", "output folder"
 CACHE_PLACES = (USER, OUTPUT)
-# Not a folder named "examples": ComfyUI would look for workflow templates in it instead of in workflows/.
-SHIPPED = Path(__file__).resolve().parents[3] / "datasets"
 
 
 def resolve(folder: str) -> Path:
-    """The path of a folder: absolute, or relative to ComfyUI's input folder or to the pack's own data sets."""
-    named = Path(folder.strip().strip('"')).expanduser()
+    """The path of a folder: absolute, or relative to ComfyUI's input folder or to the pack's own data sets.
+
+    Raises UserError for one that may not be named (``places``).
+    """
+    named = _named(folder)
     if named.is_absolute():
-        return named
+        return places.require_readable(named)
     if not named.parts or ".." in named.parts:
-        raise UserError(f"{folder!r} is no folder name; give a folder inside ComfyUI's input folder, or a full path.")
-    places = [Path(folder_paths.get_input_directory()) / named, SHIPPED / named]
-    return next((place for place in places if place.is_dir()), places[0])
+        raise UserError(
+            f"{shown(folder)!r} is no folder name; give a folder inside ComfyUI's input folder, or a full path."
+        )
+    candidates = [Path(folder_paths.get_input_directory()) / named, places.SHIPPED / named]
+    return places.require_readable(next((path for path in candidates if path.is_dir()), candidates[0]))
+
+
+def _named(name: str) -> Path:
+    """The path that a person typed or pasted, with quotes around it or without."""
+    name = places.require_local(name.strip().strip('"'))
+    try:
+        return Path(name).expanduser() if "\0" not in name else Path()
+    except RuntimeError:  # ~somebody who does not exist
+        return Path()
 
 
 def resolve_file(name: str) -> Path:
-    """The path of a file: absolute, or relative to ComfyUI's input folder. Raises UserError for any other."""
-    named = Path(name.strip().strip('"')).expanduser()
+    """The path of a file: absolute, or relative to ComfyUI's input folder.
+
+    Raises UserError for any other, and for one that may not be named (``places``).
+    """
+    named = _named(name)
     if named.is_absolute():
-        return named
+        return places.require_readable(named)
     if not named.parts or ".." in named.parts:
-        raise UserError(f"{name!r} is no file name; give a file inside ComfyUI's input folder, or a full path.")
-    return Path(folder_paths.get_input_directory()) / named
+        raise UserError(f"{shown(name)!r} is no file name; give a file inside ComfyUI's input folder, or a full path.")
+    return places.require_readable(Path(folder_paths.get_input_directory()) / named)
 
 
 def lora_folder() -> Path:
@@ -148,7 +165,7 @@ def _generate(file: ModelFile) -> Path:
 
 
 def cache_folder(place: str = USER) -> Path:
-    """The folder of a cache. ComfyUI's server does not serve user folders whose name begins with two underscores."""
+    """The folder of a cache."""
     if place == OUTPUT:
         return Path(folder_paths.get_output_directory()) / "flux2_train" / "cache"
-    return Path(folder_paths.get_user_directory()) / "__flux2_train"
+    return places.user_folder()
