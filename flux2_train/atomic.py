@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -25,36 +26,95 @@ from pathlib import Path
 import psutil
 
 ENDING = ".partial"
-# The names that ``replacing`` writes to: .FILE.PROCESS_TABLE-PROCESS-THREAD.partial
+# The names that ``replacing`` and ``apart`` write to: .FILE.PROCESS_TABLE-PROCESS-THREAD.partial
 _NAME = re.compile(r"\..+\.(?P<table>[0-9a-f]{8})-(?P<process>\d+)-\d+\.partial", re.DOTALL)
 # Names that older versions wrote to: of any file (without the process table), and of an entry of a cache.
 _OLD_NAME = re.compile(r"\..+\.\d+\.partial|[0-9a-f]{32}\.\w+-\d+-\d+\.partial", re.DOTALL)
+_LIBRARYS_NAME = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # to which the safetensors library writes
+_KEPT = 100  # bytes of a file's name that are repeated in its partial name: file systems take 255 in all
 DAY = 86400.0  # seconds
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = False, new: bool = False) -> Iterator[Path]:
     """Yield the path to write to; at the end that file replaces ``path``. If anything fails ``path`` stays as it was.
 
     ``durable``: the file and its name are flushed to disk, so that they survive a power cut. Windows cannot flush a
-    folder, so the new name may be lost there.
+    folder, so the new name may be lost there. ``new``: raises FileExistsError instead of replacing, also if the file
+    has appeared only while this one was written.
     """
-    partial = path.with_name(f".{path.name}.{_process_table()}-{os.getpid()}-{threading.get_native_id()}{ENDING}")
+    partial = _partial(path)
     try:
         yield partial
-        if durable:
-            _flush(partial)
-        os.replace(partial, path)
-        if durable:
-            _flush_folder(path.parent)
+        _finish(partial, path, durable, new)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def apart(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``, which is removed at the end, or by ``sweep`` if the process is killed.
+
+    For files that are looked at before they get their name, and for writers that make other files beside the one they
+    were told to write, as the safetensors library does. ``move`` then gives the file its place.
+    """
+    folder = _partial(path)
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move(written: Path, path: Path, durable: bool = False, new: bool = False) -> None:
+    """Give a file, or with ``new`` also a folder, that was written ``apart`` its place, as ``replacing`` does."""
+    _finish(written, path, durable, new)
+
+
+def _partial(path: Path) -> Path:
+    name = path.name.encode(errors="surrogateescape")[:_KEPT].decode(errors="ignore")
+    return path.with_name(f".{name}.{_process_table()}-{os.getpid()}-{threading.get_native_id()}{ENDING}")
+
+
+def _finish(partial: Path, path: Path, durable: bool, new: bool) -> None:
+    if durable:
+        _flush(partial)
+    if new:
+        _rename_to_new(partial, path)
+    else:
+        os.replace(partial, path)
+    if durable:
+        _flush_folder(path.parent)
+
+
+def _rename_to_new(partial: Path, path: Path) -> None:
+    """Rename a file or folder. Raises FileExistsError if ``path`` exists, also if it has appeared only now."""
+    if sys.platform == "win32":
+        os.rename(partial, path)  # which never replaces there
+    elif partial.is_dir():
+        path.mkdir()
+        os.rename(partial, path)  # replaces the empty folder, which is ours
+    else:
+        _link_to_new(partial, path)
+
+
+def _link_to_new(partial: Path, path: Path) -> None:
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no second names, as FAT: an empty file holds the place
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(partial, path)
+    else:
+        partial.unlink()
+
+
 def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    for file_path in [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]:
+        with file_path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
@@ -69,24 +129,40 @@ def _flush_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the partial files that killed processes left in ``folder`` (not below it); keep those still being written.
+    """Remove what killed processes left half written in ``folder`` (not below it); keep what is still being written.
 
     A process id has a meaning only in its own process table: on this computer since it was started, in the same
     container. There a partial file is removed as soon as its process is gone; any other once it is a day old.
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.endswith(ENDING)]
-        for path in (folder / name for name in names):
+        for path in [folder / entry.name for entry in entries if entry.name.endswith(ENDING) or _is_librarys(entry)]:
             with contextlib.suppress(OSError):
                 if _is_left_over(path):
-                    path.unlink()
+                    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _is_left_over(path: Path) -> bool:
     ours = _NAME.fullmatch(path.name)
     if ours and ours["table"] == _process_table() and not psutil.pid_exists(int(ours["process"])):
         return True
-    return bool(ours or _OLD_NAME.fullmatch(path.name)) and time.time() - path.lstat().st_mtime > DAY
+    known = ours or _OLD_NAME.fullmatch(path.name) or _LIBRARYS_NAME.fullmatch(path.name)
+    return bool(known) and time.time() - path.lstat().st_mtime > DAY
+
+
+def _is_librarys(entry: os.DirEntry) -> bool:
+    """Whether a file is one that the safetensors library was writing: its name says so, and its first bytes do."""
+    if not _LIBRARYS_NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+        return False
+    with open(entry.path, "rb") as file:
+        start = file.read(10)
+    return start[8:10] in (b'{"', b"") or not start.strip(b"\0")  # the header, or nothing written yet
 
 
 @cache

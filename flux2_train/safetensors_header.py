@@ -7,15 +7,25 @@ Format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
+from .bounded import is_file, reason
 from .errors import UserError
+from .names import shown
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 LARGEST = 1 << 25  # bytes that a header may have; those of published models have less than 1 MB
 LONGEST = 1 << 26  # bytes that a tensor read as text may have; the longest published one, tekken, has 19 MB
+AGAIN = "Download it again."
+# What loaders raise about the content of a file.
+CONTENT = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -75,25 +85,72 @@ def read(path: Path) -> Header:
     Raises UserError if it is no safetensors file, is damaged, or is shorter than its header says.
     """
     if path.suffix != ".safetensors":
-        raise UserError(f"{path.name} is not a safetensors file; only safetensors are read here.")
-    with path.open("rb") as file:
-        try:
-            text = raw(file)
-        except ValueError as error:
-            raise UserError(
-                f"{path.name} is no safetensors file whose header can be read: {error}. Download it again."
-            ) from error
-        size = len(text)
+        raise UserError(f"{shown(path.name)} is not a safetensors file; only safetensors are read here.")
+    text = _text(path)
+    size = len(text)
     try:
         values = json.loads(text)
         metadata = {str(key): str(value) for key, value in (values.pop("__metadata__", None) or {}).items()}
         tensors = {name: _entry(entry, 8 + size) for name, entry in values.items()}
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path.name} is no safetensors file whose header can be read: it is damaged. Download it again."
+            f"{shown(path.name)} is no safetensors file whose header can be read: it is damaged. {AGAIN}"
         ) from error
     _require_complete(path, tensors, 8 + size)
     return Header(path, tensors, metadata)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file for reading its tensors as torch's. Raises UserError as ``read``, and for what the library
+    alone notices."""
+    from safetensors import SafetensorError, safe_open  # here, because a header alone needs no library
+
+    read(path)
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{shown(path.name)} cannot be read ({reason(error)}). {AGAIN}") from error
+    with naming(path, "a file whose tensors can be read"), file:
+        yield file
+
+
+@contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """What a loader raises inside about the content of the file at ``path`` becomes a UserError that names it.
+
+    ``what`` says what the file should be. Errors about memory pass.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except CONTENT as error:
+        if "OutOfMemory" in type(error).__name__:
+            raise
+        why = shown(" ".join(str(error).split()) or type(error).__name__, 200)
+        raise UserError(f"{shown(path.name)} is not {what} ({why}). {AGAIN}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # its class is not imported for a header alone
+            raise
+        raise UserError(f"{shown(path.name)} cannot be read ({error}). {AGAIN}") from error
+
+
+def _text(path: Path) -> bytes:
+    """The bytes of a file's header. Raises UserError."""
+    if not is_file(path):
+        raise UserError(f"{path} is not there, or is no regular file.")
+    try:
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                raise ValueError("the file is empty")
+            return raw(file)
+    except ValueError as error:
+        raise UserError(
+            f"{shown(path.name)} is no safetensors file whose header can be read: {error}. {AGAIN}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{shown(path.name)} cannot be read ({reason(error)}).") from error
 
 
 def _entry(entry: dict, data: int) -> Entry:
@@ -111,5 +168,5 @@ def _require_complete(path: Path, tensors: dict[str, Entry], data: int) -> None:
     size, expected = path.stat().st_size, max((entry.end for entry in tensors.values()), default=data)
     if size < expected:
         raise UserError(
-            f"{path.name} is incomplete: it has {size} bytes, its header speaks of {expected}. Download it again."
+            f"{shown(path.name)} is incomplete: it has {size} bytes, its header speaks of {expected}. {AGAIN}"
         )

@@ -22,7 +22,8 @@ ROWS = (
     ("settings", "events"),
     ("formats", "flavours"),
     ("nano",),
-    ("geometry", "hashing", "atomic", "safetensors_header", "bounded"),
+    ("geometry", "hashing", "atomic", "safetensors_header"),
+    ("bounded",),
     ("errors",),
     ("names",),
 )

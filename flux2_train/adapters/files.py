@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import replacing, sweep, write_text
+from ..atomic import apart, move, sweep, write_text
+from ..bounded import reason
+from ..errors import UserError
 from . import dora, peft_config, plain, write
 from .parts import Part
 
@@ -62,10 +69,17 @@ def export(
 
 def save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Path:
     """Write a LoRA file atomically; every metadata value is a string."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    with replacing(path, durable=True) as partial:
-        save_file(weights, partial, metadata={"format": "pt", **metadata})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        with apart(path) as folder:
+            save_file(weights, folder / path.name, metadata={"format": "pt", **metadata})
+            move(folder / path.name, path, durable=True)
+    except (OSError, SafetensorError) as error:  # a full disk raises either
+        raise UserError(
+            f"{path.name} could not be written to {path.parent} ({reason(error)}): make room there, or make it a "
+            "folder that can be written."
+        ) from error
     return path
 
 
@@ -86,7 +100,20 @@ def path_of(folder: Path, name: str, format: str = "comfyui") -> Path:
 
 def free_path(folder: Path, name: str, format: str = "comfyui") -> Path:
     """``path_of`` that name, or of ``name_2``, ``name_3`` ... if it is taken, so that nothing is overwritten."""
-    path, number = path_of(folder, name, format), 2
-    while path.exists():
-        path, number = path_of(folder, f"{name}_{number}", format), number + 1
-    return path
+    return next(path for path in paths_of(folder, name, format) if not os.path.lexists(path))
+
+
+def paths_of(folder: Path, name: str, format: str = "comfyui") -> Iterator[Path]:
+    """``path_of`` that name, of ``name_2``, ``name_3`` and so on."""
+    yield path_of(folder, name, format)
+    for number in itertools.count(2):
+        yield path_of(folder, f"{name}_{number}", format)
+
+
+def place(draft: Path, folder: Path, name: str, format: str = "comfyui") -> Path:
+    """Give a LoRA that was written apart the first free name in ``folder``. A file that appears meanwhile stays."""
+    for path in paths_of(folder, name, format):
+        if not os.path.lexists(path):
+            with contextlib.suppress(FileExistsError):
+                move(draft, path, durable=True, new=True)
+                return path

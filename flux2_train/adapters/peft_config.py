@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
+from ..bounded import from_json, is_file, read_text
 from ..errors import UserError
 from .expressions import Patterns, Unreadable
 
@@ -21,8 +21,8 @@ def beside(path: Path, header: dict[str, str]) -> dict:
     cannot be read or names a kind of adapter that is not read here.
     """
     config = path.with_name(BESIDE)
-    if path.name == FILE and config.is_file():
-        values = _json(config.name, _start_of(config))
+    if path.name == FILE and is_file(config):
+        values = _json(config.name, read_text(config, LARGEST, " as an adapter's configuration"))
         kind = str(values.get("peft_type", KINDS[0]))
         if kind.upper() not in KINDS and not _is_series(values):
             raise UserError(
@@ -80,15 +80,10 @@ def _numbers(config: dict, key: str) -> dict[str, float]:
     return {pattern: _number(values, pattern, 0) for pattern in values}
 
 
-def _start_of(path: Path) -> str:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(LARGEST + 1)
-
-
 def _json(what: str, text: str) -> dict:
     try:
-        values = json.loads(text) if len(text) <= LARGEST else None
-    except (ValueError, RecursionError):
+        values = from_json(text) if len(text) <= LARGEST else None
+    except ValueError:
         values = None
     if not isinstance(values, dict):
         raise UserError(f"{what} holds no adapter configuration that can be read; the scale of this LoRA is unknown.")

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from .. import safetensors_header
+from ..bounded import is_file
 from ..errors import UserError
 from . import peft_config, rotations, writers
 from .header import Tensors
@@ -71,8 +72,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
 def header(path: Path) -> dict[str, str]:
     """The metadata in a LoRA file's header."""
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+    return safetensors_header.read(path).metadata
 
 
 def read(tensors: dict[str, Tensor], sizes: Sizes, model: str) -> tuple[dict[str, Part], list[str]]:
@@ -131,17 +131,19 @@ def _require_known(unmatched: list[str], names: Names) -> None:
 
 
 def _part(place: LinearPlace, by_role: dict[str, Tensor], into: int, stem: str, header: dict[str, str]) -> Part:
-    # in fp32, whatever the file has; some trainers write 1x1 convolutions, which are flattened to matrices
-    flat = {role: (t.flatten(1) if t.ndim > 2 and role != "oft_blocks" else t).float() for role, t in by_role.items()}
-    scales = {role: flat.pop(role) for role in ("dora_scale", "magnitude") if role in flat}
     try:
+        # in fp32, whatever the file has; some trainers write 1x1 convolutions, which are flattened to matrices
+        flat = {
+            role: (t.flatten(1) if t.ndim > 2 and role != "oft_blocks" else t).float() for role, t in by_role.items()
+        }
+        scales = {role: flat.pop(role) for role in ("dora_scale", "magnitude") if role in flat}
         alpha = _finite(flat.pop("alpha")) if "alpha" in flat else None
         part = _plain(place, flat, alpha, into, stem)
         _check_shapes(part)
         if scales:
             of_base = "dora_scale" in scales and writers.divides_by_base(stem, alpha is not None, header)
             part = _decomposed(part, *scales.values(), of_base)
-    except (TypeError, RuntimeError, IndexError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, RuntimeError, ValueError) as error:
         raise UserError(f"This LoRA is damaged at {place.name}: {error}.") from error
     return part
 
@@ -188,7 +190,11 @@ def _decomposed(part: Part, scale: Tensor, of_base: bool) -> Part:
 
 
 def _check_shapes(part: Part) -> None:
-    """Raise ValueError if two matrices of a part cannot be multiplied."""
+    """Raise ValueError if a factor of a part is no matrix, or two of them cannot be multiplied."""
+    matrices = {Full: lambda: [part.diff], Kronecker: lambda: [*part.left, *part.right]}
+    for matrix in matrices.get(type(part), list)():
+        if matrix.ndim != 2 or not matrix.numel():
+            raise ValueError(f"{tuple(matrix.shape)} is no matrix")
     pairs = {
         LowRank: lambda: [(part.up, part.down)],
         Hadamard: lambda: [
@@ -312,11 +318,11 @@ def _diagonal(blocks: list[Tensor], starts: Iterable[int], out: int) -> Tensor:
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix != ".safetensors":
         raise UserError(f"{path.name} is not a safetensors file; only safetensors LoRAs are loaded.")
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path} is not there.")
     if path.stat().st_size > LARGEST_FILE:
         raise UserError(f"{path.name} has {path.stat().st_size >> 30} GB: that is no LoRA, but a whole model.")
-    with safe_open(path, framework="pt") as file:
+    with safetensors_header.opened(path) as file:
         keys = list(file.keys())
         if len(keys) > MOST_TENSORS:
             raise UserError(f"{path.name} has {len(keys)} tensors: that is no LoRA.")

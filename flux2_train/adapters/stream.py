@@ -25,19 +25,26 @@ DTYPES = {getattr(torch, ours): name for ours, name in _NAMES.items() if hasattr
 _ENTRY = 160  # bytes that a tensor takes in the header at most, apart from its name
 
 
-def write(path: Path, tensors: Iterable[tuple[str, Tensor]], names: Iterable[str], metadata: dict[str, str]) -> None:
+def write(
+    path: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    names: Iterable[str],
+    metadata: dict[str, str],
+    new: bool = False,
+) -> None:
     """Write ``tensors`` in the order in which they come, one in memory at a time, and the file atomically.
 
     ``names`` must contain all their names. The header comes before the tensors but is known only after them: room for
     it is left free and padded with spaces, as the format allows. Tensors whose size is no multiple of 8 go last:
-    readers want each tensor aligned, and the format allows no gap between two.
+    readers want each tensor aligned, and the format allows no gap between two. With ``new`` raises FileExistsError if
+    ``path`` exists at the end.
     """
     room = sum(len(json.dumps(name)) + _ENTRY for name in names) + len(json.dumps(metadata)) + _ENTRY
     room += -room % 8
     entries: dict[str, dict] = {}
     odd: list[tuple[str, Tensor]] = []
     sweep(path.parent)
-    with replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path, new=new) as partial, partial.open("wb") as file:
         file.seek(8 + room)
         for name, tensor in tensors:
             if tensor.nbytes % 8:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import replacing
+from ..atomic import apart, move
 from ..settings import earlier
 from ..train import packing
 
@@ -63,8 +63,10 @@ class Snapshot:
         header = {"about": asdict(self.about), "state": self.state, "crc32": checksum(self.tensors)}
         text = json.dumps(header)
         try:
-            with replacing(path, durable=True) as partial:
-                save_file(self.tensors, partial, {"format": "pt", META: text, SUM: f"{zlib.crc32(text.encode()):08x}"})
+            with apart(path) as place:
+                metadata = {"format": "pt", META: text, SUM: f"{zlib.crc32(text.encode()):08x}"}
+                save_file(self.tensors, place / path.name, metadata)
+                move(place / path.name, path, durable=True)
         except SafetensorError as error:  # a full disk raises it too
             raise OSError(str(error)) from error
         return path

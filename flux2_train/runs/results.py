@@ -13,7 +13,6 @@ import psutil
 import torch
 
 from .. import __version__
-from ..adapters import files
 from ..adapters.header import REFERENCES, Tensors
 from ..atomic import write_table, write_text
 from ..data.dataset import Dataset
@@ -43,10 +42,9 @@ def write_results(trainer: Trainer, lora_folder: Path, folder: RunFolder, stoppe
     a stopped run is not checked: a broken model may be what stopped it.
     """
     name = f"{folder.name}_step{len(trainer.history.losses)}" if stopped else folder.name
-    target = files.free_path(lora_folder, name, trainer.config.save.format)
     with trainer.weights_for("export"):
         header = metadata(trainer, trainer.dataset)
-        saved = save_adapters(trainer, target, header, certify=not stopped)
+        saved = save_adapters(trainer, lora_folder, name, header, certify=not stopped)
     write_text(folder.report, json.dumps(report(trainer, trainer.dataset, saved), indent=2) + "\n")
     _write_losses(trainer, folder.losses)
     if trainer.history.losses:

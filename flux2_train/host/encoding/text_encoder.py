@@ -16,6 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor, nn
 
+from ... import safetensors_header
 from ...errors import UserError
 from ...flavours import Flavour
 from ...formats import AS_IN_FILE
@@ -39,10 +40,11 @@ def load_text_encoder(
     for part in parts:
         weights.require_unquantised(part, precision)
     source = weights.WeightSource(tuple(parts), precision, via, weights.kept_folder("text_encoders") if keep else None)
-    if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
-        clip = _by_core(source, flavour)  # core assigns the mapped tensors without copying them
-    else:
-        clip = _deferred(source, flavour)
+    with safetensors_header.naming(parts[0], f"the text encoder of {flavour.name}, or is damaged"):
+        if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
+            clip = _by_core(source, flavour)  # core assigns the mapped tensors without copying them
+        else:
+            clip = _deferred(source, flavour)
     clip.patcher.cached_patcher_init = (_reload, (flavour, parts[0], precision, via, keep))
     if precision == AS_IN_FILE:
         clip.patcher.set_attachments(identify.FILE, str(parts[0]))

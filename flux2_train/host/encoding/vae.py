@@ -13,6 +13,7 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
+from ... import safetensors_header
 from ...flavours import Flavour
 from .. import identify
 from ..loading import deferred, reading, weights
@@ -28,11 +29,12 @@ class DeferredVAE(comfy.sd.VAE):
 
 
 def load_vae(path: Path, flavour: Flavour) -> comfy.sd.VAE:
-    """ComfyUI VAE of the flavour."""
-    if flavour.vae_module is None:
-        vae = _deferred(path)
-    else:
-        vae = _wrapping(flavour.vae_module(comfy.ops.disable_weight_init), reading.mapped([path])[0])
+    """ComfyUI VAE of the flavour. Raises UserError naming a file that holds none."""
+    with safetensors_header.naming(path, f"the VAE of {flavour.name}, or is damaged"):
+        if flavour.vae_module is None:
+            vae = _deferred(path)
+        else:
+            vae = _wrapping(flavour.vae_module(comfy.ops.disable_weight_init), reading.mapped([path])[0])
     vae.patcher.set_attachments(identify.FILE, str(path))
     return vae
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...atomic import replacing, sweep
+from ...atomic import apart, move, sweep
 from ...errors import UserError
 from ...flavours import ModelFile
 from ...names import shown
@@ -159,8 +159,9 @@ def _generate(file: ModelFile) -> Path:
     path = model_folder(file.folder) / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    with replacing(path) as partial:  # another process may be looking for it now
-        save_file(file.generate(), partial, metadata={"format": "pt"})
+    with apart(path) as folder:  # another process may be looking for it now
+        save_file(file.generate(), folder / path.name, metadata={"format": "pt"})
+        move(folder / path.name, path)
     return path
 
 

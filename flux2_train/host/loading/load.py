@@ -76,7 +76,8 @@ def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto",
     source = weights.WeightSource(tuple(parts), precision, via, kept)
     if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
         return _mapped_by_core(source, (str(parts[0]), precision, via, keep))
-    model = _without_weights(parts[0], source)
+    with safetensors_header.naming(parts[0], "a FLUX.2 transformer that ComfyUI knows, or is damaged"):
+        model = _without_weights(parts[0], source)
     computed = precision in quantise.FORMATS and not keep
     deferred.defer(model, partial(_assign_transformer, source), computed, _reads_nothing(source, model.model))
     model.cached_patcher_init = (_reload, (str(parts[0]), precision, via, keep))  # core calls it to load another

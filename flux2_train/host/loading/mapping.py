@@ -21,7 +21,8 @@ from ... import safetensors_header
 from ...adapters.stream import DTYPES
 from ...errors import UserError
 
-REFUSED = (OSError, RuntimeError, MemoryError, SafetensorError)  # what the library raises if it cannot map a file
+# What the library raises if it cannot map a file, and what ComfyUI makes of that for a damaged one.
+REFUSED = (OSError, RuntimeError, MemoryError, SafetensorError, ValueError)
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 

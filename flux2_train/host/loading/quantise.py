@@ -149,13 +149,21 @@ def kept(parts: Sequence[Path], precision: str, via: str, folder: Path) -> Path:
     """
     stem, kind = shards.stem_of(parts[0]), re.sub(r"[^a-z0-9]", "", precision)
     target = folder / f"{stem}-{kind}-{_key(parts, precision)}.safetensors"
-    if not target.exists():
+    if not _is_whole(target):
         folder.mkdir(parents=True, exist_ok=True)
         names, metadata = reading.names(parts)
         scales = ("weight_scale", "weight_scale_2", "comfy_quant")
         names += [n.replace("weight", scale) for n in names if MATRICES.fullmatch(n) for scale in scales]
         stream.write(target, stored(parts, precision, device_for(via)), names, metadata)
     return target
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and holds all that its header speaks of. What is cut or empty is made again."""
+    try:
+        return bool(safetensors_header.read(path).tensors)
+    except UserError:
+        return False
 
 
 def _key(parts: Sequence[Path], precision: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...adapters import dora, files, others, peft_config, read, stream, write
 from ...adapters.names import Sizes, bare_name, sizes_of
 from ...adapters.parts import Part
+from ...bounded import reason
 from ...errors import UserError
 from ...flavours import FLAVOURS
 from ..system.heap import freed_at_once
@@ -72,15 +73,32 @@ def merge(source: Path, loras: Sequence[tuple[Path, float]], output: Path, preci
     if precision not in PRECISIONS:
         raise UserError(f"Unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
     if output.exists():
-        raise UserError(f"{output.name} exists already; choose another name, nothing is overwritten.")
+        raise UserError(_exists(output))
     with BaseFile(source) as base, torch.no_grad(), freed_at_once(comfy.model_management.get_torch_device()):
         changes = [_Change(*_read(base, path), strength) for path, strength in loras]
         _require_mergeable(base, changes)
         report = Merged(output)
         tensors = _tensors(base, changes, precision, report)
         names = [*base.keys, *(f"{base.prefix}{n}.{t}" for n in base.sizes for t in ("weight_scale", "comfy_quant"))]
-        stream.write(output, tensors, names, _metadata(base, loras, precision))
+        _write(output, tensors, names, _metadata(base, loras, precision))
     return report
+
+
+def _write(output: Path, tensors: Iterator[tuple[str, Tensor]], names: list[str], metadata: dict[str, str]) -> None:
+    """Raises UserError if the file exists, also if it has appeared meanwhile, or cannot be written."""
+    try:
+        stream.write(output, tensors, names, metadata, new=True)
+    except FileExistsError as error:
+        raise UserError(_exists(output)) from error
+    except OSError as error:
+        raise UserError(
+            f"{output.name} could not be written to {output.parent} ({reason(error)}): make room there, or make it a "
+            "folder that can be written."
+        ) from error
+
+
+def _exists(output: Path) -> str:
+    return f"{output.name} exists already; choose another name, nothing is overwritten."
 
 
 def convert(
