@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .nodes import NODES
-from .nodes.routes import add_routes
+from .nodes.browser.routes import add_routes
 
 WEB_DIRECTORY = "./web"
 

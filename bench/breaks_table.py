@@ -209,7 +209,7 @@ AROUND = (
           "tests/evaluate/test_compare.py", "not_in_its_folder"),
     Break("reference-bound", "nodes/validation.py", "max(images) >= len(prompts)", "max(images) > len(prompts)",
           "tests/nodes/test_nodes_validation.py", "without_a_prompt"),
-    Break("route-takes-any-name", "nodes/routes.py", " or not is_file_name(name)", "",
+    Break("route-takes-any-name", "nodes/browser/routes.py", " or not is_file_name(name)", "",
           "tests/nodes/test_nodes_routes.py", "no_runs_name"),
     Break("failure-exits-0", "scripts/setup.sh", 'fail() { echo "error: $*" >&2; exit 1; }',
           'fail() { echo "error: $*" >&2; exit; }', "tests/test_scripts.py", "wrong_comfyui"),

@@ -9,7 +9,7 @@ from ..flux2_train.adapters import read
 from ..flux2_train.errors import UserError
 from ..flux2_train.host.graph_types import ModelPatcher
 from ..flux2_train.host.lora import apply as host
-from .progress import NodeProgress
+from .browser.shown import keep
 from .types import USE
 
 NO_FILE = "none"
@@ -68,8 +68,8 @@ class LoraApply(io.ComfyNode):
         weights = lora if lora is not None else _load(file)
         chosen = host.on_layers(host.read(model, weights, allow_unmatched), include, exclude)
         applied = host.put(model, chosen, strength, mode)
-        NodeProgress(cls.hidden.unique_id, 1).say(host.describe(model, chosen, strength, mode))
-        return io.NodeOutput(applied)
+        text = host.describe(model, chosen, strength, mode)
+        return io.NodeOutput(applied, ui=keep(cls.hidden.unique_id, text))
 
 
 def _load(file: str) -> dict:

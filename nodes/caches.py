@@ -12,6 +12,7 @@ from ..flux2_train.host.system import memory
 from ..flux2_train.runs import encoding
 from ..flux2_train.settings.caches import USER, EmbedSettings, LatentSettings
 from . import fields
+from .browser.shown import keep
 from .options import Options, section
 from .progress import NodeProgress
 from .types import TRAIN, FluxDataset, FluxEmbeds, FluxLatents, FluxOptions
@@ -27,9 +28,8 @@ def output(encoded: encoding.Encoded, progress: NodeProgress, what: str) -> io.N
     """Show what was encoded, and unload the encoder if it was used."""
     if encoded.made.encoded:
         memory.unload(encoded.patcher)
-    lines = [f"{encoded.made.total} {what}: {encoded.made}", *(f"warning: {line}" for line in encoded.warnings)]
-    progress.say("\n".join(lines))
-    return io.NodeOutput(encoded.cache)
+    lines = [*(f"warning: {line}" for line in encoded.warnings), f"{encoded.made.total} {what}: {encoded.made}"]
+    return io.NodeOutput(encoded.cache, ui=keep(progress.node_id, "\n".join(lines)))
 
 
 class CacheEmbeds(io.ComfyNode):

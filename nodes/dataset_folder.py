@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..flux2_train.data.dataset import Dataset
 from ..flux2_train.data.folder import read_folder
@@ -13,6 +13,7 @@ from ..flux2_train.host.loading.files import cache_folder, resolve
 from ..flux2_train.host.loading.places import may_read
 from ..flux2_train.settings.dataset_folder import DatasetSettings
 from . import fields
+from .browser.shown import keep
 from .options import gathered, socket, take_earlier
 from .progress import NodeProgress
 from .types import TRAIN, FluxDataset, FluxDatasetOptions
@@ -80,5 +81,5 @@ class DatasetFolder(io.ComfyNode):
         dataset = read_folder(settings, Index(cache_folder()), progress.phase, may_read)
         if more is not None:
             dataset = more.chained(dataset)
-        progress.say(summary(dataset))
-        return io.NodeOutput(dataset, ui=ui.PreviewImage(to_tensor(contact_sheet(dataset)), cls=cls))
+        sheet = to_tensor(contact_sheet(dataset))
+        return io.NodeOutput(dataset, ui=keep(cls.hidden.unique_id, summary(dataset), sheet, cls))

@@ -7,7 +7,7 @@ from ..flux2_train.host.loading import files, load
 from ..flux2_train.runs.precision import parts_of
 from ..flux2_train.settings.model import ModelSettings
 from . import fields
-from .progress import NodeProgress
+from .browser.shown import keep
 from .types import TRAIN
 
 
@@ -40,5 +40,5 @@ class LoadFlux2(io.ComfyNode):
     @classmethod
     def execute(cls, **widgets) -> io.NodeOutput:
         parts = parts_of(ModelSettings(**widgets))
-        NodeProgress(cls.hidden.unique_id, 1).say(parts.text)
-        return io.NodeOutput(parts.load_model(), parts.load_clip(), parts.load_vae())
+        shown = keep(cls.hidden.unique_id, parts.text)
+        return io.NodeOutput(parts.load_model(), parts.load_clip(), parts.load_vae(), ui=shown)

@@ -1,4 +1,4 @@
-"""Progress on a node: ComfyUI's bar, preview image and text, without any JavaScript of our own."""
+"""Progress on a node: ComfyUI's bar, and text and picture in web/shown.js."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ import time
 import comfy.model_management
 import comfy.utils
 from PIL import Image
-from server import PromptServer
+
+from .browser.shown import picture_url, show
 
 TEXT_SECONDS = 0.5
 CONSOLE_SECONDS = 5.0
+
+
+def clock(seconds: float) -> str:
+    """A duration as ``m:ss``, or ``h:mm:ss`` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class NodeProgress:
@@ -25,17 +33,16 @@ class NodeProgress:
         self.shown_at = 0.0
         self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
 
-    def advance(self, value: int, preview: Image.Image | None = None) -> None:
-        image = ("PNG", preview, max(preview.size)) if preview is not None else None
-        self._move(value, self.total, image)
+    def advance(self, value: int) -> None:
+        self._move(value, self.total)
 
-    def _move(self, value: int, total: int, image: tuple | None = None) -> None:
+    def _move(self, value: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(value, total, image)
+        self.bar.update_absolute(value, total)
 
-    def say(self, text: str) -> None:
-        if getattr(PromptServer, "instance", None) is not None:
-            PromptServer.instance.send_progress_text(text, self.node_id)
+    def say(self, text: str, picture: Image.Image | None = None) -> None:
+        """Show a text, and a picture in place of the last one."""
+        show(self.node_id, text=text, **({"picture": picture_url(picture)} if picture is not None else {}))
 
     def phase(self, text: str, done: int, total: int) -> None:
         """Show how far one part of the work is, at most a few times a second."""
@@ -57,7 +64,7 @@ class NodeProgress:
                 return
             self.shown_at = now
             rate = done / max(now - started, 1e-9)
-            text = f"{done} of {total} {what}, {rate:.1f} per second, {(total - done) / rate:.0f} s left"
+            text = f"{done} of {total} {what}, {rate:.1f} per second, {clock((total - done) / rate)} left"
             self.say(text)
             if done == total or now - logged >= CONSOLE_SECONDS:
                 logged = now

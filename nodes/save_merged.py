@@ -10,7 +10,7 @@ from ..flux2_train.host.loading import files
 from ..flux2_train.host.lora.merge import PRECISIONS, SOURCE, merge
 from ..flux2_train.names import problem, shown
 from .apply import NO_FILE
-from .progress import NodeProgress
+from .browser.shown import keep
 from .types import USE
 
 
@@ -65,5 +65,5 @@ class SaveMergedModel(io.ComfyNode):
         source = Path(folder_paths.get_full_path_or_raise("diffusion_models", transformer))
         lora = Path(folder_paths.get_full_path_or_raise("loras", file))
         output = files.model_folder("diffusion_models") / f"{name}.safetensors"
-        NodeProgress(cls.hidden.unique_id, 1).say(str(merge(source, [(lora, strength)], output, precision)))
-        return io.NodeOutput(output.name)
+        merged = str(merge(source, [(lora, strength)], output, precision))
+        return io.NodeOutput(output.name, ui=keep(cls.hidden.unique_id, merged))

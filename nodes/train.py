@@ -13,6 +13,7 @@ from ..flux2_train.runs.session import train
 from ..flux2_train.settings.recipes import RECIPES, Recipe, combined
 from ..flux2_train.settings.training import NO_RECIPE, TrainingSettings
 from . import fields
+from .browser.shown import keep
 from .listener import TrainerListener
 from .options import gathered, socket, take_earlier
 from .progress import NodeProgress
@@ -89,7 +90,8 @@ class LoraTrainer(io.ComfyNode):
         config = TrainingSettings(**combined(recipe, face, sections))
         trainer = new_trainer(model, embeds, latents, config, previews=previews, held_out=held_out)
         listener = TrainerListener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
-        results = train(trainer, files.lora_folder(), files.run_folder(), listener, resume)
-        listener.say(f"{results.lora_path.name}: {results.certificate}\n{listener.text}")
+        with listener.saying_how_it_ends():
+            results = train(trainer, files.lora_folder(), files.run_folder(), listener, resume)
         plot = to_tensor(loss_plot(trainer.history, results.lora_path.stem))
-        return io.NodeOutput(results.lora, {"loss": trainer.history.losses}, results.lora_path.name, plot)
+        shown = keep(cls.hidden.unique_id, listener.finished(results), to_tensor(listener.picture()), cls)
+        return io.NodeOutput(results.lora, {"loss": trainer.history.losses}, results.lora_path.name, plot, ui=shown)

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import aiohttp
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = "comfyui-flux2-train"
-TEXT_EVENT = 3  # BinaryEventTypes.TEXT
+SHOWN_EVENT = "flux2_train.shown"  # what a node of this pack shows, as nodes/shown.py sends it
 START_SECONDS = 180
 
 OnEvent = Callable[[str, dict], None]
@@ -135,10 +134,13 @@ async def _follow(socket_, prompt_id: str, on_event: OnEvent) -> str:
     """Pass events on until the graph ends. Returns why it failed, empty if it did not."""
     async for message in socket_:
         if message.type == aiohttp.WSMsgType.BINARY:
-            kind, data = _binary_event(message.data)
+            kind, data = "binary", {"bytes": len(message.data)}
         elif message.type == aiohttp.WSMsgType.TEXT:
             event = json.loads(message.data)
             kind, data = event["type"], event["data"]
+            if kind == SHOWN_EVENT:
+                on_event("text", {"node": data["node"], "text": data["text"], "picture": data["picture"]})
+                continue
         else:
             continue
         on_event(kind, data)
@@ -151,13 +153,6 @@ async def _follow(socket_, prompt_id: str, on_event: OnEvent) -> str:
         if kind == "execution_interrupted":
             return f"{data['node_type']}: interrupted"
     return "the server closed the connection"
-
-
-def _binary_event(data: bytes) -> tuple[str, dict]:
-    if struct.unpack(">I", data[:4])[0] != TEXT_EVENT:
-        return "preview", {"bytes": len(data)}
-    length = struct.unpack(">I", data[4:8])[0]
-    return "text", {"node": data[8 : 8 + length].decode(), "text": data[8 + length :].decode()}
 
 
 def _link_pack(link: Path) -> None:

@@ -81,14 +81,14 @@ def prompts_of(prompt: dict) -> dict[str, str]:
 def write(out: Path, server: ComfyServer, prompt: dict, history: dict, printer: Printer) -> list[Path]:
     """Lay out the four results in ``out``."""
     output = server.folder / "output"
-    file_name = printer.text_of("Flux2LoraTrainer").partition(":")[0]  # before its certificate
+    file_name = re.search(r"^(\S+\.safetensors):", printer.text_of("Flux2LoraTrainer"), re.MULTILINE)[1]
     run = output / "flux2_train" / Path(file_name).stem
     shutil.copyfile(server.folder / "models" / "loras" / file_name, out / "lora.safetensors")
     shutil.copyfile(run / "loss.png", out / "loss.png")
     before_after(pictures(prompt, history, output), prompts_of(prompt)).save(out / "before_after.png")
     report = json.loads((run / "report.json").read_text())
     report["comfyui_version"] = server.get("/system_stats")["system"]["comfyui_version"]
-    report["keys_matched_on_load"] = re.search(r"\d+/\d+", printer.text_of("Flux2LoraApply"))[0]
+    report["tensors_that_fit"] = re.search(r"\((.*) tensors", printer.text_of("Flux2LoraApply"))[1]
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return [out / name for name in ("lora.safetensors", "before_after.png", "loss.png", "report.json")]
 

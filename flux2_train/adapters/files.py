@@ -93,6 +93,14 @@ def save_as(exported: Exported, path: Path, metadata: dict[str, str]) -> Path:
     return save(exported.tensors, path / peft_config.FILE, {**metadata, **exported.metadata})
 
 
+def remove(path: Path) -> None:
+    """Remove the file of tensors that ``save_as`` returned, and for peft its folder, if nothing else lies there."""
+    path.unlink(missing_ok=True)
+    if path.name == peft_config.FILE:
+        (path.parent / peft_config.BESIDE).unlink(missing_ok=True)
+        path.parent.rmdir()
+
+
 def path_of(folder: Path, name: str, format: str = "comfyui") -> Path:
     """``name.safetensors`` in ``folder``; ``name`` for peft, whose format is a folder."""
     return folder / (name if format == "peft" else f"{name}.safetensors")

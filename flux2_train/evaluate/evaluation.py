@@ -56,10 +56,13 @@ class Evaluation(BetweenSteps):
         chosen = list(trainer.held_out) or _spread(trainer.samples, trainer.config.validation_items)
         if not chosen:
             return
-        yield Phase("validating")
         predict, losses = self._predict(borrowed), torch.zeros(1, dtype=torch.float64)
-        with trainer.weights_for("preview"):
-            for rows, weight in processes.shares(trainer.accelerator, len(chosen), 1):
+        shares = processes.shares(trainer.accelerator, len(chosen), 1)
+        for done, (rows, weight) in enumerate(shares, 1):
+            yield Phase(
+                f"validating, image {min(done * trainer.accelerator.num_processes, len(chosen))} of {len(chosen)}"
+            )
+            with trainer.weights_for("preview"):
                 losses += sum(weight * fixed_loss(predict, chosen[i], trainer.config.seed + i) for i in rows)
         loss = trainer.total_of(losses).item()
         trainer.history.validation[step] = loss

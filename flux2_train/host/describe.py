@@ -70,6 +70,18 @@ def changes(model: ModelPatcher) -> list[str]:
     return [*changed, *(["changed options"] if options else [])]
 
 
+def lora_warning(model: ModelPatcher) -> str:
+    """A warning to show when training on a MODEL that carries a LoRA; empty for any other."""
+    weights = len(getattr(model, "patches", {}))
+    if not weights and not getattr(model, "injections", {}):
+        return ""
+    where = f" on {weights} weights" if weights else ""
+    return (
+        f"The MODEL wired in already carries a LoRA{where}: the new one is trained on top of it and needs it to look "
+        "the same. To train on the base alone, wire MODEL of Load FLUX.2 straight into LoRA Trainer."
+    )
+
+
 def precision_of(model: ModelPatcher) -> str | None:
     """The precision that Load FLUX.2 would have to be set to for this MODEL, ``None`` if none fits."""
     init = getattr(model, "cached_patcher_init", None)

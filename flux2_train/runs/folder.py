@@ -30,7 +30,8 @@ class RunFolder:
     def create(cls, runs: Path, name: str, taken: Callable[[str], bool] = lambda name: False) -> RunFolder:
         """Make a folder ``name`` in ``runs``, or ``name_2``, ``name_3`` ... if that name exists or is ``taken``.
 
-        Two runs that begin at the same time get two folders. Raises UserError if no folder can be made there.
+        The folder of a run that has ended before its first step, and left nothing to go on from, is used again. Two
+        runs that begin at the same time get two folders. Raises UserError if no folder can be made there.
         """
         try:
             runs.mkdir(parents=True, exist_ok=True)
@@ -49,8 +50,24 @@ class RunFolder:
             try:
                 (runs / chosen).mkdir()
             except FileExistsError:
-                continue
+                if not RunFolder(runs / chosen).given_up():
+                    continue
             return chosen
+
+    def given_up(self) -> bool:
+        """Whether a run has left this folder before its first step. Of several callers only one is told so."""
+        try:
+            with FileLock(self.path / LOCK, timeout=0):
+                about = self.about()
+                left = (
+                    about.get("status") in (RUNNING, STOPPED, FAILED) and not about.get("step") and "lora" not in about
+                )
+                if not left or any(self.checkpoints.glob("*")):
+                    return False
+                (self.path / ABOUT).unlink()  # without it, nobody else takes the folder for one that was left
+                return True
+        except (Timeout, OSError):
+            return False
 
     @classmethod
     def last(cls, runs: Path, name: str) -> RunFolder | None:

@@ -226,14 +226,18 @@ def _names(paths: tuple[Path, Path, Path]) -> str:
 
 
 def _head(model: _Model, why: str, paths: tuple[Path, Path, Path]) -> Iterator[str]:
-    machine = model.surroundings.machine
     yield f"{model.row.name}, {model.precision}" + (f" ({why})" if why else "")
     encoder = sum(path.stat().st_size for path in shards.parts_of(paths[1]))
     sizes = (model.weights.total, encoder, paths[2].stat().st_size)
     for path, size in zip(paths, sizes, strict=True):
         yield f"{size / GB:6.2f} GB  {path.name}"
-    device = f"{machine.vram / GB:.1f} GB on the device, " if model.surroundings.limited else ""
-    yield f"free: {device}{machine.ram / GB:.1f} GB in host memory"
+    yield _free(model.surroundings)
+
+
+def _free(surroundings: Surroundings) -> str:
+    machine = surroundings.machine
+    device = f"{machine.vram / GB:.1f} GB on the device, " if surroundings.limited else ""
+    return f"free: {device}{machine.ram / GB:.1f} GB in host memory"
 
 
 def _rows(model: _Model) -> Iterator[str]:
@@ -246,3 +250,22 @@ def _rows(model: _Model) -> Iterator[str]:
         peak, seconds = plan.estimate.peak / GB, plan.estimate.seconds
         disk = f", {plan.estimate.disk / GB:.1f} GB of weights read from disk" if plan.estimate.disk else ""
         yield f"{pixels} px, rank {RANK}: {peak:.1f} GB, {seconds:.1f} s per step; {layout}{disk}"
+
+
+def outlook(settings: ModelSettings, transformer: Path | None, surroundings: Surroundings | None = None) -> list[str]:
+    """What runs of RESOLUTIONS take on this machine, before anything is loaded.
+
+    Without a file, the flavour's first official one is planned for.
+    """
+    row, surroundings = flavour(settings.flavour), surroundings or here()
+    weights = _weights(row, transformer) if transformer else None
+    stored = settings.precision
+    if weights is None:
+        official = row.transformer_files(settings.variant)[0].name
+        in_file = "fp8 (scaled)" if "fp8" in official else "bf16"
+        weights = of_flavour(row, in_file)
+        stored = in_file if stored == AS_IN_FILE else stored
+    model = _Model(row, weights, stored, surroundings)
+    if stored == PLANNED:
+        model, _ = _fastest(model, row.name)
+    return [f"as {model.precision}, {_free(surroundings)}", *_rows(model)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from ..errors import UserError
 from ..settings.base import plain
 from ..settings.job import Job
 from ..train.processes import decided
+from ..train.schedules import factor
 from ..train.trainer import Trainer
 from . import checkpoints
 from .checkpoints import About, Checkpoint, DamagedCheckpoint
@@ -19,6 +21,7 @@ from .folder import FINISHED, RunFolder
 from .graph_job import OF_VALIDATION, job_of
 
 AUTO, NEW = "auto", "new"
+SAME_RATE = 1e-9  # relative difference of two learning rates that are one
 # Settings, or sections of them, that may have changed when a run is resumed: they act on the steps to come alone.
 MAY_CHANGE = (
     "name", "recipe", "steps", "epochs", "learning_rate", "checkpointing", "validation_items",
@@ -26,6 +29,11 @@ MAY_CHANGE = (
     "save", "checkpoints", "guard", "logs", "memory", "offload", "validation_loss.every", "validation_loss.per_image",
     "validation_loss.per_image_every", "optimizer.schedule", "optimizer.warmup", "optimizer.end", "optimizer.cycles",
     "optimizer.power", "optimizer.max_grad_norm", "ema.ema_export", "ema.ema_preview",
+)  # fmt: skip
+# What may differ from a finished run that is made longer: more steps, and what changes nothing that is learned.
+LONGER = (
+    "name", "recipe", "steps", "epochs", "checkpointing", "validation_items", "batch", "accumulate", "save",
+    "checkpoints", "logs", "memory", "offload", "validation_loss", "ema.ema_export", "ema.ema_preview",
 )  # fmt: skip
 MODEL = ("flavour", "variant", "transformer", "text_encoder", "vae")  # the precision may change, so that the model fits
 
@@ -54,15 +62,19 @@ class Resumption:
 def find(trainer: Trainer, runs: Path, how: str | RunFolder) -> Resumption | None:
     """The run to resume, ``None`` to begin a new one.
 
-    ``how`` is NEW for a new run; AUTO for the newest run of the trainer's name, unless that has finished, is being
-    trained or has no checkpoint; or the folder of a run. Raises UserError that names every setting that differs from
-    that run's and may not.
+    ``how`` is NEW for a new run; AUTO for the newest run of the trainer's name, unless that is being trained, has no
+    checkpoint, or has finished and cannot be made longer; or the folder of a run. Raises UserError that names every
+    setting that differs from that run's and may not.
     """
     if how == NEW:
         return None
     folder = RunFolder.last(runs, trainer.config.name) if how == AUTO else how
-    if how == AUTO and (folder is None or folder.about().get("status") == FINISHED or folder.is_held()):
+    if how == AUTO and (folder is None or folder.is_held()):
         return None
+    if how == AUTO and folder.about().get("status") == FINISHED:
+        last = newest(folder)
+        grows = last is not None and last.checkpoint.about.step < trainer.total
+        return last if grows and not _against_longer(last, trainer) else None
     resumption = newest(folder)
     if resumption is None and how == AUTO:
         return None
@@ -96,6 +108,42 @@ def newest(folder: RunFolder) -> Resumption | None:
     return None
 
 
+def why_anew(trainer: Trainer, runs: Path) -> str:
+    """Why a finished run with fewer steps is not made longer, empty if that is not asked for."""
+    folder = RunFolder.last(runs, trainer.config.name)
+    if folder is None or folder.is_held() or folder.about().get("status") != FINISHED:
+        return ""
+    last = newest(folder)
+    if last is None or last.checkpoint.about.step >= trainer.total:
+        return ""
+    against = _against_longer(last, trainer)
+    return against and (
+        f"The finished run {folder.name} of {last.checkpoint.about.step} steps is not made longer, because {against}: "
+        "training begins anew."
+    )
+
+
+def _against_longer(last: Resumption, trainer: Trainer) -> str:
+    """What keeps a trainer of more steps from going on where a finished run ended, empty if nothing does."""
+    about = last.checkpoint.about
+    differing = list(differences(about, trainer, own_seed=False, changeable=LONGER))
+    if about.dataset != trainer.dataset.fingerprint:
+        differing.append(difference(last.folder.dataset, trainer.dataset))
+    if not differing and not _has_same_rates(last.state["history"]["rates"].tolist(), trainer):
+        options = trainer.config.optimizer
+        differing.append(
+            f"the learning rate (schedule '{options.schedule}', warmup {options.warmup:g}) would have been another one "
+            f"in its steps if there had been {trainer.total} of them"
+        )
+    return "; ".join(differing)
+
+
+def _has_same_rates(rates: list[float], trainer: Trainer) -> bool:
+    schedule = trainer.schedule
+    wanted = [schedule.rates[0] * factor(step, schedule.total, schedule.config) for step in range(len(rates))]
+    return all(math.isclose(was, now, rel_tol=SAME_RATE) for was, now in zip(rates, wanted, strict=True))
+
+
 def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bool) -> None:
     """Raise UserError that names every difference that is not allowed.
 
@@ -111,10 +159,12 @@ def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bo
         )
 
 
-def differences(about: About, trainer: Trainer, own_seed: bool) -> Iterator[str]:
+def differences(
+    about: About, trainer: Trainer, own_seed: bool, changeable: tuple[str, ...] = MAY_CHANGE
+) -> Iterator[str]:
     """A clause for each setting because of which a trainer cannot resume from a checkpoint."""
     now = plain(job_of(trainer))
-    changeable = (*MAY_CHANGE, "seed") if own_seed else MAY_CHANGE
+    changeable = (*changeable, "seed") if own_seed else changeable
     was, is_now = dict(flat(about.job["training"])), dict(flat(now["training"]))
     for name in is_now:
         if name in was and was[name] != is_now[name] and not any(is_in(name, place) for place in changeable):

@@ -28,6 +28,7 @@ from .checkpoints import About, DamagedCheckpoint, Snapshot
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder
 from .graph_job import job_of
 from .image_files import ImageFiles
+from .loras import note_stopped, remove_stopped, set_aside
 from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
 from .rewind import Rewind
@@ -49,6 +50,7 @@ def train(
     if processes.any_of(trainer.accelerator, bool(done)):
         return done and _reused(done, listen)
     resumption = resume.find_together(trainer, runs, how)
+    anew = resume.why_anew(trainer, runs) if how == resume.AUTO and trainer.is_main and not resumption else ""
     if resumption:
         trainer.load_state_dict(resumption.state)
     try:
@@ -58,7 +60,7 @@ def train(
         folder = resumption.folder if resumption else _new_folder(trainer, loras, runs)
         with folder.held():
             RunFolder.sweep_all(folder.path.parent)
-            return Session(trainer, folder, loras, listen, resumption).run()
+            return Session(trainer, folder, loras, listen, resumption, [anew] if anew else []).run()
     finally:
         trainer.release()
         free()
@@ -96,9 +98,12 @@ class Session:
         loras: Path,
         listen: Listen,
         resumption: resume.Resumption | None = None,
+        warnings: list[str] = (),
     ):
         self.trainer, self.folder, self.loras, self.listen, self.resumption = trainer, folder, loras, listen, resumption
-        self.damaged = tuple(resumption.set_aside()) if resumption else ()  # before CheckpointWriter lists checkpoints
+        damaged = resumption.set_aside() if resumption else ()  # before CheckpointWriter lists checkpoints
+        self.warnings = [*warnings, *damaged]
+        self.first_step = trainer.step
         job = job_of(trainer, save_references(trainer.previews, folder))
         self.job = replace(job, output=_output(loras, folder))
         previews, images = PreviewFiles(folder), ImageFiles(folder)
@@ -150,7 +155,7 @@ class Session:
         )  # fmt: skip
 
     def _train(self) -> None:
-        self._tell(Started(self.folder.path), *map(Warned, self.damaged))
+        self._tell(Started(self.folder.path), *map(Warned, self.warnings))
         if self.resumption:
             self._tell(Resumed(self.trainer.step, self.trainer.total, self.resumption.checkpoint.path))
         rewind = Rewind(self.trainer, self.folder, self.checkpoint_writer)
@@ -204,6 +209,7 @@ class Session:
             self._restore_best()
         ended = {"step": self.trainer.step, "total": self.trainer.total, "ended": _now()}
         try:
+            set_aside(self.folder, self.loras, self.trainer.config.save.format)
             results = write_results(self.trainer, self.loras, self.folder)
         except BaseException as error:  # the last checkpoint exists: queueing again only repeats the saving
             ended["why"] = _reason(error)
@@ -211,6 +217,7 @@ class Session:
             raise
         self.folder.note(status=FINISHED, lora=results.lora_path.relative_to(self.loras).as_posix(), **ended)
         self.checkpoint_writer.prune(1)
+        remove_stopped(self.folder, self.loras)
         self._tell(Saved(results.lora_path, stopped=False))
         return results
 
@@ -240,8 +247,9 @@ class Session:
             self._quietly(*self.checkpoint_writer.now(self.trainer.step))
 
     def _save_lora(self) -> None:
-        if self.trainer.history.losses:
+        if self.trainer.history.losses and self.trainer.step > self.first_step:
             results = write_results(self.trainer, self.loras, self.folder, stopped=True)
+            note_stopped(self.folder, self.loras, results.lora_path)
             self._quietly(Saved(results.lora_path, stopped=True))
 
     def _attempt(self, what: str, save: Callable[[], None]) -> None:

@@ -27,6 +27,7 @@ LOGS: dict[str, tuple[str, ...]] = {
     "csv, TensorBoard and Weights & Biases": ("tensorboard", "wandb"),
 }  # fmt: skip
 CSV = next(iter(LOGS))
+LEAST_RATE = 1e-7  # a lower learning rate moves no weight
 OPTIONAL = {"optional": True}
 
 
@@ -51,7 +52,7 @@ class TrainingSettings(Settings):
     )  # fmt: skip
     learning_rate: float = setting(
         1e-4, "How far each step goes. 1e-4 is good for most; halve it if pictures burn out. On nano use about 1e-3.",
-        ge=1e-7, le=1, step=1e-6, round=False,
+        ge=0, le=1, step=1e-6, round=False,
     )  # fmt: skip
     targets: Literal[TARGETS] = setting(
         "all",
@@ -157,7 +158,9 @@ class TrainingSettings(Settings):
                 "'-', '_' or '.'."
             )
         if not self.steps and not self.epochs:
-            yield "steps and epochs are both 0; set one of them."
+            yield "steps and epochs are both 0: nothing would be trained. Set one of them."
+        if self.learning_rate < LEAST_RATE:
+            yield f"learning_rate is {self.learning_rate:g}: nothing would be learned. 1e-4 suits most, 1e-3 nano."
         if self.offload == OFF and self.memory.streams:
             yield "offload is 'off', but Memory says how much to stream; set offload to 'auto' or Memory's amount to 0."
 

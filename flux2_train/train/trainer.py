@@ -24,6 +24,7 @@ from ..host.borrowed.borrow import borrow_as, training_mode
 from ..host.borrowed.compute import training_dtype
 from ..host.borrowed.routing import Route
 from ..host.borrowed.velocity import Condition, check_embeds, velocity
+from ..host.describe import lora_warning
 from ..host.graph_types import ModelPatcher
 from ..settings.training import TrainingSettings
 from . import processes, timesteps
@@ -125,8 +126,7 @@ class Trainer(Resumable):
                     yield event
 
     def _run(self) -> Generator[Event, None, None]:
-        warning = identify.distilled_warning(self.model)
-        if warning:
+        for warning in filter(None, (identify.distilled_warning(self.model), lora_warning(self.model))):
             yield Warned(warning)
         guidance = self.config.guidance
         if (guidance.guidance, guidance.guidance_max) != (1, 0) and not identify.has_guidance(self.model):

@@ -225,7 +225,7 @@ def test_save_options_reach_the_file_and_the_merged_model_acts_like_the_lora(nod
         ).args  # fmt: skip
         with safe_open(comfy_folders / "loras" / name, "pt") as file:
             assert all(key.startswith("lora_unet_") for key in file.keys())  # noqa: SIM118
-            assert "28/28 keys, effect 1.00" in file.metadata()["flux2_train.certificate"]
+            assert "all 28 layers, 100% of the trained strength" in file.metadata()["flux2_train.certificate"]
         base = TRANSFORMER
         merged = nodes["Flux2SaveMergedModel"].execute(base, name, 1.0, "merged", "fp32").args[0]
         merged_model = nodes["Flux2Load"].execute(flavour="nano", precision="as in file", transformer=merged).args[0]

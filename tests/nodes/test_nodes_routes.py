@@ -14,7 +14,7 @@ from flux2_train.runs.folder import RunFolder
 @pytest.fixture
 def ask(pack):
     """``ask(body)``: status and text of the answer."""
-    routes = importlib.import_module(f"{pack.__name__}.nodes.routes")
+    routes = importlib.import_module(f"{pack.__name__}.nodes.browser.routes")
 
     def asked(body, kind="application/json"):
         async def ask_once():

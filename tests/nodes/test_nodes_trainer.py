@@ -22,12 +22,12 @@ class Shown:
     def __init__(self):
         self.said, self.pictures = [], []
 
-    def say(self, text):
+    def say(self, text, picture=None):
         self.said.append(text)
+        self.pictures += [picture] if picture is not None else []
 
-    def advance(self, value, picture=None):
-        if picture is not None:
-            self.pictures.append(picture)
+    def advance(self, value):
+        pass
 
 
 @pytest.fixture
@@ -64,20 +64,20 @@ def test_losses_of_held_out_images_and_images_that_stand_out_are_told(node, list
     listener(events.ImagesMeasured(4, first))
     listener(events.ImagesMeasured(9, last))
     advice = "damaged or unlike the others: look at them, take them out"
-    assert listener.text == f"held-out loss 1.0000 -> 0.5000\nnot learnable: odd ({advice})"
+    assert listener.text() == f"held-out loss 1.0000 -> 0.5000\nnot learnable: odd ({advice})"
 
 
 def test_the_plan_stays_on_the_node(node, listener):
     _, events = node
     listener(events.Planned("all weights resident\npeak 1.00 GB"))
-    listener(events.Phase("validating"))
+    listener(events.Phase("loading"))
     listener(events.Stepped(9, 9, 0.5, 0.5, 0.0, 0.1))
     first, second, third = listener.progress.said[-3:]
     assert first == "all weights resident\npeak 1.00 GB"
-    assert second == f"validating\n{first}"
-    assert third == f"step 9/9, loss 0.5000, 0.10 s/step, 0 min left\n{first}"
+    assert second == f"loading\n{first}"
+    assert third == f"step 9/9, loss 0.5000, 0.10 s/step, 0:00 left\n{first}"
     listener(events.Planned("recomputed"))
-    assert listener.progress.said[-1].endswith("0 min left\nrecomputed")
+    assert listener.progress.said[-1].endswith("0:00 left\nrecomputed")
 
 
 WIRES = {  # by the trainer's input: the node to wire, what is set on it, and the setting of the run that this is

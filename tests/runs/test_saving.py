@@ -61,7 +61,9 @@ def test_file_report_and_header_carry_the_certificate(lora, robot, tmp_path):
     trainer = saved_as(lora, SaveSettings())
     found = results(trainer, robot, tmp_path)
     count = len(trainer.adapters.names)
-    assert found.certificate == f"{count}/{count} keys, effect 1.00 (stock loader, bypass)"
+    assert found.certificate == (
+        f"loaded back by ComfyUI's LoRA loader: all {count} layers, 100% of the trained strength"
+    )
     assert header(found.lora_path)["flux2_train.certificate"] == found.certificate
     assert json.loads((found.folder / "report.json").read_text())["certificate"] == found.certificate
     saved = load_file(found.lora_path)
@@ -93,7 +95,9 @@ def test_format_and_precision(lora, robot, tmp_path, format, precision):
     assert all(k.startswith(first.get(format, "base_model.model.")) for k in tensors)
     dtypes = {t.dtype for k, t in tensors.items() if not k.endswith(".alpha")}
     assert dtypes == {{"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]}
-    assert "effect 1.00" in found.certificate and header(found.lora_path)["flux2_train.format"] == format
+    assert (
+        "100% of the trained strength" in found.certificate and header(found.lora_path)["flux2_train.format"] == format
+    )
     assert all(k.startswith("diffusion_model.") for k in found.lora)
     assert (found.lora_path.parent / "adapter_config.json").is_file() == (format == "peft")
     assert found.folder.name == "x"
@@ -113,7 +117,8 @@ def test_other_adapters_as_plain_lora_state_their_error(nano, robot, tmp_path):
 @pytest.mark.long
 def test_dora_on_nano_is_certified_through_the_stock_loader(nano, robot, tmp_path):
     found = results(trained(nano, robot, adapter=AdapterSettings(dora=True)), robot, tmp_path)
-    assert found.certificate.endswith("effect 1.00 (stock loader, merged)")
+    assert found.certificate.startswith("loaded back by ComfyUI's LoRA loader (merged): all")
+    assert found.certificate.endswith("100% of the trained strength")
 
 
 def test_options_that_cannot_be_are_refused():

@@ -183,7 +183,7 @@ def test_preservation_names_what_is_missing(nano, robot):
     ({"name": "a/b"}, "cannot be a file name"), ({"name": "  "}, "cannot be a file name"), ({"rank": 0}, "rank is 0"),
     ({"accumulate": 0}, "accumulate is 0"),
     ({"steps": 0, "epochs": 0}, "steps and epochs are both 0"), ({"learning_rate": 0.0},
-    "learning_rate is 0; it must be at least 1e-07"),
+    "learning_rate is 0: nothing would be learned"),
     ({"targets": "most"}, "targets is 'most'"), ({"preservation": -1.0}, "preservation is -1; it must be at least 0"),
 ])  # fmt: skip
 def test_bad_settings_are_refused_with_their_value(change, words):

@@ -37,6 +37,7 @@ from .merged_weights import merging
 
 MERGED, BYPASS, AUTO = "merged", "bypass", "auto"
 MODES = (AUTO, MERGED, BYPASS)
+HOW = {MERGED: "merged into the weights", BYPASS: "computed beside the weights (bypass)"}
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,12 @@ def trainable(model: ModelPatcher, tensors: dict[str, Tensor]) -> dict[str, Part
 
 
 def describe(model: ModelPatcher, loaded: Loaded, strength: float, mode: str) -> str:
-    """One line about a LoRA on a MODEL: its kinds, matched keys, layers, mode and strength."""
+    """One line about a LoRA on a MODEL: its kinds, layers, tensors that fit, mode and strength."""
     kinds = "+".join(sorted({write.kind(part) for part in loaded.parts.values()}))
-    matched = f"{loaded.keys}/{loaded.total} keys on {len(loaded.parts)} layers"
+    fits = f"all {loaded.total}" if loaded.keys == loaded.total else f"{loaded.keys} of {loaded.total}"
+    how = HOW[chosen_mode(model, mode)]
     note = f"; {loaded.note}" if loaded.note else ""
-    return f"{kinds}, {matched}, {chosen_mode(model, mode)}, strength {strength:g}{note}"
+    return f"{kinds} on {len(loaded.parts)} layers ({fits} tensors of the file fit), {how}, strength {strength:g}{note}"
 
 
 def chosen_mode(model: ModelPatcher, mode: str) -> str:

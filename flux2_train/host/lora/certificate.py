@@ -63,8 +63,9 @@ class Certificate:
     through: str
 
     def __str__(self) -> str:
+        found = f"all {self.total}" if self.matched == self.total else f"{self.matched} of {self.total}"
         off = "" if self.holds else f", off by {self.error:.1%} at {self.layer}"
-        return f"{self.matched}/{self.total} keys, effect {self.effect:.2f} ({self.through}){off}"
+        return f"loaded back by {self.through}: {found} layers, {self.effect:.0%} of the trained strength{off}"
 
     @property
     def holds(self) -> bool:
@@ -170,7 +171,7 @@ def _load(model: ModelPatcher, parts: dict[str, Part], path: Path) -> tuple[dict
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys, log_missing=False)
     through = _merged if decomposed else _bypassed
     stock = {lora.layer_name(key): through(layers[lora.layer_name(key)], key, patch) for key, patch in patches.items()}
-    return stock, f"stock loader, {'merged' if decomposed else 'bypass'}"
+    return stock, f"ComfyUI's LoRA loader{' (merged)' if decomposed else ''}"
 
 
 def _applied(layer: nn.Module, part: Part) -> Contribution:

@@ -42,7 +42,7 @@ def test_a_true_copy_is_certified_on_every_base(kind, format, tmp_path):
     before = {k: v.clone() for k, v in model.model.diffusion_model.state_dict().items()}
     adapters = adapters_for(model, rank=3, **KINDS[kind])
     found = certify(model, adapters, *saved(model, adapters, tmp_path / "a.safetensors"))
-    assert found.holds and str(found).startswith("12/12 keys, effect 1.00 (")
+    assert found.holds and str(found).endswith("all 12 layers, 100% of the trained strength")
     rounded = (4 if kind in ("loha", "lokr") else 2) * 2**-8  # as many factors, each rounded to bf16's 8 digits
     assert found.tolerance <= rounded + 1e-3
     own = kind == "dora" and format not in ("fp32", "bf16", "fp16")
@@ -82,7 +82,7 @@ def test_what_is_wrong_with_a_file_is_named(base, tmp_path):
     assert "11/12 keys" in refused(fewer) and f"It lacks 1 layers ({name})" in refused(fewer)
     for factor in (0.98, 1.02, 2):  # as a wrong alpha does
         stronger = {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}
-        assert f"12/12 keys, effect {factor:.2f}" in refused(stronger)
+        assert f"all 12 layers, {factor:.0%} of the trained strength" in refused(stronger)
     assert "12 layers in it have other numbers" in refused(stronger)
     one = f"diffusion_model.{name}.lora_B.weight"
     assert f"at {name}, where rounding explains 0.9%" in refused(

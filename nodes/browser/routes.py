@@ -1,0 +1,78 @@
+"""Routes for the browser: end a run early, and what nodes show. ComfyUI's check of a request's origin protects them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from aiohttp import web
+from server import PromptServer
+
+from ...flux2_train.bounded import from_json
+from ...flux2_train.errors import UserError
+from ...flux2_train.host.loading import files
+from ...flux2_train.names import problem
+from ...flux2_train.names import shown as escaped
+from ...flux2_train.runs.files_there import lines
+from ...flux2_train.runs.folder import RunFolder
+from ...flux2_train.settings.model import ModelSettings
+from .refusals import check_first
+from .shown import BOARD
+
+MOST_BYTES, MOST_NAME = 4096, 300
+LONGEST_NAME = 255  # bytes: a run whose name was taken has a number behind it
+ASKED = ("flavour", "precision", "variant", "transformer", "text_encoder", "vae")  # widgets of Load FLUX.2
+ONE_AT_A_TIME = asyncio.Lock()
+
+
+def add_routes() -> None:
+    """Add the routes to the server, if there is one."""
+    if getattr(PromptServer, "instance", None) is not None:
+        server = PromptServer.instance
+        server.routes.post("/flux2_train/stop")(stop)
+        server.routes.get("/flux2_train/shown")(shown)
+        server.routes.get("/flux2_train/files")(files_there)
+        server.app.middlewares.append(check_first)
+
+
+async def shown(request: web.Request) -> web.Response:
+    """GET ?workflow=ID: what the nodes of that workflow have shown since the server's start, by their id."""
+    return web.json_response({"nodes": BOARD.of(request.query.get("workflow", ""))})
+
+
+async def files_there(request: web.Request) -> web.Response:
+    """GET ?flavour=NAME&precision=NAME...: which files are there, and what this machine's memory allows, in lines.
+
+    File names are those that ComfyUI lists; a path is refused. One question is answered at a time.
+    """
+    asked = {name: str(request.query[name])[:MOST_NAME] for name in ASKED if name in request.query}
+    try:
+        if any(Path(asked.get(name, "")).is_absolute() for name in ASKED):
+            raise UserError("Name a file that ComfyUI lists.")
+        settings = ModelSettings(**asked)
+        async with ONE_AT_A_TIME:
+            found = await asyncio.to_thread(lambda: list(lines(settings)))
+    except UserError as error:
+        found = [f"bad: {error}"]
+    return web.json_response({"lines": found})
+
+
+async def stop(request: web.Request) -> web.Response:
+    """POST {"run": NAME}: end that run after the step in progress and keep its LoRA."""
+    try:
+        RunFolder(files.run_folder() / await _run(request)).ask_to_stop()
+    except UserError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    return web.json_response({})
+
+
+async def _run(request: web.Request) -> str:
+    if request.content_type != "application/json" or not 0 < (request.content_length or 0) <= MOST_BYTES:
+        raise UserError(f'Send {{"run": NAME}} as application/json, at most {MOST_BYTES} bytes.')
+    try:
+        name = from_json((await request.read()).decode())["run"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError('The request is not {"run": NAME}.') from error
+    if not isinstance(name, str) or problem(name, LONGEST_NAME):
+        raise UserError(f"{escaped(str(name))!r} is no run's name.")
+    return name

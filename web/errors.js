@@ -1,0 +1,51 @@
+// Says what went wrong in the toast itself: ComfyUI's own says only that a node threw an error or rejected an input.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { nodeOf, titleOf } from "./shown.js";
+
+const LIFE = 20_000; // ms
+
+function say(severity, summary, detail) {
+    app.extensionManager?.toast?.add({ severity, summary, detail, life: LIFE });
+}
+
+// the answer of the server for a graph that it does not queue
+function sayRefusals(refusal) {
+    for (const [id, { errors }] of Object.entries(refusal?.node_errors ?? {})) {
+        const node = nodeOf(id);
+        if (!node) continue;
+        const told = new Set();
+        for (const { type, message, extra_info: about } of errors) {
+            if (type !== "flux2_train" || told.has(message)) continue;
+            told.add(message);
+            say("error", `${titleOf(node)}: ${about?.input_name ?? ""}`, message);
+        }
+    }
+}
+
+app.registerExtension({
+    name: "flux2_train.errors",
+    setup() {
+        const queue = api.queuePrompt;
+        api.queuePrompt = async function (...given) {
+            try {
+                return await queue.apply(this, given);
+            } catch (error) {
+                sayRefusals(error?.response);
+                throw error;
+            }
+        };
+        api.addEventListener("execution_error", ({ detail }) => {
+            const node = nodeOf(detail?.node_id);
+            if (node) say("error", titleOf(node), String(detail.exception_message).trim());
+        });
+        api.addEventListener("execution_interrupted", ({ detail }) => {
+            const node = nodeOf(detail?.node_id);
+            if (node?.comfyClass !== "Flux2LoraTrainer") return;
+            // what the node says has come a moment before
+            const text = node.widgets?.find(({ name }) => name === "flux2_shown")?.value ?? "";
+            const line = text.split("\n").find((each) => each.startsWith("Stopped"));
+            say("info", titleOf(node), line ?? "Stopped.");
+        });
+    },
+});
