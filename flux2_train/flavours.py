@@ -57,6 +57,7 @@ class Flavour:
     vae_module: Callable[[object], nn.Module] | None = None
     tokenizer_tensor: str = ""  # tensor in the text encoder's file that holds the tokenizer, if ComfyUI brings none
     transformers_limit: str = ""  # newest version of transformers with which ComfyUI can build that tokenizer
+    recipe: dict[str, float | int] = field(default_factory=dict)  # what a recipe sets here in place of its own values
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -150,6 +151,7 @@ _ROWS = (
         vaes=(ModelFile(nano.VAE, "vae", generate=nano.vae),),
         guidance=nano.GUIDANCE,
         resolution=nano.RESOLUTION,
+        recipe={"learning_rate": 2e-3, "steps": 200},  # minutes on a processor; 1e-4 would teach it nothing
         text_encoder_config=nano.TEXT_ENCODER_CONFIG,
         vae_module=nano.vae_module,
     ),

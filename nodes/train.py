@@ -5,12 +5,13 @@ from comfy_api.latest import io
 from ..flux2_train.data.cache import EmbedCache, LatentCache
 from ..flux2_train.data.images import to_tensor
 from ..flux2_train.evaluate.plots import loss_plot
+from ..flux2_train.flavours import FLAVOURS
 from ..flux2_train.host.graph_types import ModelPatcher
 from ..flux2_train.host.loading import files
 from ..flux2_train.runs.prepare import new_trainer
 from ..flux2_train.runs.resume import AUTO, NEW
 from ..flux2_train.runs.session import train
-from ..flux2_train.settings.recipes import RECIPES, Recipe, combined
+from ..flux2_train.settings.recipes import RECIPES, Recipe, combined, face_on
 from ..flux2_train.settings.training import NO_RECIPE, TrainingSettings
 from . import fields
 from .browser.shown import keep
@@ -30,7 +31,8 @@ FILLED = {"timesteps": "Flux2Timesteps", "optimizer": "Flux2Optimizer"}  # optio
 def _shown(recipe: Recipe) -> dict[str, dict]:
     """What web/recipes.js fills in: this node's widgets, and those of option nodes wired into it, by their type."""
     wired = {node: fields.as_widgets(recipe.sections[name]) for name, node in FILLED.items() if name in recipe.sections}
-    return {"face": recipe.face, "wired": wired}
+    own = {name: face_on(recipe, name) for name, row in FLAVOURS.items() if row.recipe}
+    return {"face": recipe.face, "of_flavour": own, "wired": wired}
 
 
 class LoraTrainer(io.ComfyNode):

@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 
 const TRAINER = "Flux2LoraTrainer";
+const LOADER = "Flux2Load";
 
 function fill(node, values) {
     for (const [name, value] of Object.entries(values)) {
@@ -12,8 +13,17 @@ function fill(node, values) {
     node.setDirtyCanvas(true, true);
 }
 
+// the flavour of the Load FLUX.2 whose MODEL reaches a node, through whatever stands between
+function flavourOf(node, seen = new Set()) {
+    if (!node || seen.has(node)) return undefined;
+    seen.add(node);
+    if (node.comfyClass === LOADER) return node.widgets.find(({ name }) => name === "flavour")?.value;
+    const slot = node.inputs?.findIndex(({ type }) => type === "MODEL") ?? -1;
+    return slot < 0 ? undefined : flavourOf(node.getInputNode(slot), seen);
+}
+
 function apply(trainer, recipe) {
-    fill(trainer, recipe.face);
+    fill(trainer, recipe.of_flavour[flavourOf(trainer)] ?? recipe.face);
     for (const slot of trainer.inputs.keys()) {
         const options = trainer.getInputNode(slot);
         const values = recipe.wired[options?.comfyClass];

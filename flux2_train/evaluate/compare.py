@@ -93,4 +93,5 @@ def labelled(rows: list[list[Tensor]], names: Sequence[str], strengths: Sequence
         pictures = [[sheets.small(picture, side) for picture in row] for row in pictures]
     (base,), *painted = pictures
     table = [[None if number else base, *row] for number, row in enumerate(painted)]
-    return sheets.grid(table, names, ["base model", *(f"strength {strength:g}" for strength in strengths)])
+    columns = ["base model", *(f"strength {strength:g}" for strength in strengths)]
+    return sheets.grid(table, names, columns, names_from=1)

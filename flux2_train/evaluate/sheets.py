@@ -32,12 +32,17 @@ def small(picture: Image.Image, side: int = SIDE) -> Image.Image:
     return picture.resize([max(1, round(n * scale)) for n in picture.size], Image.Resampling.LANCZOS)
 
 
-def grid(rows: Sequence[Row], row_names: Sequence[str], column_names: Sequence[str]) -> Image.Image:
-    """A table of pictures. Names of rows and columns stand above them; ``None`` is an empty cell."""
+def grid(
+    rows: Sequence[Row], row_names: Sequence[str], column_names: Sequence[str], names_from: int = 0
+) -> Image.Image:
+    """A table of pictures. Names of rows and columns stand above them; ``None`` is an empty cell.
+
+    A row's name begins above its picture in column ``names_from``: those to the left of it are not what it names.
+    """
     width = max(p.width for row in rows for p in row if p)
     heights = [max(p.height for p in row if p) for row in rows]
     columns = max(map(len, rows))
-    names = [textwrap.wrap(name, max(20, columns * width // 7)) or [""] for name in row_names]
+    names = [textwrap.wrap(name, max(20, (columns - names_from) * width // 7)) or [""] for name in row_names]
     tops = [0]
     for height, lines in zip(heights, names, strict=True):
         tops.append(tops[-1] + height + LINE * len(lines) + 2 * GAP)
@@ -46,7 +51,8 @@ def grid(rows: Sequence[Row], row_names: Sequence[str], column_names: Sequence[s
     for column, name in enumerate(column_names):
         draw.text((GAP + column * (width + GAP), GAP // 2), _shortened(name, width), fill="black", font_size=11)
     for row, lines, top in zip(rows, names, tops, strict=False):
-        draw.multiline_text((GAP, HEAD + top), "\n".join(lines), fill="#444", font_size=10, spacing=2)
+        at = GAP + names_from * (width + GAP), HEAD + top
+        draw.multiline_text(at, "\n".join(lines), fill="#444", font_size=10, spacing=2)
         for column, picture in enumerate(row):
             if picture:
                 sheet.paste(picture, (GAP + column * (width + GAP), HEAD + top + LINE * len(lines) + GAP // 2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..flavours import FLAVOURS
 from .adapter import AdapterSettings
 from .optimizer import OptimizerSettings
 from .timesteps import TimestepSettings
@@ -62,6 +63,12 @@ RECIPES: dict[str, Recipe] = {
         {"timesteps": TimestepSettings(shift="linear"), "optimizer": OptimizerSettings("adamw8bit")},
     ),
 }
+
+
+def face_on(recipe: Recipe, flavour: str) -> dict[str, float | int]:
+    """What a recipe sets on LoRA Trainer where that flavour is trained. A recipe that counts epochs keeps doing so."""
+    own = FLAVOURS[flavour].recipe
+    return {name: own.get(name, value) if value else value for name, value in recipe.face.items()}
 
 
 def combined(name: str, face: dict, sections: dict) -> dict:

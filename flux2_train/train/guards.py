@@ -137,11 +137,14 @@ class SlowSteps:
         self.recent: list[float] = []
         self.best, self.warned = math.inf, False
 
-    def check(self, seconds: float, expected: float = math.inf, spills: bool = True) -> str | None:
+    def check(
+        self, seconds: float, expected: float = math.inf, spills: bool = True, on_cpu: bool = False
+    ) -> str | None:
         """A warning the first time steps are slow, else None. ``expected``: the plan's seconds, or infinity.
 
         ``spills`` says whether device memory may have spilled. If it has not, the step is slow for another reason (many
-        small operations, a busy processor, another program), and a warning about the card would be wrong.
+        small operations, a busy processor, another program), and a warning about the card would be wrong. ``on_cpu``:
+        the processor trains; then only its own steps before are compared with, and nothing is said of a card.
         """
         self.recent = [*self.recent, seconds][-WINDOW:]
         if self.warned or len(self.recent) < FEW:
@@ -149,6 +152,13 @@ class SlowSteps:
         median = statistics.median(self.recent)
         if len(self.recent) == WINDOW:
             self.best = min(self.best, median)
+        if on_cpu and median > SLOWER * self.best:
+            self.warned = True
+            return (
+                f"Steps take {median:.3g} s now and took {self.best:.3g} s before. The processor trains: another "
+                "program uses it, or the computer's memory is full and goes to the disk. Close other programs; Cancel "
+                "keeps what was learned."
+            )
         if not spills:
             return None
         if median > SLOWER * expected:

@@ -181,7 +181,7 @@ class Trainer(Resumable):
             return
         seconds = time.perf_counter() - started
         self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
-        slow = self.slow_steps.check(seconds, self.memory.expected, self.memory.spills)
+        slow = self.slow_steps.check(seconds, self.memory.expected, self.memory.spills, self.device.type == "cpu")
         for warning in (self.divergence.check(measured.loss), slow):
             if warning:
                 yield Warned(warning)

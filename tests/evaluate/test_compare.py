@@ -82,6 +82,8 @@ def test_the_grid_has_a_row_per_lora_and_a_column_per_strength(rows):
             assert numpy.array_equal(cell(row, column + 1), numpy.asarray(sheets.to_picture(rows[row + 1][column])))
     assert numpy.array_equal(cell(0, 0), numpy.asarray(sheets.to_picture(rows[0][0])))
     assert (cell(1, 0) == 255).all()  # the base stands once
+    label = grid[sheets.HEAD : tops[0] - sheets.GAP // 2]  # the first LoRA's name stands above its own pictures
+    assert (label[:, : sheets.GAP + step] == 255).all() and (label[:, sheets.GAP + step :] != 255).any()
     small = labelled(rows, ["a", "b"], STRENGTHS, 24)
     assert small.width < grid.shape[1] and small.height < grid.shape[0]
 

@@ -124,6 +124,9 @@ def test_recipes_reach_the_browser(nodes):
     sent = entries["recipe"].as_dict()["recipes"]
     assert {name: recipe["face"] for name, recipe in sent.items()} == {n: r.face for n, r in RECIPES.items()}
     assert all(set(recipe["face"]) <= set(entries) for recipe in sent.values())
+    character, counts = sent["character"], sent["musubi"]
+    assert character["of_flavour"] == {"nano": {**character["face"], "steps": 200, "learning_rate": 2e-3}}
+    assert counts["of_flavour"]["nano"]["steps"] == 0  # a recipe that counts epochs goes on doing so
     for name, recipe in RECIPES.items():
         for node, section in (("Timesteps", "timesteps"), ("Optimizer", "optimizer")):
             widgets = json.loads(json.dumps(sent[name]["wired"].get(f"Flux2{node}", {})))

@@ -212,6 +212,14 @@ def test_steps_that_are_slow_from_the_first_on_are_told_by_the_plan():
     )
 
 
+def test_slow_steps_of_a_processor_are_not_explained_with_a_card():
+    guard = SlowSteps()
+    assert not any(guard.check(1.0, 0.01, spills=False, on_cpu=True) for _ in range(40))
+    told = [text for _ in range(40) if (text := guard.check(5.0, spills=False, on_cpu=True))]
+    assert len(told) == 1 and "5 s now and took 1 s before" in told[0]
+    assert "The processor trains" in told[0] and "card" not in told[0] and "Windows" not in told[0]
+
+
 @pytest.mark.long
 def test_a_run_that_may_spill_is_compared_with_its_plan(parts, tmp_path, monkeypatch):
     """A step of the tiny model costs far more than its arithmetic would on a card. Nothing of a CPU could spill."""

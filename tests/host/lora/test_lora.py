@@ -19,6 +19,7 @@ from flux2_train.adapters.parts import Hadamard, Kronecker, LowRank
 from flux2_train.errors import UserError
 from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
 from flux2_train.host.borrowed.velocity import velocity
+from flux2_train.host.describe import lora_warning
 from flux2_train.host.lora import apply as lora
 
 
@@ -317,3 +318,11 @@ def test_files_are_whole_and_named_anew(adapters, tmp_path):
     assert (first.name, second.name) == ("a.safetensors", "a_2.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "a_2.safetensors"]
     assert all(v.dtype == torch.bfloat16 for v in load_file(first).values())
+
+
+def test_a_model_that_carries_a_lora_is_told(nano):
+    assert lora_warning(nano.model) == ""
+    one = next(iter(linears(nano.model)))
+    patched = nano.model.clone()
+    patched.add_patches({f"diffusion_model.{one}.weight": ("diff", (torch.zeros(1),))}, 1.0)
+    assert "already carries a LoRA on 1 weights" in lora_warning(patched)
