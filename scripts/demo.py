@@ -11,7 +11,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from comfy_server import ROOT, ComfyServer, ServerError
+from comfy_server import PACK, ROOT, ComfyServer, ServerError
 from PIL import Image, ImageDraw
 
 WORKFLOW = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
@@ -93,6 +93,12 @@ def write(out: Path, server: ComfyServer, prompt: dict, history: dict, printer: 
     return [out / name for name in ("lora.safetensors", "before_after.png", "loss.png", "report.json")]
 
 
+def quick_start(server: ComfyServer) -> str:
+    """The address that opens the shipped workflow in the browser, also on somebody's first visit."""
+    server.post("/settings", {"Comfy.TutorialCompleted": True})  # else a tour covers it
+    return f"{server.url}/?template={WORKFLOW.stem}&source={PACK}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo")
     parser.add_argument("--out", type=Path, default=Path("out"))
@@ -113,9 +119,7 @@ def main() -> int:
         written = write(out, server, prompt, history, printer)
         print("\nWrote:\n" + "\n".join(f"  {path}" for path in written))
         if options.serve:
-            print(f"\nComfyUI runs at {server.url} (Ctrl+C ends it). Open the menu Workflow > Browse Templates, "
-                  f"and in it this pack's flux2_lora_nano; or drag {WORKFLOW.parents[1] / 'flux2_lora_nano.json'} "
-                  "into the window.", flush=True)  # fmt: skip
+            print(f"\nThe quick start, ready to run (Ctrl+C ends the server):\n  {quick_start(server)}", flush=True)
             server.process.wait()
     return 0
 

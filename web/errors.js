@@ -12,14 +12,8 @@ function say(severity, summary, detail) {
 // the answer of the server for a graph that it does not queue
 function sayRefusals(refusal) {
     for (const [id, { errors }] of Object.entries(refusal?.node_errors ?? {})) {
-        const node = nodeOf(id);
-        if (!node) continue;
-        const told = new Set();
-        for (const { type, message, extra_info: about } of errors) {
-            if (type !== "flux2_train" || told.has(message)) continue;
-            told.add(message);
-            say("error", `${titleOf(node)}: ${about?.input_name ?? ""}`, message);
-        }
+        const node = nodeOf(id), ours = errors.filter(({ type }) => type === "flux2_train");
+        if (node && ours.length) say("error", titleOf(node), [...new Set(ours.map(({ message }) => message))].join("\n"));
     }
 }
 

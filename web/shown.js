@@ -22,6 +22,7 @@ const STYLE = `
 .flux2-shown a { color: #8ab4f8; }
 .flux2-shown img { display: block; max-width: 100%; max-height: ${MOST_IMAGE}px; object-fit: contain; border-radius: 6px;
   align-self: center; }
+.p-toast-detail { white-space: pre-line; overflow-wrap: anywhere; }
 .flux2-shown .text:empty, .flux2-shown img:not([src]) { display: none; }
 `;
 
@@ -163,6 +164,22 @@ async function restore() {
         if (node && !showOutput(node, outputOf(id)) && !panels.get(node)?.written) showRemembered(node, shown);
     }
     showHistory();
+    await fillIn(workflow);
+}
+
+// what ComfyUI answered from its cache was not shown anew; its history still has it
+async function fillIn(workflow) {
+    const empty = (node) => isOurs(node) && !panels.get(node)?.written;
+    if (!(app.rootGraph ?? app.graph)._nodes.some(empty)) return;
+    const answer = await api.fetchApi("/history?max_items=8");
+    if (!answer.ok || workflowId() !== workflow) return;
+    for (const { prompt, outputs } of Object.values(await answer.json()).reverse()) {
+        if (prompt?.[3]?.extra_pnginfo?.workflow?.id !== workflow) continue;
+        for (const [id, output] of Object.entries(outputs ?? {})) {
+            const node = nodeOf(id);
+            if (node && empty(node)) showOutput(node, output);
+        }
+    }
 }
 
 const outputOf = (id) => app.nodeOutputs?.[id] ?? app.nodeOutputs?.[`${workflowId()}:${id}`];

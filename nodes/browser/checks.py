@@ -6,6 +6,7 @@ Each check yields the name of an input and a sentence. Values that come over a w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def wrong_folder(name: str, subfolders: bool) -> str:
 
 def _no_folder(name: str, path: Path) -> str:
     windows = len(name.strip()) > 1 and (name.strip()[1] == ":" or "\\" in name)
-    if windows and not path.is_absolute():
+    if windows and os.name != "nt":
         return f"{name!r} is a folder of a Windows computer; ComfyUI runs on another: name a folder that it can read."
     own = folder_paths.get_input_directory()
     return f"There is no folder {path}. Name a folder inside {own}, or the full path of one on ComfyUI's own computer."
@@ -182,7 +183,8 @@ def _files(node: Node) -> Iterator[Problem]:
         return
     for part in found:
         if part.line.startswith("bad: "):
-            yield part.widget, part.line.removeprefix("bad: ").capitalize()
+            sentence = part.line.removeprefix("bad: ")
+            yield part.widget, sentence[:1].upper() + sentence[1:]
 
 
 def _apply(node: Node) -> Iterator[Problem]:

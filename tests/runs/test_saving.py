@@ -80,10 +80,10 @@ def test_certificate_off_and_stopped_runs_say_so(lora, robot, tmp_path):
 def test_a_file_that_acts_otherwise_is_an_error_and_is_kept(lora, robot, tmp_path, monkeypatch):
     trainer, save = saved_as(lora, SaveSettings()), files.save
     monkeypatch.setattr(files, "save", lambda tensors, *rest: save({k: v * 1.5 for k, v in tensors.items()}, *rest))
-    with pytest.raises(UserError, match=r"x.safetensors does not act like the adapter .* effect [12].* other numbers"):
+    with pytest.raises(UserError, match=r"x.safetensors does not act like the adapter .* [12]\d\d% of.* other numbers"):
         results(trainer, robot, tmp_path)
     assert (tmp_path / "loras" / "x.safetensors").is_file() and (tmp_path / "runs" / "x" / "report.json").is_file()
-    assert "effect" in header(tmp_path / "loras" / "x.safetensors")["flux2_train.certificate"]
+    assert "strength" in header(tmp_path / "loras" / "x.safetensors")["flux2_train.certificate"]
 
 
 @pytest.mark.parametrize("format", choices(SaveSettings, "format"))
