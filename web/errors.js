@@ -12,7 +12,7 @@ function say(severity, summary, detail) {
 // the answer of the server for a graph that it does not queue
 function sayRefusals(refusal) {
     for (const [id, { errors }] of Object.entries(refusal?.node_errors ?? {})) {
-        const node = nodeOf(id), ours = errors.filter(({ type }) => type === "flux2_train");
+        const node = nodeOf(id), ours = errors.filter(({ extra_info: about }) => about?.flux2_train);
         if (node && ours.length) say("error", titleOf(node), [...new Set(ours.map(({ message }) => message))].join("\n"));
     }
 }

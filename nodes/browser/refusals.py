@@ -15,7 +15,7 @@ from aiohttp import web
 
 from .checks import Problem, problems
 
-TYPE = "flux2_train"  # of an error, for web/errors.js
+OURS = "flux2_train"  # in an error's extra_info, for web/errors.js
 PATHS = ("/prompt", "/api/prompt")
 
 
@@ -59,8 +59,8 @@ def refusal(prompt: dict, found: dict[str, list[Problem]]) -> dict:
 
 def _of_node(entry: dict, wrong: list[Problem]) -> dict:
     errors = [
-        {"type": TYPE, "message": sentence, "details": sentence,
-         "extra_info": {"input_name": name}}
+        {"type": "custom_validation_failed", "message": sentence, "details": name,
+         "extra_info": {"input_name": name, OURS: True}}
         for name, sentence in wrong
     ]  # fmt: skip
     return {"errors": errors, "dependent_outputs": [], "class_type": entry.get("class_type", "")}

@@ -86,7 +86,10 @@ def test_a_graph_with_a_mistake_is_refused_as_comfyui_refuses_one(browser, monke
     status, answer = ask(refusals, json.dumps({"prompt": bad}))
     assert status == 400 and "cannot be a file name" in answer["error"]["message"]
     (error,) = answer["node_errors"][TRAINER]["errors"]
-    assert error["extra_info"] == {"input_name": "name"} and answer["node_errors"][TRAINER]["class_type"]
+    assert (
+        error["extra_info"] == {"input_name": "name", "flux2_train": True}
+        and answer["node_errors"][TRAINER]["class_type"]
+    )
     other = {"prompt": bad, "partial_execution_targets": [DATA]}
     assert ask(refusals, json.dumps(other))[0] == 200  # that node alone is queued
 
@@ -94,5 +97,5 @@ def test_a_graph_with_a_mistake_is_refused_as_comfyui_refuses_one(browser, monke
 @pytest.mark.parametrize(
     "body", ['{"prompt": 3}', '{"prompt": {"1": 5}}', '{"prompt": {}}', '{"prompt": {"1": {"inputs": 4}}}']
 )
-def test_what_cannot_be_read_is_left_to_comfyui(browser, body):
-    assert ask(browser("refusals"), body)[0] == 200
+def test_what_cannot_be_read_is_left_to_comfyui(browser, prompt):
+    assert ask(browser("refusals"), f'{{"prompt": {prompt}}}')[0] == 200

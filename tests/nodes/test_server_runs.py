@@ -113,7 +113,9 @@ def test_killed_cancelled_and_broken_the_lora_is_the_one_of_a_run_that_was_not(s
     assert taken_up[0] == 4 and 10 <= taken_up[1] < 14 <= taken_up[2] < 18 <= taken_up[3] < 24
     assert any(f"goes on after step {taken_up[3]} of 24 (cut)" in text for text in last.texts)
     stopped = sorted(p.name for p in (server.folder / "models" / "loras").glob("cut_step*"))
-    assert len(stopped) == 3  # Cancel, the other pack, no memory; a kill saves nothing
+    assert not stopped  # Cancel, the other pack and no memory each saved one; the finished run removes them
+    assert any(text.startswith("Stopped after step") and "Run goes on from here." in text for text in cancelled.texts)
+    assert "cut: step 24/24" in server.log.read_text() and "cut: goes on after step" in server.log.read_text()
     again = At(0, lambda: None)
     server.run(graph("straight"), again)  # trained before the server was killed, so that ComfyUI's cache is gone
     assert any("straight is trained already" in text for text in again.texts) and set(again.values) <= {24}

@@ -1,0 +1,118 @@
+"""ComfyUI's frontend in a real browser: open it, put a graph into it, press Run, read what nodes show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+READY = "() => window.app?.graph && app.extensions.some(e => e.name === 'flux2_train.errors')"
+# What our widget on a node says, whether its picture is drawn, and its box and its node's on the page or the canvas.
+SHOWN = """id => {
+    const node = app.graph.getNodeById(Number(id)), widget = node?.widgets?.find(w => w.name === 'flux2_shown')
+    if (!widget) return { text: '', lines: 0, picture: 0, fits: true }
+    const text = widget.element.querySelector('.text'), image = widget.element.querySelector('img')
+    const inner = widget.element.getBoundingClientRect()
+    const vue = document.querySelector(`[data-node-id="${id}"]`)
+    const { scale, offset } = app.canvas.ds, page = app.canvas.canvas.getBoundingClientRect()
+    const outer = vue ? vue.getBoundingClientRect() : {
+        left: page.left + (node.pos[0] + offset[0]) * scale, top: page.top + (node.pos[1] + offset[1] - 30) * scale,
+        right: page.left + (node.pos[0] + node.size[0] + offset[0]) * scale,
+        bottom: page.top + (node.pos[1] + node.size[1] + offset[1]) * scale }
+    const within = inner.left >= outer.left - 1 && inner.right <= outer.right + 1 && inner.bottom <= outer.bottom + 1
+        && inner.top >= outer.top - 1
+    return { text: widget.value, lines: text.children.length, picture: image.naturalWidth,
+             wraps: text.scrollWidth <= text.clientWidth + 1, drawn: inner.height, fits: within }
+}"""
+WATCH = """() => {
+    window.flux2Ended = ''
+    const api = window.comfyAPI.api.api
+    if (window.flux2Watching) return
+    window.flux2Watching = true
+    for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+        api.addEventListener(kind, () => { window.flux2Ended = kind })
+}"""
+LOOK_AT = """([id, scale]) => {
+    app.canvas.ds.scale = scale
+    app.canvas.centerOnNode(app.graph.getNodeById(Number(id)))
+    app.canvas.draw(true, true)
+}"""
+
+
+@contextmanager
+def browser():
+    """A Chromium, or the test is skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome was found (on Debian: apt install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+def open_tab(context, server, vue: bool):
+    """The frontend, opened by somebody who has been there before, with one of its two renderers of nodes."""
+    server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue})
+    page = context.new_page()
+    page.set_default_timeout(120_000)  # a slow machine that runs other tests beside this one
+    page.goto(server.url)
+    page.wait_for_function(READY)
+    return page
+
+
+def load(page, prompt: dict, workflow: str = "") -> None:
+    """Put a graph in API format on the canvas, under the id of a workflow."""
+    page.evaluate("prompt => app.loadApiJson(prompt, 'tried')", json.loads(json.dumps(prompt)))
+    page.wait_for_function("count => app.graph._nodes.length === count", arg=len(prompt))
+    if workflow:
+        page.evaluate("id => { app.graph.id = id }", workflow)
+
+
+def press_run(page) -> None:
+    """Queue what is on the canvas as the button Run does."""
+    page.evaluate(WATCH)
+    page.evaluate("() => app.queuePrompt(0, 1)")
+
+
+def run(page) -> str:
+    """Queue what is on the canvas, and wait for the end. Returns the kind of its last event."""
+    press_run(page)
+    page.wait_for_function("() => window.flux2Ended")
+    return page.evaluate("() => window.flux2Ended")
+
+
+def shown(page, node: str, until: str = "") -> dict:
+    """What a node shows, once its text matches the regular expression ``until``."""
+    if until:
+        page.wait_for_function(
+            "([id, pattern]) => new RegExp(pattern).test(app.graph.getNodeById(Number(id))?.widgets"
+            "?.find(w => w.name === 'flux2_shown')?.value ?? '')",
+            arg=[node, until],
+        )
+    page.evaluate(LOOK_AT, [node, 0.9])
+    page.wait_for_timeout(400)  # frames in which the widget finds its place
+    return page.evaluate(SHOWN, node)
+
+
+def says(page, text: str) -> None:
+    """Wait for a toast with that text in it."""
+    page.get_by_text(text).last.wait_for()
+
+
+def clear_toasts(page) -> None:
+    page.evaluate("() => app.extensionManager.toast.removeAll?.()")
+
+
+def photograph(page, folder: Path, name: str) -> None:
+    """Keep a picture of the page, to be looked at."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder / f"{name}.png")
