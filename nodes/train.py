@@ -62,7 +62,8 @@ class LoraTrainer(io.ComfyNode):
                 io.Combo.Input(
                     "resume", options=[AUTO, NEW], default=AUTO, optional=True, advanced=True,
                     tooltip="'auto' goes on where the last run of this name was interrupted (Cancel, error, power "
-                    "cut), and gives a finished one that is exactly the same. 'new' always begins anew.",
+                    "cut), or has finished with fewer steps, and gives a finished one that is exactly the same. 'new' "
+                    "always begins anew.",
                 ),
                 *fields.inputs(TrainingSettings, "validation_items", "logs"),
                 socket(

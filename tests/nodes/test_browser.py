@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flux2_train.settings.recipes import RECIPES
+from flux2_train.settings.recipes import RECIPES, face_on
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
@@ -126,7 +126,7 @@ def test_a_recipe_fills_in_the_trainer_and_what_is_changed_by_hand_stays(templat
     before = inputs(queued(template), TRAINER)
     choose(template, TRAINER, "recipe", "character")
     filled = inputs(queued(template), TRAINER)
-    assert filled == {**before, "recipe": "character", **RECIPES["character"].face}
+    assert filled == {**before, "recipe": "character", **face_on(RECIPES["character"], "nano")}
     type_in(template, TRAINER, "rank", "24")
     changed = queued(template)
     assert inputs(changed, TRAINER) == {**filled, "rank": 24}
@@ -140,7 +140,7 @@ def test_a_recipe_fills_in_wired_option_nodes_too(template):
     choose(template, TRAINER, "recipe", "musubi")
     choose(template, "Flux2Optimizer", "optimizer", "lion")
     after, recipe = queued(template), RECIPES["musubi"]
-    assert inputs(after, TRAINER) == {**inputs(before, TRAINER), "recipe": "musubi", **recipe.face}
+    assert inputs(after, TRAINER) == {**inputs(before, TRAINER), "recipe": "musubi", **face_on(recipe, "nano")}
     assert inputs(after, "Flux2Timesteps") == inputs(before, "Flux2Timesteps")  # musubi's are the defaults
     assert inputs(after, "Flux2Optimizer") == {**inputs(before, "Flux2Optimizer"), "optimizer": "lion"}
     choose(template, TRAINER, "recipe", "ai-toolkit")
@@ -158,7 +158,7 @@ def test_a_recipe_can_be_chosen_in_the_newer_nodes(template):
         node.get_by_text("none", exact=True).click()
         template.get_by_role("option", name="object", exact=True).click()
         found = inputs(queued(template), TRAINER)
-        assert found["recipe"] == "object" and RECIPES["object"].face.items() <= found.items()
+        assert found["recipe"] == "object" and face_on(RECIPES["object"], "nano").items() <= found.items()
         assert node.get_by_role("textbox").filter(has_text="").count()
     finally:
         template.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import importlib
 import json
+from pathlib import Path
 
 import folder_paths
 import pytest
@@ -99,3 +100,9 @@ def test_a_graph_with_a_mistake_is_refused_as_comfyui_refuses_one(browser, monke
 )
 def test_what_cannot_be_read_is_left_to_comfyui(browser, prompt):
     assert ask(browser("refusals"), f'{{"prompt": {prompt}}}')[0] == 200
+
+
+def test_the_page_of_mistakes_lists_them_all():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "mistakes.md").read_text()
+    assert len(MISTAKES) >= 20
+    assert not [each.name for each in MISTAKES if f"| {each.name} |" not in page or each.says not in page]
