@@ -9,7 +9,7 @@ from .convert import flag, number, text, whole
 from .draft import Draft, Section
 from .report import Row
 from .rules import Differs, each, missing, needless, special, turned, used
-from .toml_data import batch, buckets, ending, flat, general_rows, no_upscale, own_rows, resolution
+from .toml_data import Levels, batch, buckets, ending, flat, no_upscale, resolution
 
 NAME = "kohya (sd-scripts, a data set file)"
 ORDERS = 10  # of shuffled captions; each is encoded once
@@ -89,12 +89,17 @@ def recognise(values: Any) -> bool:
 
 def translate(values: Any, draft: Draft) -> list[Row]:
     """A row for every key; every subset becomes a data set."""
-    general = flat(values.get("general"))
-    rows = general_rows(DATA, general, draft, "general.")
+    levels = Levels(DATA, draft)
+    general = ("general.", flat(values.get("general")))
     for number_, each_set in enumerate(values["datasets"]):
         place = f"datasets[{number_}]."
-        own = flat(each_set, "subsets")
-        rows += general_rows(DATA, own, draft, place)
-        for subset, entry in enumerate(each_set.get("subsets", []) if isinstance(each_set, dict) else []):
-            rows += own_rows(DATA, (general, own, flat(entry)), draft, f"{place}subsets[{subset}].")
-    return rows + unknown(flat({key: each for key, each in values.items() if key not in ("general", "datasets")}))
+        own = (place, flat(each_set, "subsets"))
+        for subset, entry in enumerate(_subsets(each_set)):
+            levels.add(general, own, (f"{place}subsets[{subset}].", flat(entry)))
+    rest = {key: each for key, each in values.items() if key not in ("general", "datasets")}
+    return levels.finished() + unknown(flat(rest))
+
+
+def _subsets(each_set: Any) -> list[Any]:
+    found = each_set.get("subsets") if isinstance(each_set, dict) else None
+    return found if isinstance(found, list) and found else [{}]

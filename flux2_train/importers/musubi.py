@@ -14,7 +14,7 @@ from .draft import Draft, NotHere, Section
 from .musubi_values import nothing
 from .report import Row
 from .rules import Differs, Rule, always, apply, each, missing, needless, special, turned, used
-from .toml_data import batch, buckets, ending, flat, general_rows, no_upscale, own_rows, resolution, sides
+from .toml_data import Levels, batch, buckets, ending, flat, no_upscale, resolution, sides
 
 NAME = "musubi-tuner"
 TRAIN, LATENTS, TEXTS = "flux_2_train_network", "flux_2_cache_latents", "flux_2_cache_text_encoder_outputs"
@@ -253,10 +253,9 @@ def _data(values: Any, draft: Draft, prefix: str) -> list[Row]:
     if not isinstance(values, dict) or not isinstance(values.get("datasets"), list):
         draft.blockers.append(f"{prefix or draft.path.name} holds no data sets.")
         return unknown(reading.leaves(values), prefix)
-    general = flat(values.get("general"))
-    rows = general_rows(DATA, general, draft, f"{prefix}general.")
+    levels = Levels(DATA, draft)
+    general = (f"{prefix}general.", flat(values.get("general")))
     for number_, each_set in enumerate(values["datasets"]):
-        rows += own_rows(DATA, (general, flat(each_set)), draft, f"{prefix}datasets[{number_}].")
+        levels.add(general, (f"{prefix}datasets[{number_}].", flat(each_set)))
     rest = {key: each_ for key, each_ in values.items() if key not in ("general", "datasets")}
-    return rows + unknown(flat(rest), prefix)
-
+    return levels.finished() + unknown(flat(rest), prefix)

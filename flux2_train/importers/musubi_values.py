@@ -64,13 +64,17 @@ def network_args(value: Any, section: Section) -> str | None:
     given = pairs(value)
     if "loraplus_lr_ratio" in given:
         section.put("training.adapter.lora_plus", number(given["loraplus_lr_ratio"]))
-    if "factor" in given and section.ours("training.adapter.kind") == "lokr":
+    if "factor" in given and _is_lokr(section, given):
         section.put("training.adapter.lokr_factor", whole(given["factor"]))
     for theirs, ours in (("exclude_patterns", "exclude"), ("include_patterns", "include")):
         if theirs in given:
             section.put(f"training.adapter.{ours}", globs(given[theirs]))
     left = sorted(given.keys() - {"loraplus_lr_ratio", "factor", "exclude_patterns", "include_patterns", "algo", "verbose"})
     return Differs(f"{', '.join(left)} is not taken over") if left else None
+
+
+def _is_lokr(section: Section, given: dict[str, str]) -> bool:
+    return given.get("algo", str(section.get("network_module", "")).rpartition(".")[2]).lower() == "lokr"
 
 
 def globs(text: str) -> str:

@@ -108,7 +108,7 @@ def _walk(value: Any, key: str, depth: int, name: str) -> Iterator[tuple[str, An
     elif isinstance(value, list) and any(isinstance(each, (dict, list)) for each in value):
         for number, each in enumerate(value):
             yield from _walk(each, f"{key}[{number}]", depth + 1, name)
-    else:
+    elif key:
         yield key, value
 
 

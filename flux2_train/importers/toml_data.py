@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import reading
 from .common import area_side
 from .convert import flag, whole
 from .draft import Draft, NotHere, Section
-from .report import Row
+from .report import NOT_APPLICABLE, Row
 from .rules import Differs, Rule, apply
 
 READ_ENDINGS = ("txt", "caption", "json")
@@ -61,19 +62,36 @@ def batch(value: Any, section: Section) -> str | None:
     return None
 
 
-def general_rows(rules: Sequence[Rule], general: Mapping[str, Any], draft: Draft, prefix: str) -> list[Row]:
-    """Rows for the keys that stand for every data set; what they set goes into each data set later."""
-    scratch = Draft(draft.path)
-    return apply(rules, scratch.section(general, prefix, {}), defaults=False)
+class Levels:
+    """Rows for keys that inner levels inherit: each key has one row, from a data set in which its value counts."""
 
+    def __init__(self, rules: Sequence[Rule], draft: Draft):
+        self.rules, self.draft, self.rows = rules, draft, []
+        self.given: dict[str, dict[str, Any]] = {}  # the keys of each level by its prefix
+        self.told: set[str] = set()  # whole keys that have a row
 
-def own_rows(rules: Sequence[Rule], levels: Sequence[Mapping[str, Any]], draft: Draft, prefix: str) -> list[Row]:
-    """Rows for one data set's own keys. ``levels`` are its keys after those that it inherits, the outermost first."""
-    values: dict[str, Any] = {}
-    for level in levels:
-        values.update(level)
-    rows = apply(rules, draft.section(values, prefix, draft.new_dataset()))
-    return [row for row in rows if row.absent or row.short in levels[-1]]
+    def add(self, *levels: tuple[str, Mapping[str, Any]]) -> None:
+        """A data set more. ``levels`` are prefix and keys of those that it inherits, and at last its own."""
+        values: dict[str, Any] = {}
+        for prefix, own in levels:
+            values.update(own)
+            self.given[prefix] = dict(own)
+        for row in apply(self.rules, self.draft.section(values, levels[-1][0], self.draft.new_dataset())):
+            owner = next((prefix for prefix, own in reversed(levels) if row.short in own), levels[-1][0])
+            key = owner + row.short
+            if row.absent or key not in self.told:
+                self.told.add(key)
+                self.rows.append(replace(row, key=key, part=owner))
+
+    def finished(self) -> list[Row]:
+        """All rows, level by level as in the file; a key that counts in no data set has one too."""
+        why = "every data set below says otherwise, or there is none"
+        unused = [
+            Row(prefix + key, value, NOT_APPLICABLE, why=why, part=prefix)
+            for prefix, own in self.given.items() for key, value in own.items() if prefix + key not in self.told
+        ]  # fmt: skip
+        order = list(self.given)
+        return sorted([*self.rows, *unused], key=lambda row: order.index(row.part))
 
 
 def flat(values: Any, without: str = "") -> dict[str, Any]:
