@@ -18,7 +18,7 @@ ROWS = (
     ("host", "data"),
     ("streaming",),
     ("planning",),
-    ("adapters", "flow"),
+    ("adapters", "flow", "importers"),
     ("settings", "events"),
     ("formats", "flavours"),
     ("nano",),

@@ -7,12 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..atomic import write_text
 from ..errors import UserError
 from ..flavours import FLAVOURS
 from ..settings import job
-from . import ai_toolkit, diffusers, kohya, musubi, onetrainer, reading, simpletuner
+from . import diffusers, kohya, reading
+from .ai_toolkit import translate as ai_toolkit
 from .draft import Draft, checked
+from .musubi import translate as musubi
+from .onetrainer import translate as onetrainer
 from .report import NOT_APPLICABLE, USED, Row, counts, table
+from .simpletuner import translate as simpletuner
 
 TRAINERS = (simpletuner, ai_toolkit, musubi, onetrainer, diffusers, kohya)
 NO_FOLDER = "the folder of images"
@@ -61,6 +66,15 @@ def import_file(path: Path, data: Path | None = None, flavour: str = "") -> Impo
     if data is not None:
         rows += _given_data(draft, data)
     return _finished(trainer.NAME, draft, rows)
+
+
+def write_job(made: job.Job, path: Path) -> Path:
+    """Write a job file. Raises UserError if something of that name is there; makes the folder."""
+    if path.exists():
+        raise UserError(f"{path} is there already; name another file, nothing is overwritten.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, made.to_json())
+    return path
 
 
 def _given_data(draft: Draft, data: Path) -> list[Row]:

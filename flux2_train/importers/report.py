@@ -18,8 +18,9 @@ KEY_WIDTH, VALUE_WIDTH, WIDTH = 44, 26, 76  # characters of the columns; longer 
 class Row:
     """One key and what became of it.
 
-    ``part``: the part of the file, which ``key`` begins with. ``ours``: the settings that it became, or what stands in its place. ``differs``: because of it the result is not
-    that trainer's. ``absent``: the file does not have the key; ``value`` is that trainer's default.
+    ``part``: the part of the file, which ``key`` begins with. ``ours``: the settings that it became, or what stands in
+    its place. ``differs``: because of it the result is not that trainer's. ``absent``: the file does not have the key;
+    ``value`` is that trainer's default.
     """
 
     key: str

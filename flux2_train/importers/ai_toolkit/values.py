@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common import add_prompts
-from .convert import flag, number, oneof, text, whole
-from .draft import NotHere, Section
-from .rules import Differs
+from ..common import add_prompts
+from ..convert import flag, number, oneof, text, whole
+from ..draft import NotHere, Section
+from ..rules import Differs
 
 ARCHS = {"flux2": "dev", "flux2_klein_4b": "klein-4b", "flux2_klein_9b": "klein-9b"}
 QTYPES = {"qfloat8": "fp8 (scaled)", "float8": "fp8 (scaled)", "convrot8": "int8", "int8": "int8", "nvfp4": "nvfp4",
           "convrotcomfyw4a4": "int4", "convrot4": "nvfp4"}  # fmt: skip
 NO_QTYPE = "no precision here has that few bits; the model is loaded as its file is"
 OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "adamw8bit": "adamw8bit", "adam8bit": "adamw8bit",
-              "adam8": "adamw8bit", "adamw8": "adamw8bit", "adafactor": "adafactor", "prodigy": "prodigy", "prodigyopt": "prodigy",
-              "prodigy8bit": "prodigy", "lion": "lion", "lion8bit": "lion"}  # fmt: skip
+              "adam8": "adamw8bit", "adamw8": "adamw8bit", "adafactor": "adafactor", "prodigy": "prodigy",
+              "prodigyopt": "prodigy", "prodigy8bit": "prodigy", "lion": "lion", "lion8bit": "lion"}  # fmt: skip
 LISTS = {"one_step": [1.0], "two_step": [1.0, 0.501], "four_step": [1.0, 0.75, 0.5, 0.25],
          "eight_step": [1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]}  # fmt: skip
 TIMES = {"sigmoid": ("sigmoid", "none"), "linear": ("uniform", "none"), "weighted": ("weighted", "none"),

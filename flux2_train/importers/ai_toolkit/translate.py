@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from . import ai_toolkit_keys as keys
-from . import reading
-from .ai_toolkit_values import DIFFUSERS_ONLY
-from .common import switched, unread
-from .convert import flag, number, text, whole
-from .draft import Draft, Section
-from .report import Row
-from .rules import Differs, always, apply, each, missing, needless, special, turned, used
+from .. import reading
+from ..common import switched, unread
+from ..convert import flag, number, text, whole
+from ..draft import Draft, Section
+from ..report import Row
+from ..rules import Differs, always, apply, each, missing, needless, special, turned, used
+from . import keys
+from .values import DIFFUSERS_ONLY
 
 NAME = "AI Toolkit"
 VIDEO = "pictures only"

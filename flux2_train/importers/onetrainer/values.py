@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .common import area_side, last_name
-from .convert import file_name, flag, number, oneof, whole
-from .draft import NotHere, Section
-from .layers import patterns
-from .rules import Differs
+from ..common import area_side, last_name
+from ..convert import file_name, flag, number, oneof, whole
+from ..draft import NotHere, Section
+from ..layers import patterns
+from ..rules import Differs
 
 DTYPES = {
     "BFLOAT_16": "bf16", "FLOAT_16": "fp16", "FLOAT_32": "fp32", "TFLOAT_32": "fp32", "INT_8": "int8",
@@ -69,7 +69,9 @@ def full_matrix(value: Any, section: Section) -> str | None:
     if section.get("peft_type") != "LOKR" or not flag(value):
         return "off"
     section.put("training.rank", 1024)
-    return Differs("the larger matrix is whole where the rank is at least half of its longer side; 1024 is the largest here")
+    return Differs(
+        "the larger matrix is whole where the rank is at least half of its longer side; 1024 is the largest here"
+    )
 
 
 def dora(value: Any, section: Section) -> str | None:

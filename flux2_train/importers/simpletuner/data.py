@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common import area_side
-from .convert import flag, number, oneof, text, whole
-from .draft import NotHere, Section
-from .rules import Differs, each, missing, needless, special, turned, used
+from ..common import area_side
+from ..convert import flag, number, oneof, text, whole
+from ..draft import NotHere, Section
+from ..rules import Differs, each, missing, needless, special, turned, used
 
 CAPTIONS = {"textfile": "text file", "filename": "file name", "instanceprompt": "one prompt"}
 NOTE = "its resolution, minimum and maximum have one unit"
@@ -131,7 +131,7 @@ DATA = (
         default=False),
     turned("crop_style", "dataset.crop_options.crop_style",
         oneof({"random": "random", "center": "center", "centre": "center", "corner": "corner", "face": "face"},
-            "center"), "which part is kept", default="random"),
+            "center"), "", default="random"),
     used("crop_aspect", "dataset.crop_options.crop_aspect", text, default="square"),
     used("crop_aspect_buckets", "dataset.crop_options.aspects", lambda v: [number(each) for each in v]),
     special("is_regularisation_data", "dataset.is_reg, base_target", "towards the base model's prediction",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .common import family, flavour_of, last_name, logs, model_place, prompt_file, prompts, size, switched
-from .convert import file_name, flag, number, oneof, text, whole
-from .rules import always, each, missing, needless, refused, special, turned, used
-from .simpletuner_values import (
+from ..common import family, flavour_of, last_name, logs, model_place, prompt_file, prompts, size, switched
+from ..convert import file_name, flag, number, oneof, text, whole
+from ..rules import always, each, missing, needless, refused, special, turned, used
+from .values import (
     CARDS,
     HUB,
     ONE,
@@ -170,7 +170,7 @@ PLACES = (
     special("enable_group_offload", "training.memory.group_offload", "see group_offload_type",
         switched("training.memory.group_offload", "block", "off")),
     turned("group_offload_type", "training.memory.group_offload",
-        oneof({"block_level": "block", "leaf_level": "leaf"}, "block or leaf"), "by block or by Linear"),
+        oneof({"block_level": "block", "leaf_level": "leaf"}, "block or leaf"), ""),
     used("group_offload_blocks_per_group", "training.memory.blocks_per_group", whole),
     used("group_offload_use_stream", "training.memory.stream", flag),
     special("group_offload_text_encoder", "embeds.offload", "", switched("embeds.offload", "all", "auto")),

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from . import reading
-from . import simpletuner_keys as keys
-from .common import unread
-from .convert import flag
-from .draft import Draft, Section
-from .report import Row
-from .rules import Rule, apply, needless, special
-from .simpletuner_data import DATA, DATA_DEFAULTS, LYCORIS
-from .simpletuner_groups import GROUPS
+from .. import reading
+from ..common import unread
+from ..convert import flag
+from ..draft import Draft, Section
+from ..report import Row
+from ..rules import Rule, apply, needless, special
+from . import keys
+from .data import DATA, DATA_DEFAULTS, LYCORIS
+from .groups import GROUPS
 
 NAME = "SimpleTuner"
 REFERENCES = ("reference_strict", "reference_loose")

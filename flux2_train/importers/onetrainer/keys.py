@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from . import onetrainer_values as values_of
-from .common import family, flavour_of, model_place, side, switched
-from .convert import flag, number, oneof, text, whole
-from .onetrainer_values import nothing
-from .rules import always, each, missing, needless, refused, special, turned, used
+from ..common import family, flavour_of, model_place, side, switched
+from ..convert import flag, number, oneof, text, whole
+from ..rules import always, each, missing, needless, refused, special, turned, used
+from . import values as values_of
+from .values import nothing
 
 OTHER = "for other models"
 OWN = "its own window and folders"
@@ -21,32 +21,42 @@ MODEL = (
     special("text_encoder.model_name", "model.text_encoder", "", model_place("model.text_encoder")),
     special("transformer.weight_dtype", "model.precision", "", values_of.precision("model.precision")),
     special("text_encoder.weight_dtype", "model.text_encoder_precision", "",
-            values_of.precision("model.text_encoder_precision")),
-    turned("vae.weight_dtype", "latents.vae_precision", oneof({"FLOAT_32": "fp32", "BFLOAT_16": "bf16"}, "fp32 or bf16"),
-           ""),
+        values_of.precision("model.text_encoder_precision")),
+    turned("vae.weight_dtype", "latents.vae_precision",
+        oneof({"FLOAT_32": "fp32", "BFLOAT_16": "bf16"}, "fp32 or bf16"), ""),
     special("transformer.offload_fraction", "training.memory.offload_percent", "as per cent", values_of.offloaded),
     special("text_encoder.offload_fraction", "embeds.offload", "",
-            lambda v, s: s.put("embeds.offload", "all" if number(v) else "auto")),
+        lambda v, s: s.put("embeds.offload", "all" if number(v) else "auto")),
     refused("transformer.train", "the transformer is what learns here", lambda v: not flag(v)),
     refused("text_encoder.train", "text encoders are not trained here", flag),
     used("transformer.guidance_scale", "training.guidance.guidance", number),
     used("transformer.gradient_checkpointing", "training.checkpointing", flag),
     special("transformer.activation_offloading", "training.memory.offload_activations", "",
-            switched("training.memory.offload_activations", "on", "auto")),
+        switched("training.memory.offload_activations", "on", "auto")),
     turned("text_encoder.dropout_probability", "dataset.caption_options.dropout", number, "captions that are left out"),
     *each(missing, "transformer.stop_training_after transformer.stop_training_after_unit transformer.learning_rate",
-          "one learning rate until the end", off=(None, "NEVER")),
-    *each(needless, "transformer.include transformer.dropout_probability transformer.train_embedding "
-          "transformer.attention_mask", OTHER),
-    *each(needless, "unet prior unconditional_transformer text_encoder text_encoder_2 text_encoder_3 text_encoder_4 vae "
-          "effnet_encoder decoder decoder_text_encoder decoder_vqgan", "of parts that are not trained"),
-    *each(needless, "text_encoder_layer_skip text_encoder_sequence_length text_encoder_2_layer_skip "
-          "text_encoder_2_sequence_length text_encoder_3_layer_skip text_encoder_4_layer_skip",
-          "FLUX.2 reads 512 tokens at fixed layers"),
+        "one learning rate until the end", off=(None, "NEVER")),
+    *each(needless,
+        "transformer.include transformer.dropout_probability transformer.train_embedding transformer.attention_mask",
+        OTHER),
+    *each(needless,
+        "unet prior unconditional_transformer text_encoder_2 text_encoder_3 text_encoder_4 effnet_encoder decoder "
+        "decoder_text_encoder decoder_vqgan", OTHER),
+    *each(needless,
+        "text_encoder.include text_encoder.stop_training_after text_encoder.stop_training_after_unit "
+        "text_encoder.learning_rate text_encoder.train_embedding text_encoder.attention_mask "
+        "text_encoder.guidance_scale text_encoder.gradient_checkpointing text_encoder.activation_offloading "
+        "vae.include vae.train vae.stop_training_after vae.stop_training_after_unit vae.learning_rate "
+        "vae.dropout_probability vae.train_embedding vae.attention_mask vae.guidance_scale "
+        "vae.gradient_checkpointing vae.offload_fraction vae.activation_offloading", "of parts that are not trained"),
+    *each(needless,
+        "text_encoder_layer_skip text_encoder_sequence_length text_encoder_2_layer_skip "
+        "text_encoder_2_sequence_length text_encoder_3_layer_skip text_encoder_4_layer_skip",
+        "FLUX.2 reads 512 tokens at fixed layers"),
     needless("quantization", "every format here quantises the Linears of the blocks"),
     needless("train_dtype", "training computes in bf16 where the card has it"),
     *each(needless, "fallback_train_dtype enable_autocast_cache attention_mechanism train_device temp_device",
-          "ComfyUI chooses"),
+        "ComfyUI chooses"),
     needless("compile", "compiled models are not trained"),
     *each(needless, "async_offloading force_circular_padding dataloader_threads", "how it computes, not what"),
     *each(needless, "force_v_prediction force_epsilon_prediction rescale_noise_scheduler_to_zero_terminal_snr", OTHER),
@@ -64,32 +74,33 @@ ADAPTER = (
     special("layer_filter_regex", "training.adapter.include", "see layer_filter", nothing),
     used("dropout_probability", "training.adapter.dropout", number),
     special("lora_model_name", "training.adapter.start_from", "",
-            lambda v, s: s.put("training.adapter.start_from", text(v)) if str(v).strip() else "none"),
+        lambda v, s: s.put("training.adapter.start_from", text(v)) if str(v).strip() else "none"),
     *each(special, "lokr_dim lokr_decompose_factor lokr_decompose_both", "training.adapter", "see peft_type", nothing),
     special("lokr_full_matrix", "training.rank", "", values_of.full_matrix),
     missing("lokr_weight_decompose", "DoRA is for LoRA alone here"),
     *each(needless, "lokr_use_tucker lokr_dora_on_output lokr_vec_trick", "how LoKr is computed"),
     *each(needless, "oft_block_size oft_block_share oft_scaled", ADAPTERS),
     needless("bundle_additional_embeddings", "embeddings are not trained"),
-    *each(needless, "embedding embedding_learning_rate preserve_embedding_norm additional_embeddings "
-          "embedding_weight_dtype", "embeddings are not trained"),
+    *each(needless,
+        "embedding embedding_learning_rate preserve_embedding_norm additional_embeddings embedding_weight_dtype",
+        "embeddings are not trained"),
 )  # fmt: skip
 TRAINING = (
     special("epochs", "training.epochs", "0 steps count epochs",
-            lambda v, s: (s.put("training.steps", 0), s.put("training.epochs", whole(v)), None)[2], default=100),
+        lambda v, s: (s.put("training.steps", 0), s.put("training.epochs", whole(v)), None)[2], default=100),
     used("batch_size", "training.batch", whole, default=1),
     used("gradient_accumulation_steps", "training.accumulate", whole),
-    used("learning_rate", "training.learning_rate", number, default=3e-6),
+    used("learning_rate", "training.learning_rate", number, default=3e-06),
     turned("learning_rate_scheduler", "training.optimizer.schedule",
-           oneof(values_of.SCHEDULES, "this schedule is not here; it stays constant"), ""),
+        oneof(values_of.SCHEDULES, "this schedule is not here; it stays constant"), ""),
     used("learning_rate_warmup_steps", "training.optimizer.warmup", number, default=200.0),
     special("learning_rate_cycles", "training.optimizer.cycles", "",
-            lambda v, s: s.put("training.optimizer.cycles", max(1, round(number(v))))),
+        lambda v, s: s.put("training.optimizer.cycles", max(1, round(number(v))))),
     used("learning_rate_min_factor", "training.optimizer.end", number),
     missing("learning_rate_scaler", "the learning rate is used as it is", off=(None, "NONE")),
     *each(needless, "custom_learning_rate_scheduler scheduler_params", "no class is imported because a file names it"),
     turned("optimizer.optimizer", "training.optimizer.optimizer",
-           oneof(values_of.OPTIMIZERS, "this optimizer is not here; it is adamw"), "", default="ADAMW"),
+        oneof(values_of.OPTIMIZERS, "this optimizer is not here; it is adamw"), "", default="ADAMW"),
     used("optimizer.weight_decay", "training.optimizer.weight_decay", number),
     *each(special, "optimizer.beta1 optimizer.beta2", "training.optimizer.betas", "", values_of.betas),
     special("optimizer.eps", "training.optimizer.eps", "", values_of.epsilon),
@@ -100,11 +111,12 @@ TRAINING = (
     needless("non_ema_sampling", "see ema.ema_preview"),
     special("resolution", "dataset.resolution", "", values_of.resolution, default="512"),
     special("aspect_ratio_bucketing", "dataset.crop_options.crop_aspect", "",
-            switched("dataset.crop_options.crop_aspect", "closest", "square")),
+        switched("dataset.crop_options.crop_aspect", "closest", "square")),
     special("timestep_distribution", "training.timesteps.distribution", "", values_of.times, default="UNIFORM"),
     *each(special, "noising_weight noising_bias", "training.timesteps", "see timestep_distribution", nothing),
     special("timestep_shift", "training.timesteps.shift", "", values_of.shift, default=1.0),
-    special("dynamic_timestep_shifting", "training.timesteps.shift", "linear, by image size: see timestep_shift", nothing),
+    special("dynamic_timestep_shifting", "training.timesteps.shift", "linear, by image size: see timestep_shift",
+        nothing),
     used("min_noising_strength", "training.timesteps.min", number),
     used("max_noising_strength", "training.timesteps.max", number),
     special("mse_strength", "training.loss.loss", "", values_of.loss),
@@ -113,31 +125,32 @@ TRAINING = (
     missing("loss_weight_fn", "choose timesteps.weighting", off=(None, "CONSTANT")),
     *each(needless, "loss_weight_strength vb_loss_strength", "see loss_weight_fn"),
     missing("loss_scaler", "losses are not multiplied by the batch", off=(None, "NONE")),
-    missing("masked_training", "masks are files in a folder here: move NAME-masklabel.png there as NAME.png, and set "
-            "mask_options.folder"),
+    missing("masked_training",
+        "masks are files in a folder here: move NAME-masklabel.png there as NAME.png, and set mask_options.folder"),
     turned("unmasked_weight", "dataset.mask_options.minimum", number, "what the rest counts"),
     missing("unmasked_probability", "masks always act where there are any", off=(None, 0, 0.0, 0.1)),
     missing("normalize_masked_area_loss", "not here"),
     turned("masked_prior_preservation_weight", "training.preservation_options.outside_mask", number, "outside masks"),
     missing("custom_conditioning_image", "name the folder of references as dataset.references"),
     *each(missing, "offset_noise_weight generalized_offset_noise perturbation_noise_weight",
-          "noise is added as it is drawn"),
+        "noise is added as it is drawn"),
 )  # fmt: skip
 FILES = (
     special("output_model_destination", "training.name", "", values_of.destination),
     turned("output_model_format", "training.save.format", oneof(values_of.FORMATS, "a format for whole models"), ""),
-    turned("output_dtype", "training.save.precision", oneof({"BFLOAT_16": "bf16", "FLOAT_16": "fp16", "FLOAT_32": "fp32"},
-           "bf16, fp16 or fp32"), "", default="FLOAT_32"),
+    turned("output_dtype", "training.save.precision",
+        oneof({"BFLOAT_16": "bf16", "FLOAT_16": "fp16", "FLOAT_32": "fp32"}, "bf16, fp16 or fp32"), "",
+        default="FLOAT_32"),
     special("tensorboard", "training.logs", "", switched("training.logs", "csv and TensorBoard", "csv"), default=True),
     *each(needless, "tensorboard_expose tensorboard_always_on tensorboard_port samples_to_tensorboard", OWN),
     special("backup_after", "training.checkpoints", "", values_of.every("backup_after", "backup_after_unit")),
     special("backup_after_unit", "training.checkpoints", "see backup_after", nothing),
-    special("rolling_backup_count", "training.checkpoints.keep", "", lambda v, s: s.put("training.checkpoints.keep",
-                                                                                        whole(v))),
+    special("rolling_backup_count", "training.checkpoints.keep", "",
+        lambda v, s: s.put("training.checkpoints.keep", whole(v))),
     *each(needless, "rolling_backup backup_before_save", "the last checkpoints are kept, as checkpoints.keep says"),
     missing("save_every", "checkpoints are kept; the LoRA is written at the end"),
     *each(needless, "save_every_unit save_skip_first save_filename_prefix prevent_overwrites include_train_config",
-          "nothing is overwritten, and the LoRA's header holds the settings"),
+        "nothing is overwritten, and the LoRA's header holds the settings"),
     needless("continue_last_backup", "an interrupted run goes on by itself"),
     special("sample_after", "previews.every", "", values_of.previews_every),
     special("sample_after_unit", "previews.every", "see sample_after", nothing),
@@ -145,15 +158,18 @@ FILES = (
     special("concept_file_name", "dataset", "its file is read if it lies beside this one, or from --dataset", nothing),
     special("sample_definition_file_name", "previews.prompts", "its file is read if it lies beside this one", nothing),
     *each(missing, "validation validate_after validate_after_unit",
-          "wire pictures into Validation Loss, or set validation_loss.share", off=(None, False, 1, "EPOCH")),
+        "wire pictures into Validation Loss, or set validation_loss.share", off=(None, False, 1, "EPOCH")),
     used("seed", "training.seed", whole),
     always("latent_caching", "latents and embeds are always cached"),
-    *each(needless, "clear_cache_before_training cache_dir workspace_dir only_cache debug_mode debug_dir "
-          "huggingface_cache_dir offline_mode", OWN),
-    *each(needless, "multi_gpu device_indexes gradient_reduce_precision fused_gradient_reduce async_gradient_reduce "
-          "async_gradient_reduce_buffer", "see docs/terminal.md for several cards"),
+    *each(needless,
+        "clear_cache_before_training cache_dir workspace_dir only_cache debug_mode debug_dir huggingface_cache_dir "
+        "offline_mode", OWN),
+    *each(needless,
+        "multi_gpu device_indexes gradient_reduce_precision fused_gradient_reduce async_gradient_reduce "
+        "async_gradient_reduce_buffer", "see docs/terminal.md for several cards"),
     *each(needless, "cloud secrets", "nothing is uploaded, and no key is kept"),
-    needless("frames", "pictures"), needless("__version", "of its file format"),
+    needless("frames", "pictures"),
+    needless("__version", "of its file format"),
 )  # fmt: skip
 OPTIMIZER_REST = (
     *each(needless, "optimizer.stochastic_rounding", "the adapters' weights are fp32"),
@@ -194,8 +210,8 @@ SAMPLE = (
     needless("enabled", "prompts that are off are left out"),
     missing("random_seed", "seeds are fixed, so that pictures compare"),
     needless("noise_scheduler", "FLUX.2's own"),
-    *each(needless, "frames length text_encoder_1_layer_skip text_encoder_1_sequence_length text_encoder_2_layer_skip "
-          "text_encoder_2_sequence_length text_encoder_3_layer_skip text_encoder_4_layer_skip "
-          "transformer_attention_mask force_last_timestep sample_inpainting base_image_path mask_image_path", OTHER),
+    *each(needless,
+        "frames length text_encoder_1_layer_skip text_encoder_1_sequence_length text_encoder_2_layer_skip "
+        "text_encoder_2_sequence_length text_encoder_3_layer_skip text_encoder_4_layer_skip "
+        "transformer_attention_mask force_last_timestep sample_inpainting base_image_path mask_image_path", OTHER),
 )  # fmt: skip
-

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .ai_toolkit_values import (
+from ..common import family, model_place, side, switched
+from ..convert import file_name, flag, number, oneof, text, whole
+from ..rules import always, each, missing, needless, refused, special, turned, used
+from .values import (
     ARCHS,
     DIFFUSERS_ONLY,
     NOISE,
@@ -27,9 +30,6 @@ from .ai_toolkit_values import (
     times,
     when,
 )
-from .common import family, model_place, side, switched
-from .convert import file_name, flag, number, oneof, text, whole
-from .rules import always, each, missing, needless, refused, special, turned, used
 
 MODEL = (
     special("model.arch", "model.flavour", "base models",
@@ -110,7 +110,7 @@ NETWORK = (
 SAVE = (
     turned("save.dtype", "training.save.precision",
         oneof({"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "fp32": "fp32",
-            "float32": "fp32", "float": "fp32"}, "bf16, fp16 or fp32"), "the same", default="float16"),
+            "float32": "fp32", "float": "fp32"}, "bf16, fp16 or fp32"), "", default="float16"),
     used("save.save_every", "training.checkpoints.every_steps", whole, default=1000),
     used("save.max_step_saves_to_keep", "training.checkpoints.keep", whole, default=5),
     special("save.save_format", "training.save.format", "its LoRA files have ComfyUI's names",
@@ -295,6 +295,6 @@ PROCESS = (
 )  # fmt: skip
 TOP = (
     needless("job", "the kind of job"),
-    turned("config.name", "training.name", file_name, "a file name"),
+    turned("config.name", "training.name", file_name, ""),
     needless("meta", "kept by LoRA headers otherwise"),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .rules import Rule, always, each, missing, needless
+from ..rules import Rule, always, each, missing, needless
 
 GROUPS: tuple[Rule, ...] = (
     *each(

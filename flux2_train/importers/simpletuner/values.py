@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common import counted
-from .convert import flag, number, numbers, oneof, whole
-from .draft import NotHere, Section
-from .rules import Differs
+from ..common import counted
+from ..convert import flag, number, numbers, oneof, whole
+from ..draft import NotHere, Section
+from ..rules import Differs
 
 OPTIMIZERS = {
     "adamw_bf16": "adamw", "torch-adamw": "adamw", "optimi-adamw": "adamw", "torch-adam": "adamw",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import musubi_values as values_of
-from . import reading
-from .commands import commands
-from .common import area_side, logs, model_place, switched, unknown
-from .convert import file_name, flag, number, oneof, share, text, whole
-from .draft import Draft, NotHere, Section
-from .musubi_values import nothing
-from .report import Row
-from .rules import Differs, Rule, always, apply, each, missing, needless, special, turned, used
-from .toml_data import Levels, batch, buckets, ending, flat, no_upscale, resolution, sides
+from .. import reading
+from ..commands import commands
+from ..common import area_side, logs, model_place, switched, unknown
+from ..convert import file_name, flag, number, oneof, share, text, whole
+from ..draft import Draft, NotHere, Section
+from ..report import Row
+from ..rules import Differs, Rule, always, apply, each, missing, needless, special, turned, used
+from ..toml_data import Levels, batch, buckets, ending, flat, no_upscale, resolution, sides
+from . import values as values_of
+from .values import nothing
 
 NAME = "musubi-tuner"
 TRAIN, LATENTS, TEXTS = "flux_2_train_network", "flux_2_cache_latents", "flux_2_cache_text_encoder_outputs"
@@ -69,14 +69,16 @@ MODEL = (
     special("fp8_base", "model.precision", "", values_of.fp8),
     special("fp8_scaled", "model.precision", "see fp8_base", nothing),
     special("fp8_text_encoder", "model.text_encoder_precision", "",
-            switched("model.text_encoder_precision", "fp8 (scaled)", "as in file")),
+        switched("model.text_encoder_precision", "fp8 (scaled)", "as in file")),
     special("vae_dtype", "latents.vae_precision", "", _precision("latents.vae_precision"), default="float32"),
     *each(needless, "mixed_precision", "training computes in bf16 where the card has it"),
     *each(needless, "sdpa flash_attn sage_attn xformers flash3 split_attn", "ComfyUI chooses attention"),
-    *each(needless, "compile compile_backend compile_mode compile_dynamic compile_fullgraph compile_cache_size_limit "
-          "dynamo_backend dynamo_mode dynamo_fullgraph dynamo_dynamic", "compiled models are not trained"),
-    *each(needless, "cuda_allow_tf32 cuda_cudnn_benchmark disable_numpy_memmap device ddp_timeout "
-          "ddp_gradient_as_bucket_view ddp_static_graph img_in_txt_in_offloading dit_dtype", SPEED),
+    *each(needless,
+        "compile compile_backend compile_mode compile_dynamic compile_fullgraph compile_cache_size_limit "
+        "dynamo_backend dynamo_mode dynamo_fullgraph dynamo_dynamic", "compiled models are not trained"),
+    *each(needless,
+        "cuda_allow_tf32 cuda_cudnn_benchmark disable_numpy_memmap device ddp_timeout ddp_gradient_as_bucket_view "
+        "ddp_static_graph img_in_txt_in_offloading dit_dtype", SPEED),
 )  # fmt: skip
 NETWORK = (
     special("network_module", "training.adapter.kind", "", values_of.network),
@@ -93,11 +95,11 @@ NETWORK = (
 OPTIMISATION = (
     special("max_train_steps", "training.steps", "", _steps, default=1600),
     special("max_train_epochs", "training.epochs", "", _epochs),
-    used("learning_rate", "training.learning_rate", number, default=2e-6),
+    used("learning_rate", "training.learning_rate", number, default=2e-06),
     special("optimizer_type", "training.optimizer.optimizer", "by its last name", values_of.optimizer),
     special("optimizer_args", "training.optimizer", "", values_of.optimizer_args),
     turned("lr_scheduler", "training.optimizer.schedule",
-           oneof(values_of.SCHEDULES, "this schedule is not here; it stays constant"), ""),
+        oneof(values_of.SCHEDULES, "this schedule is not here; it stays constant"), ""),
     missing("lr_scheduler_type", "no class is imported because a file names it"),
     missing("lr_scheduler_args", "not here"),
     missing("lr_scheduler_timescale", "not here"),
@@ -126,7 +128,7 @@ OPTIMISATION = (
 MEMORY = (
     used("gradient_checkpointing", "training.checkpointing", flag, default=False),
     special("gradient_checkpointing_cpu_offload", "training.memory.offload_activations", "",
-            switched("training.memory.offload_activations", "on", "auto")),
+        switched("training.memory.offload_activations", "on", "auto")),
     special("blocks_to_swap", "training.memory.blocks_to_swap", "", values_of.swapped),
     always("use_pinned_memory_for_block_swap", "streamed weights are pinned as far as memory.pinned_memory says"),
     always("block_swap_h2d_only", "weights are only read; nothing is copied back"),
@@ -134,7 +136,7 @@ MEMORY = (
     *each(needless, "max_data_loader_n_workers persistent_data_loader_workers num_workers", "caches are mapped"),
 )  # fmt: skip
 FILES = (
-    turned("output_name", "training.name", file_name, "a file name"),
+    turned("output_name", "training.name", file_name, ""),
     needless("output_dir", "files go to ComfyUI's folders"),
     special("save_precision", "training.save.precision", "", _precision("training.save.precision"), default="float"),
     used("save_every_n_steps", "training.checkpoints.every_steps", whole),
@@ -146,12 +148,14 @@ FILES = (
     needless("resume", "an interrupted run goes on by itself; python -m flux2_train resume"),
     special("log_with", "training.logs", "", logs),
     *each(needless, "logging_dir log_prefix log_tracker_name log_tracker_config wandb_run_name log_config",
-          "logs lie in the run's folder, under training.name"),
+        "logs lie in the run's folder, under training.name"),
     needless("wandb_api_key", "log in with wandb itself; the key is not kept"),
-    *each(needless, "no_metadata training_comment metadata_title metadata_author metadata_description metadata_license "
-          "metadata_tags metadata_reso metadata_arch", "the LoRA's header holds the settings"),
-    *each(needless, "huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token "
-          "huggingface_repo_visibility save_state_to_huggingface resume_from_huggingface async_upload", HUB),
+    *each(needless,
+        "no_metadata training_comment metadata_title metadata_author metadata_description metadata_license "
+        "metadata_tags metadata_reso metadata_arch", "the LoRA's header holds the settings"),
+    *each(needless,
+        "huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token "
+        "huggingface_repo_visibility save_state_to_huggingface resume_from_huggingface async_upload", HUB),
     special("sample_prompts", "previews.prompts", "", values_of.sample_prompts),
     used("sample_every_n_steps", "previews.every", whole),
     missing("sample_every_n_epochs", "previews count steps; set previews.every"),
@@ -164,8 +168,9 @@ CACHING = (
     *each(needless, "dataset_config vae text_encoder fp8_text_encoder", "see the training command"),
     special("vae_dtype", "latents.vae_precision", "", _precision("latents.vae_precision")),
     *each(always, "skip_existing keep_cache", "what is cached and true is not made again"),
-    *each(needless, "num_workers device disable_cudnn_backend debug_mode console_width console_back console_num_images "
-          "text_encoder1 text_encoder2 text_encoder_dtype fp8_llm", SPEED),
+    *each(needless,
+        "num_workers device disable_cudnn_backend debug_mode console_width console_back console_num_images "
+        "text_encoder1 text_encoder2 text_encoder_dtype fp8_llm", SPEED),
     special("vae_tiling", "latents.tile", "", switched("latents.tile", 1024, 0)),
     *each(needless, "vae_chunk_size vae_spatial_tile_sample_min_size", "see latents.tile"),
 )  # fmt: skip
@@ -181,18 +186,19 @@ DATA = (
     used("num_repeats", "dataset.repeats", whole),
     special("control_directory", "dataset.references", "", _control),
     special("control_resolution", "dataset.reference_options.resolution", "its area",
-            lambda v, s: s.put("dataset.reference_options.resolution", area_side(*sides(v)))),
+        lambda v, s: s.put("dataset.reference_options.resolution", area_side(*sides(v)))),
     missing("no_resize_control", "set reference_options.resolution"),
     missing("multiple_target", "one picture per item"),
     *each(special, "video_directory video_jsonl_file", "", "", _refuse),
-    *each(needless, "target_frames frame_extraction frame_stride frame_sample max_frames source_fps "
-          "fp_latent_window_size flux_kontext_no_resize_control qwen_image_edit_no_resize_control "
-          "qwen_image_edit_control_resolution", "for other models"),
+    *each(needless,
+        "target_frames frame_extraction frame_stride frame_sample max_frames source_fps fp_latent_window_size "
+        "flux_kontext_no_resize_control qwen_image_edit_no_resize_control qwen_image_edit_control_resolution",
+        "for other models"),
     needless("debug_dataset", "the node shows a contact sheet"),
 )  # fmt: skip
 OPTIONS = (*MODEL, *NETWORK, *OPTIMISATION, *MEMORY, *FILES)
-TABLES = {"model": MODEL, "network": NETWORK, "optimisation": OPTIMISATION, "memory": MEMORY, "files and previews": FILES,
-          "cache commands": CACHING, "data set file": DATA}  # fmt: skip
+TABLES = {"model": MODEL, "network": NETWORK, "optimisation": OPTIMISATION, "memory": MEMORY,
+          "files and previews": FILES, "cache commands": CACHING, "data set file": DATA}  # fmt: skip
 
 
 def recognise(values: Any) -> bool:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from . import onetrainer_keys as keys
-from . import reading
-from .common import add_prompts, switched, unread
-from .convert import flag, number, oneof, text, whole
-from .draft import Draft, Section
-from .onetrainer_values import nothing, resolution
-from .report import Row
-from .rules import Differs, apply, each, missing, needless, special, used
+from .. import reading
+from ..common import add_prompts, switched, unread
+from ..convert import flag, number, oneof, text, whole
+from ..draft import Draft, Section
+from ..report import Row
+from ..rules import Differs, apply, each, missing, needless, special, used
+from . import keys
+from .values import nothing, resolution
 
 NAME = "OneTrainer"
 ENTRY = re.compile(r"(concepts|samples)\[(\d+)\]\.")
@@ -74,30 +74,33 @@ CONCEPT = (
     used("text.tag_delimiter", "dataset.caption_options.separator", text),
     used("text.keep_tags_count", "dataset.caption_options.keep_tokens", whole),
     missing("text.tag_dropout_enable", "single tags are not dropped"),
-    *each(needless, "text.tag_dropout_mode text.tag_dropout_probability text.tag_dropout_special_tags_mode "
-          "text.tag_dropout_special_tags text.tag_dropout_special_tags_regex", "see tag_dropout_enable"),
+    *each(needless,
+        "text.tag_dropout_mode text.tag_dropout_probability text.tag_dropout_special_tags_mode "
+        "text.tag_dropout_special_tags text.tag_dropout_special_tags_regex", "see tag_dropout_enable"),
     missing("text.caps_randomize_enable", "capitals stay"),
     *each(needless, "text.caps_randomize_mode text.caps_randomize_probability text.caps_randomize_lowercase",
-          "see caps_randomize_enable"),
+        "see caps_randomize_enable"),
     special("image.enable_crop_jitter", "dataset.crop_options.crop_style", "",
-            switched("dataset.crop_options.crop_style", "random", "center")),
+        switched("dataset.crop_options.crop_style", "random", "center")),
     special("image.enable_random_flip", "dataset.crop_options.flip_x", "both ways in every epoch; there by chance",
-            switched("dataset.crop_options.flip_x", True, False)),
+        switched("dataset.crop_options.flip_x", True, False)),
     missing("image.enable_fixed_flip", "pictures are not only flipped"),
     special("image.enable_resolution_override", "dataset.resolution", "see resolution_override", nothing),
     special("image.resolution_override", "dataset.resolution", "", _own_size),
-    *each(missing, "image.enable_random_rotate image.enable_fixed_rotate image.enable_random_brightness "
-          "image.enable_fixed_brightness image.enable_random_contrast image.enable_fixed_contrast "
-          "image.enable_random_saturation image.enable_fixed_saturation image.enable_random_hue "
-          "image.enable_fixed_hue image.enable_random_circular_mask_shrink image.enable_random_mask_rotate_crop",
-          COLOURS),
-    *each(needless, "image.random_rotate_max_angle image.random_brightness_max_strength "
-          "image.random_contrast_max_strength image.random_saturation_max_strength image.random_hue_max_strength",
-          COLOURS),
+    *each(missing,
+        "image.enable_random_rotate image.enable_fixed_rotate image.enable_random_brightness "
+        "image.enable_fixed_brightness image.enable_random_contrast image.enable_fixed_contrast "
+        "image.enable_random_saturation image.enable_fixed_saturation image.enable_random_hue image.enable_fixed_hue "
+        "image.enable_random_circular_mask_shrink image.enable_random_mask_rotate_crop", COLOURS),
+    *each(needless,
+        "image.random_rotate_max_angle image.random_brightness_max_strength image.random_contrast_max_strength "
+        "image.random_saturation_max_strength image.random_hue_max_strength", COLOURS),
     missing("image_variations", "crop_options.crops makes several random crops", off=(None, 1)),
     missing("text_variations", "one line of several is drawn per step", off=(None, 1)),
-    needless("name", "folders are named by their paths"), needless("seed", "training.seed fixes everything"),
-    needless("enabled", "concepts that are off are left out"), needless("concept_stats", "counts of its window"),
+    needless("name", "folders are named by their paths"),
+    needless("seed", "training.seed fixes everything"),
+    needless("enabled", "concepts that are off are left out"),
+    needless("concept_stats", "counts of its window"),
 )  # fmt: skip
 MAIN = (*keys.MODEL, *keys.ADAPTER, *keys.TRAINING, *keys.FILES, *keys.OPTIMIZER_REST)
 # Rules for whole parts, such as everything below ``text_encoder``, come after those for single keys of them.
@@ -128,7 +131,7 @@ def translate(values: Any, draft: Draft) -> list[Row]:
     rows = apply(ORDERED, section)
     rows += _concepts(_list(values.get("concepts")), draft, "concepts")
     rows += _samples(_list(values.get("samples")), draft, "samples")
-    return rows + [*_files(section)]
+    return [*rows, *_files(section)]
 
 
 def _list(value: Any) -> list[Any]:

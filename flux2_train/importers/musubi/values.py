@@ -6,15 +6,15 @@ import math
 import re
 from typing import Any
 
-from ..flavours import FLAVOURS
-from . import reading
-from .common import add_prompts, flavour_of
-from .convert import flag, number, oneof, whole
-from .draft import NotHere, Section
-from .rules import Differs
+from ...flavours import FLAVOURS
+from .. import reading
+from ..common import add_prompts, flavour_of
+from ..convert import flag, number, oneof, whole
+from ..draft import NotHere, Section
+from ..rules import Differs
 
-OPTIMIZERS = {"adamw": "adamw", "adamw8bit": "adamw8bit", "adafactor": "adafactor", "prodigy": "prodigy", "lion": "lion",
-              "lion8bit": "lion", "adamwschedulefree": "schedulefree", "schedulefree": "schedulefree"}  # fmt: skip
+OPTIMIZERS = {"adamw": "adamw", "adamw8bit": "adamw8bit", "adafactor": "adafactor", "prodigy": "prodigy",
+              "lion": "lion", "lion8bit": "lion", "adamwschedulefree": "schedulefree", "schedulefree": "schedulefree"}  # fmt: skip
 SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
              "cosine_with_restarts": "cosine with restarts", "polynomial": "polynomial", "rex": "rex",
              "cosine_with_min_lr": "cosine"}  # fmt: skip
@@ -69,7 +69,9 @@ def network_args(value: Any, section: Section) -> str | None:
     for theirs, ours in (("exclude_patterns", "exclude"), ("include_patterns", "include")):
         if theirs in given:
             section.put(f"training.adapter.{ours}", globs(given[theirs]))
-    left = sorted(given.keys() - {"loraplus_lr_ratio", "factor", "exclude_patterns", "include_patterns", "algo", "verbose"})
+    left = sorted(
+        given.keys() - {"loraplus_lr_ratio", "factor", "exclude_patterns", "include_patterns", "algo", "verbose"}
+    )
     return Differs(f"{', '.join(left)} is not taken over") if left else None
 
 
@@ -174,13 +176,22 @@ def weighting(value: Any, section: Section) -> str | None:
 
 
 def swapped(value: Any, section: Section) -> str | None:
-    """Its number counts a single block as half; this is its own split into double and single blocks."""
+    """Its number counts a single block as half: the sum of its own split into double and single blocks."""
     flavour = FLAVOURS[section.draft.flavour or section.ours("model.flavour") or "dev"]
-    ratio = flavour.single_blocks / flavour.double_blocks
-    double = round(whole(value) / (1 + ratio / 2))
-    blocks = min(double + round(double * ratio), flavour.double_blocks + flavour.single_blocks)
-    section.put("training.memory.blocks_to_swap", blocks)
+    section.put("training.memory.blocks_to_swap", sum(split(whole(value), *flavour.sizes[1:3])))
     return "there a single block counts as half"
+
+
+def split(number_: int, doubles: int, singles: int) -> tuple[int, int]:
+    """(double, single) blocks that it swaps; two of each kind always stay."""
+    ratio = singles / doubles
+    double = round(number_ / (1 + ratio / 2))
+    single = round(double * ratio)
+    while double > doubles - 2 and single + 2 <= singles - 2:
+        double, single = double - 1, single + 2
+    while single > singles - 2 and double + 1 <= doubles - 2:
+        double, single = double + 1, single - 2
+    return min(double, doubles), min(single, singles)
 
 
 def kept(every: str):
@@ -201,9 +212,11 @@ def sample_prompts(value: Any, section: Section) -> str:
         raise NotHere("no .txt file of that name lies beside this one; name it in the node Validation")
     found = [line.strip() for line in reading.read(path).splitlines() if line.strip() and line.lstrip()[0] != "#"]
     add_prompts(section, [_prompt(line) for line in found if _prompt(line)["text"]])
-    return Differs("all prompts have one size, seed and number of steps here; see Validation") if any(
-        " --" in line for line in found
-    ) else f"{len(found)} prompts of {path.name}"
+    return (
+        Differs("all prompts have one size, seed and number of steps here; see Validation")
+        if any(" --" in line for line in found)
+        else f"{len(found)} prompts of {path.name}"
+    )
 
 
 def _prompt(line: str) -> dict[str, Any]:

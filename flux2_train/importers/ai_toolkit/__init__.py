@@ -1,0 +1,1 @@
+"""AI Toolkit: its files, its keys, and how single values become ours."""

@@ -1,0 +1,1 @@
+"""musubi-tuner: its files, its keys, and how single values become ours."""

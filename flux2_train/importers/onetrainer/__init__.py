@@ -1,0 +1,1 @@
+"""OneTrainer: its files, its keys, and how single values become ours."""

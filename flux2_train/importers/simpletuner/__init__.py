@@ -1,0 +1,1 @@
+"""SimpleTuner: its files, its keys, and how single values become ours."""
