@@ -13,8 +13,10 @@ from ..convert import flag, number, oneof, whole
 from ..draft import NotHere, Section
 from ..rules import Differs
 
-OPTIMIZERS = {"adamw": "adamw", "adamw8bit": "adamw8bit", "adafactor": "adafactor", "prodigy": "prodigy",
-              "lion": "lion", "lion8bit": "lion", "adamwschedulefree": "schedulefree", "schedulefree": "schedulefree"}  # fmt: skip
+OPTIMIZERS = {
+    "adamw": "adamw", "adamw8bit": "adamw8bit", "adafactor": "adafactor", "prodigy": "prodigy", "lion": "lion",
+    "lion8bit": "lion", "adamwschedulefree": "schedulefree", "schedulefree": "schedulefree",
+}  # fmt: skip
 SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
              "cosine_with_restarts": "cosine with restarts", "polynomial": "polynomial", "rex": "rex",
              "cosine_with_min_lr": "cosine"}  # fmt: skip
