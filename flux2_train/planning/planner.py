@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..errors import UserError
-from .estimate import Estimate, Machine, Work, estimate
+from .estimate import Estimate, estimate
 from .layout import BLOCKS, OFF, SELECTIVE, WHOLE, Layout, spread
 from .weights import Weights
+from .work import Machine, Work
 
 GB = 1e9
 ACCURACY, ROOM = 0.05, 0.3e9  # margin: relative error of the peak, and bytes lost between the allocator's pieces

@@ -9,9 +9,9 @@ from ..adapters.targets import select
 from ..errors import UserError
 from ..flavours import Flavour
 from ..formats import AS_IN_FILE, ROWS, tiers
-from .estimate import PINNED_SHARE, Machine, Work
 from .planner import GB, Plan, choose, lora_sites, needed
 from .weights import Weights, of_flavour
+from .work import PINNED_SHARE, Machine, Work
 
 CARDS = (8, 12, 16, 24, 32, 48)  # GiB
 RESOLUTIONS = (512, 1024)

@@ -14,10 +14,10 @@ from ..host import sizes
 from ..host.graph_types import CLIP, VAE, ModelPatcher
 from ..host.loading import load, quantise, shards
 from ..host.system import machine
-from ..planning.estimate import Machine, Work
 from ..planning.layout import LEAF
 from ..planning.planner import GB, Pins, Plan, choose, lora_sites, needed, smallest
 from ..planning.weights import Weights, of_files, of_flavour
+from ..planning.work import Machine, Work
 from ..settings.model import ModelSettings
 from ..train.plans import available
 

@@ -13,9 +13,9 @@ from ..host import identify, sizes
 from ..host.graph_types import ModelPatcher
 from ..host.system.machine import machine
 from ..host.system.memory import pinnable, without_reserved
-from ..planning.estimate import Machine, Passes, Work
 from ..planning.layout import BLOCKS, LEAF, OFF, WHOLE
 from ..planning.planner import GB, Pins, Plan, choose, smallest
+from ..planning.work import Machine, Passes, Work
 from ..settings.memory import ALL, AUTO, ON
 from ..settings.training import TrainingSettings
 from .preview_request import PreviewRequest

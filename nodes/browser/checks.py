@@ -17,12 +17,13 @@ from ...flux2_train.data.pairs import listing
 from ...flux2_train.errors import UserError
 from ...flux2_train.evaluate.compare import matching
 from ...flux2_train.host.loading.files import resolve, resolve_file
+from ...flux2_train.names import problem, shown
 from ...flux2_train.runs.files_there import parts
 from ...flux2_train.settings import base
 from ...flux2_train.settings.dataset_folder import DatasetSettings
 from ...flux2_train.settings.model import ModelSettings
 from ...flux2_train.settings.text import numbers
-from ...flux2_train.settings.training import TrainingSettings, is_file_name
+from ...flux2_train.settings.training import TrainingSettings
 
 NO_FILE = "none"
 Problem = tuple[str, str]  # the input's name, and a sentence
@@ -223,8 +224,8 @@ def _merged(node: Node) -> Iterator[Problem]:
     if node.value("file") == NO_FILE:
         yield "file", "Save Merged Model has no LoRA: choose a file."
     name = node.text("name")
-    if name is not None and not is_file_name(name):
-        yield "name", f"The name {name!r} cannot be a file name: use letters, digits, spaces, '-', '_' or '.'."
+    if name is not None and (wrong := problem(name)):
+        yield "name", f"The name {shown(name)!r} cannot be a file name: {wrong}."
 
 
 def _each(node: Node, kind: type, *names: str, **required: object) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from flux2_train.flavours import FLAVOURS
 from flux2_train.formats import AS_IN_FILE, PLANNED, PRECISIONS
 from flux2_train.host.loading import files, load, quantise
 from flux2_train.planning import weights
-from flux2_train.planning.estimate import Machine
+from flux2_train.planning.work import Machine
 from flux2_train.runs import precision as fit
 from flux2_train.settings.model import ModelSettings
 

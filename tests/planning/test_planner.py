@@ -17,9 +17,10 @@ from flux2_train.flavours import FLAVOURS
 from flux2_train.host.borrowed.routing import Route
 from flux2_train.host.loading import quantise
 from flux2_train.planning import planner, weights
-from flux2_train.planning.estimate import Machine, Passes, Work, blocks_of, estimate, operations, tokens_of, transferred
+from flux2_train.planning.estimate import blocks_of, estimate, operations, tokens_of, transferred
 from flux2_train.planning.layout import LEAF, Layout, groups, spread
 from flux2_train.planning.planner import Pins
+from flux2_train.planning.work import Machine, Passes, Work
 from flux2_train.terminal.main import main
 
 CLOSE = 0.05  # what the planner promises

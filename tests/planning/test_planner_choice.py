@@ -7,9 +7,10 @@ from test_planner import GB, work_of
 
 from flux2_train.flavours import FLAVOURS
 from flux2_train.planning import planner
-from flux2_train.planning.estimate import Machine, estimate
+from flux2_train.planning.estimate import estimate
 from flux2_train.planning.layout import Layout, spread
 from flux2_train.planning.planner import FILLING, FULL, STREAMING, Pins, needed
+from flux2_train.planning.work import Machine
 
 CARD = Machine(24 * 2**30 - 1e9, bus=25e9, flops=165e12)  # 24 GB, at the rates of a fast consumer card
 

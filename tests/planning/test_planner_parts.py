@@ -12,16 +12,9 @@ from flux2_train.flavours import FLAVOURS
 from flux2_train.host.borrowed.borrow import training_mode
 from flux2_train.host.borrowed.velocity import Condition, velocity
 from flux2_train.planning import planner, weights
-from flux2_train.planning.estimate import (
-    OPTIMIZER_STATE,
-    Machine,
-    Work,
-    blocks_of,
-    estimate,
-    optimizer_bytes,
-    tokens_of,
-)
+from flux2_train.planning.estimate import OPTIMIZER_STATE, blocks_of, estimate, optimizer_bytes, tokens_of
 from flux2_train.planning.layout import Layout
+from flux2_train.planning.work import Machine, Work
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
 from flux2_train.settings.optimizer import OptimizerSettings

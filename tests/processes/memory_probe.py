@@ -27,8 +27,9 @@ from flux2_train.adapters.live import Adapters, Site  # noqa: E402
 from flux2_train.host import sizes  # noqa: E402
 from flux2_train.host.borrowed.borrow import borrow, linears, training_mode  # noqa: E402
 from flux2_train.host.borrowed.velocity import Condition, velocity  # noqa: E402
-from flux2_train.planning.estimate import Machine, Work, estimate  # noqa: E402
+from flux2_train.planning.estimate import estimate  # noqa: E402
 from flux2_train.planning.layout import BLOCKS, OFF, Layout  # noqa: E402
+from flux2_train.planning.work import Machine, Work  # noqa: E402
 from flux2_train.settings.adapter import AdapterSettings  # noqa: E402
 
 

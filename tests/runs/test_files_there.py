@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host.loading import kinds
-from flux2_train.planning.estimate import Machine
+from flux2_train.planning.work import Machine
 from flux2_train.runs import files_there, precision
 from flux2_train.settings.model import ModelSettings
 

@@ -2,6 +2,8 @@
 
 # ruff: noqa: F401, F811 - pytest finds fixtures by the names that are imported, and gives them as arguments
 
+from dataclasses import replace
+
 import comfy.model_management
 import pytest
 import torch
@@ -59,12 +61,22 @@ def test_an_update_cut_in_the_middle_is_not_saved(trainer, tmp_path, monkeypatch
     assert_same(rest.state_dict()["adapter"], whole.state_dict()["adapter"])
 
 
+def noisier(draw, factor):
+    """``Trainer.draw`` with its noise multiplied."""
+
+    def drawing(batch, step):
+        drawn = draw(batch, step)
+        return replace(drawn, noise=drawn.noise * factor)
+
+    return drawing
+
+
 def test_losses_that_are_no_numbers_save_before_they_stop(trainer, tmp_path):
     spoiled = trainer(guard=GuardSettings(bad_losses=2))
 
     def spoil(event):
         if isinstance(event, events.Completed) and event.step == CUT:
-            spoiled._draw = lambda batch, draw=spoiled._draw: (draw(batch)[0] * float("nan"), *draw(batch)[1:])
+            spoiled.draw = noisier(spoiled.draw, float("nan"))
 
     with pytest.raises(UserError, match="The loss is nan after 2 steps, 2 times in a row"):
         session(spoiled, tmp_path, spoil)
@@ -83,7 +95,7 @@ def test_a_loss_that_runs_away_saves_before_it_stops_and_may_go_on_more_slowly(t
     def grow(event):
         listener(event)
         if isinstance(event, events.Completed) and event.step == WINDOW + 1:
-            wild._draw = lambda batch, draw=wild._draw: (draw(batch)[0] * 5, *draw(batch)[1:])
+            wild.draw = noisier(wild.draw, 5)
 
     with pytest.raises(UserError, match=r"times its lowest .*: training diverges. Lower the learning rate"):
         session(wild, tmp_path, grow)

@@ -16,8 +16,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ...planning.estimate import PINNED_SHARE
 from ...planning.layout import SLOTS, Layout, groups
+from ...planning.work import PINNED_SHARE
 from ...streaming.ring import Direct, Group, Ring, transfers
 from ..system.memory import is_out_of_memory
 

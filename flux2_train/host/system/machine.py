@@ -6,7 +6,7 @@ import comfy.model_management
 import psutil
 import torch
 
-from ...planning.estimate import Machine
+from ...planning.work import Machine
 from .rates import rates
 
 

@@ -12,7 +12,7 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...planning.estimate import PINNED_SHARE, Machine
+from ...planning.work import PINNED_SHARE, Machine
 from ..loading import deferred
 from .heap import give_back
 

@@ -19,7 +19,7 @@ import folder_paths
 import torch
 
 from ...atomic import sweep, write_text
-from ...planning.estimate import Machine
+from ...planning.work import Machine
 from ..loading.files import cache_folder
 
 FILE, LARGEST, ENTRIES = "rates.json", 1 << 16, 32  # its name, its largest size in bytes, its largest number of cards

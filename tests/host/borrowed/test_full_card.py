@@ -9,7 +9,7 @@ import torch
 
 from flux2_train.host.sampling import painter
 from flux2_train.host.system import machine, memory, rates
-from flux2_train.planning.estimate import Machine
+from flux2_train.planning.work import Machine
 
 CARD, GB = torch.device("cuda", 0), 10**9
 

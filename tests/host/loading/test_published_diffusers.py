@@ -22,7 +22,7 @@ from flux2_train.host.loading.awaited import is_awaited
 from flux2_train.host.lora import apply as lora
 from flux2_train.host.lora import merge
 from flux2_train.planning import weights as planned
-from flux2_train.planning.estimate import Machine
+from flux2_train.planning.work import Machine
 from flux2_train.runs import precision as fit
 from flux2_train.settings.model import ModelSettings
 

@@ -35,7 +35,7 @@ from flux2_train.formats import AS_IN_FILE
 from flux2_train.host import identify
 from flux2_train.host.loading import load, shards
 from flux2_train.planning import weights
-from flux2_train.planning.estimate import Machine
+from flux2_train.planning.work import Machine
 from flux2_train.runs import precision as fit
 from flux2_train.settings.model import ModelSettings
 from flux2_train.terminal.main import main

@@ -12,7 +12,8 @@ from flux2_train.flavours import FLAVOURS
 from flux2_train.host import sizes
 from flux2_train.host.system import machine, rates
 from flux2_train.planning import table
-from flux2_train.planning.estimate import Machine, operations
+from flux2_train.planning.estimate import operations
+from flux2_train.planning.work import Machine
 from flux2_train.runs import precision as fit
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
