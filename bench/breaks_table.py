@@ -114,7 +114,7 @@ HOST = (
 MEMORY = (
     Break("host-memory-unchecked", "flux2_train/planning/planner.py",
           " and self.estimate.host_peak <= machine.ram", "", "tests/planning/test_planner.py", "cannot_fit"),
-    Break("disk-taken-for-memory", "flux2_train/planning/estimate.py", "rate = min(rate, self.disk or DISK)", "pass",
+    Break("disk-taken-for-memory", "flux2_train/planning/work.py", "rate = min(rate, self.disk or DISK)", "pass",
           "tests/planning/test_planner_choice.py", "disks_rate"),
     Break("ring-fetched-again", "flux2_train/planning/estimate.py", "2 * max(0, streamed - staying)", "2 * streamed",
           "tests/planning/test_planner.py", "traffic_counts"),

@@ -59,7 +59,11 @@ def _part(
     what: str, row: Flavour, known: tuple[ModelFile, ...], chosen: str, wrong: Callable[[Path, Flavour], str]
 ) -> Part:
     widget = what.lower().replace(" ", "_")
-    if chosen != AUTO and chosen not in files.choices(known[0].folder) and not Path(chosen).is_file():
+    listed = chosen == AUTO or chosen in files.choices(known[0].folder)
+    official = tuple(file for file in known if file.name == chosen)  # as the templates name it: say where to get it
+    if not listed and official:
+        return Part(what, widget, official, None)
+    if not listed and not Path(chosen).is_file():
         return Part(what, widget, known, None, f"{chosen} is not in models/{known[0].folder}; choose 'auto' or a file "
                                                "that is there.")  # fmt: skip
     try:

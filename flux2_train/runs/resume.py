@@ -126,9 +126,10 @@ def why_anew(trainer: Trainer, runs: Path) -> str:
 def _against_longer(last: Resumption, trainer: Trainer) -> str:
     """What keeps a trainer of more steps from going on where a finished run ended, empty if nothing does."""
     about = last.checkpoint.about
-    differing = list(differences(about, trainer, own_seed=False, changeable=LONGER))
-    if about.dataset != trainer.dataset.fingerprint:
-        differing.append(difference(last.folder.dataset, trainer.dataset))
+    differing = list(_differing(last.folder, about, trainer, own_seed=False, changeable=LONGER))
+    routing = trainer.config.routing
+    if routing.routes and (routing.until < 100 or routing.ramp):
+        differing.append("token routing's until and ramp are percentages of all steps")
     if not differing and not _has_same_rates(last.state["history"]["rates"].tolist(), trainer):
         options = trainer.config.optimizer
         differing.append(
@@ -149,14 +150,21 @@ def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bo
 
     With ``own_seed`` the seed may differ: the run keeps its own.
     """
-    differing = list(differences(about, trainer, own_seed))
-    if about.dataset != trainer.dataset.fingerprint:
-        differing.append(difference(folder.dataset, trainer.dataset))
+    differing = list(_differing(folder, about, trainer, own_seed))
     if differing:
         raise UserError(
             f"The run {folder.name} was interrupted after step {about.step} and cannot go on, because "
             f"{'; '.join(differing)}. Put that back, or begin anew: set 'resume' to 'new' or choose another name."
         )
+
+
+def _differing(
+    folder: RunFolder, about: About, trainer: Trainer, own_seed: bool, changeable: tuple[str, ...] = MAY_CHANGE
+) -> Iterator[str]:
+    """``differences``, and what differs in the data set."""
+    yield from differences(about, trainer, own_seed, changeable)
+    if about.dataset != trainer.dataset.fingerprint:
+        yield difference(folder.dataset, trainer.dataset)
 
 
 def differences(

@@ -70,16 +70,13 @@ def test_prompts_and_negatives_of_previews_are_encoded_too(caching, nano):
         assert torch.equal(embeds.embeds["blurry, bad"], encode_text(nano.clip, "blurry, bad"))
 
 
-def test_a_caption_that_other_pipelines_cut_is_named_on_the_node_and_logged(nodes, nano, tmp_path, monkeypatch, caplog):
-    told = []
-    shown = SimpleNamespace(send_progress_text=lambda text, node: told.append(text))
-    monkeypatch.setattr("server.PromptServer.instance", shown, raising=False)
+def test_a_caption_that_other_pipelines_cut_is_named_on_the_node_and_logged(nodes, nano, tmp_path, caplog):
     picture(tmp_path / "fox.png", caption=" ".join(["fox"] * 600))
     folder = {"folder": str(tmp_path), "captions": "text file", "prompt": "", "resolution": 64, "repeats": 1}
     dataset = nodes.DatasetFolder.EXECUTE_NORMALIZED(**folder, trigger="", class_word="").args[0]
     with torch.inference_mode():
-        nodes.CacheEmbeds.EXECUTE_NORMALIZED(clip=nano.clip, dataset=dataset)
-    assert "warning: fox.txt has 6" in told[-1] and "cut at 512" in told[-1]
+        (text,) = nodes.CacheEmbeds.EXECUTE_NORMALIZED(clip=nano.clip, dataset=dataset).ui["flux2_text"]
+    assert "warning: fox.txt has 6" in text and "cut at 512" in text
     assert any(line.startswith("fox.txt has 6") for line in caplog.messages)
 
 
@@ -139,7 +136,7 @@ def test_items_rate_and_time_left_are_told_and_an_interrupt_keeps_what_is_done(c
     with caplog.at_level(logging.INFO):
         caching("Latents")
     assert progress[1] == (0, 2) and progress[-1] == (2, 2)
-    assert any("2 of 2 images, " in line and " per second, 0 s left" in line for line in caplog.messages)
+    assert any("2 of 2 images, " in line and " per second, 0:00 left" in line for line in caplog.messages)
 
 
 def test_another_option_node_in_the_place_of_validation_is_refused_by_name(nodes, caching):
