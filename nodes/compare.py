@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..flux2_train.adapters import read
 from ..flux2_train.data.images import to_tensor
@@ -46,7 +46,7 @@ class CompareLoras(io.ComfyNode):
                     "everything that a run has saved.",
                 ),
                 io.String.Input(
-                    "run", default="", optional=True,
+                    "run", default="", optional=True, advanced=True,
                     tooltip="Also the checkpoints of this run: its name in output/flux2_train, such as flux2_lora_2.",
                 ),
                 io.String.Input(
@@ -60,7 +60,7 @@ class CompareLoras(io.ComfyNode):
                     tooltip="The starting noise, the same for every picture.",
                 ),
                 io.Int.Input(
-                    "index", default=0, min=0, max=1000,
+                    "index", default=0, min=0, max=1000, advanced=True,
                     tooltip="Which LoRA is given on: 0 is the first row below the base model's picture.",
                 ),
                 *painting.inputs("negative", "steps", "guidance", "sampler"),
@@ -79,6 +79,7 @@ class CompareLoras(io.ComfyNode):
                 io.String.Output(display_name="name"),
             ],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # it shows its grid itself
         )  # fmt: skip
 
     @classmethod
@@ -106,7 +107,8 @@ class CompareLoras(io.ComfyNode):
         rows = compared(model, clip, vae, loras, levels, prompt, negative, PaintSettings(**settings), mode,
                         progress.counting("pictures"))  # fmt: skip
         chosen = list(loras)[index]
-        return io.NodeOutput(to_tensor(labelled(rows, list(loras), levels, picture_size)), loras[chosen], chosen)
+        grid = to_tensor(labelled(rows, list(loras), levels, picture_size))
+        return io.NodeOutput(grid, loras[chosen], chosen, ui=ui.PreviewImage(grid, cls=cls))
 
 
 def _checkpoints(run: str) -> list[Path]:

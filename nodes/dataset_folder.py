@@ -38,7 +38,7 @@ class DatasetFolder(io.ComfyNode):
             display_name="Dataset Folder",
             category=TRAIN,
             description="A folder of images and captions to train on.",
-            search_aliases=["training data", "captions", "load images"],
+            search_aliases=["trigger", "trigger word", "class word", "captions", "load images"],
             inputs=[
                 *fields.inputs(
                     DatasetSettings, "folder", "captions", "prompt", "resolution", "repeats", "trigger", "class_word",

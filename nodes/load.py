@@ -19,7 +19,7 @@ class LoadFlux2(io.ComfyNode):
             display_name="Load FLUX.2",
             category=TRAIN,
             description="Loads transformer, text encoder and VAE of a FLUX.2 flavour as ComfyUI's own types.",
-            search_aliases=["flux2", "klein", "train", "lora"],
+            search_aliases=["klein", "load klein", "flux2", "load flux2", "flux2 dev"],
             inputs=fields.inputs(
                 ModelSettings,
                 precision={"options": [*load.precisions(), PLANNED]},

@@ -44,7 +44,7 @@ class LoraTrainer(io.ComfyNode):
             category=TRAIN,
             description="Trains a LoRA on the very MODEL wired in and gives it on to the graph. The MODEL itself is "
             "not changed. The LoRA is saved in models/loras; plot, losses and report in output/flux2_train.",
-            search_aliases=["train", "lora", "dreambooth", "finetune"],
+            search_aliases=["train lora", "lora training", "flux2 train", "dreambooth", "finetune"],
             inputs=[
                 io.Model.Input("model", tooltip="The FLUX.2 model to train on; use a base model, not a distilled one."),
                 FluxEmbeds.Input("embeds", tooltip="Encoded captions: wire Cache Embeds."),

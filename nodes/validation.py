@@ -26,7 +26,7 @@ class ValidationPrompts(io.ComfyNode):
             category=OPTIONS,
             description="Paints prompts while LoRA Trainer works, with the LoRA as it is at that moment: the pictures "
             "that FLUX.2 Sampler would paint with it. Wire it into Cache Embeds and into LoRA Trainer.",
-            search_aliases=["preview", "sample prompts", "validation prompts"],
+            search_aliases=["preview", "preview training", "sample prompts", "validation prompts"],
             inputs=[
                 io.Vae.Input("vae", tooltip="Turns latents into pictures: VAE of Load FLUX.2."),
                 io.Model.Input(

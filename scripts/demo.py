@@ -18,6 +18,35 @@ WORKFLOW = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
 PIXELS = 256  # each picture's longer side in before_after.png
 
 
+TEMPLATE = "FLUX2 LoRA - quick start, nano, offline"
+
+
+def with_pictures(prompt: dict) -> dict:
+    """The graph, and with it each prompt of Validation painted by the base model and with the LoRA, and saved.
+
+    The nodes that save are called 'base 1', 'lora 1', 'base 2' and so on.
+    """
+    found = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
+    (load, _), (trainer, _) = found["Flux2Load"], found["Flux2LoraTrainer"]
+    shown, graph = found["Flux2Validation"][1], dict(prompt)
+
+    def add(number: str, kind: str, title: str, **inputs) -> list:
+        graph[number] = {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}
+        return [number, 0]
+
+    applied = add("lora", "Flux2LoraApply", "LoRA Apply", model=[load, 0], lora=[trainer, 0], strength=1.0)
+    paint = {"clip": [load, 1], "vae": [load, 2], "steps": 0, "guidance": 0.0, "sampler": "euler"}
+    paint |= {name: shown[name] for name in ("width", "height", "seed")}
+    for column, text in enumerate(shown["prompts"].splitlines(), 1):
+        for row, model in (("base", [load, 0]), ("lora", applied)):
+            title = f"{row} {column}"
+            painted = add(
+                f"paint {title}", "Flux2Sampler", f"FLUX.2 Sampler {title}", model=model, prompt=text, **paint
+            )
+            add(title, "SaveImage", title, images=painted, filename_prefix=f"flux2/{row}_{column}")
+    return graph
+
+
 class Printer:
     """Prints the server's progress as it comes: nodes as they start, their texts, a line for training."""
 
@@ -106,7 +135,7 @@ def main() -> int:
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    prompt = json.loads(WORKFLOW.read_text())
+    prompt = with_pictures(json.loads(WORKFLOW.read_text()))
     for node in prompt.values():
         if node["class_type"] == "Flux2LoraTrainer":
             node["inputs"]["resume"] = "new"  # each demo trains, though the folder still has the last one's run

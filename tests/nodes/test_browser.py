@@ -1,25 +1,15 @@
 """ComfyUI's own frontend in a real browser: templates, recipes, and what it queues."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
+from frontend import PACK, WORKFLOWS, frontend, open_graph, open_template, queued, shipped, use_renderer
+from workflow_templates import TEMPLATES
 
 from flux2_train.settings.recipes import RECIPES, face_on
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 
-ROOT = Path(__file__).resolve().parents[2] / "workflows"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-PACK = "comfyui-flux2-train"
-READY = "() => window.app?.graph && app.extensions.some(e => e.name === 'flux2_train.recipes')"
-PROMPT = "async () => (await app.graphToPrompt()).output"
 # Where on the page the middle of a widget of the node of that type is drawn.
 PLACE = """([type, name]) => {
     const node = app.graph._nodes.find(n => n.type === type), widget = node.widgets.find(w => w.name === name)
@@ -35,10 +25,11 @@ LOOK_AT = """type => {
 }"""
 WIRE_OPTIONS = """() => {
     const trainer = app.graph._nodes.find(n => n.type === 'Flux2LoraTrainer')
-    for (const [type, input] of [['Flux2Timesteps', 'timesteps'], ['Flux2Optimizer', 'optimizer']]) {
+    for (const type of ['Flux2Timesteps', 'Flux2Optimizer']) {
         const node = LiteGraph.createNode(type)
         app.graph.add(node)
-        node.connect(0, trainer, input)
+        const free = trainer.inputs.findLastIndex(input => input.name.startsWith('options.'))
+        node.connect(0, trainer, free)
     }
 }"""
 TRAINER = "Flux2LoraTrainer"
@@ -46,39 +37,15 @@ TRAINER = "Flux2LoraTrainer"
 
 @pytest.fixture(scope="module")
 def page(server):
-    """The frontend, opened by somebody who has been there before: the first visit shows a tour."""
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome was found (on Debian: apt install chromium)")
-    server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False})
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1600, "height": 1000}, locale="en-US")
-        opened.set_default_timeout(120_000)  # a slow machine that runs other tests beside this one
-        opened.goto(server.url)
-        opened.wait_for_function(READY, timeout=120_000)
+    with frontend(server) as opened:
         yield opened
-        browser.close()
 
 
 @pytest.fixture
 def template(page):
-    """The shipped nano workflow, opened as a person does: Templates, our pack, its card."""
-    page.get_by_text("Templates", exact=True).first.click()
-    dialog = page.locator("[role=dialog]")
-    dialog.get_by_text(PACK, exact=True).click()
-    dialog.get_by_test_id("template-workflow-flux2_lora_nano").click()
-    dialog.wait_for(state="hidden")
-    page.wait_for_function("count => app.graph._nodes.length === count", arg=len(shipped("flux2_lora_nano")))
+    """The quick start, opened as a person does."""
+    open_template(page, TEMPLATES[0].title)
     return page
-
-
-def shipped(name) -> dict:
-    return json.loads((ROOT / "api" / f"{name}.json").read_text())
-
-
-def queued(page) -> dict:
-    """What the button Run would send."""
-    return page.evaluate(PROMPT)
 
 
 def inputs(prompt, kind) -> dict:
@@ -106,20 +73,19 @@ def test_the_template_browser_lists_our_workflows_with_pictures(page):
     dialog = page.locator("[role=dialog]")
     dialog.get_by_text(PACK, exact=True).click()
     cards = dialog.locator("[data-testid^=template-workflow-]")
-    page.wait_for_function("() => document.querySelectorAll('[data-testid^=template-workflow-] img').length === 4")
+    page.wait_for_function("() => document.querySelectorAll('[data-testid^=template-workflow-] img').length === 10")
     ours = {card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards.all()}
-    assert ours == {path.stem for path in ROOT.glob("*.json")}
+    assert ours == {template.title for template in TEMPLATES}
     for image in cards.locator("img").all():
         page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
     page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("*.json")))
-def test_the_frontend_queues_what_a_script_queues(page, name):
-    page.evaluate("graph => app.loadGraphData(graph)", json.loads((ROOT / f"{name}.json").read_text()))
-    assert queued(page) == shipped(name)
-    page.keyboard.press("Escape")  # the dialog that lists missing models
+@pytest.mark.parametrize("each", TEMPLATES, ids=lambda each: each.slug)
+def test_the_frontend_queues_what_a_script_queues(page, each):
+    open_graph(page, json.loads((WORKFLOWS / f"{each.title}.json").read_text()))
+    assert queued(page) == shipped(each.slug)
 
 
 def test_a_recipe_fills_in_the_trainer_and_what_is_changed_by_hand_stays(template):
@@ -152,7 +118,7 @@ def test_a_recipe_fills_in_wired_option_nodes_too(template):
 
 
 def test_a_recipe_can_be_chosen_in_the_newer_nodes(template):
-    template.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    use_renderer(template, "newer nodes")
     try:
         node = template.locator("[data-node-id='5']")
         node.get_by_text("none", exact=True).click()
@@ -161,4 +127,4 @@ def test_a_recipe_can_be_chosen_in_the_newer_nodes(template):
         assert found["recipe"] == "object" and face_on(RECIPES["object"], "nano").items() <= found.items()
         assert node.get_by_role("textbox").filter(has_text="").count()
     finally:
-        template.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+        use_renderer(template, "canvas")

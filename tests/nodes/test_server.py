@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import demo
 import numpy as np
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
 TRAINER = json.loads(NANO.read_text())["5"]["inputs"]
+DEMO = demo.with_pictures(json.loads(NANO.read_text()))
 NAME, STEPS = TRAINER["name"], TRAINER["steps"]
 OTHERS = sorted(p for p in NANO.parent.glob("*.json") if p != NANO)
 
@@ -40,8 +42,7 @@ class Events:
 def small(steps=2, size=64, **trainer):
     """A short graph: load, cache, train; numbered like the shipped one."""
     prompt = {k: v for k, v in json.loads(NANO.read_text()).items() if int(k) <= 5}
-    for node in ("3", "5"):
-        del prompt[node]["inputs"]["validation"]  # whose node is left out
+    del prompt["3"]["inputs"]["validation"], prompt["5"]["inputs"]["options.option0"]  # whose node is left out
     prompt["2"]["inputs"].update(resolution=size, class_word="")
     prompt["5"]["inputs"].update(steps=steps, rank=2, validation_items=0, preservation=0.0, name="small", **trainer)
     return prompt
@@ -55,9 +56,9 @@ def picture(server, history, node):
 
 @pytest.fixture(scope="module")
 def shipped(server):
-    """The shipped nano workflow, queued as it is. (history, events)"""
+    """The shipped nano workflow with the pictures of scripts/demo, queued. (history, events)"""
     events = Events()
-    history = server.run(json.loads(NANO.read_text()), events, timeout=900)
+    history = server.run(DEMO, events, timeout=900)
     return history, events
 
 
@@ -65,7 +66,7 @@ def shipped(server):
 def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
     history, _ = shipped
     assert history["status"]["status_str"] == "success"
-    assert set(history["outputs"]) >= {"7", "9", "11", "13", "15"}
+    assert set(history["outputs"]) >= {"2", "7", "base 1", "lora 1", "base 2", "lora 2"}
     lora = load_file(server.folder / "models" / "loras" / f"{NAME}.safetensors")
     assert len(lora) == 56
     run = server.folder / "output" / "flux2_train" / NAME
@@ -73,7 +74,7 @@ def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
     assert report["flavour"] == "nano" and report["steps"] == STEPS
     first, last = report["validation_loss"].values()
     assert last < 0.75 * first
-    for base, with_lora in (("9", "11"), ("13", "15")):
+    for base, with_lora in (("base 1", "lora 1"), ("base 2", "lora 2")):
         before, after = (picture(server, history, node).astype(float) for node in (base, with_lora))
         assert before.shape == (128, 128, 3)
         assert np.abs(before - after).mean() > 2
@@ -88,7 +89,7 @@ def test_a_person_sees_the_character_and_only_with_its_trigger(server, shipped):
     def score(node):
         return character_score(example, picture(server, history, node).astype(np.float32) / 255)
 
-    base, lora, base_without, lora_without = (score(node) for node in ("9", "11", "13", "15"))
+    base, lora, base_without, lora_without = (score(node) for node in ("base 1", "lora 1", "base 2", "lora 2"))
     assert lora - base >= 0.4
     assert lora_without - base_without < 0.2
 
@@ -96,11 +97,10 @@ def test_a_person_sees_the_character_and_only_with_its_trigger(server, shipped):
 @pytest.mark.long
 def test_the_demo_lays_out_what_came_of_it(server, shipped, tmp_path):
     history, events = shipped
-    prompt = json.loads(NANO.read_text())
-    printer = demo.Printer(prompt)
+    printer = demo.Printer(DEMO)
     for kind, data in events.all:
         printer(kind, data)
-    assert all(path.stat().st_size for path in demo.write(tmp_path, server, prompt, history, printer))
+    assert all(path.stat().st_size for path in demo.write(tmp_path, server, DEMO, history, printer))
     assert len(load_file(tmp_path / "lora.safetensors")) == 56
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["tensors_that_fit"] == "all 56" and report["steps"] == STEPS
@@ -115,7 +115,7 @@ def test_progress_is_told_while_it_trains(shipped):
     texts = [d["text"] for d in events.of("text") if d["node"] == "5"]
     assert any("step " in t and " s/step" in t for t in texts)
     assert texts[-1].startswith(f"{NAME}.safetensors") and "validation loss" in texts[-1]
-    assert [d["text"] for d in events.of("text") if d["node"] == "6"] == [
+    assert [d["text"] for d in events.of("text") if d["node"] == "lora"] == [
         "LoRA on 28 layers (all 56 tensors of the file fit), merged into the weights, strength 1"
     ]
     assert any(d["picture"].startswith("data:image/jpeg") for d in events.of("text") if d["node"] == "5")
@@ -138,10 +138,9 @@ def test_the_example_paints_base_beside_lora_while_it_trains(server, shipped):
 
 def sampling_graph(*loaders, steps=2):
     """Load nano, put a LoRA on it in each way, sample each with one seed."""
-    shipped = json.loads(NANO.read_text())
-    prompt = {"1": shipped["1"]}
+    prompt = {"1": DEMO["1"]}
     for number, loader in enumerate(loaders, 1):
-        sampler = json.loads(json.dumps(shipped["8"]))
+        sampler = json.loads(json.dumps(DEMO["paint base 1"]))
         sampler["inputs"].update(steps=steps, model=[f"l{number}", 0] if loader else ["1", 0], width=64, height=64)
         prompt[f"s{number}"] = sampler
         prompt[f"i{number}"] = {"class_type": "PreviewImage", "inputs": {"images": [f"s{number}", 0]}}
@@ -288,7 +287,7 @@ def test_the_template_browser_lists_our_workflows_with_pictures(server):
 
     listed = server.get("/workflow_templates")[PACK]
     assert sorted(listed) == sorted(p.stem for p in NANO.parents[1].glob("*.json"))
-    for name in listed:
+    for name in map(quote, listed):
         graph = server.get(f"/api/workflow_templates/{PACK}/{name}.json")
         assert graph["nodes"] and graph["version"] == 0.4
         assert server.get_bytes(f"/api/workflow_templates/{PACK}/{name}.jpg")[:2] == b"\xff\xd8"

@@ -32,8 +32,7 @@ def server(tmp_path_factory):
 def graph(name, steps=24, every=4, **trainer):
     """Load, cache, train on a MODEL that can be made to fail, with a checkpoint every few steps."""
     prompt = json.loads(json.dumps({k: v for k, v in NANO.items() if int(k) <= 5}))
-    for node in ("3", "5"):
-        del prompt[node]["inputs"]["validation"]  # whose node is left out
+    del prompt["3"]["inputs"]["validation"], prompt[TRAINER]["inputs"]["options.option0"]  # whose node is left out
     prompt["2"]["inputs"].update(resolution=64, class_word="")
     prompt["p"] = {"class_type": "ProbeModel", "inputs": {"model": ["1", 0]}}
     due = {"every_steps": every, "every_minutes": 0.0, "every_epochs": 0}

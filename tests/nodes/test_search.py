@@ -1,0 +1,54 @@
+"""What a person finds in the search for nodes, in the frontend that this ComfyUI pins."""
+
+import pytest
+from frontend import frontend
+
+pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
+FIRST = {
+    "train lora": "LoRA Trainer", "flux2 train": "LoRA Trainer", "dataset folder": "Dataset Folder",
+    "trigger": "Dataset Folder", "preview training": "Validation",
+}  # fmt: skip
+AMONG_THREE = ("train", "lora", "flux2", "dataset", "caption", "preview", "klein")
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    with frontend(server) as opened:
+        opened.evaluate("() => app.graph.clear()")
+        yield opened
+
+
+@pytest.fixture
+def found(page):
+    """``found(query)``: the text of each result, the best first."""
+
+    def search(query: str) -> list[str]:
+        field = page.get_by_role("combobox").first
+        while not field.is_visible():  # a frontend that was just opened does not hear the first clicks
+            page.mouse.dblclick(900, 600)
+            page.wait_for_timeout(500)
+        field.fill(query)
+        page.wait_for_timeout(800)  # the list follows the typing a moment later
+        results = page.get_by_role("option")
+        results.first.wait_for()
+        texts = results.all_inner_texts()
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(300)
+        return texts
+
+    return search
+
+
+@pytest.mark.parametrize("query", FIRST)
+def test_the_right_node_is_found_first(found, query):
+    assert found(query)[0].startswith(FIRST[query])
+
+
+@pytest.mark.parametrize("query", AMONG_THREE)
+def test_one_of_ours_is_among_the_first_three(found, query):
+    assert any("FLUX.2" in text for text in found(query)[:3])
+
+
+def test_what_everybody_uses_still_comes_first(found):
+    assert found("lora")[0].startswith("Load LoRA") and found("preview")[0].startswith("Preview Image")

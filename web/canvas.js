@@ -1,0 +1,50 @@
+// The older renderer shows advanced inputs among the others. The pack's nodes fold them away in it too, with
+// a button to show them; the newer renderer has a button of its own.
+import { app } from "../../scripts/app.js";
+
+const PICTURE = "$$canvas-image-preview"; // the frontend's widget for a node's picture
+
+function fold(node) {
+    const folded = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
+    if (!folded.length) return;
+    for (const widget of folded) widget.advanced = true;
+    const layout = node.getLayoutWidgets; // it keeps a gap where a widget is folded away
+    node.getLayoutWidgets = function () {
+        return layout.call(this).filter((widget) => this.showAdvanced || !widget.advanced);
+    };
+    const name = () => (node.showAdvanced ? "hide advanced inputs" : `show ${folded.length} advanced inputs`);
+    const button = node.addWidget("button", name(), null, () => node.toggleAdvanced(), { canvasOnly: true, serialize: false });
+    button.serialize = false;
+    const toggle = node.toggleAdvanced;
+    node.toggleAdvanced = function () {
+        toggle.call(this);
+        button.label = name();
+        this.setSize([this.size[0], this.computeSize()[1]]);
+    };
+    node.setSize(node.computeSize());
+}
+
+// The older renderer draws a picture below a node that is too low for it: the node grows until it holds the picture.
+function grow(node) {
+    const executed = node.onExecuted;
+    node.onExecuted = function (...output) {
+        executed?.apply(this, output);
+        let frames = 300; // the picture is fetched and drawn first
+        const look = () => {
+            const shown = this.widgets?.some((widget) => widget.name === PICTURE);
+            if (!shown && frames--) return requestAnimationFrame(look);
+            this.setSize([this.size[0], Math.max(this.size[1], this.computeSize()[1])]);
+            this.setDirtyCanvas(true, true);
+        };
+        if (output[0]?.images?.length) requestAnimationFrame(look);
+    };
+}
+
+app.registerExtension({
+    name: "flux2_train.canvas",
+    nodeCreated(node) {
+        if (!node.constructor.nodeData?.category?.startsWith("FLUX.2/")) return;
+        fold(node);
+        grow(node);
+    },
+});
