@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from comfy_server import PACK, ROOT, ComfyServer, ServerError
 from PIL import Image, ImageDraw
@@ -125,7 +126,7 @@ def write(out: Path, server: ComfyServer, prompt: dict, history: dict, printer: 
 def quick_start(server: ComfyServer) -> str:
     """The address that opens the shipped workflow in the browser, also on somebody's first visit."""
     server.post("/settings", {"Comfy.TutorialCompleted": True})  # else a tour covers it
-    return f"{server.url}/?template={WORKFLOW.stem}&source={PACK}"
+    return f"{server.url}/?template={quote(TEMPLATE)}&source={PACK}"
 
 
 def main() -> int:

@@ -23,18 +23,8 @@ def newest_frontend() -> Path:
     target = ROOT / ".cache" / "frontend" / version()
     static = target / "comfyui_frontend_package" / "static"
     if not (static / "index.html").is_file():
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--target",
-            str(target),
-            "-r",
-            str(PINNED),
-        ]
+        target_options = ["-q", "--no-deps", "--target", str(target), "-r", str(PINNED)]
+        command = [sys.executable, "-m", "pip", "install", *target_options]
         subprocess.run(command, check=True)
     return static
 

@@ -10,8 +10,8 @@ import pytest
 from browsing import browser, clear_toasts, load, open_tab, photograph, press_run, run, says, shown
 from comfy_server import ComfyServer
 from demo import quick_start
-from frontend import newest
 from mistakes import DATA, EMBEDS, GRAPH, LATENTS, LOAD, MISTAKES, TRAINER, write_files
+from newest_frontend import newest_frontend
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 BEFORE = [each for each in MISTAKES if each.input]
@@ -27,7 +27,7 @@ def chromium():
 @pytest.fixture(scope="module")
 def newest_server(tmp_path_factory):
     """A server of its own that serves the newest frontend."""
-    with ComfyServer(tmp_path_factory.mktemp("newest"), "--front-end-root", str(newest())) as running:
+    with ComfyServer(tmp_path_factory.mktemp("newest"), "--front-end-root", str(newest_frontend())) as running:
         yield running
 
 

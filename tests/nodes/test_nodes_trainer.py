@@ -128,6 +128,14 @@ def option_nodes(pack) -> dict:
     return {name: given(nodes[node], **widgets) for name, (node, widgets, _) in WIRES.items()}
 
 
+def test_option_nodes_that_no_earlier_version_had_reach_the_run(pack, trained):
+    nodes = {node.GET_SCHEMA().node_id.removeprefix("Flux2"): node for node in pack.NODES}
+    routing = given(nodes["TokenRouting"], selection_ratio=0.5, start_layer_idx=1, end_layer_idx=1)
+    rollout = given(nodes["ScheduledSampling"], probability=1.0)
+    job = trained("later", {"options": {"option0": routing, "option1": rollout}})
+    assert job["training"]["routing"]["selection_ratio"] == 0.5 and job["training"]["rollout"]["probability"] == 1.0
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("earlier", [False, True], ids=["one socket", "sockets of earlier versions"])
 def test_every_option_node_reaches_the_run(pack, trained, earlier):
