@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .flux2_train.runs.shutdown import save_when_it_ends
 from .nodes import NODES
 from .nodes.browser.routes import add_routes
 
@@ -15,4 +16,5 @@ class Flux2TrainExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> Flux2TrainExtension:
     add_routes()
+    save_when_it_ends()
     return Flux2TrainExtension()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..bounded import reason
 from ..events import Event, Warned
 
 Listen = Callable[[Event], None]
@@ -32,5 +33,10 @@ class BestEffort:
         except OSError as error:
             if not self.has_warned:
                 self.has_warned = True
-                self.warn(Warned(f"{self.what} could not be written ({error}); the run goes on without. Make room or "
-                                 "make the run's folder writable."))  # fmt: skip
+                self.warn(Warned(could_not(self.what, error)))
+
+
+def could_not(what: str, error: OSError) -> str:
+    """The sentence on files beside the training that could not be written."""
+    why = reason(error)
+    return f"{what} could not be written ({why}); the run goes on without. Make room or make the run's folder writable."

@@ -10,9 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ..events import Checkpointed, Event, Warned
-from ..settings.saving import CheckpointSettings
+from ..settings.saving import BY_COST, CheckpointSettings
 from . import checkpoints
 from .checkpoints import DamagedCheckpoint, Snapshot
+
+SHARE = 0.01  # of the time that checkpoints take at most, where the user set no minutes
+SHORTEST = 60.0  # seconds between two of them, however little they take
 
 
 class CheckpointWriter:
@@ -28,6 +31,8 @@ class CheckpointWriter:
         self.written = dict(_losses(folder))  # the validation loss of each file, infinite where it has none
         self.best, self.last_time = min(self.written.values(), default=math.inf), time.monotonic()
         self.waiting, self.last_step = False, -1  # whether one is due; the step of the last one
+        self.cost = 0.0  # seconds that the last one took, copying and writing
+        self.has_warned = False  # about the disk, and no file could be written since
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future | None = None
 
@@ -38,7 +43,7 @@ class CheckpointWriter:
             self.best = validation
         self.waiting = self.waiting or (self.config.keep > 0 and (improved or self._is_due(step)))
         if self.writing and (self.writing.done() or improved):
-            yield self._result()
+            yield from self._result()
         if self.waiting and not self.writing:
             self._begin()
 
@@ -47,12 +52,12 @@ class CheckpointWriter:
         yield from self.settled()
         if self.config.keep > 0 and self.last_step != step:
             self._begin()
-            yield self._result()
+            yield from self._result()
 
     def settled(self) -> Iterator[Event]:
         """Wait for the file that is being written, and yield the result."""
         if self.writing:
-            yield self._result()
+            yield from self._result()
 
     def close(self) -> None:
         """End the thread."""
@@ -73,36 +78,45 @@ class CheckpointWriter:
                     path.unlink(missing_ok=True)
 
     def _is_due(self, step: int) -> bool:
-        config, minutes = self.config, (time.monotonic() - self.last_time) / 60
+        config, seconds = self.config, time.monotonic() - self.last_time
+        often = max(self.cost / SHARE, SHORTEST) if config.every_minutes == BY_COST else config.every_minutes * 60
         return (
             bool(config.every_steps and step % config.every_steps == 0)
             or bool(config.every_epochs and step % (config.every_epochs * self.epoch) == 0)
-            or bool(config.every_minutes and minutes >= config.every_minutes)
+            or bool(often and seconds >= often)
         )
 
     def _begin(self) -> None:
         self.waiting, self.last_time = False, time.monotonic()
         snapshot = self.take()
         self.last_step = snapshot.about.step
-        self.writing = self.thread.submit(self._write, snapshot)
+        self.writing = self.thread.submit(self._write, snapshot, self.last_time)
 
-    def _write(self, snapshot: Snapshot) -> Event:
+    def _write(self, snapshot: Snapshot, began: float) -> Event | None:
+        """Write a file. Returns what there is to tell: a disk that is full or closed is told once."""
         step = snapshot.about.step
         try:
             path = snapshot.write(self.folder)
+            self.has_warned = False
         except OSError as error:
+            if self.has_warned:
+                return None
+            self.has_warned = True
             return Warned(
                 f"The checkpoint of step {step} could not be written to {self.folder} ({error}); the run goes on. Make "
                 "room or make the folder writable."
             )
+        self.cost = time.monotonic() - began
         loss = snapshot.about.validation
         self.written[path] = math.inf if loss is None else loss
         self.prune(self.config.keep)
         return Checkpointed(step, path)
 
-    def _result(self) -> Event:
+    def _result(self) -> Iterator[Event]:
         writing, self.writing = self.writing, None
-        return writing.result()
+        event = writing.result()
+        if event:
+            yield event
 
 
 def _losses(folder: Path) -> Iterator[tuple[Path, float]]:

@@ -95,11 +95,15 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 header = _header(file)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            sum_is_right = checksum(tensors) == header["crc32"]
+            state = packing.unpack(header["state"], tensors)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedCheckpoint(str(error)) from error
-        if checksum(tensors) != header["crc32"]:
+        if not sum_is_right:
             raise DamagedCheckpoint("its checksum is wrong")
-        return packing.unpack(header["state"], tensors)
+        if not isinstance(state, dict):
+            raise DamagedCheckpoint("it holds no state")
+        return state
 
 
 def read(path: Path) -> Checkpoint:
@@ -109,9 +113,18 @@ def read(path: Path) -> Checkpoint:
             about = _header(file)["about"]
         if about["version"] != VERSION:
             raise DamagedCheckpoint(f"its version is {about['version']}, this pack reads {VERSION}")
-        return Checkpoint(path, About(**{**about, "job": earlier.renamed(about["job"])}))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        checkpoint = Checkpoint(path, About(**{**about, "job": earlier.renamed(about["job"])}))
+        _require_whole(checkpoint.about)
+        return checkpoint
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(str(error)) from error
+
+
+def _require_whole(about: About) -> None:
+    """Raise ValueError if what a checkpoint says about itself is not of the kinds that ``About`` names."""
+    numbers = (about.step, about.total, about.step_size)
+    if any(type(number) is not int or number < 0 for number in numbers) or not isinstance(about.dataset, str):
+        raise ValueError("what it says about itself is not of the right kinds")
 
 
 def _header(file) -> dict:

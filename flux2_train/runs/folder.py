@@ -13,9 +13,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..atomic import sweep, write_text
+from ..bounded import from_json, read_text, reason
 from ..errors import UserError
 
+MOST_BYTES = 1 << 20  # of run.json
 ABOUT, LOCK = "run.json", ".lock"
+ROOM = 4096  # bytes of run.json at least
+CANNOT_LOCK = (NotImplementedError, OSError)
 PATIENCE = 1.0  # seconds to wait for the lock: a process that only asks ``is_held`` takes it for a moment
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
@@ -162,19 +166,25 @@ class RunFolder:
         return self.path / "stop"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Iterator[str]:
         """This process owns the run inside the block; the lock is freed however the process ends.
 
-        Raises UserError if another process owns it.
+        Raises UserError if another process owns it. Yields what the user must not do where the file system cannot lock
+        (some network file systems), else an empty text.
         """
-        lock = FileLock(self.path / LOCK, timeout=PATIENCE)
+        lock, unlocked = FileLock(self.path / LOCK, timeout=PATIENCE), ""
         try:
             lock.acquire()
         except Timeout as error:
             raise UserError(f"The run {self.name} is being trained right now; stop it first.") from error
+        except CANNOT_LOCK as error:
+            unlocked = (
+                f"The file system of {self.path} cannot lock files ({reason(error)}): do not train this run in two "
+                "programs at once, and stop it with Cancel, as the command 'stop' cannot tell that it is being trained."
+            )
         try:
             self.stop.unlink(missing_ok=True)
-            yield
+            yield unlocked
         finally:
             lock.release()
 
@@ -187,6 +197,8 @@ class RunFolder:
                 return False
         except Timeout:
             return True
+        except CANNOT_LOCK:  # nobody can hold it there
+            return False
 
     def ask_to_stop(self) -> None:
         """Ask for the run to end normally after the step in progress. Raises UserError if no process trains it."""
@@ -197,11 +209,25 @@ class RunFolder:
     def about(self) -> dict:
         """What ``note`` has written, empty if it cannot be read."""
         try:
-            values = json.loads((self.path / ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            values = from_json(read_text(self.path / ABOUT, MOST_BYTES))
+        except ValueError:
             return {}
         return values if isinstance(values, dict) else {}
 
     def note(self, **values) -> None:
-        """Update the run's state in ``run.json``: name, status, step, total and so on."""
-        write_text(self.path / ABOUT, json.dumps({**self.about(), **values}, indent=2) + "\n")
+        """Update the run's state in ``run.json``: name, status, step, total and so on.
+
+        The file has room to spare, so that the state at the end can be written even if the disk is full: then it is
+        changed in place. Raises OSError if that cannot be done either.
+        """
+        path, state = self.path / ABOUT, {**self.about(), **values}
+        try:
+            write_text(path, json.dumps(state, indent=2).ljust(ROOM) + "\n")
+        except OSError:
+            with path.open("rb+") as file:
+                size = file.seek(0, 2)
+                text = json.dumps({**state, "why": str(state.get("why", ""))[: ROOM // 8]}, indent=2).encode()
+                if len(text) >= size:
+                    raise
+                file.seek(0)
+                file.write(text.ljust(size - 1) + b"\n")

@@ -12,6 +12,12 @@ from ..events import Event, ImagesMeasured, Previewed, Stepped, Validated
 from ..settings.training import TrainingSettings
 from .folder import RunFolder
 
+# Neither the process's output nor what wandb finds out by itself is sent: user, computer, paths of programs, git.
+PRIVATE = {
+    "console": "off", "x_disable_meta": True, "x_disable_machine_info": True, "disable_git": True,
+    "disable_code": True, "save_code": False,
+}  # fmt: skip
+
 
 def require_installed(names: tuple[str, ...]) -> None:
     """Raise UserError that names the missing package of a log."""
@@ -25,8 +31,12 @@ def require_installed(names: tuple[str, ...]) -> None:
 
 def opened(config: TrainingSettings, folder: RunFolder, step: int = 0) -> list[Log]:
     """The logs that a run's settings ask for. A run that is resumed after ``step`` replaces its later entries."""
-    kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
-    return [kinds[name](config, folder, step) for name in config.log_writers]
+    return [open_log(name, config, folder, step) for name in config.log_writers]
+
+
+def open_log(name: str, config: TrainingSettings, folder: RunFolder, step: int) -> Log:
+    """One log; see ``opened``."""
+    return {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}[name](config, folder, step)
 
 
 class Log:
@@ -65,7 +75,7 @@ class TensorBoard(Log):
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.writer = SummaryWriter(str(folder.tensorboard), purge_step=step + 1 if step else None)
-        self.writer.add_text("configuration", f"```\n{json.dumps(asdict(config), indent=2)}\n```")
+        self.writer.add_text("configuration", f"```\n{json.dumps(asdict(config.public), indent=2)}\n```")
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -76,6 +86,11 @@ class TensorBoard(Log):
 
     def close(self) -> None:
         self.writer.close()
+
+
+def _private(wandb) -> dict:
+    """Those of PRIVATE that the installed version has."""
+    return {name: value for name, value in PRIVATE.items() if name in getattr(wandb.Settings, "model_fields", PRIVATE)}
 
 
 class WeightsAndBiases(Log):
@@ -91,8 +106,8 @@ class WeightsAndBiases(Log):
         self.wandb = wandb
         try:
             self.run = wandb.init(
-                project="flux2_train", name=folder.name, group=folder.name, dir=str(folder.path), config=asdict(config),
-                settings=wandb.Settings(console="off"),
+                project="flux2_train", name=folder.name, group=folder.name, dir=str(folder.path),
+                config=asdict(config.public), settings=wandb.Settings(**_private(wandb)),
             )  # fmt: skip
         except wandb.Error as error:
             raise UserError(

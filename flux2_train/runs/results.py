@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,13 @@ from .folder import RunFolder
 from .preview_files import write_png
 from .saving import SavedLora, save_adapters
 
+Beside = Callable[[str, Callable[[], None]], None]
+
+
+def directly(what: str, write: Callable[[], None]) -> None:
+    """Write, and raise what it raises."""
+    write()
+
 
 @dataclass(frozen=True)
 class Results:
@@ -35,20 +43,24 @@ class Results:
     certificate: str
 
 
-def write_results(trainer: Trainer, lora_folder: Path, folder: RunFolder, stopped: bool = False) -> Results:
+def write_results(
+    trainer: Trainer, lora_folder: Path, folder: RunFolder, stopped: bool = False, beside: Beside = directly
+) -> Results:
     """Save the adapters as they are now. If the run was ``stopped`` early, the file name gets its step.
 
-    Raises UserError, after everything is written, if the saved file does not act like the trained adapters. The LoRA of
-    a stopped run is not checked: a broken model may be what stopped it.
+    ``beside`` writes the files of the run's folder, each by its name. Raises UserError, after everything is written,
+    if the saved file does not act like the trained adapters. The LoRA of a stopped run is not checked: a broken model
+    may be what stopped it.
     """
     name = f"{folder.name}_step{len(trainer.history.losses)}" if stopped else folder.name
     with trainer.weights_for("export"):
         header = metadata(trainer, trainer.dataset)
         saved = save_adapters(trainer, lora_folder, name, header, certify=not stopped)
-    write_text(folder.report, json.dumps(report(trainer, trainer.dataset, saved), indent=2) + "\n")
-    _write_losses(trainer, folder.losses)
+    text = json.dumps(report(trainer, trainer.dataset, saved), indent=2) + "\n"
+    beside("report.json", lambda: write_text(folder.report, text))
+    beside("loss.csv", lambda: _write_losses(trainer, folder.losses))
     if trainer.history.losses:
-        write_png(loss_plot(trainer.history, folder.name), folder.plot)
+        beside("loss.png", lambda: write_png(loss_plot(trainer.history, folder.name), folder.plot))
     if saved.problem:
         raise UserError(saved.problem)
     return Results(Tensors(saved.tensors, header), saved.path, folder.path, saved.certificate)

@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
+from ..host.system.memory import is_out_of_memory
+from ..safetensors_header import CONTENT
 from ..settings.base import plain
 from ..settings.job import Job
+from ..train import packing
 from ..train.processes import decided
 from ..train.schedules import factor
 from ..train.trainer import Trainer
@@ -96,12 +99,51 @@ def find_together(trainer: Trainer, runs: Path, how: str | RunFolder) -> Resumpt
     return in_main[0] or (sent and replace(sent, state=sent.checkpoint.load()))
 
 
-def newest(folder: RunFolder) -> Resumption | None:
-    """The newest checkpoint that can be read, and what is wrong with those after it; ``None`` if there is none."""
-    damaged = {}
+def restored(trainer: Trainer, runs: Path, how: str | RunFolder) -> Resumption | None:
+    """Call ``find_together``, and give the trainer the state.
+
+    A checkpoint whose sums are right and whose content is not that of this trainer is damaged too: the one before it
+    counts. Raises UserError as ``find``.
+    """
+    resumption = find_together(trainer, runs, how)
+    while resumption:
+        why = put(trainer, resumption.state)
+        if not why:
+            return resumption
+        folder, path = resumption.folder, resumption.checkpoint.path
+        if trainer.accelerator.num_processes > 1:
+            raise UserError(f"The checkpoint {path} cannot be used ({why}): remove it, and queue again.")
+        resumption = newest(folder, {**resumption.damaged, path: why})
+        if resumption is None and how != AUTO:
+            raise UserError(f"The run {folder.name} has no checkpoint that can be used in {folder.checkpoints}.")
+    return None
+
+
+def put(trainer: Trainer, state: dict) -> str:
+    """Give a trainer a state. Returns why that cannot be, in words, and then the trainer has the state it had."""
+    before = packing.copied(trainer.state_dict())
+    try:
+        trainer.load_state_dict(state)
+    except CONTENT as error:
+        if is_out_of_memory(error):
+            raise
+        trainer.load_state_dict(before)
+        return f"its content does not fit this run: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    return ""
+
+
+def newest(folder: RunFolder, damaged: dict[Path, str] | None = None) -> Resumption | None:
+    """The newest checkpoint that can be read, and what is wrong with those after it; ``None`` if there is none.
+
+    ``damaged`` are those that are known to be.
+    """
+    damaged = dict(damaged or {})
     for path in reversed(checkpoints.paths(folder.checkpoints)):
+        if path in damaged:
+            continue
         try:
             checkpoint = checkpoints.read(path)
+            _require_job(checkpoint.about.job)
             return Resumption(folder, checkpoint, checkpoint.load(), damaged)
         except DamagedCheckpoint as error:
             damaged[path] = str(error)
@@ -143,6 +185,13 @@ def _has_same_rates(rates: list[float], trainer: Trainer) -> bool:
     schedule = trainer.schedule
     wanted = [schedule.rates[0] * factor(step, schedule.total, schedule.config) for step in range(len(rates))]
     return all(math.isclose(was, now, rel_tol=SAME_RATE) for was, now in zip(rates, wanted, strict=True))
+
+
+def _require_job(job: dict) -> None:
+    """Raise DamagedCheckpoint unless the parts of a job that are compared are there."""
+    sections = [job.get(name) for name in ("training", "model")]
+    if not all(isinstance(section, dict) for section in sections) or not isinstance(job.get("unknown"), list):
+        raise DamagedCheckpoint("it holds no job")
 
 
 def require_same(folder: RunFolder, about: About, trainer: Trainer, own_seed: bool) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
+from .. import safetensors_header
 from ..adapters.header import Tensors
 from ..settings import earlier
 from ..settings.base import plain
@@ -33,7 +32,8 @@ def finished(trainer: Trainer, loras: Path, runs: Path) -> Results | None:
     last = resume.newest(folder) if lora else None
     if last is None or not _is_same(last, trainer):
         return None
-    trainer.load_state_dict(last.state)
+    if resume.put(trainer, last.state):
+        return None
     return Results(lora, loras / about["lora"], folder.path, lora.header.get("flux2_train.certificate", ""))
 
 
@@ -47,10 +47,10 @@ def _is_same(last: resume.Resumption, trainer: Trainer) -> bool:
 def _lora(path: Path, trainer: Trainer) -> Tensors | None:
     """The LoRA file, ``None`` if it is gone or has other settings."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safetensors_header.opened(path) as file:
             header = file.metadata() or {}
-            if earlier.settings_of(header.get("flux2_train.config", "{}")) != trainer.config:
+            if earlier.settings_of(header.get("flux2_train.config", "{}")).public != trainer.config.public:
                 return None
             return Tensors({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError):
+    except (OSError, ValueError):
         return None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from ..adapters import files
 from ..atomic import write_text
@@ -22,7 +24,7 @@ from ..settings.job import Output
 from ..train import processes
 from ..train.trainer import Trainer
 from . import checkpoints, dataset_record, logs, resume, reuse
-from .best_effort import BestEffort
+from .best_effort import BestEffort, could_not
 from .checkpoint_writer import CheckpointWriter
 from .checkpoints import About, DamagedCheckpoint, Snapshot
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder
@@ -32,7 +34,10 @@ from .loras import note_stopped, remove_stopped, set_aside
 from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
 from .rewind import Rewind
+from .room import require_room
+from .shutdown import saved_at_exit
 
+Written = TypeVar("Written")
 Listen = Callable[[Event], None]
 
 
@@ -49,18 +54,19 @@ def train(
     done = reuse.finished(trainer, loras, runs) if how == resume.AUTO and trainer.is_main else None
     if processes.any_of(trainer.accelerator, bool(done)):
         return done and _reused(done, listen)
-    resumption = resume.find_together(trainer, runs, how)
+    resumption = resume.restored(trainer, runs, how)
     anew = resume.why_anew(trainer, runs) if how == resume.AUTO and trainer.is_main and not resumption else ""
-    if resumption:
-        trainer.load_state_dict(resumption.state)
     try:
         if not trainer.is_main:
             _work(trainer)
             return None
+        notes = require_room(trainer, loras, runs)
         folder = resumption.folder if resumption else _new_folder(trainer, loras, runs)
-        with folder.held():
+        with folder.held() as unlocked:
             RunFolder.sweep_all(folder.path.parent)
-            return Session(trainer, folder, loras, listen, resumption, [anew] if anew else []).run()
+            session = Session(trainer, folder, loras, listen, resumption, [anew, unlocked, *notes])
+            with saved_at_exit(session.save_at_once):
+                return session.run()
     finally:
         trainer.release()
         free()
@@ -98,13 +104,15 @@ class Session:
         loras: Path,
         listen: Listen,
         resumption: resume.Resumption | None = None,
-        warnings: list[str] = (),
+        notes: Iterable[str] = (),
     ):
         self.trainer, self.folder, self.loras, self.listen, self.resumption = trainer, folder, loras, listen, resumption
-        damaged = resumption.set_aside() if resumption else ()  # before CheckpointWriter lists checkpoints
-        self.warnings = [*warnings, *damaged]
+        self.damaged = tuple(resumption.set_aside()) if resumption else ()  # before CheckpointWriter lists checkpoints
+        self.notes = [*filter(None, notes), *self.damaged]  # to be told once the run has begun
+        self.begun = False
         self.first_step = trainer.step
-        job = job_of(trainer, save_references(trainer.previews, folder))
+        save = partial(save_references, trainer.previews, folder)
+        job = job_of(trainer, self._beside("The reference images", save, ()))
         self.job = replace(job, output=_output(loras, folder))
         previews, images = PreviewFiles(folder), ImageFiles(folder)
         writers = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}
@@ -147,15 +155,28 @@ class Session:
         if self.resumption:
             changed = resume.changed(self.resumption.checkpoint.about, self.job)
             resumed = [*resumed, {"step": self.trainer.step, "at": _now(), "changed": changed}]
-        write_text(self.folder.job, self.job.to_json())
-        write_text(self.folder.dataset, json.dumps(dataset_record.listed(self.trainer.dataset), indent=1) + "\n")
-        self.folder.note(
-            name=self.trainer.config.name, status=RUNNING, step=self.trainer.step, total=self.trainer.total,
-            began=about.get("began", _now()), resumed=resumed, why="",
-        )  # fmt: skip
+        listed = json.dumps(dataset_record.listed(self.trainer.dataset), indent=1) + "\n"
+        state = {"status": RUNNING, "step": self.trainer.step, "total": self.trainer.total}
+        state |= {"began": about.get("began", _now()), "resumed": resumed, "why": "", "name": self.trainer.config.name}
+        self._beside("run.json", lambda: self.folder.note(**state))
+        self._beside("job.json", lambda: write_text(self.folder.job, self.job.to_json()))
+        self._beside("dataset.json", lambda: write_text(self.folder.dataset, listed))
+
+    def _beside(self, what: str, write: Callable[[], Written], instead: Written | None = None) -> Written | None:
+        """What ``write`` returns; a disk that is full or closed is told and does not end the run."""
+        try:
+            return write()
+        except OSError as error:
+            text = could_not(what, error)
+            if self.begun:
+                self._tell(Warned(text))
+            else:
+                self.notes.append(text)
+            return instead
 
     def _train(self) -> None:
-        self._tell(Started(self.folder.path), *map(Warned, self.warnings))
+        self.begun = True
+        self._tell(Started(self.folder.path), *map(Warned, self.notes))
         if self.resumption:
             self._tell(Resumed(self.trainer.step, self.trainer.total, self.resumption.checkpoint.path))
         rewind = Rewind(self.trainer, self.folder, self.checkpoint_writer)
@@ -184,8 +205,12 @@ class Session:
     def _logs(self) -> Iterator[None]:
         """The logs of the settings get every event inside the block, and are closed after it."""
         config = self.trainer.config
-        named = zip(config.log_writers, logs.opened(config, self.folder, self.trainer.step), strict=True)
-        opened = [BestEffort(log, f"The log for {name}", self.listen) for name, log in named]
+        opened = []
+        for name in config.log_writers:
+            log = self._beside(
+                f"The log for {name}", partial(logs.open_log, name, config, self.folder, self.trainer.step)
+            )
+            opened += [BestEffort(log, f"The log for {name}", self.listen)] if log else []
         others, self.listeners = self.listeners, [*opened, *self.listeners]
         try:
             with ExitStack() as closing_all:
@@ -210,12 +235,13 @@ class Session:
         ended = {"step": self.trainer.step, "total": self.trainer.total, "ended": _now()}
         try:
             set_aside(self.folder, self.loras, self.trainer.config.save.format)
-            results = write_results(self.trainer, self.loras, self.folder)
+            results = write_results(self.trainer, self.loras, self.folder, beside=self._beside)
         except BaseException as error:  # the last checkpoint exists: queueing again only repeats the saving
             ended["why"] = _reason(error)
             self._attempt("run.json", lambda: self.folder.note(status=FAILED, **ended))
             raise
-        self.folder.note(status=FINISHED, lora=results.lora_path.relative_to(self.loras).as_posix(), **ended)
+        ended["lora"] = results.lora_path.relative_to(self.loras).as_posix()
+        self._beside("run.json", lambda: self.folder.note(status=FINISHED, **ended))
         self.checkpoint_writer.prune(1)
         remove_stopped(self.folder, self.loras)
         self._tell(Saved(results.lora_path, stopped=False))
@@ -248,9 +274,27 @@ class Session:
 
     def _save_lora(self) -> None:
         if self.trainer.history.losses and self.trainer.step > self.first_step:
-            results = write_results(self.trainer, self.loras, self.folder, stopped=True)
+            results = write_results(self.trainer, self.loras, self.folder, stopped=True, beside=self._beside_quietly)
             note_stopped(self.folder, self.loras, results.lora_path)
             self._quietly(Saved(results.lora_path, stopped=True))
+
+    def _beside_quietly(self, what: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._quietly(Warned(could_not(what, error)))
+
+    def save_at_once(self) -> None:
+        """Save the state after the last whole step, from another thread, because the process ends.
+
+        A step in progress is not waited for; an update in progress is.
+        """
+        with self.trainer.of_no_step:
+            if self.trainer.step == 0 or self.trainer.half_updated or self.trainer.config.checkpoints.keep == 0:
+                return
+            snapshot = self.snapshot()
+        snapshot.write(self.folder.checkpoints)
+        self.folder.note(status=STOPPED, step=snapshot.about.step, ended=_now(), why="the program was ended")
 
     def _attempt(self, what: str, save: Callable[[], None]) -> None:
         try:

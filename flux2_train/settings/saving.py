@@ -7,6 +7,8 @@ from typing import Literal
 
 from .base import Settings, setting, settings
 
+BY_COST = -1.0  # every_minutes: as often as the measured cost of a checkpoint allows
+
 
 @settings
 class SaveSettings(Settings):
@@ -40,8 +42,10 @@ class CheckpointSettings(Settings):
 
     every_steps: int = setting(0, "Save every that many steps. 0 counts no steps.", ge=0, le=1_000_000)
     every_minutes: float = setting(
-        10.0, "Save every that many minutes, which is the most that a power cut can take. 0 counts none.",
-        ge=0, le=10_000, step=1,
+        BY_COST,
+        "Save every that many minutes, which is the most that a power cut can take. -1 saves as often as takes at most "
+        "1 % of the time, but not more often than once a minute. 0 counts none.",
+        ge=BY_COST, le=10_000, step=1,
     )  # fmt: skip
     every_epochs: int = setting(
         0, "Save every that many times the whole data set was seen. 0 counts no epochs.", ge=0, le=100_000
@@ -62,5 +66,7 @@ class CheckpointSettings(Settings):
 
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""
+        if BY_COST < self.every_minutes < 0:
+            yield f"every_minutes is {self.every_minutes:g}; it must be -1, 0 or more."
         if self.patience and not (self.keep and self.keep_best):
             yield "patience gives the best checkpoint, but none is kept; set keep to 1 or more and keep_best on."

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Literal
 
 from ..names import problem, shown
@@ -164,6 +165,12 @@ class TrainingSettings(Settings):
         if self.offload == OFF and self.memory.streams:
             yield "offload is 'off', but Memory says how much to stream; set offload to 'auto' or Memory's amount to 0."
 
+    @property
+    def public(self) -> TrainingSettings:
+        """The settings as they may leave this computer: of the LoRA to start from its bare name, not its path."""
+        name = re.split(r"[\\/]", self.adapter.start_from)[-1]
+        return replace(self, adapter=replace(self.adapter, start_from=name))
+
     def to_json(self) -> str:
-        """The settings as JSON, for the LoRA's metadata."""
-        return json.dumps(plain(self))
+        """The settings as JSON, for the LoRA's metadata, which people publish."""
+        return json.dumps(plain(self.public))

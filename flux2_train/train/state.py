@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import torch
@@ -25,22 +26,38 @@ class Resumable:
     drawn: int
     half_updated: bool
     generator: torch.Generator
+    of_no_step: threading.Lock  # held while the state changes from that of one step to that of the next
+    updating: bool = False  # whether the step in progress holds it
+    begun: tuple[torch.Tensor, int] | None = None  # generator and ``drawn`` before the step in progress
     adapters: Adapters
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     ema: Ema | None
     history: History
 
+    def _begin_update(self) -> None:
+        """From here to ``_end_update`` the state is of no step."""
+        self.of_no_step.acquire()
+        self.updating = True
+
+    def _end_update(self) -> None:
+        self.begun = None
+        if self.updating:
+            self.updating = False
+            self.of_no_step.release()
+
     def state_dict(self) -> dict:
         """Everything that training changes, and its random state. Do not call while ``half_updated``.
 
-        The tensors are the trainer's own, not copies.
+        While a step is in progress and has not begun its update, this is the state before that step. The tensors are
+        the trainer's own, not copies.
         """
+        generator, drawn = self.begun or (self.generator.get_state(), self.drawn)
         return {
             "step": self.step,
             "seed": self.config.seed,
-            "drawn": self.drawn,
-            "generator": self.generator.get_state(),
+            "drawn": drawn,
+            "generator": generator,
             "adapter": {name: p.detach() for name, p in self.adapters.masters().items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduled": self.schedule.done,

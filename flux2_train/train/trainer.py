@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -96,6 +97,7 @@ class Trainer(Resumable):
         self.stopping = False
         self.interrupted = False  # the last step did not finish
         self.half_updated = False  # interrupted inside optimizer.step(): the weights are half updated
+        self.of_no_step = threading.Lock()
         self.history = History()
         self.bad_losses = BadLosses(config.guard.bad_losses)
         self.divergence = Divergence(config.guard.divergence, config.guard.stop_on_divergence)
@@ -172,15 +174,17 @@ class Trainer(Resumable):
         dropping = adapters.dropping(self.config.seed, step)
         with training_mode(), adapters.keeping_divisors(), dropping, self._undo_if_interrupted():
             measured = self._step(borrowed, step, batch)
+        seconds = time.perf_counter() - started
         self.step = step
+        if not isinstance(measured, str):
+            self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
+        self._end_update()
         for message in self.memory.new_messages():
             yield Warned(message)
             yield Planned(self.memory.describe())
         if isinstance(measured, str):
             yield Warned(f"Step {step} was left out: {measured}.")
             return
-        seconds = time.perf_counter() - started
-        self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
         slow = self.slow_steps.check(seconds, self.memory.expected, self.memory.spills, self.device.type == "cpu")
         for warning in (self.divergence.check(measured.loss), slow):
             if warning:
@@ -205,6 +209,7 @@ class Trainer(Resumable):
 
         undo = partial(self.optimizer.zero_grad, set_to_none=True)
         measured = Measured.of(self.total_of(self.memory.attempt(step, compute, undo)))
+        self._begin_update()
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)
         self.loss_scale.down(parameters)
@@ -223,6 +228,7 @@ class Trainer(Resumable):
     def _undo_if_interrupted(self) -> Iterator[None]:
         """If the step is interrupted before its update, restore the generator and counter and drop the gradients."""
         generator, drawn, self.interrupted = self.generator.get_state(), self.drawn, True
+        self.begun = generator, drawn
         try:
             yield
             self.interrupted = False
@@ -231,6 +237,7 @@ class Trainer(Resumable):
                 self.generator.set_state(generator)
                 self.drawn = drawn
                 self.optimizer.zero_grad(set_to_none=True)
+            self._end_update()
             raise
 
     def _update(self, loss: float) -> None:
