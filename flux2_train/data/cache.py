@@ -12,7 +12,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..hashing import canonical_hash
+from ..names import shown
 from ..settings.caches import EmbedSettings, LatentSettings
 from .dataset import Dataset, Mask, View
 from .masks import mask_grid
@@ -119,7 +121,9 @@ def cache_embeds(
 
     def make(texts: list[str]) -> Iterator[tuple[str, Tensor]]:
         for group in encoder.batches(texts, batch):
-            yield from zip(group, encoder(group), strict=True)
+            for text, embeds in zip(group, encoder(group), strict=True):
+                _require_finite(embeds, f"The embeds of {shown(text, 60)!r}", "text_encoder_precision of Load FLUX.2")
+                yield text, embeds
 
     counts = _fill(store, keys, make, _owner("embeds", dataset, encoder.identity), dataset, limit_gb, report)
     return EmbedCache(dataset, StoredTensors(store, keys)), counts
@@ -139,10 +143,21 @@ def cache_latents(
 
     def make(items: list[View | Mask]) -> Iterator[tuple[View | Mask, Tensor]]:
         yield from ((item, mask_grid(item)) for item in items if isinstance(item, Mask))
-        yield from encode_views([item for item in items if isinstance(item, View)], encoder, batch)
+        for view, latents in encode_views([item for item in items if isinstance(item, View)], encoder, batch):
+            _require_finite(latents, f"The latents of {shown(view.path.name)}", "vae_precision of Cache Latents")
+            yield view, latents
 
     counts = _fill(store, keys, make, _owner("latents", dataset, encoder.identity), dataset, limit_gb, report)
     return LatentCache(dataset, StoredTensors(store, keys)), counts
+
+
+def _require_finite(value: Tensor, what: str, setting: str) -> None:
+    """Raise UserError that names what was encoded, and the setting that may help, if a number of it is not finite."""
+    if not value.isfinite().all():
+        raise UserError(
+            f"{what} are not finite numbers, and nothing can be learned from them: set {setting} to fp32, or leave the "
+            "file out."
+        )
 
 
 def _owner(kind: str, dataset: Dataset, identity: str) -> str:

@@ -123,6 +123,7 @@ def put(trainer: Trainer, state: dict) -> str:
     """Give a trainer a state. Returns why that cannot be, in words, and then the trainer has the state it had."""
     before = packing.copied(trainer.state_dict())
     try:
+        _require_alike(state, before)
         trainer.load_state_dict(state)
     except CONTENT as error:
         if is_out_of_memory(error):
@@ -130,6 +131,16 @@ def put(trainer: Trainer, state: dict) -> str:
         trainer.load_state_dict(before)
         return f"its content does not fit this run: {' '.join(str(error).split())[:200] or type(error).__name__}"
     return ""
+
+
+def _require_alike(state: dict, own: dict) -> None:
+    """Raise ValueError unless a state's numbers are of the kinds, and its weights of the shapes, of a trainer's own."""
+    for name in ("step", "drawn", "seed", "scheduled"):
+        if type(state[name]) is not type(own[name]):
+            raise ValueError(f"{name} is {type(state[name]).__name__}")
+    shapes = [{name: tuple(tensor.shape) for name, tensor in each["adapter"].items()} for each in (state, own)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("its weights have other shapes")
 
 
 def newest(folder: RunFolder, damaged: dict[Path, str] | None = None) -> Resumption | None:
