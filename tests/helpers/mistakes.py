@@ -7,9 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 LOAD, DATA, EMBEDS, LATENTS, TRAINER = "1", "2", "3", "4", "5"
 GRAPH = {
     LOAD: {"class_type": "Flux2Load", "inputs": {"flavour": "nano", "precision": "as in file"}},
@@ -142,7 +139,9 @@ MISTAKES = [
 
 def write_files(base: Path) -> None:
     """The files that the mistakes name, below ComfyUI's base folder."""
+    import torch
     from PIL import Image
+    from safetensors.torch import save_file
 
     (base / "input" / "empty").mkdir(parents=True, exist_ok=True)
     (base / "input" / "uncaptioned").mkdir(exist_ok=True)

@@ -65,7 +65,7 @@ def assert_shown(page, node, words, picture):
 
 
 STAYS = {
-    LOAD: ("nano, as in file", False), DATA: ("3 images x 1 from robot", True), EMBEDS: ("captions: ", False),
+    LOAD: ("flux2-nano", False), DATA: ("3 images x 1 from robot", True), EMBEDS: ("captions: ", False),
     LATENTS: ("3 images: ", False), TRAINER: (r"\.safetensors: loaded back by ComfyUI's LoRA loader: all 28", True),
 }  # fmt: skip
 

@@ -3,9 +3,11 @@
 import importlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 from support import brief_flux2, tiny_caches
 from test_evaluation import ORDINARY, changed
@@ -78,6 +80,48 @@ def test_the_plan_stays_on_the_node(node, listener):
     assert third == f"step 9/9, loss 0.5000, 0.10 s/step, 0:00 left\n{first}"
     listener(events.Planned("recomputed"))
     assert listener.progress.said[-1].endswith("0:00 left\nrecomputed")
+
+
+def test_time_left_is_told_from_the_last_twenty_steps(node, listener):
+    listener.trainer.history.seconds = [100.0] * 30 + [3.0] * 20
+    listener(node[1].Stepped(9, 99, 0.5, 0.5, 0.0, 40.0))
+    assert listener.progress.said[-1] == "step 9/99, loss 0.5000, 40.00 s/step, 4:30 left"
+
+
+@pytest.mark.parametrize("seconds, words", [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
+def test_durations_have_minutes_and_seconds(pack, seconds, words):
+    assert importlib.import_module(f"{pack.__name__}.nodes.progress").clock(seconds) == words
+
+
+def test_warnings_come_first_and_training_is_told_in_the_console(node, listener, caplog):
+    events, trainer = node[1], listener.trainer
+    with caplog.at_level("INFO"):
+        listener(events.Planned("all weights resident"))
+        listener(events.Stepped(9, 9, 0.5, 0.5, 0.0, 0.1))
+        listener(events.Warned("the card is full"))
+    lines = listener.progress.said[-1].split("\n")
+    assert (
+        lines[0] == "warning: the card is full"
+        and lines[1].startswith("step 9/9")
+        and lines[2] == "all weights resident"
+    )
+    told = [record.getMessage() for record in caplog.records]
+    assert f"{trainer.config.name}: the card is full" in told
+    assert any(line.startswith(f"{trainer.config.name}: step 9/9, loss 0.5000") for line in told)
+
+
+@pytest.mark.parametrize("step, saved, words", [
+    (5, "run_step5.safetensors", "Stopped after step 5, saved as run_step5.safetensors. Run goes on from here."),
+    (5, "", "Stopped after step 5. Run goes on from here."),
+    (0, "", "Stopped before the first step was done; nothing was saved."),
+])  # fmt: skip
+def test_cancel_says_what_was_saved_and_how_to_go_on(node, listener, step, saved, words):
+    listener.trainer.step = step
+    with pytest.raises(InterruptProcessingException), listener.saying_how_it_ends():
+        if saved:
+            listener(node[1].Saved(Path(saved), stopped=True))
+        raise InterruptProcessingException
+    assert listener.progress.said[-1] == words
 
 
 WIRES = {  # by the trainer's input: the node to wire, what is set on it, and the setting of the run that this is

@@ -114,6 +114,7 @@ def test_progress_is_told_while_it_trains(shipped):
     assert [d["value"] for d in steps] == sorted(d["value"] for d in steps)
     texts = [d["text"] for d in events.of("text") if d["node"] == "5"]
     assert any("step " in t and " s/step" in t for t in texts)
+    assert {f"validating, image {n} of 4" for n in range(1, 5)} <= {t.splitlines()[0] for t in texts}
     assert texts[-1].startswith(f"{NAME}.safetensors") and "validation loss" in texts[-1]
     assert [d["text"] for d in events.of("text") if d["node"] == "lora"] == [
         "LoRA on 28 layers (all 56 tensors of the file fit), merged into the weights, strength 1"
