@@ -24,8 +24,9 @@ LISTED = 20  # lines of one kind in the text
 
 
 def summary(dataset: Dataset, batches: tuple[int, ...] = (1, 2, 4)) -> str:
-    """Text on a data set: counts, buckets, steps per epoch at those batch sizes, warnings and skipped files."""
-    lines = []
+    """Text on a data set: warnings and skipped files, then counts, buckets and steps per epoch at those batch sizes."""
+    lines = _shortened([f"warning: {warning}" for warning in dataset.warnings])
+    lines += _shortened([f"skipped {reason}" for reason in dataset.skipped])
     for number, source in enumerate(dataset.sources):
         count = sum(item.source == number for item in dataset.items)
         kind = " (regularisation)" if source.is_reg else ""
@@ -36,8 +37,6 @@ def summary(dataset: Dataset, batches: tuple[int, ...] = (1, 2, 4)) -> str:
     lines += [f"{w}x{h}: {n}" for (w, h), n in sorted(Counter(item.size for item in dataset.items).items())]
     steps = [f"{steps_per_epoch(dataset, batch)} at batch {batch}" for batch in batches]
     lines.append(f"steps per epoch: {', '.join(steps)}")
-    lines += _shortened([f"warning: {warning}" for warning in dataset.warnings])
-    lines += _shortened([f"skipped {reason}" for reason in dataset.skipped])
     return "\n".join(lines)
 
 

@@ -66,6 +66,7 @@ def open_tab(context, server, vue: bool):
     page.set_default_timeout(120_000)  # a slow machine that runs other tests beside this one
     page.goto(server.url)
     page.wait_for_function(READY)
+    page.wait_for_function("() => app.graph._nodes.length > 0")  # the default workflow, which would come later
     return page
 
 

@@ -9,15 +9,17 @@ from pathlib import Path
 
 LOAD, DATA, EMBEDS, LATENTS, TRAINER = "1", "2", "3", "4", "5"
 GRAPH = {
-    LOAD: {"class_type": "Flux2Load", "inputs": {"flavour": "nano", "precision": "as in file"}},
+    LOAD: {"class_type": "Flux2Load", "inputs": {
+        "flavour": "nano", "precision": "as in file", "variant": "auto", "transformer": "auto", "text_encoder": "auto",
+        "vae": "auto"}},
     DATA: {"class_type": "Flux2DatasetFolder", "inputs": {
         "folder": "robot", "resolution": 64, "repeats": 1, "captions": "text file", "prompt": "",
-        "trigger": "zbot", "class_word": "toy", "max_samples": 3}},
+        "trigger": "zbot", "class_word": "toy", "references": "", "max_samples": 3}},
     EMBEDS: {"class_type": "Flux2CacheEmbeds", "inputs": {"clip": [LOAD, 1], "dataset": [DATA, 0]}},
     LATENTS: {"class_type": "Flux2CacheLatents", "inputs": {"vae": [LOAD, 2], "dataset": [DATA, 0]}},
     TRAINER: {"class_type": "Flux2LoraTrainer", "inputs": {
         "model": [LOAD, 0], "embeds": [EMBEDS, 0], "latents": [LATENTS, 0], "name": "mistaken", "steps": 2, "rank": 2,
-        "learning_rate": 1e-3, "targets": "all", "seed": 3, "preservation": 0.0, "validation_items": 0}},
+        "learning_rate": 1e-3, "targets": "all", "seed": 3, "preservation": 0.0, "epochs": 10, "validation_items": 0}},
 }  # fmt: skip
 VALIDATION = {"class_type": "Flux2Validation", "inputs": {"vae": [LOAD, 2], "prompts": "zbot"}}
 SAMPLER = {

@@ -51,9 +51,10 @@ def tab(request, chromium):
 def graph(name, **trainer):
     """GRAPH for a run of that name, and an id for its workflow."""
     prompt = copy.deepcopy(GRAPH)
+    workflow = str(uuid.uuid4())
     prompt[TRAINER]["inputs"].update({"name": name, **trainer})
-    prompt[DATA]["inputs"]["class_word"] = name  # else ComfyUI answers from its cache
-    return prompt, str(uuid.uuid4())
+    prompt[DATA]["inputs"]["prompt"] = workflow  # changes nothing, but else ComfyUI answers from its cache
+    return prompt, workflow
 
 
 def assert_shown(page, node, words, picture):
