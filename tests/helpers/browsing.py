@@ -75,7 +75,8 @@ def load(page, prompt: dict, workflow: str = "") -> None:
     page.evaluate("prompt => app.loadApiJson(prompt, 'tried')", json.loads(json.dumps(prompt)))
     page.wait_for_function("count => app.graph._nodes.length === count", arg=len(prompt))
     if workflow:
-        page.evaluate("id => { app.graph.id = id }", workflow)
+        page.evaluate("id => app.loadGraphData({ ...app.graph.serialize(), id })", workflow)
+        page.wait_for_function("id => app.graph.id === id", arg=workflow)
 
 
 def press_run(page) -> None:
@@ -106,7 +107,7 @@ def shown(page, node: str, until: str = "") -> dict:
 
 def says(page, text: str) -> None:
     """Wait for a toast with that text in it."""
-    page.get_by_text(text).last.wait_for()
+    page.locator("[role=alert]").filter(has_text=text).last.wait_for(state="attached")
 
 
 def clear_toasts(page) -> None:

@@ -105,4 +105,16 @@ def test_what_cannot_be_read_is_left_to_comfyui(browser, body):
 def test_the_page_of_mistakes_lists_them_all():
     page = (Path(__file__).resolve().parents[2] / "docs" / "mistakes.md").read_text()
     assert len(MISTAKES) >= 20
+    assert not [
+        each.name for each in MISTAKES if f"| {each.name} |" not in page or each.says not in page
+    ] @ pytest.mark.parametrize("prompt", ["3", "{}", '{"1": 5}', '{"1": {"inputs": 4}}'])
+
+
+def test_what_cannot_be_read_is_left_to_comfyui(browser, prompt):
+    assert ask(browser("refusals"), f'{{"prompt": {prompt}}}')[0] == 200
+
+
+def test_the_page_of_mistakes_lists_them_all():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "mistakes.md").read_text()
+    assert len(MISTAKES) >= 20
     assert not [each.name for each in MISTAKES if f"| {each.name} |" not in page or each.says not in page]
