@@ -6,6 +6,7 @@ from .caches import CacheEmbeds, CacheLatents
 from .compare import CompareLoras
 from .dataset_folder import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
+from .import_settings import ImportSettings
 from .load import LoadFlux2
 from .memory import Memory
 from .objective import Preservation, TrainingObjective
@@ -23,5 +24,5 @@ NODES = [
     CacheLatents, AdapterOptions, SaveOptions, Checkpoints, Memory,
     TrainingObjective, Timesteps, TokenRouting, ScheduledSampling, Optimizer, Preservation, ValidationPrompts,
     ValidationLoss,
-    LoraTrainer, LoraApply, Flux2Sampler, CompareLoras, SaveMergedModel,
+    LoraTrainer, LoraApply, Flux2Sampler, CompareLoras, SaveMergedModel, ImportSettings,
 ]  # fmt: skip

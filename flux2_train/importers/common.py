@@ -17,6 +17,8 @@ from .draft import NotHere, Section
 from .report import NOT_APPLICABLE, UNKNOWN, Row
 from .rules import Differs
 
+LARGEST = 100_000  # pixels of a side, above which a number is no size
+
 
 def flavour_of(value: Any) -> str:
     """The flavour in a model's name, repository or path. Raises NotHere for other models."""
@@ -109,6 +111,8 @@ def side(place: str) -> Callable[[Any, Section], str | None]:
 
 def area_side(width: Any, height: Any) -> int:
     """The side of a square of that area, as a multiple of 16."""
+    if not all(0 < number(side) < LARGEST**2 for side in (width, height)):
+        raise NotHere("no picture has such a size")
     return max(MULTIPLE, round(math.sqrt(number(width) * number(height)) / MULTIPLE) * MULTIPLE)
 
 
@@ -143,7 +147,7 @@ def switched(place: str, on: Any, off: Any) -> Callable[[Any, Section], None]:
 
 def logs(value: Any, section: Section) -> str | None:
     """The names of programs that a run is logged to."""
-    names = {name.lower() for name in re.split(r"[\s,]+", value if isinstance(value, str) else " ".join(value)) if name}
+    names = {name.lower() for name in re.split(r"[\s,]+", " ".join(lines(value))) if name}
     both = names & {"all", "tensorboard"}, names & {"all", "wandb"}
     chosen = {
         (True, True): "csv, TensorBoard and Weights & Biases", (True, False): "csv and TensorBoard",
@@ -154,9 +158,11 @@ def logs(value: Any, section: Section) -> str | None:
     return f"{', '.join(sorted(others))} is not here" if others else None
 
 
-def unread(values: Mapping[str, Any], prefix: str, why: str) -> list[Row]:
+def unread(values: Mapping[str, Any], prefix: str, why: str, differs: bool = False) -> list[Row]:
     """Rows for keys that nothing was done with, all for one reason."""
-    return [Row(prefix + key, value, NOT_APPLICABLE, why=why, part=prefix) for key, value in values.items()]
+    return [
+        Row(prefix + key, value, NOT_APPLICABLE, why=why, differs=differs, part=prefix) for key, value in values.items()
+    ]
 
 
 def unknown(values: Mapping[str, Any], prefix: str = "") -> list[Row]:

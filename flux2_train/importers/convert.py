@@ -53,6 +53,14 @@ def numbers(value: Any) -> list[float]:
     return [number(word) for word in words]
 
 
+def betas(*values: Any) -> list[float]:
+    """The two decays of an Adam."""
+    found = [number(value) for value in values]
+    if len(found) != 2 or not all(0 <= each < 1 for each in found):
+        raise NotHere("two betas are needed, each at least 0 and below 1")
+    return found
+
+
 def oneof(names: Mapping[Any, Any], otherwise: str) -> Callable[[Any], Any]:
     """A choice under its name here; names are compared without case. ``otherwise`` says what else there is."""
     lowered = {str(name).lower(): ours for name, ours in names.items()}

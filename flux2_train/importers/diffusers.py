@@ -6,7 +6,7 @@ from typing import Any
 
 from .commands import Command, commands
 from .common import add_prompts, counted, flavour_of, last_name, logs, prompts, switched
-from .convert import file_name, flag, lines, number, numbers, text, whole
+from .convert import betas, file_name, flag, lines, number, numbers, text, whole
 from .draft import Draft, NotHere, Section
 from .layers import patterns
 from .report import Row
@@ -53,8 +53,7 @@ def _optimizer(value: Any, section: Section) -> None:
 
 
 def _betas(value: Any, section: Section) -> None:
-    first, second = (number(section.get(key, d)) for key, d in (("adam_beta1", 0.9), ("adam_beta2", 0.999)))
-    section.put("training.optimizer.betas", [first, second])
+    section.put("training.optimizer.betas", betas(section.get("adam_beta1", 0.9), section.get("adam_beta2", 0.999)))
 
 
 def _schedule(value: Any, section: Section) -> str | None:

@@ -131,8 +131,10 @@ def checked(place: str, value: Any) -> Any:
         return base.plain(adapter.validate_python(value))
     except ValidationError as error:
         least, most = bounds(info)
-        limits = [f"at least {least:g}"] * (least is not None) + [f"at most {most:g}"] * (most is not None)
-        takes = " and ".join(limits) or error.errors(include_url=False)[0]["msg"]
+        limits = ([f"at least {least:g}"] if least is not None else []) + (
+            [f"at most {most:g}"] if most is not None else []
+        )
+        takes = " and ".join(limits) or error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
         raise NotHere(f"{place} here takes {takes}; set it by hand") from None
 
 

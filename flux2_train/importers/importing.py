@@ -13,7 +13,7 @@ from ..flavours import FLAVOURS
 from ..settings import job
 from . import diffusers, kohya, reading
 from .ai_toolkit import translate as ai_toolkit
-from .draft import Draft, checked
+from .draft import Draft
 from .musubi import translate as musubi
 from .onetrainer import translate as onetrainer
 from .report import NOT_APPLICABLE, USED, Row, counts, table
@@ -61,6 +61,8 @@ def import_file(path: Path, data: Path | None = None, flavour: str = "") -> Impo
             f"{path.name} cannot be recognised as a configuration of a trainer. Those that are known: {known}; "
             "docs/importing.md says which of their files."
         )
+    if flavour and flavour not in FLAVOURS:
+        raise UserError(f"There is no flavour {flavour!r}; choose one of {', '.join(FLAVOURS)}.")
     draft = Draft(path, data if data is None or data.is_file() else None, flavour)
     rows = trainer.translate(content, draft)
     if data is not None:
@@ -90,7 +92,8 @@ def _given_data(draft: Draft, data: Path) -> list[Row]:
 def _finished(trainer: str, draft: Draft, rows: list[Row]) -> Imported:
     _choose_flavour(draft)
     rows = [*_with_previews(draft, rows)]
-    values = {**draft.values, "dataset": _datasets(draft), "unknown": draft.unknown}
+    held_out = [_merged(draft.common, each) for each in draft.values.get("held_out", []) if "folder" in each]
+    values = {**draft.values, "dataset": _datasets(draft), "held_out": held_out, "unknown": draft.unknown}
     made = None
     if not draft.blockers:
         try:
@@ -102,7 +105,7 @@ def _finished(trainer: str, draft: Draft, rows: list[Row]) -> Imported:
 
 def _choose_flavour(draft: Draft) -> None:
     if draft.flavour:
-        draft.values.setdefault("model", {})["flavour"] = checked("model.flavour", draft.flavour)
+        draft.values.setdefault("model", {})["flavour"] = draft.flavour
     elif "flavour" not in draft.values.get("model", {}) and not draft.blockers:
         first = next(iter(FLAVOURS))
         draft.notes.append(f"The file does not say which FLUX.2; the job is for {first}. --flavour chooses another.")
@@ -123,14 +126,17 @@ def _with_previews(draft: Draft, rows: list[Row]) -> Iterator[Row]:
 
 
 def _datasets(draft: Draft) -> list[dict[str, Any]]:
-    found = [_merged(draft.common, each) for each in draft.datasets]
-    if not found:
-        draft.unknown.append(f"{NO_FOLDER} is not in {draft.path.name}: set dataset.folder")
-        draft.notes.append(
-            "The file names no folder of images: give --dataset FOLDER, or train with --set dataset.folder=FOLDER "
-            "--set unknown=[]."
-        )
-        return [_merged(draft.common, {"folder": NO_FOLDER})]
+    """The data sets with what is common to them; one without a folder says that it is missing."""
+    found = [_merged(draft.common, each) for each in draft.datasets or [{}]]
+    for number, dataset in enumerate(found):
+        if "folder" not in dataset:
+            name = "dataset.folder" if len(found) == 1 else f"dataset.{number}.folder"
+            dataset["folder"] = NO_FOLDER
+            draft.unknown.append(f"{NO_FOLDER} is not in {draft.path.name}: set {name}")
+            draft.notes.append(
+                f"The file names no folder of images: give --dataset FOLDER, or train with --set {name}=FOLDER "
+                "--set unknown=[]."
+            )
     return found
 
 

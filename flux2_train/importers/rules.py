@@ -117,7 +117,10 @@ def apply(rules: Sequence[Rule], section: Section, defaults: bool = True) -> lis
     rows = [_row(find(rules, key), key, value, section) for key, value in section.values.items()]
     if defaults:
         given = [key for key, value in section.values.items() if value is not None]
-        absent = [r for r in rules if r.default is not ABSENT and not any(fits(r, key) for key in given)]
+        absent = [
+            rule for rule in rules if rule.default is not ABSENT
+            and find(rules, rule.key) is rule and not any(fits(rule, key) for key in given)
+        ]  # fmt: skip
         rows += [_row(rule, rule.key, rule.default, section, absent=True) for rule in absent]
     return rows
 

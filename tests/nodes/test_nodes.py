@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import peer_configs as peers
 import pytest
 import torch
 from comfy_api.latest import io
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from support import with_few_words
 
 from flux2_train.nano import TRANSFORMER
+from flux2_train.settings import job
 
 ROOT = Path(__file__).resolve().parents[2]
 FILLERS = {"the", "a", "an", "of", "for", "and", "or", "in", "to", "is", "this", "its", "it"}
@@ -24,6 +26,7 @@ IDS = [
     "Flux2Timesteps", "Flux2TokenRouting", "Flux2ScheduledSampling", "Flux2Optimizer", "Flux2Preservation",
     "Flux2Validation", "Flux2ValidationLoss",
     "Flux2LoraTrainer", "Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel",
+    "Flux2ImportSettings",
 ]  # fmt: skip
 
 
@@ -254,6 +257,26 @@ def test_save_options_reach_the_file_and_the_merged_model_acts_like_the_lora(nod
 def test_apply_without_a_lora_says_what_to_do(nodes, loaded):
     with pytest.raises(ValueError, match="wire LoRA Trainer into 'lora' or choose a file"):
         nodes["Flux2LoraApply"].execute(loaded[0], 1.0)
+
+
+def test_import_settings_reads_the_input_folder_and_writes_a_job(nodes, comfy_folders, tmp_path):
+    peers.write(comfy_folders / "input" / "their.json", peers.SIMPLETUNER)
+    peers.write(comfy_folders / "input" / "data.json", peers.SIMPLETUNER_DATA)
+    node = nodes["Flux2ImportSettings"]
+    report, first = node.execute(file="their.json", dataset="data.json").args
+    assert "used as training.rank = 16" in report and "0 unknown" in report
+    assert Path(first) == comfy_folders / "output" / "flux2_train" / "imported" / "their.json"
+    assert job.load(Path(first)).dataset[0].repeats == 11
+    second = node.execute(file=str(comfy_folders / "input" / "their.json"), dataset="robot", flavour="nano").args[1]
+    assert Path(second).name == "their_2.json" and job.load(Path(second)).dataset[0].folder.name == "robot"
+    assert job.load(Path(second)).model.flavour == "nano"
+    for file, name, words in (("../x.json", "", "is no file name"), ("none.json", "", "There is no file"),
+                              ("their.json", "a/b", "cannot be a file name")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            node.execute(file=file, name=name)
+    peers.write(tmp_path / "whole.json", peers.ONETRAINER_FINE_TUNE)
+    with pytest.raises(ValueError, match="whole.json cannot become a job: training_method is 'FINE_TUNE'"):
+        node.execute(file=str(tmp_path / "whole.json"))
 
 
 def test_keys_that_match_nothing_are_left_out_only_if_allowed(nodes, loaded):

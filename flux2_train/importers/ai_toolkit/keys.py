@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..common import family, model_place, side, switched
-from ..convert import file_name, flag, number, oneof, text, whole
+from ..convert import betas, file_name, flag, number, numbers, oneof, text, whole
 from ..rules import always, each, missing, needless, refused, special, turned, used
 from .values import (
     ARCHS,
@@ -33,7 +33,7 @@ from .values import (
 
 MODEL = (
     special("model.arch", "model.flavour", "base models",
-        lambda v, s: s.put("model.flavour", ARCHS[v]) if v in ARCHS else family(ARCHS, "model.arch")(v, s)),
+        lambda v, s: s.put("model.flavour", ARCHS[str(v)]) if str(v) in ARCHS else family(ARCHS, "model.arch")(v, s)),
     special("model.name_or_path", "model.transformer", "", model_place("model.transformer")),
     special("model.quantize", "model.precision", "see qtype", quantised("model.precision", "model.qtype")),
     special("model.qtype", "model.precision", "see quantize", nothing),
@@ -130,7 +130,7 @@ TRAIN = (
     used("train.gradient_checkpointing", "training.checkpointing", flag),
     special("train.optimizer", "training.optimizer.optimizer", "", optimizer, default="adamw"),
     used("train.optimizer_params.weight_decay", "training.optimizer.weight_decay", number),
-    used("train.optimizer_params.betas", "training.optimizer.betas", lambda v: [number(each) for each in v]),
+    used("train.optimizer_params.betas", "training.optimizer.betas", lambda v: betas(*numbers(v))),
     used("train.optimizer_params.eps", "training.optimizer.eps", number),
     missing("train.optimizer_params", "not here"),
     special("train.lr_scheduler", "training.optimizer.schedule", "", schedule),
@@ -209,7 +209,7 @@ TRAIN = (
     *each(missing,
         "train.latent_feature_extractor_path train.latent_feature_loss_weight train.latent_multiplier "
         "train.noisy_latent_multiplier train.standardize_latents", NOISE, off=(None, False, 1, 1.0)),
-    missing("train.t0_loss_target", "not here"),
+    *each(missing, "train.t0_loss_target train.t0_velocity_equiv_weight", "not here"),
     missing("train.loss_target", "velocity", off=(None, "noise")),
     *each(missing,
         "train.do_blank_stabilization train.do_fft_loss train.do_fft_velocity_equiv_weight "

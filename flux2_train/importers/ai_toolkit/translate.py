@@ -9,8 +9,8 @@ from typing import Any
 
 from .. import reading
 from ..common import switched, unread
-from ..convert import flag, number, text, whole
-from ..draft import Draft, Section
+from ..convert import flag, number, numbers, text, whole
+from ..draft import Draft, NotHere, Section
 from ..report import Row
 from ..rules import Differs, always, apply, each, missing, needless, special, turned, used
 from . import keys
@@ -60,7 +60,10 @@ def _reference(value: Any, section: Section) -> str | None:
 
 
 def _colour(value: Any) -> str:
-    red, green, blue = (whole(each) for each in value)
+    found = [min(max(round(each), 0), 255) for each in numbers(value)]
+    if len(found) != 3:
+        raise NotHere("it is no colour of three numbers")
+    red, green, blue = found
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..common import add_prompts
-from ..convert import flag, number, oneof, text, whole
+from ..convert import flag, lines, number, oneof, text, whole
 from ..draft import NotHere, Section
 from ..rules import Differs
 
@@ -212,4 +212,4 @@ def prompt(value: Any, section: Section) -> str | None:
 
 def all_prompts(value: Any, section: Section) -> None:
     """The older list of texts."""
-    add_prompts(section, [str(each) for each in value if str(each).strip()])
+    add_prompts(section, lines(value))

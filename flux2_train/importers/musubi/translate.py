@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .. import reading
@@ -224,15 +225,23 @@ def translate(values: Any, draft: Draft) -> list[Row]:
         return [row for command in commands(values, SCRIPTS) for row in _command(command, draft)]
     if "datasets" in values:
         return _data(values, draft, "")
-    return _train(_options(values), draft, "")
+    return _named(_train(_options(values), draft, ""), values)
 
 
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a TOML file, whose sections mean nothing."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found.update(value if isinstance(value, dict) else {key: value})
-    return found
+    return {_option(key, values): value for key, value in reading.leaves(values).items()}
+
+
+def _option(key: str, values: Mapping[str, Any]) -> str:
+    section, dot, option = key.partition(".")
+    return option if dot and isinstance(values.get(section), dict) else key
+
+
+def _named(rows: list[Row], values: Mapping[str, Any]) -> list[Row]:
+    """The rows with the whole keys that the file has."""
+    whole_keys = {_option(key, values): key for key in reading.leaves(values)}
+    return [replace(row, key=whole_keys.get(row.key, row.key)) for row in rows]
 
 
 def _command(command: Any, draft: Draft) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 from ...flavours import FLAVOURS
 from .. import reading
 from ..common import add_prompts, flavour_of
-from ..convert import flag, number, oneof, whole
+from ..convert import betas, flag, number, oneof, whole
 from ..draft import NotHere, Section
 from ..rules import Differs
 
@@ -103,7 +103,7 @@ def optimizer_args(value: Any, section: Section) -> str | None:
     if "weight_decay" in given:
         section.put("training.optimizer.weight_decay", number(given["weight_decay"]))
     if "betas" in given:
-        section.put("training.optimizer.betas", [number(each) for each in re.findall(r"[\d.eE+-]+", given["betas"])])
+        section.put("training.optimizer.betas", betas(*re.findall(r"[\d.eE+-]+", given["betas"])))
     if "eps" in given:
         section.put("training.optimizer.eps", number(given["eps"]))
     left = sorted(given.keys() - {"weight_decay", "betas", "eps"})

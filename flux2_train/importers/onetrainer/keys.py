@@ -168,6 +168,7 @@ FILES = (
         "multi_gpu device_indexes gradient_reduce_precision fused_gradient_reduce async_gradient_reduce "
         "async_gradient_reduce_buffer", "see docs/terminal.md for several cards"),
     *each(needless, "cloud secrets", "nothing is uploaded, and no key is kept"),
+    *each(needless, "concepts samples", "a list without entries"),
     needless("frames", "pictures"),
     needless("__version", "of its file format"),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import reading
 from ..common import add_prompts, switched, unread
-from ..convert import flag, number, oneof, text, whole
+from ..convert import flag, lines, number, oneof, text, whole
 from ..draft import Draft, Section
 from ..report import Row
 from ..rules import Differs, apply, each, missing, needless, special, used
@@ -165,12 +165,12 @@ def _concepts(entries: list[Any], draft: Draft, prefix: str) -> Iterator[Row]:
 def _samples(entries: list[Any], draft: Draft, prefix: str) -> Iterator[Row]:
     for number_, entry in enumerate(entries):
         values, place = reading.leaves(entry), f"{prefix}[{number_}]."
-        if values.get("enabled") is False or not str(values.get("prompt") or "").strip():
+        if values.get("enabled") is False or not lines(values.get("prompt")):
             yield from unread(values, place, "switched off in the file, or without a prompt")
             continue
         section = draft.section(values, place)
         first = section.ours("previews.prompts") is None
-        add_prompts(section, [text(values["prompt"])])
+        add_prompts(section, lines(values["prompt"])[:1])
         rows = apply(keys.SAMPLE, section if first else Draft(draft.path).section(values, place))
         yield from rows if first else (_later(row) for row in rows)
 

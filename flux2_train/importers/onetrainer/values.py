@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..common import area_side, last_name
+from ..convert import betas as both_betas
 from ..convert import file_name, flag, number, oneof, whole
 from ..draft import NotHere, Section
 from ..layers import patterns
@@ -183,7 +184,7 @@ def betas(value: Any, section: Section) -> None:
     """Both betas from two keys."""
     first, second = section.get("optimizer.beta1"), section.get("optimizer.beta2")
     if first is not None and second is not None and section.get("optimizer.optimizer") != "ADAFACTOR":
-        section.put("training.optimizer.betas", [number(first), number(second)])
+        section.put("training.optimizer.betas", both_betas(first, second))
 
 
 def epsilon(value: Any, section: Section) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..common import area_side
-from ..convert import flag, number, oneof, text, whole
+from ..convert import flag, number, numbers, oneof, text, whole
 from ..draft import NotHere, Section
 from ..rules import Differs, each, missing, needless, special, turned, used
 
@@ -133,7 +133,7 @@ DATA = (
         oneof({"random": "random", "center": "center", "centre": "center", "corner": "corner", "face": "face"},
             "center"), "", default="random"),
     used("crop_aspect", "dataset.crop_options.crop_aspect", text, default="square"),
-    used("crop_aspect_buckets", "dataset.crop_options.aspects", lambda v: [number(each) for each in v]),
+    used("crop_aspect_buckets", "dataset.crop_options.aspects", numbers),
     special("is_regularisation_data", "dataset.is_reg, base_target", "towards the base model's prediction",
         _regularisation),
     special("is_regularization_data", "dataset.is_reg, base_target", "towards the base model's prediction",
@@ -148,6 +148,7 @@ DATA = (
     missing("caption_shuffle.include_original", "every order is drawn", off=(None, True)),
     special("conditioning_data", "dataset.references, dataset.mask_options.folder", "the data sets of these names",
         lambda v, s: None),
+    special("conditioning_type", "dataset.reference_options.kind", "of the data set that names it", lambda v, s: None),
     needless("id", "a name for caches"),
     needless("dataset_type", "pictures"),
     special("disabled", "", "left out", lambda v, s: None),
@@ -202,7 +203,8 @@ LYCORIS = (
     special("full_matrix", "training.rank", "", lambda v, s: _full(s) if flag(v) else None),
     special("factor", "training.adapter.lokr_factor", "",
         lambda v, s: s.put("training.adapter.lokr_factor", whole(v)) if _is(s, "lokr") else None),
-    used("decompose_both", "training.adapter.lokr_decompose_both", flag),
+    special("decompose_both", "training.adapter.lokr_decompose_both", "",
+        lambda v, s: s.put("training.adapter.lokr_decompose_both", flag(v)) if _is(s, "lokr") else None),
     used("dropout", "training.adapter.dropout", number),
     special("dora_wd", "training.adapter.dora", "", lambda v, s: _dora(v, s)),
     needless("bypass_mode", "adapters are always computed beside the layer"),

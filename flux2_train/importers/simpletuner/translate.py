@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from .. import reading
 from ..common import unread
-from ..convert import flag
 from ..draft import Draft, Section
-from ..report import Row
-from ..rules import Rule, apply, needless, special
+from ..report import NOT_APPLICABLE, Row
+from ..rules import ABSENT, Rule, apply, needless, special
 from . import keys
 from .data import DATA, DATA_DEFAULTS, LYCORIS
 from .groups import GROUPS
 
 NAME = "SimpleTuner"
 REFERENCES = ("reference_strict", "reference_loose")
+FOLLOW = "references and masks follow their pictures"
+DATA_MARKS = {"dataset_type", "instance_data_dir", "metadata_backend", "cache_dir_vae", "caption_strategy"}
 CACHE_TYPES = ("text_embeds", "image_embeds", "conditioning_image_embeds", "distillation_cache")
 
 
@@ -40,9 +42,7 @@ FILES = (
 def recognise(values: Any) -> bool:
     """Whether these are the values of SimpleTuner's config or of its list of data sets."""
     if isinstance(values, list):
-        return any(
-            isinstance(each, dict) and ("dataset_type" in each or "instance_data_dir" in each) for each in values
-        )
+        return any(isinstance(each, dict) and DATA_MARKS & each.keys() for each in values)
     names = {str(key).lstrip("-") for key in values} if isinstance(values, dict) else set()
     return bool(names & {"data_backend_config", "model_family"}) or {"algo", "apply_preset"} <= names
 
@@ -58,7 +58,9 @@ def translate(values: Any, draft: Draft) -> list[Row]:
     section = draft.section(flat)
     lycoris = section.get("lora_type") == "lycoris"
     rows = apply((*FILES, *_without_lora(lycoris), *CONFIG), section)
-    return rows + [*_lycoris(section)] * lycoris + [*_data_file(section)]
+    if lycoris:
+        rows += _lycoris(section)
+    return [*rows, *_data_file(section)]
 
 
 def _without_lora(lycoris: bool) -> tuple[Rule, ...]:
@@ -90,48 +92,78 @@ def _data_file(section: Section) -> Iterator[Row]:
 
 
 def _datasets(entries: list[Any], draft: Draft, prefix: str) -> Iterator[Row]:
-    found: dict[str, dict[str, Any]] = {}
-    for number_, entry in enumerate(entries):
-        values = reading.leaves(entry)
-        place = f"{prefix}[{number_}]."
-        kind = str(values.get("dataset_type") or "image")
-        off = flag(values.get("disabled") or values.get("disable") or False)
-        if kind in CACHE_TYPES or off:
-            yield from unread(
-                values, place, "switched off in the file" if off else "a place for caches, kept by itself"
-            )
-            continue
-        target = draft.new_dataset() if kind == "image" else {}
-        if kind == "eval":
-            draft.values.setdefault("held_out", []).append(target)
-        elif kind not in ("image", "conditioning"):
+    every = [reading.leaves(entry) for entry in entries]
+    beside = {str(values.get("id", number)): values for number, values in enumerate(every)}
+    for number, values in enumerate(every):
+        place, kind = f"{prefix}[{number}].", str(values.get("dataset_type") or "image")
+        if kind in CACHE_TYPES or _is_off(values):
+            why = "switched off in the file" if _is_off(values) else "a place for caches, kept by itself"
+            yield from unread(values, place, why)
+        elif kind == "conditioning":
+            yield from _conditioning(values, place, draft, _is_named(values, beside))
+        elif kind in ("image", "eval"):
+            yield from _pictures(values, place, draft, beside, kind == "eval")
+        else:
             draft.blockers.append(f"{place}dataset_type is {kind}; this pack trains on pictures.")
-        yield from apply(
-            (*DATA_DEFAULTS, *DATA, *keys.CACHES, *GROUPS),
-            draft.section(values, place, target),
-            kind == "image",
-        )
-        found[str(values.get("id", number_))] = {**values, "folder": target.get("folder")}
-        if kind == "image":
-            target["__conditioning"] = values.get("conditioning_data")
-    _connect(draft, found)
+            yield from apply((*DATA, *DATA_DEFAULTS), draft.section(values, place, {}), defaults=False)
 
 
-def _connect(draft: Draft, found: dict[str, dict[str, Any]]) -> None:
-    """Give the data sets the folders of the conditioning data sets that they name."""
-    for dataset in draft.datasets:
-        named = dataset.pop("__conditioning", None)
-        for name in named if isinstance(named, list) else [named] * (named is not None):
-            _give(draft, dataset, found.get(str(name), {}))
+def _is_off(values: dict[str, Any]) -> bool:
+    return any(str(values.get(key)).lower() == "true" for key in ("disabled", "disable"))
 
 
-def _give(draft: Draft, dataset: dict[str, Any], conditioning: dict[str, Any]) -> None:
-    kind, folder = conditioning.get("conditioning_type"), conditioning.get("folder")
-    if folder and kind in REFERENCES:
-        dataset["references"] = [*dataset.get("references", []), folder]
-        dataset.setdefault("reference_options", {})["kind"] = kind.removeprefix("reference_")
-        draft.values.setdefault("training", {}).setdefault("guidance", {})["references"] = "index_timestep_zero"
-        note = "SimpleTuner shows references as clean (t = 0): guidance.references is index_timestep_zero."
-        draft.notes += [note] * (note not in draft.notes)
-    elif folder and kind == "mask":
-        dataset.setdefault("mask_options", {})["folder"] = folder
+def _pictures(values: dict[str, Any], place: str, draft: Draft, beside: dict[str, dict], held_out: bool) -> list[Row]:
+    """A data set, with the folders of the conditioning data sets that it names."""
+    if held_out:
+        target: dict[str, Any] = {}
+        draft.values.setdefault("held_out", []).append(target)
+    else:
+        target = draft.new_dataset()
+    section = draft.section(values, place, target)
+    rows = apply((*DATA_DEFAULTS, *DATA, *keys.CACHES, *GROUPS), section)
+    for name in _named(values):
+        if name in beside and str(beside[name].get("dataset_type")) == "conditioning" and not _is_off(beside[name]):
+            _give(section, beside[name])
+    return rows
+
+
+def _named(values: dict[str, Any]) -> list[str]:
+    named = values.get("conditioning_data")
+    return [str(name) for name in (named if isinstance(named, list) else [named]) if name is not None]
+
+
+def _is_named(values: dict[str, Any], beside: dict[str, dict]) -> bool:
+    return any(str(values.get("id")) in _named(other) for other in beside.values() if not _is_off(other))
+
+
+def _give(section: Section, conditioning: dict[str, Any]) -> None:
+    kind, folder = str(conditioning.get("conditioning_type")), conditioning.get("instance_data_dir")
+    if not folder or kind not in (*REFERENCES, "mask"):
+        return
+    scratch = section.draft.section({}, "", {})
+    scratch.put_folder("dataset.folder", str(folder))
+    found = scratch.ours("dataset.folder")
+    if kind == "mask":
+        section.put("dataset.mask_options.folder", found)
+        return
+    section.put("dataset.references", [*(section.ours("dataset.references") or []), found])
+    section.put("dataset.reference_options.kind", kind.removeprefix("reference_"))
+    section.put("training.guidance.references", "index_timestep_zero")
+    note = "SimpleTuner shows references as clean (t = 0): guidance.references is index_timestep_zero."
+    section.draft.notes += [note] * (note not in section.draft.notes)
+
+
+def _conditioning(values: dict[str, Any], place: str, draft: Draft, named: bool) -> list[Row]:
+    """Rows for a data set of references or masks, which go into the data set that names it."""
+    kind = str(values.get("conditioning_type"))
+    if not named or kind not in (*REFERENCES, "mask"):
+        why = "no data set names it in conditioning_data" if not named else f"{kind} is not here"
+        return unread(values, place, why, differs=named)
+    where = "dataset.mask_options.folder" if kind == "mask" else "dataset.references"
+    follow = tuple(replace(rule, take=None, verdict=NOT_APPLICABLE, why=FOLLOW, off=(), differs=False, default=ABSENT)
+                   for rule in (*DATA, *DATA_DEFAULTS, *keys.CACHES, *GROUPS))  # fmt: skip
+    own = (
+        special("instance_data_dir", where, "of the data set that names it", lambda value, section: None),
+        special("conditioning_type", where, "its kind", lambda value, section: None),
+    )
+    return apply((*own, *follow), draft.section(values, place, {}), defaults=False)

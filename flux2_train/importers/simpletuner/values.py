@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..common import counted
+from ..convert import betas as both_betas
 from ..convert import flag, number, numbers, oneof, whole
 from ..draft import NotHere, Section
 from ..rules import Differs
@@ -154,8 +155,8 @@ def optimizer_options(value: Any, section: Section) -> str | None:
 
 def betas(value: Any, section: Section) -> None:
     """Both betas from two keys."""
-    first, second = (number(section.get(key, d)) for key, d in (("optimizer_beta1", 0.9), ("optimizer_beta2", 0.999)))
-    section.put("training.optimizer.betas", [first, second])
+    both = both_betas(section.get("optimizer_beta1", 0.9), section.get("optimizer_beta2", 0.999))
+    section.put("training.optimizer.betas", both)
 
 
 def epoch_checkpoints(value: Any, section: Section) -> None:
