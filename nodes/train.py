@@ -25,6 +25,7 @@ EARLIER = (
     "adapter", "objective", "timesteps", "optimizer", "preserve", "validation", "validation_loss", "save",
     "checkpoints", "memory",
 )  # fmt: skip
+MOST = 20  # wires into 'options': each of the ten option nodes, and room for more
 FILLED = {"timesteps": "Flux2Timesteps", "optimizer": "Flux2Optimizer"}  # option nodes that a recipe fills in
 
 
@@ -67,7 +68,7 @@ class LoraTrainer(io.ComfyNode):
                 ),
                 *fields.inputs(TrainingSettings, "validation_items", "logs"),
                 socket(
-                    FluxOptions, len(EARLIER),
+                    FluxOptions, MOST,
                     "Rarer choices, each kind in a node of its own: wire Validation (previews), Validation Loss, "
                     "Preservation, Optimizer, Timesteps, Training Objective, Adapter Options, Save Options, "
                     "Checkpoints or Memory. Free takes the defaults.",

@@ -1,11 +1,13 @@
-"""Draws the templates' pictures, and turns a finished demo's before_after.png into the README's.
+"""Draws the templates' pictures, and makes README's pictures of a finished demo and of the browser.
 
 ``python scripts/make_pictures.py [DIR]`` (in the environment of scripts/test) after ``scripts/demo --out DIR``; without
-a finished demo it only draws. A drawing shows what a template is for. Pictures that nano painted are labelled nano.
+a finished demo it only draws. ``--screens DIR`` also takes screenshots that tests/nodes left there (docs/testing.md).
+A drawing shows what a template is for. Pictures that nano painted are labelled nano.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -178,10 +180,30 @@ DRAWN = {
 }  # fmt: skip
 
 
+SCREENS = {
+    "templates.png": "templates.jpg", "quick start opened, canvas.png": "quick_start.jpg",
+    "quick start after its run, canvas.png": "quick_start_run.jpg", "search.png": "search.jpg",
+}  # fmt: skip
+WIDTH = 1400  # of a screenshot in README
+
+
+def write_screens(folder: Path) -> None:
+    """The pictures of the browser in README, small enough for a repository."""
+    for source, target in SCREENS.items():
+        picture = Image.open(folder / source).convert("RGB")
+        picture.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+        picture.save(ROOT / "docs" / "ui" / target, quality=72, optimize=True, progressive=True)
+
+
 def main() -> None:
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "out")
-    if (out / "before_after.png").is_file():
-        shutil.copyfile(out / "before_after.png", ROOT / "docs" / "before_after.png")
+    parser = argparse.ArgumentParser(prog="scripts/make_pictures.py")
+    parser.add_argument("out", type=Path, nargs="?", default=ROOT / "out")
+    parser.add_argument("--screens", type=Path)
+    options = parser.parse_args()
+    if (options.out / "before_after.png").is_file():
+        shutil.copyfile(options.out / "before_after.png", ROOT / "docs" / "before_after.png")
+    if options.screens:
+        write_screens(options.screens)
     for template in TEMPLATES:
         DRAWN[template.slug]().image.save(ROOT / "workflows" / f"{template.title}.jpg", quality=88)
 

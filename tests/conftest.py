@@ -201,6 +201,12 @@ def pack():
 
 
 @pytest.fixture(scope="session")
+def screenshots(tmp_path_factory):
+    """Where the tests of the frontend leave what they saw; somebody should look at each of them."""
+    return tmp_path_factory.mktemp("screenshots")
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory, full_size):
     """One ComfyUI server process with the pack in it, shared by all tests that need one.
 

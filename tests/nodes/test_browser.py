@@ -68,7 +68,7 @@ def type_in(page, kind, widget, value):
     page.locator(".graphdialog").wait_for(state="detached")
 
 
-def test_the_template_browser_lists_our_workflows_with_pictures(page):
+def test_the_template_browser_lists_our_workflows_with_pictures(page, screenshots):
     page.get_by_text("Templates", exact=True).first.click()
     dialog = page.locator("[role=dialog]")
     dialog.get_by_text(PACK, exact=True).click()
@@ -78,6 +78,7 @@ def test_the_template_browser_lists_our_workflows_with_pictures(page):
     assert ours == {template.title for template in TEMPLATES}
     for image in cards.locator("img").all():
         page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
+    page.screenshot(path=screenshots / "templates.png")
     page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
 

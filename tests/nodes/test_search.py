@@ -1,5 +1,7 @@
 """What a person finds in the search for nodes, in the frontend that this ComfyUI pins."""
 
+from pathlib import Path
+
 import pytest
 from frontend import frontend
 
@@ -22,7 +24,7 @@ def page(server):
 def found(page):
     """``found(query)``: the text of each result, the best first."""
 
-    def search(query: str) -> list[str]:
+    def search(query: str, screenshot: Path | None = None) -> list[str]:
         field = page.get_by_role("combobox").first
         while not field.is_visible():  # a frontend that was just opened does not hear the first clicks
             page.mouse.dblclick(900, 600)
@@ -32,6 +34,8 @@ def found(page):
         results = page.get_by_role("option")
         results.first.wait_for()
         texts = results.all_inner_texts()
+        if screenshot:
+            page.screenshot(path=screenshot)
         page.keyboard.press("Escape")
         page.keyboard.press("Escape")
         page.wait_for_timeout(300)
@@ -43,6 +47,10 @@ def found(page):
 @pytest.mark.parametrize("query", FIRST)
 def test_the_right_node_is_found_first(found, query):
     assert found(query)[0].startswith(FIRST[query])
+
+
+def test_a_person_sees_where_a_node_comes_from(page, found, screenshots):
+    assert "comfyui-flux2-train" in found("train lora", screenshots / "search.png")[0]
 
 
 @pytest.mark.parametrize("query", AMONG_THREE)

@@ -1,6 +1,6 @@
 """The templates as a newcomer meets them: opened in the browser in both renderers, measured, run, and looked at.
 
-Screenshots lie in the tests' temporary folder, below ``screenshots``.
+Screenshots lie in ``screenshots0`` of the tests' temporary folder.
 """
 
 import json
@@ -61,9 +61,11 @@ def page(request, tmp_path_factory):
         yield opened
 
 
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory):
-    return tmp_path_factory.mktemp("screenshots", numbered=True)
+@pytest.fixture
+def look(request, page, screenshots):
+    """``look(name)`` takes a screenshot."""
+    newest = "" if request.node.callspec.params["page"] == "pinned" else ", newest"
+    return lambda name: page.screenshot(path=screenshots / f"{name}{newest}.png")
 
 
 @pytest.fixture(params=RENDERERS)
@@ -102,10 +104,10 @@ def with_nano(page, steps: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda each: each.slug)
-def test_no_node_lies_over_another_at_open(page, renderer, template, screenshots):
+def test_no_node_lies_over_another_at_open(page, renderer, template, look):
     open_graph(page, graph_of(template))
     found = boxes(page, renderer)
-    page.screenshot(path=screenshots / f"{template.slug} {renderer}.png")
+    look(f"{template.slug}, {renderer}")
     assert overlapping(found) == []
     groups = page.evaluate("() => app.graph._groups.map(group => [...group.pos, ...group.size])")
     for node in found:
@@ -123,12 +125,12 @@ def test_no_wire_runs_under_a_node(page, template):
     assert paths >= len(graph_of(template)["links"]) and found == []
 
 
-def test_the_quick_start_is_opened_run_and_still_clear(page, renderer, screenshots):
+def test_the_quick_start_is_opened_run_and_still_clear(page, renderer, look):
     open_template(page, QUICK_START.title)
-    page.screenshot(path=screenshots / f"quick start opened, {renderer}.png")
+    look(f"quick start opened, {renderer}")
     with_nano(page, 4, f"quick start {renderer}")
     run(page)
-    page.screenshot(path=screenshots / f"quick start after its run, {renderer}.png")
+    look(f"quick start after its run, {renderer}")
     found = boxes(page, renderer)
     assert overlapping(found) == []
     grown = {each["type"]: each["box"][3] for each in found}
@@ -168,7 +170,7 @@ def test_a_nodes_face_has_what_most_people_change(page, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES[1:], ids=lambda each: each.slug)
-def test_every_template_runs_with_nano(page, renderer, template, screenshots):
+def test_every_template_runs_with_nano(page, renderer, template, look):
     """Opened from the browser, queued, and still clear after its run; a LoRA to go on from is trained first."""
     if template.slug in ("flux2_lora_compare", "flux2_lora_continue"):
         open_graph(page, graph_of(TEMPLATES[2]))
@@ -177,7 +179,7 @@ def test_every_template_runs_with_nano(page, renderer, template, screenshots):
     open_template(page, template.title)
     with_nano(page, 2, f"{template.slug} {renderer}")
     run(page)
-    page.screenshot(path=screenshots / f"{template.slug} after its run, {renderer}.png")
+    look(f"{template.slug} after its run, {renderer}")
     assert overlapping(boxes(page, renderer)) == []
     assert {node["class_type"] for node in queued(page).values()} == {
         node["class_type"] for node in shipped(template.slug).values()
