@@ -8,9 +8,9 @@ from ..flux2_train.errors import UserError
 from ..flux2_train.flavours import FLAVOURS
 from ..flux2_train.host.loading import files
 from ..flux2_train.importers.importing import import_file, write_job
-from ..flux2_train.settings.training import is_file_name
-from .progress import NodeProgress
-from .types import CATEGORY
+from ..flux2_train.names import problem, shown
+from .browser.shown import keep
+from .types import USE
 
 OF_THE_FILE = "as in the file"
 
@@ -21,7 +21,7 @@ class ImportSettings(io.ComfyNode):
         return io.Schema(
             node_id="Flux2ImportSettings",
             display_name="Import Settings",
-            category=CATEGORY,
+            category=USE,
             description="Turns the configuration of SimpleTuner, AI Toolkit, musubi-tuner, OneTrainer, diffusers or "
             "kohya into a job file of this pack, and says what became of every key.",
             search_aliases=["ai-toolkit", "simpletuner", "musubi", "onetrainer", "kohya", "config", "yaml", "toml"],
@@ -61,11 +61,11 @@ class ImportSettings(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         path = files.resolve_file(file)
         imported = import_file(path, _data(dataset), "" if flavour == OF_THE_FILE else flavour)
-        NodeProgress(cls.hidden.unique_id, 1).say(imported.text)
+        shown_text = keep(cls.hidden.unique_id, imported.text)
         if imported.job is None:
             raise UserError(f"{path.name} cannot become a job: {' '.join(imported.blockers)}")
         written = write_job(imported.job, _free(name.strip() or path.stem))
-        return io.NodeOutput(imported.text, str(written))
+        return io.NodeOutput(imported.text, str(written), ui=shown_text)
 
 
 def _data(dataset: str) -> Path | None:
@@ -78,8 +78,9 @@ def _data(dataset: str) -> Path | None:
 
 def _free(name: str) -> Path:
     """A path in the folder of imported jobs that is not taken."""
-    if not is_file_name(name):
-        raise UserError(f"The name {name!r} cannot be a file name; use letters, digits, spaces, '-', '_' or '.'.")
+    wrong = problem(name)
+    if wrong:
+        raise UserError(f"The name {shown(name)!r} cannot be a file name: {wrong}.")
     folder, number = files.run_folder() / "imported", 1
     path = folder / f"{name}.json"
     while path.exists():
