@@ -6,7 +6,7 @@ import { api } from "../../scripts/api.js";
 const EVENT = "flux2_train.shown";
 const NAME = "flux2_shown";
 const MARGIN = 10;
-const MOST_TEXT = 260; // pixels of text before it scrolls
+const MOST_TEXT = 330; // pixels of text before it scrolls
 const MOST_IMAGE = 340;
 
 const STYLE = `
