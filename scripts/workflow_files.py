@@ -94,7 +94,11 @@ def ui_format(drawing: Drawing, info: dict) -> dict:
     groups = [{"id": number, "title": title, "bounding": box, "color": GROUP, "font_size": 28, "flags": {}}
               for number, (title, *box) in enumerate(drawing.groups, 1)]  # fmt: skip
     scale, offset = drawing.view
-    extra = {"ds": {"scale": scale, "offset": list(offset)}, **_reroutes(drawing.reroutes, numbers)}
+    extra = {
+        "flux2_train": {"template": True},
+        "ds": {"scale": scale, "offset": list(offset)},
+        **_reroutes(drawing.reroutes, numbers),
+    }
     return {
         "last_node_id": len(nodes) + len(notes), "last_link_id": len(links), "nodes": drawn + notes, "links": links,
         "groups": groups, "config": {}, "extra": extra, "version": 0.4,

@@ -166,10 +166,7 @@ def klein_9b() -> list[Group]:
 
 def klein_4b() -> list[Group]:
     card = "it trains on 8 GB at 512 px; weights that do not fit are streamed from memory. On a larger card set 1024."
-    return plain(
-        "klein-4b", needs("klein 4B is free to download.", card), resolution=512, precision="auto",
-        text_encoder_precision="fp8",
-    )  # fmt: skip
+    return plain("klein-4b", needs("klein 4B is free to download.", card), resolution=512, precision="auto")
 
 
 def dev() -> list[Group]:

@@ -17,7 +17,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-EXTENSIONS = ("recipes", "earlier", "options", "canvas", "family", "search")
+EXTENSIONS = ("recipes", "earlier", "options", "canvas", "family", "search", "view")
 READY = """names => window.app?.graph && names.every(n => app.extensions.some(e => e.name === 'flux2_train.' + n))"""
 PROMPT = "async () => (await app.graphToPrompt()).output"
 RENDERERS = {"canvas": False, "newer nodes": True}

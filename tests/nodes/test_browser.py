@@ -73,10 +73,12 @@ def test_the_template_browser_lists_our_workflows_with_pictures(page, screenshot
     dialog = page.locator("[role=dialog]")
     dialog.get_by_text(PACK, exact=True).click()
     cards = dialog.locator("[data-testid^=template-workflow-]")
-    page.wait_for_function("() => document.querySelectorAll('[data-testid^=template-workflow-] img').length === 10")
+    page.wait_for_function("() => document.querySelectorAll('[data-testid^=template-workflow-]').length === 10")
     ours = {card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards.all()}
     assert ours == {template.title for template in TEMPLATES}
-    for image in cards.locator("img").all():
+    for card in cards.all():
+        card.scroll_into_view_if_needed()  # a picture is fetched when it is seen
+        image = card.locator("img").first
         page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
     page.screenshot(path=screenshots / "templates.png")
     page.keyboard.press("Escape")

@@ -23,7 +23,8 @@ NANO = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
 TRAINER = json.loads(NANO.read_text())["5"]["inputs"]
 DEMO = demo.with_pictures(json.loads(NANO.read_text()))
 NAME, STEPS = TRAINER["name"], TRAINER["steps"]
-OTHERS = sorted(p for p in NANO.parent.glob("*.json") if p != NANO)
+CONTINUE = NANO.with_name("flux2_lora_continue.json")  # starts from a LoRA, which is looked for first
+OTHERS = sorted(p for p in NANO.parent.glob("*.json") if p not in (NANO, CONTINUE))
 
 
 class Events:
@@ -254,6 +255,13 @@ def test_workflows_without_their_models_are_refused_with_the_way_to_get_them(ser
     ):
         assert part in message
     assert "Traceback" not in message
+
+
+def test_a_lora_to_go_on_from_that_is_not_there_is_named(server):
+    """Dataset Folder alone could run, so that the graph is taken; the answer names what could not."""
+    answer = server.post("/prompt", {"prompt": json.loads(CONTINUE.read_text())})
+    (error,) = (node for node in answer["node_errors"].values() if node["class_type"] == "Flux2AdapterOptions")
+    assert "start_from: 'zbot_klein-4b.safetensors' not in" in error["errors"][0]["details"]
 
 
 def test_a_folder_that_is_not_there_is_refused_before_anything_runs(server):

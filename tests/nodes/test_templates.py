@@ -127,6 +127,7 @@ def test_no_wire_runs_under_a_node(page, template):
 
 def test_the_quick_start_is_opened_run_and_still_clear(page, renderer, look):
     open_template(page, QUICK_START.title)
+    page.wait_for_function("() => app.canvas.ds.scale >= 0.62")  # at which its texts can be read
     look(f"quick start opened, {renderer}")
     with_nano(page, 4, f"quick start {renderer}")
     run(page)
