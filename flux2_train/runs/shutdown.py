@@ -58,6 +58,9 @@ def save_when_it_ends() -> None:
 
 
 def _save_and_end(number: int, frame: object) -> None:
+    for name in SIGNALS:  # a closed terminal sends both, and some programs send one twice: the saving is not cut short
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     save_all()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
