@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -9,10 +10,16 @@ from ..flux2_train.flavours import FLAVOURS
 from ..flux2_train.host.loading import files
 from ..flux2_train.importers.importing import import_file, write_job
 from ..flux2_train.names import problem, shown
+from ..flux2_train.settings import base
+from ..flux2_train.settings.base import Settings
+from ..flux2_train.settings.job import Job
+from ..flux2_train.settings.previews import PreviewSettings
+from . import fields
 from .browser.shown import keep
 from .types import USE
 
 OF_THE_FILE = "as in the file"
+IN_GRAPH = "flux2_settings"  # the name under which the browser gets the widgets
 
 
 class ImportSettings(io.ComfyNode):
@@ -65,7 +72,50 @@ class ImportSettings(io.ComfyNode):
         if imported.job is None:
             raise UserError(f"{path.name} cannot become a job: {' '.join(imported.blockers)}")
         written = write_job(imported.job, _free(name.strip() or path.stem))
-        return io.NodeOutput(imported.text, str(written), ui=shown_text)
+        return io.NodeOutput(imported.text, str(written), ui={**shown_text, IN_GRAPH: [in_graph(imported.job)]})
+
+
+def in_graph(made: Job) -> dict[str, list[dict[str, Any]]]:
+    """The widgets of each kind of node for a job, which web/import_settings.js fills in when its button is pressed.
+
+    A kind has one entry, those of data one for each data set. A kind whose settings are all defaults is left out.
+    """
+    training = made.training
+    kinds: dict[str, list[tuple]] = {
+        "Flux2Load": [(made.model,)], "Flux2LoraTrainer": [(training,)], "Flux2AdapterOptions": [(training.adapter,)],
+        "Flux2Timesteps": [(training.timesteps,)], "Flux2Optimizer": [(training.optimizer, training.ema)],
+        "Flux2TrainingObjective": [(training.loss, training.guidance, training.guard)],
+        "Flux2Preservation": [(training.preservation_options,)], "Flux2TokenRouting": [(training.routing,)],
+        "Flux2ScheduledSampling": [(training.rollout,)], "Flux2SaveOptions": [(training.save,)],
+        "Flux2ValidationLoss": [(training.validation_loss,)], "Flux2Checkpoints": [(training.checkpoints,)],
+        "Flux2Memory": [(training.memory,)], "Flux2CacheEmbeds": [(made.embeds,)],
+        "Flux2CacheLatents": [(made.latents,)],
+        "Flux2DatasetFolder": [(each,) for each in made.dataset],
+        "Flux2CaptionOptions": [(each.caption_options,) for each in made.dataset],
+        "Flux2CropOptions": [(each.crop_options,) for each in made.dataset],
+        "Flux2MaskOptions": [(each.mask_options,) for each in made.dataset],
+        "Flux2ReferenceOptions": [(each.reference_options,) for each in made.dataset],
+        "Flux2Validation": [(made.previews,)] if made.previews else [],
+    }  # fmt: skip
+    widgets = {kind: [_widgets(*sections) for sections in entries] for kind, entries in kinds.items()}
+    return {kind: entries for kind, entries in widgets.items() if any(entries)}
+
+
+def _widgets(*sections: Settings) -> dict[str, Any]:
+    """The widgets of one node, empty if all of them are at their defaults."""
+    values: dict[str, Any] = {}
+    for section in sections:
+        values |= _lines(section) if isinstance(section, PreviewSettings) else fields.as_widgets(section)
+    defaults = [fields.as_widget(base.info(type(s), name).default) for s in sections for name in base.names(type(s))]
+    return {} if list(values.values()) == defaults else values
+
+
+def _lines(previews: PreviewSettings) -> dict[str, Any]:
+    """The widgets of Validation, whose prompts are lines of text."""
+    shown = {
+        name: fields.as_widget(getattr(previews, name)) for name in base.names(PreviewSettings) if name != "prompts"
+    }
+    return {"prompts": "\n".join(prompt.text for prompt in previews.prompts), **shown}
 
 
 def _data(dataset: str) -> Path | None:

@@ -120,6 +120,38 @@ def test_a_recipe_fills_in_wired_option_nodes_too(template):
     assert inputs(after, "Flux2Optimizer") == {**inputs(before, "Flux2Optimizer"), **shown}
 
 
+def test_imported_settings_are_filled_in_by_a_button_and_nothing_else_changes(template):
+    settings = {TRAINER: [{"steps": 77, "rank": 5, "no such widget": 1, "targets": "no such choice"}],
+                "Flux2DatasetFolder": [{"folder": "photos"}, {"folder": "more"}],
+                "Flux2Memory": [{"stream": False}]}  # fmt: skip
+    before = queued(template)
+    said = template.evaluate(
+        """settings => {
+            const toast = app.extensionManager.toast, add = toast.add
+            const node = LiteGraph.createNode("Flux2ImportSettings"), said = []
+            toast.add = message => said.push(message.detail)
+            app.graph.add(node)
+            const button = node.widgets.find(widget => widget.type === "button")
+            button.callback()
+            node.onExecuted({ flux2_settings: [settings] })
+            button.callback()
+            app.graph.remove(node)
+            toast.add = add
+            return said
+        }""",
+        settings,
+    )
+    after = queued(template)
+    assert said[0].startswith("Run this node first")
+    assert said[1].startswith(
+        "2 nodes are filled in. Add and wire these nodes, then press again: DatasetFolder, Memory."
+    )
+    assert "targets" in said[1]
+    assert inputs(after, TRAINER) == {**inputs(before, TRAINER), "steps": 77, "rank": 5}
+    assert inputs(after, "Flux2DatasetFolder") == {**inputs(before, "Flux2DatasetFolder"), "folder": "photos"}
+    assert after.keys() == before.keys()
+
+
 def test_a_recipe_can_be_chosen_in_the_newer_nodes(template):
     use_renderer(template, "newer nodes")
     try:

@@ -279,6 +279,26 @@ def test_import_settings_reads_the_input_folder_and_writes_a_job(nodes, comfy_fo
         node.execute(file=str(tmp_path / "whole.json"))
 
 
+def test_what_is_filled_in_the_graph_are_widgets_of_the_nodes(nodes, comfy_folders):
+    """Names and values that the nodes themselves take, whatever was imported."""
+    peers.write(comfy_folders / "input" / "graph.json", peers.AI_TOOLKIT)
+    shown = nodes["Flux2ImportSettings"].execute(file="graph.json", name="graph").ui["flux2_settings"][0]
+    assert {"Flux2LoraTrainer", "Flux2DatasetFolder", "Flux2CropOptions", "Flux2Timesteps", "Flux2Validation"} <= set(
+        shown
+    )
+    assert "Flux2Preservation" not in shown and "Flux2Memory" not in shown  # all at their defaults
+    assert shown["Flux2LoraTrainer"][0]["steps"] == 3000 and shown["Flux2Timesteps"][0]["distribution"] == "weighted"
+    assert shown["Flux2CropOptions"][0]["resolutions"] == "512, 768, 1024"
+    for kind, entries in shown.items():
+        inputs = {entry.id: entry for entry in nodes[kind].GET_SCHEMA().inputs}
+        known = [values.keys() & inputs.keys() for values in entries]
+        assert all(len(names) > 0.8 * len(values) for names, values in zip(known, entries, strict=True)), kind
+        for names, values in zip(known, entries, strict=True):
+            for name in names:
+                options = getattr(inputs[name], "options", None)
+                assert not options or values[name] in options, (kind, name)
+
+
 def test_keys_that_match_nothing_are_left_out_only_if_allowed(nodes, loaded):
     layer = loaded[0].model.diffusion_model.single_blocks[0].linear2
     name = "diffusion_model.single_blocks.0.linear2"
