@@ -12,8 +12,9 @@ function ask(node, always) {
     node.flux2Waiting = setTimeout(async () => {
         const values = node.widgets.filter(({ name }) => ASKED.includes(name)).map(({ name, value }) => [name, value]);
         const answer = await api.fetchApi(`/flux2_train/files?${new URLSearchParams(values)}`);
+        if (!answer.ok || !node.graph) return; // a node that was removed meanwhile must get no panel
         const panel = panelOf(node);
-        if (!answer.ok || !node.graph || (!always && panel.written)) return;
+        if (!always && panel.written) return;
         panel.show({ text: (await answer.json()).lines.join("\n"), image: "" });
     }, WAIT);
 }

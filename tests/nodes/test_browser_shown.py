@@ -35,7 +35,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=[
-    "pinned", "pinned, vue", pytest.param("newest", marks=SLOW), pytest.param("newest, vue", marks=SLOW),
+    "pinned", *(pytest.param(name, marks=SLOW) for name in ("pinned, vue", "newest", "newest, vue")),
 ])  # fmt: skip
 def tab(request, chromium):
     """(page, server, name) of a frontend in one of its renderers."""
@@ -125,10 +125,8 @@ def test_cancel_says_what_was_saved_and_that_run_goes_on(tab, tmp_path):
     clear_toasts(page)
 
 
-def test_a_second_tab_shows_texts_and_pictures(tab, tmp_path, full_size):
+def test_a_second_tab_shows_texts_and_pictures(tab, tmp_path):
     page, server, name = tab
-    if "vue" in name and not full_size:
-        pytest.skip("in this renderer under --all")
     prompt, workflow = graph(f"second_{name}", steps=100_000)
     other = open_tab(page.context, server, "vue" in name)
     try:
