@@ -6,6 +6,7 @@ Nothing in a file is imported or run. YAML is read by PyYAML's safe loader, whic
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ..errors import UserError
 MAX_BYTES = 10 << 20
 MAX_YAML_BYTES = 1 << 20  # PyYAML takes about a second for 100 KB; a configuration has a few KB
 MAX_DEPTH, MAX_LEAVES = 40, 20_000
+MAX_NESTED = 200  # signs that nest, some of which may stand inside texts
+NESTED = re.compile(r"(?:[-?] ){200}|(?<![\w.-])(?:[\w-]+\.){200}")
 JSON, YAML, TOML = (".json", ".jsonc"), (".yaml", ".yml"), (".toml",)
 COMMAND = (".sh", ".bash", ".bat", ".cmd", ".ps1", ".txt")
 
@@ -30,6 +33,8 @@ def read(path: Path) -> Any:
         return text
     if suffix not in JSON + YAML + TOML:
         raise UserError(f"{path.name} ends in {suffix!r}; what can be read ends in {', '.join(known_endings())}.")
+    if suffix not in JSON and _is_deep(text):
+        raise UserError(f"{path.name} is nested too deeply; {MAX_DEPTH} levels can be read.")
     parse = _json if suffix in JSON else _yaml if suffix in YAML else _toml
     try:
         values = parse(text, path)
@@ -56,6 +61,15 @@ def _text(path: Path) -> str:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is no text in UTF-8: {error}.") from error
+
+
+def _is_deep(text: str) -> bool:
+    """Whether brackets, dashes or dotted names nest so deeply that the readers of YAML and TOML would take minutes."""
+    depth = deepest = 0
+    for sign in re.findall(r"[\[{\]}]", text):
+        depth = max(0, depth + (1 if sign in "[{" else -1))
+        deepest = max(deepest, depth)
+    return deepest > MAX_NESTED or bool(NESTED.search(text))
 
 
 def _json(text: str, path: Path) -> Any:

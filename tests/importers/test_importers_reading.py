@@ -29,7 +29,8 @@ def write(tmp_path, name, content):
     ("a.json", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
     ("a.json", '{"a":' * DEEP + "1" + "}" * DEEP, "nested too deeply; 40 levels"),
     ("a.json", json.dumps({str(n): n for n in range(reading.MAX_LEAVES + 1)}), "more than 20000 values"),
-    ("a.yaml", "a: [", "cannot be read"), ("a.yaml", "[" * 3000, "cannot be read|nested too deeply"),
+    ("a.yaml", "a: [", "cannot be read"),
+    ("a.yaml", "[" * 3000, "nested too deeply"), ("a.yaml", "- " * 3000 + "a", "nested too deeply"),
     ("a.yaml", "a: !!python/object/apply:os.system ['touch ran']", "could not determine a constructor"),
     ("a.yaml", "a: &a [*a]", "nested too deeply"),
     ("a.yaml", "a: &a [x, x]\n" + "\n".join(f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]"
@@ -54,7 +55,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python reads no TOML")
 @pytest.mark.parametrize("content", ["a = ", "a = " + "[" * 5000, "a" + ".a" * 5000 + " = 1"])
 def test_toml_that_is_broken_or_deep_is_refused(tmp_path, content):
-    assert "cannot be read" in error(write(tmp_path, "a.toml", content)) or "nested too deeply"
+    message = error(write(tmp_path, "a.toml", content))
+    assert ("cannot be read" if content == "a = " else "nested too deeply") in message
 
 
 def test_every_plain_value_has_its_whole_key():
