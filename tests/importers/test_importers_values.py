@@ -107,12 +107,27 @@ def test_simpletuners_references_become_folders_shown_as_clean(tmp_path):
     assert simpletuner(tmp_path).training.guidance.references == "index"
 
 
-def test_simpletuners_tread_is_named_with_its_opposite_ratio(tmp_path):
-    path = peers.write(tmp_path / "config.json", peers.SIMPLETUNER)
-    rows = [row for row in importing.import_file(path).rows if "selection_ratio" in row.key]
-    (row,) = rows
-    assert row.text.startswith("not applicable yet: routing") and "fraction of tokens left out" in row.text
-    assert row.differs
+def test_simpletuners_tread_keeps_what_it_does_not_leave_out(tmp_path):
+    routes = [{"selection_ratio": 0.4, "start_layer_idx": 2, "end_layer_idx": 9},
+              {"selection_ratio": 0.75, "start_layer_idx": 10, "end_layer_idx": -3}]  # fmt: skip
+    path = peers.write(tmp_path / "config.json", {**peers.SIMPLETUNER, "tread_config": {"routes": routes}})
+    imported = importing.import_file(path)
+    rows = [row for row in imported.rows if "selection_ratio" in row.key]
+    assert len(rows) == 2 and all("fraction of tokens left out" in row.text for row in rows)
+    routing = imported.job.training.routing
+    assert routing.routes == ((2, 9, pytest.approx(0.6)), (10, -3, 0.25)) and routing.until == 100
+
+
+def test_simpletuners_scheduled_sampling(tmp_path):
+    keys = {"max_step_offset": 10, "probability": 0.3, "start_step": 50, "sampler": "unipc"}
+    keys = {f"scheduled_sampling_{name}": value for name, value in keys.items()}
+    made = simpletuner(tmp_path, **keys).training.rollout
+    assert (made.max_offset, made.inference_steps, made.schedule) == (10, 999, "uniform")
+    assert (made.probability, made.start_step, made.reflexflow) == (0.3, 50, True)  # which it turns on by itself
+    ramp = {"scheduled_sampling_ramp_steps": 100, "scheduled_sampling_prob_end": 0.6}
+    made = simpletuner(tmp_path, **keys, **ramp, scheduled_sampling_reflexflow=False).training.rollout
+    assert (made.probability, made.ramp_steps, made.reflexflow) == (0.6, 100, False)
+    assert simpletuner(tmp_path, scheduled_sampling_probability=0.5).training.rollout.probability == 0
 
 
 def test_lycoris_with_whole_matrices_has_scale_one(tmp_path):

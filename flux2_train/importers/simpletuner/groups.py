@@ -33,15 +33,6 @@ GROUPS: tuple[Rule, ...] = (
     ),
     *each(
         missing,
-        "scheduled_sampling_max_step_offset scheduled_sampling_order scheduled_sampling_prob_end "
-        "scheduled_sampling_prob_start scheduled_sampling_probability scheduled_sampling_ramp_shape "
-        "scheduled_sampling_ramp_steps scheduled_sampling_reflexflow scheduled_sampling_reflexflow_alpha "
-        "scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 scheduled_sampling_sampler "
-        "scheduled_sampling_start_step scheduled_sampling_strategy",
-        "not here yet",
-    ),
-    *each(
-        missing,
         "crepa_adjacent_distance crepa_adjacent_tau crepa_block_index crepa_cumulative_neighbors "
         "crepa_cutoff_step crepa_decay_steps crepa_drop_vae_encoder crepa_enabled crepa_encoder "
         "crepa_encoder_frames_batch_size crepa_encoder_image_size crepa_feature_source crepa_lambda "

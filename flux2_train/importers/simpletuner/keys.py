@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..common import family, flavour_of, last_name, logs, model_place, prompt_file, prompts, size, switched
 from ..convert import file_name, flag, number, oneof, text, whole
 from ..rules import always, each, missing, needless, refused, special, turned, used
+from .passes import PASSES
 from .values import (
     CARDS,
     HUB,
@@ -127,9 +128,7 @@ TRAINING = (
     *each(missing, "noise_offset noise_offset_probability", "without effect in rectified flow"),
     missing("snr_gamma", "without effect in rectified flow"),
     missing("masked_loss_probability", "masks always act", off=(None, 1, 1.0)),
-    missing("tread_config",
-        "yet: routing (TREAD) does not exist here. There selection_ratio is in effect the fraction of tokens left "
-        "out, though its FLUX.2 page calls it the fraction kept"),
+    *PASSES,
     *each(missing, "mixflow_enabled mixflow_gamma", "not here"),
     *each(missing, "diff2flow_enabled diff2flow_loss", "not for rectified flow"),
     *each(missing, "twinflow_enabled twinflow_target_step_count", "not here"),
