@@ -66,7 +66,8 @@ def train(name: str, root: Path, folder: Path) -> dict[str, str]:
     _command(root, folder, "train", path)
     if name == "resume":
         _command(root, folder, "resume", run, "--set", f"steps={STEPS}")
-        lora = lora.with_stem(f"{name}_2")  # a LoRA file is never overwritten
+        again = lora.with_stem(f"{name}_2")  # as versions before named the LoRA of a run that was made longer
+        lora = again if again.is_file() else lora
     return {"lora": digest(read(lora)[1]), **checkpoint_parts(max((run / "checkpoints").glob("step_*.safetensors")))}
 
 

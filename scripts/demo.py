@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from comfy_server import PACK, ROOT, ComfyServer, ServerError
+from comfy_server import ROOT, ComfyServer, ServerError
 from PIL import Image, ImageDraw
 
 WORKFLOW = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
@@ -126,7 +126,7 @@ def write(out: Path, server: ComfyServer, prompt: dict, history: dict, printer: 
 def quick_start(server: ComfyServer) -> str:
     """The address that opens the shipped workflow in the browser, also on somebody's first visit."""
     server.post("/settings", {"Comfy.TutorialCompleted": True})  # else a tour covers it
-    return f"{server.url}/?template={quote(TEMPLATE)}&source={PACK}"
+    return f"{server.url}/?flux2_template={quote(TEMPLATE)}"
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from workflow_files import Drawing, Node, Reroute
 # Width and height that a node takes in either renderer, after a run too: with its texts, and with its pictures where it
 # shows some. Measured in the browser; tests/nodes/test_templates.py holds that nothing overlaps.
 ROOM = {
-    "Flux2Load": (300, 400),
+    "Flux2Load": (300, 560),
     "Flux2DatasetFolder": (320, 640),
     "Flux2Validation": (320, 420),
     "Flux2CacheEmbeds": (280, 270),

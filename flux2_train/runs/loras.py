@@ -23,11 +23,13 @@ def note_stopped(folder: RunFolder, loras: Path, saved: Path) -> None:
 
 def remove_stopped(folder: RunFolder, loras: Path) -> None:
     """Remove the LoRAs of interruptions: the run has finished, and its last one holds all that they hold."""
-    for name in folder.about().get(STOPPED_LORAS, []):
+    stopped = folder.about().get(STOPPED_LORAS, [])
+    for name in stopped:
         if re.fullmatch(rf"{re.escape(folder.name)}_step\d+(_\d+)?(\.safetensors|/{re.escape(FILE)})", name):
             with suppress(OSError):  # somebody else has removed it, or it is open
                 files.remove(loras / name)
-    folder.note(**{STOPPED_LORAS: []})
+    if stopped:
+        folder.note(**{STOPPED_LORAS: []})
 
 
 def set_aside(folder: RunFolder, loras: Path, format: str) -> Path | None:

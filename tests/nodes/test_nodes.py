@@ -71,7 +71,9 @@ def few(nodes, comfy_folders):
 
 CATEGORIES = dict.fromkeys(
     ("Flux2Load", "Flux2DatasetFolder", "Flux2CacheEmbeds", "Flux2CacheLatents", "Flux2LoraTrainer"), "Train"
-) | dict.fromkeys(("Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel"), "Use")
+) | dict.fromkeys(
+    ("Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel", "Flux2ImportSettings"), "Use"
+)
 
 
 def test_ids_and_category_are_stable(pack):

@@ -70,7 +70,7 @@ def trained(pack, nano, comfy_folders):
                                                  per_image_every=0).args[0]  # fmt: skip
         name = node(pack, "Flux2LoraTrainer")(
             nano.model, embeds, latents, name="of the graph", steps=2, rank=2, learning_rate=2e-3, validation_items=0,
-            preservation=0.5, seed=3, previews=validation, validation_loss=loss,
+            preservation=0.5, seed=3, validation=validation, validation_loss=loss,
         ).args[2]  # fmt: skip
     return comfy_folders / "output" / "flux2_train" / Path(name).stem, comfy_folders / "loras" / name
 

@@ -75,7 +75,8 @@ def test_interrupted_taken_up_and_stopped_it_is_the_run_of_that_many_steps(job, 
     longer = f"steps={steps + 2}"
     assert main(["resume", str(run.path), "--set", longer]) == 0
     ours = Path(capsys.readouterr().out.strip())
-    assert ours == tmp_path / "loras" / "cut_2.safetensors" and run.about()["step"] == steps + 2
+    assert ours == tmp_path / "loras" / "cut.safetensors" and run.about()["step"] == steps + 2
+    assert (tmp_path / "loras" / f"cut_step{steps}.safetensors").is_file()
     assert main(["train", str(run.job), "--set", longer, "--set", "name=straight"]) == 0
     straight = load_file(tmp_path / "loras" / "straight.safetensors")
     assert all(torch.equal(straight[name], value) for name, value in load_file(ours).items())
