@@ -134,7 +134,7 @@ MISTAKES = [
     Mistake("LoRA Apply without a LoRA", _no_lora, "6", "file", "LoRA Apply has no LoRA"),
     Mistake("a LoRA file that is not there", _compared, "7", "files", "No LoRA file is called 'no such*'"),
     Mistake("merging without a LoRA", _merged, "6", "file", "Save Merged Model has no LoRA"),
-    Mistake("images without captions", _set(DATA, folder="uncaptioned"), DATA, "", "images have no caption file"),
+    Mistake("images without captions", _set(DATA, folder="uncaptioned"), DATA, "", "no caption file (one.png)"),
     Mistake("jsonl without a .jsonl file", _set(DATA, captions="jsonl"), DATA, "", "holds 0 .jsonl files"),
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ TOML = pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python reads 
 # name: the file, its content, the data set file that goes with it, and how many keys are used as, equivalent to, not
 # applicable, unknown
 EXAMPLES = {
-    "SimpleTuner": ("config.json", peers.SIMPLETUNER, peers.SIMPLETUNER_DATA, (21, 23, 27, 0)),
+    "SimpleTuner": ("config.json", peers.SIMPLETUNER, peers.SIMPLETUNER_DATA, (21, 26, 24, 0)),
     "SimpleTuner, LyCORIS": ("config.json", peers.SIMPLETUNER_LYCORIS, peers.SIMPLETUNER_EDITS, (13, 23, 18, 0)),
     "AI Toolkit": ("job.json", peers.AI_TOOLKIT, None, (30, 32, 28, 0)),
     "musubi-tuner": ("train.sh", peers.MUSUBI, peers.MUSUBI_DATA, (13, 14, 12, 0)),
