@@ -243,7 +243,7 @@ class Session:
         ended["lora"] = results.lora_path.relative_to(self.loras).as_posix()
         self._beside("run.json", lambda: self.folder.note(status=FINISHED, **ended))
         self.checkpoint_writer.prune(1)
-        remove_stopped(self.folder, self.loras)
+        self._beside("run.json", lambda: remove_stopped(self.folder, self.loras))
         self._tell(Saved(results.lora_path, stopped=False))
         return results
 
