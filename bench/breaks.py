@@ -88,7 +88,7 @@ def broken(change: Break, root: Path) -> str:
 def surroundings(root: Path = ROOT) -> dict[str, str]:
     """The environment of a copy, which has no Python and no ComfyUI of its own: variables name those that it uses.
 
-    Raises Refused where a variable is not set and the checkout has none of its own either.
+    Raises Refused if a variable is not set and the checkout has no Python or no ComfyUI to take instead.
     """
     found = dict(os.environ)
     for name, own in (("FLUX2_PYTHON", root / ".venv" / "bin" / "python"), ("COMFYUI_PATH", root / ".comfyui")):

@@ -108,7 +108,7 @@ class _Reader:
         return [row for row in there if not foreign or all(map(self.may_read, (row.image, *row.controls)))]
 
     def _is_readable(self, path: Path) -> bool:
-        """Whether a file beside an image is there; a link out of the places that may be read is named and left out."""
+        """Whether a file beside an image can be read. A link out of the allowed places is left out and named."""
         if not is_file(path):
             return False
         if path.is_symlink() and not self.may_read(path):

@@ -27,8 +27,8 @@ python -m flux2_train import train.sh --dataset photos --flavour klein-4b --out 
   or below it. Files elsewhere are never opened because a file says so.
 - `--flavour` chooses the FLUX.2, where the file does not say which or is for another model.
 - `--out` is the job file. Without it only the report is printed. Nothing is overwritten.
-- The exit code is 1 if the file is of no trainer below, or cannot be a job here because it trains a whole model, or
-  another one.
+- The exit code is 1 if the file belongs to none of the trainers below, or if it cannot become a job here because it
+  trains a whole model, or a model that is not FLUX.2.
 
 | trainer | its files |
 |---|---|

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..bounded import read_bytes
 from ..errors import UserError
 
 MAX_BYTES = 10 << 20
@@ -58,7 +59,7 @@ def _text(path: Path) -> str:
     if path.stat().st_size > most:
         raise UserError(f"{path.name} has {path.stat().st_size} bytes; at most {most} of its kind are read.")
     try:
-        return path.read_text("utf-8-sig")
+        return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is no text in UTF-8: {error}.") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -121,7 +122,9 @@ def blocks_of(work: Work, tokens: Tokens) -> list[Block]:
         sites = {name[start:]: site for name, site in work.sites.items() if name.startswith(f"{block}.")}
         wide = {name[start:]: _dequantised(work, name) for name in work.weights.inside(block)}
         count = double_block if block.startswith("double") else single_block
-        blocks.append(count(numbers, replace(tokens, image=work.image_at(number)), sites, first, wide))
+        blocks.append(
+            count(numbers, replace(tokens, image=work.image_at(number, work.always_routed)), sites, first, wide)
+        )
         first = first and not sites
         if first:  # nothing before the first adapter has a gradient
             blocks[-1] = replace(blocks[-1], kept=0)
@@ -162,7 +165,7 @@ def _moment(work: Work, layout: Layout, blocks: list[Block]) -> dict[str, int]:
 
 def _skipping(work: Work, tokens: Tokens) -> int:
     """Bytes that a route keeps beside its blocks: the tokens that wait or their gradients, and its own rotations."""
-    kept = [work.image_at(first) for first, _, _ in work.routes] if work.routed == 1 else []
+    kept = [work.image_at(first, True) for first, _, _ in work.routes] if work.always_routed else []
     waiting = tokens.image * work.weights.hidden * work.size if kept else 0
     return round(tokens.batch * (waiting + sum(image + tokens.text for image in kept) * ROPE))
 
@@ -216,19 +219,18 @@ def transferred(work: Work, layout: Layout, streamed: int, staying: float) -> in
 
 def operations(work: Work, layout: Layout) -> float:
     """Floating-point operations of a step, on average over routed steps and others."""
-    if not work.routed:
-        return _operations(replace(work, routes=()), layout)
-    return work.routed * _operations(work, layout) + (1 - work.routed) * _operations(replace(work, routes=()), layout)
+    shares = {True: work.routed, False: 1 - work.routed}
+    return sum(share * _operations(work, layout, routed) for routed, share in shares.items() if share)
 
 
-def _operations(work: Work, layout: Layout) -> float:
+def _operations(work: Work, layout: Layout, routed: bool) -> float:
     """Floating-point operations of a step: two for each weight and token, four for each pair of tokens and channel.
 
     In forwards: forward is 1; backward is 1 for frozen Linears, whose weights get no gradient, and 2.5 for attention
     (Dao 2023); recomputation is 1; adapters are 3 in total.
     """
-    per_block, adapters = _forward(work)
-    images = [work.image_at(number, always=False) for number in range(len(per_block))]
+    per_block, adapters = _forward(work, routed)
+    images = [work.image_at(number, routed) for number in range(len(per_block))]
     attention = [4.0 * (image + work.text) ** 2 * work.weights.hidden for image in images]
     trained = 3 * adapters
     for number, block in enumerate(per_block):
@@ -241,20 +243,18 @@ def _operations(work: Work, layout: Layout) -> float:
 
 
 @lru_cache(maxsize=64)
-def _forward(work: Work) -> tuple[list[float], float]:
+def _forward(work: Work, routed: bool) -> tuple[list[float], float]:
     """Operations of one sample's forward pass in each block's Linears, and in all adapters."""
     per_block, adapters = [], 0.0
     for number, inside in enumerate(_inside(work).values()):
-        seen = {name: _seen(work, name, number) for name in inside}
-        sizes = {name: into * out for name, (into, out) in work.weights.linears.items() if name in seen}
-        per_block.append(sum(2.0 * seen[name] * sizes[name] for name in inside))
+        seen = {name: _seen(work, name, work.image_at(number, routed)) for name in inside}
+        per_block.append(sum(2.0 * seen[name] * math.prod(work.weights.linears[name]) for name in inside))
         adapters += sum(2.0 * seen[name] * work.sites[name][1] for name in inside if name in work.sites)
     return per_block, adapters
 
 
-def _seen(work: Work, linear: str, block: int) -> int:
-    """Tokens of one sample that a Linear of a block sees."""
-    image = work.image_at(block, always=False)
+def _seen(work: Work, linear: str, image: int) -> int:
+    """Tokens of one sample that a Linear sees in a block with so many ``image`` tokens."""
     if not linear.startswith("double"):
         return image + work.text
     return image if ".img_" in linear else work.text

@@ -58,12 +58,17 @@ class Work:
     routed: float = 0.0
     references: int = 0
 
-    def image_at(self, block: int, always: bool = True) -> int:
-        """Image tokens that a block sees; ``always``: in every step, also in those that are not routed."""
-        if always and self.routed < 1:
+    def image_at(self, block: int, routed: bool) -> int:
+        """Image tokens that a block sees in a step that is ``routed``, or in one that is not."""
+        if not routed:
             return self.image
         ratios = (ratio for first, last, ratio in self.routes if first <= block <= last)
         return round(next(ratios, 1.0) * (self.image - self.references)) + self.references
+
+    @property
+    def always_routed(self) -> bool:
+        """Whether no step sees all tokens, so that memory for them is never needed."""
+        return self.routed == 1
 
     @property
     def parameters(self) -> int:

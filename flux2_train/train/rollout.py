@@ -41,6 +41,8 @@ def rolled_input(
     config: RolloutSettings, inputs: StepInput, offsets: list[int], predict: Callable[[StepInput], Tensor]
 ) -> StepInput:
     """The inputs, with those samples sampled by the model itself that have an offset above 0. No gradient is kept."""
+    if not any(offsets):  # before the times are read, which would wait for a card in every step
+        return inputs
     paths = paths_of(config, inputs.t, offsets, inputs.x_t[0, 0].numel())
     if max(map(len, paths)) == 1:
         return inputs

@@ -14,7 +14,8 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-READY = "() => window.app?.graph && app.extensions.some(e => e.name === 'flux2_train.errors')"
+EXTENSIONS = [path.stem for path in (Path(__file__).resolve().parents[2] / "web").glob("*.js")]
+READY = "names => window.app?.graph && names.every(n => app.extensions.some(e => e.name === 'flux2_train.' + n))"
 # What our widget on a node says, whether its picture is drawn, and its box and its node's on the page or the canvas.
 SHOWN = """id => {
     const node = app.graph.getNodeById(Number(id)), widget = node?.widgets?.find(w => w.name === 'flux2_shown')
@@ -61,14 +62,23 @@ def browser():
         opened.close()
 
 
-def open_tab(context, server, vue: bool):
-    """The frontend, opened by somebody who has been there before, with one of its two renderers of nodes."""
+def open_page(context, server, vue: bool):
+    """The frontend, opened by somebody who has been there before, with one of its two renderers of nodes.
+
+    The first visit would show a tour.
+    """
     server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue})
     page = context.new_page()
     page.set_default_timeout(120_000)  # a slow machine that runs other tests beside this one
     page.goto(server.url)
-    page.wait_for_function(READY)
-    page.wait_for_function("() => app.graph._nodes.length > 0")  # the default workflow, which would come later
+    page.wait_for_function(READY, arg=EXTENSIONS)
+    return page
+
+
+def open_tab(context, server, vue: bool):
+    """``open_page``, once the default workflow is there, which would come later."""
+    page = open_page(context, server, vue)
+    page.wait_for_function("() => app.graph._nodes.length > 0")
     return page
 
 

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from browsing import browser, open_page
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 PACK = "comfyui-flux2-train"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-EXTENSIONS = ("recipes", "earlier", "options", "canvas", "family", "search", "view")
-READY = """names => window.app?.graph && names.every(n => app.extensions.some(e => e.name === 'flux2_train.' + n))"""
 PROMPT = "async () => (await app.graphToPrompt()).output"
 RENDERERS = {"canvas": False, "newer nodes": True}
 # Every node's rectangle with its title, in the graph's units; what the newer renderer shows is measured on the page.
@@ -38,18 +30,8 @@ GROUPS = "() => app.graph._groups.map(group => [...group.pos, ...group.size])"
 @contextmanager
 def frontend(server, width: int = 1600, height: int = 1000) -> Iterator:
     """The frontend's page, opened by somebody who has been there before: the first visit shows a tour."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome was found (on Debian: apt install chromium)")
-    server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False})
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        page = browser.new_page(viewport={"width": width, "height": height}, locale="en-US")
-        page.set_default_timeout(120_000)  # a slow machine that runs other tests beside this one
-        page.goto(server.url)
-        page.wait_for_function(READY, arg=EXTENSIONS, timeout=120_000)
-        yield page
-        browser.close()
+    with browser() as opened:
+        yield open_page(opened.new_context(viewport={"width": width, "height": height}, locale="en-US"), server, False)
 
 
 def use_renderer(page, name: str) -> None:

@@ -119,7 +119,7 @@ def test_routes_count_by_their_share_of_the_steps_and_for_memory_only_if_that_is
     peaks = [estimate(work, Layout(), Machine(80 * GB)).peak for work in (plain, half, whole)]
     assert peaks[0] == peaks[1] > peaks[2]
     edit = replace(whole, references=512)
-    assert edit.image_at(5) == 512 + 256 and edit.image_at(1) == 1024
+    assert edit.image_at(5, True) == 512 + 256 and edit.image_at(1, True) == edit.image_at(5, False) == 1024
 
 
 @pytest.mark.long

@@ -119,16 +119,17 @@ def test_every_node_does_the_same_with_ours(world, source, precision, core_model
     assert len(ran) > 60 and set(CHOSEN) - set(REFUSED.get(precision, ())) <= set(ran)
 
 
+COMPILED = [*((precision, "aot_eager") for precision in PRECISIONS), ("as in file", "inductor")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("precision, backend", COMPILED, indirect=["precision"], scope="module")
 def test_a_compiled_one_samples_like_cores(world, source, precision, core_models, backend):
     """Compiled in earnest, which the tests above leave out because it takes minutes.
 
     Inductor, the node's own choice, is tried on one precision. Of the others what could fail is shown by any backend:
     that torch can trace through the weights.
     """
-    if backend == "inductor" and precision != "as in file":
-        pytest.skip("tried on one precision")
 
     def sampled(model):
         torch.compiler.reset()
