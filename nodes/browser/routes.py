@@ -8,19 +8,16 @@ from pathlib import Path
 from aiohttp import web
 from server import PromptServer
 
-from ...flux2_train.bounded import from_json
 from ...flux2_train.errors import UserError
 from ...flux2_train.host.loading import files
-from ...flux2_train.names import problem
-from ...flux2_train.names import shown as escaped
 from ...flux2_train.runs.files_there import lines
 from ...flux2_train.runs.folder import RunFolder
 from ...flux2_train.settings.model import ModelSettings
 from .refusals import check_first
+from .requests import body, in_words, run_name
 from .shown import BOARD
 
-MOST_BYTES, MOST_NAME = 4096, 300
-LONGEST_NAME = 255  # bytes: a run whose name was taken has a number behind it
+MOST_NAME = 300
 ASKED = ("flavour", "precision", "variant", "transformer", "text_encoder", "vae")  # widgets of Load FLUX.2
 ONE_AT_A_TIME = asyncio.Lock()
 
@@ -29,9 +26,8 @@ def add_routes() -> None:
     """Add the routes to the server, if there is one."""
     if getattr(PromptServer, "instance", None) is not None:
         server = PromptServer.instance
-        server.routes.post("/flux2_train/stop")(stop)
-        server.routes.get("/flux2_train/shown")(shown)
-        server.routes.get("/flux2_train/files")(files_there)
+        for method, path, route in ROUTES:
+            server.routes.route(method, path)(route)
         server.app.middlewares.append(check_first)
 
 
@@ -57,22 +53,17 @@ async def files_there(request: web.Request) -> web.Response:
     return web.json_response({"lines": found})
 
 
+@in_words
 async def stop(request: web.Request) -> web.Response:
     """POST {"run": NAME}: end that run after the step in progress and keep its LoRA."""
-    try:
-        RunFolder(files.run_folder() / await _run(request)).ask_to_stop()
-    except UserError as error:
-        return web.json_response({"error": str(error)}, status=400)
+    name = run_name((await body(request, '{"run": NAME}')).get("run"))
+    RunFolder(files.run_folder() / name).ask_to_stop()
     return web.json_response({})
 
 
-async def _run(request: web.Request) -> str:
-    if request.content_type != "application/json" or not 0 < (request.content_length or 0) <= MOST_BYTES:
-        raise UserError(f'Send {{"run": NAME}} as application/json, at most {MOST_BYTES} bytes.')
-    try:
-        name = from_json((await request.read()).decode())["run"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError('The request is not {"run": NAME}.') from error
-    if not isinstance(name, str) or problem(name, LONGEST_NAME):
-        raise UserError(f"{escaped(str(name))!r} is no run's name.")
-    return name
+# method, path, what answers; docs/routes.md has the same table in words
+ROUTES = (
+    ("GET", "/flux2_train/shown", shown),
+    ("GET", "/flux2_train/files", files_there),
+    ("POST", "/flux2_train/stop", stop),
+)

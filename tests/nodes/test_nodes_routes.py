@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -49,3 +51,9 @@ def test_what_is_no_runs_name_is_refused(ask, body, words):
 
 def test_only_json_is_read(ask):
     assert ask('{"run": "routed"}', "text/plain")[0] == 400
+
+
+def test_the_document_lists_every_route(pack):
+    routes = importlib.import_module(f"{pack.__name__}.nodes.browser.routes").ROUTES
+    document = (Path(__file__).parents[2] / "docs/routes.md").read_text()
+    assert re.findall(r"^\| (\w+) `([^`]+)`", document, re.M) == [(method, path) for method, path, _ in routes]
