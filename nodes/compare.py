@@ -102,7 +102,7 @@ class CompareLoras(io.ComfyNode):
         loras |= {f"{run.strip()} after step {step_of(path)}": lora_of(model, path) for path in steps}
         loras |= {name: read.load(Path(_path(name))) for name in names}
         if index >= len(loras):
-            raise UserError(f"index is {index} but there are {len(loras)} LoRAs, counted from 0.")
+            raise UserError(f"index is {index} but the LoRAs here are {len(loras)}, counted from 0.")
         progress = NodeProgress(cls.hidden.unique_id, 1)
         rows = compared(model, clip, vae, loras, levels, prompt, negative, PaintSettings(**settings), mode,
                         progress.counting("pictures"))  # fmt: skip

@@ -90,8 +90,8 @@ def _references(prompts: tuple[Prompt, ...], wired: dict, use: str) -> tuple[tup
         return (tuple(image for _, image in sorted(images.items())),) * len(prompts)
     if max(images) >= len(prompts):
         raise UserError(
-            f"reference{max(images)} is wired but there are {len(prompts)} prompts, counted from 0: add a prompt, or "
-            f"set references_for to {EVERY!r}."
+            f"reference{max(images)} is wired but the prompts here are {len(prompts)}, counted from 0: add a prompt, "
+            f"or set references_for to {EVERY!r}."
         )
     return tuple((images[number],) if number in images else () for number in range(len(prompts)))
 

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..errors import UserError
+from ..names import counted
 from .names import NORMS, SWAPPED, in_diffusers, sizes_of
 
 MARK = "double_stream_modulation_img.linear.weight"  # FLUX.1 has no such tensor, and ComfyUI's names end in .lin
@@ -42,7 +43,7 @@ def origins(names: Collection[str], file: str) -> dict[str, Origin]:
     known = {key for origin in by_name.values() for key in origin.keys}
     missing, strange = sorted(known.difference(names)), sorted(set(names) - known)
     if missing:
-        raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} first: download it again.")
+        raise UserError(f"{file} lacks {counted(len(missing), 'weight')}, {missing[0]} first: download it again.")
     if strange:
         raise UserError(
             f"{file} has diffusers' names and {len(strange)} tensors that a FLUX.2 transformer in bf16 has not, "

@@ -17,6 +17,7 @@ from ..host.sampling import painter
 from ..host.sampling import sample as sampling
 from ..host.sampling.references import INDEX
 from ..host.system.memory import free, is_out_of_memory
+from ..names import counted
 from ..train.preview_request import PreviewRequest
 
 Weights = Callable[[], AbstractContextManager]
@@ -95,7 +96,7 @@ class Previews:
         """Yield phases; return (base, painted) latents by prompt. base is None if that picture is known already."""
         latents: list[tuple[Tensor | None, Tensor]] = []
         for number, prompt in enumerate(self.config.prompts):
-            yield Phase(f"painting preview {number + 1} of {len(self.config.prompts)} after {step} steps")
+            yield Phase(f"painting preview {number + 1} of {len(self.config.prompts)} after {counted(step, 'step')}")
             base = None
             if number not in self.base:
                 with self.adapters.at_strength(0.0):

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..events import PreviewPicture
+from ..names import counted
 
 GAP = 8
 HEAD = 18  # pixels for a column's name
@@ -68,7 +69,7 @@ def beside(step: int, pictures: Sequence[PreviewPicture]) -> Image.Image:
     """The base model's picture beside the adapters', one row for each of the first LIVE_ROWS prompts."""
     shown = pictures[:LIVE_ROWS]
     rows = [[small(to_picture(p.base)), small(to_picture(p.painted))] for p in shown]
-    return grid(rows, [p.label for p in shown], ("base model", f"after {step} steps"))
+    return grid(rows, [p.label for p in shown], ("base model", f"after {counted(step, 'step')}"))
 
 
 def stacked(first: Image.Image, second: Image.Image) -> Image.Image:

@@ -10,6 +10,7 @@ from typing import Any
 from ..atomic import write_text
 from ..errors import UserError
 from ..flavours import FLAVOURS
+from ..names import counted
 from ..settings import job
 from . import diffusers, kohya, reading
 from .ai_toolkit import translate as ai_toolkit
@@ -38,10 +39,10 @@ class Imported:
         """The whole report: the table, how many keys became what, and what to know before training."""
         numbers = counts(self.rows)
         told = ", ".join(f"{number} {verdict}" for verdict, number in numbers.items())
-        defaults = sum(row.absent for row in self.rows)
+        defaults = counted(sum(row.absent for row in self.rows), "further row is", "further rows are")
         parts = [
             f"A configuration of {self.trainer}.", table(self.rows),
-            f"{sum(numbers.values())} keys: {told}. {defaults} further rows are that trainer's defaults.",
+            f"{counted(sum(numbers.values()), 'key')}: {told}. {defaults} that trainer's defaults.",
             *(["Rows with ! make the result differ from that trainer's."] if any(r.differs for r in self.rows) else []),
             *(f"Note: {note}" for note in self.notes), *(f"No job: {blocker}" for blocker in self.blockers),
         ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -10,19 +11,22 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from ..names import counted
 from ..settings.job import Job
 from .options import Bar, add_job, command, progress, read_job, start
 
 DESCRIPTION = """\
 Train the LoRA that a job file describes. LoRA Trainer writes such a file, job.json, into each run's folder; the same
 job gives the same LoRA, on CUDA up to rounding. Ctrl-C ends after the step in progress and saves all that `resume`
-needs to go on; a second one ends at once.
+needs to go on; a second one ends at once. Closing the terminal does the same as Ctrl-C.
 
   python -m flux2_train train output/flux2_train/zbot/job.json --set name=zbot_long --set steps=3000
   accelerate launch --multi_gpu --num_processes 2 -m flux2_train train job.json
 
 Of several processes each takes `batch` images, so two of them do what one does with twice the batch.
 """
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has none
+STOPS = (signal.SIGINT, signal.SIGTERM, HANGUP)
 SAME_SIGNAL = 1.0  # seconds: accelerate's launcher passes on a Ctrl-C that the process has already received
 
 
@@ -123,9 +127,11 @@ class _Listener:
             case events.Checkpointed(step, _):
                 self.bar.say(f"checkpoint after step {step}")
             case events.Validated(step, loss, held_out):
-                self.bar.say(f"{'held-out' if held_out else 'validation'} loss {loss:.4f} after {step} steps")
+                self.bar.say(
+                    f"{'held-out' if held_out else 'validation'} loss {loss:.4f} after {counted(step, 'step')}"
+                )
             case events.Previewed(step, pictures):
-                self.bar.say(f"{len(pictures)} previews painted after {step} steps")
+                self.bar.say(f"{counted(len(pictures), 'preview')} painted after {counted(step, 'step')}")
             case events.Stepped():
                 self.bar("training", event.step, event.total)
                 self.bar.bar.set_postfix(loss=f"{event.smoothed:.4f}", refresh=False)
@@ -134,11 +140,19 @@ class _Listener:
 
 @contextmanager
 def _interruptible() -> Iterator:
-    """Yield a function that raises KeyboardInterrupt after a Ctrl-C: a run ends between steps, not inside one."""
+    """Yield a function that raises KeyboardInterrupt after a Ctrl-C: a run ends between steps, not inside one.
+
+    A stop of the system and a closed terminal do the same. After ``nohup`` a closed terminal does nothing.
+    """
     pressed: list[float] = []  # when, in seconds
+    terminals = [
+        stream for stream in (1, 2) if os.isatty(stream)
+    ]  # a terminal that is gone is no longer seen to be one
 
     def press(number, frame) -> None:
         now = time.monotonic()
+        if number == HANGUP:
+            _write_nowhere(terminals)
         if pressed and now - pressed[0] > SAME_SIGNAL:
             raise KeyboardInterrupt
         pressed.append(now)
@@ -147,7 +161,8 @@ def _interruptible() -> Iterator:
         if pressed:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [number for number in STOPS if number and signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, press) for number in numbers}
     try:
         yield check
     except Exception as error:
@@ -157,3 +172,11 @@ def _interruptible() -> Iterator:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _write_nowhere(streams: list[int]) -> None:
+    """Writing to a terminal that is gone would end the run before it is saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)

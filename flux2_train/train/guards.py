@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..names import counted
 
 WINDOW = 20  # steps over which losses are averaged
 FEW = 5  # steps, enough for a median: the first is slow from warm-up, another may be slow by chance
@@ -36,7 +37,7 @@ class BadLosses:
         if self.in_a_row >= self.limit:
             times, self.in_a_row = self.in_a_row, 0  # a run resumed from here may again skip that many
             raise UserError(
-                f"The loss is {loss} after {step} steps, {times} times in a row (images: "
+                f"The loss is {loss} after {counted(step, 'step')}, {counted(times, 'time')} in a row (images: "
                 f"{', '.join(sorted(self.items)[:5])}). Lower the learning rate, look at these images, or clear the "
                 "latent cache."
             )

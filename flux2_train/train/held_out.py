@@ -6,6 +6,7 @@ import random
 
 from ..data.samples import Samples
 from ..errors import UserError
+from ..names import counted
 from ..settings.previews import ValidationLossSettings
 
 
@@ -21,8 +22,8 @@ def kept_out(samples: Samples, config: ValidationLossSettings) -> tuple[Samples,
     count = max(1, round(config.share * len(images)))
     if count >= len(images):
         raise UserError(
-            f"A share of {config.share:g} keeps {count} of {len(images)} images out of training, which leaves none; "
-            "lower the share or add images."
+            f"A share of {config.share:g} keeps {count} of {counted(len(images), 'image')} out of training, "
+            "which leaves none; lower the share or add images."
         )
     held_out = set(random.Random(f"{config.seed}/held out").sample(images, count))
     groups = ([], [])
@@ -37,7 +38,8 @@ def also_trained(held_out: Samples, trained: Samples) -> str:
     names = sorted({item.path.name for item in held_out.items if item.view.digest in trained_on})
     if not names:
         return ""
+    images = counted(len(names), "held-out image is", "held-out images are")
     return (
-        f"{len(names)} held-out images are trained on as well ({', '.join(names[:3])}): their loss says nothing about "
-        "new images. Take them out of one of the two data sets."
+        f"{images} trained on as well ({', '.join(names[:3])}): the held-out "
+        "loss says nothing about images it was not trained on. Take each of them out of one of the two data sets."
     )

@@ -116,7 +116,7 @@ def test_the_node_gives_the_chosen_lora_and_sees_a_changed_file(pack, nano, lora
         grid, chosen, name = prepared.execute(
             nano.model, nano.clip, nano.vae, "cmp_a*", "1", index=1, lora=wired, picture_size=0, **common
         ).args  # fmt: skip
-        with pytest.raises(ValueError, match="index is 2 but there are 2 LoRAs"):
+        with pytest.raises(ValueError, match="index is 2 but the LoRAs here are 2"):
             prepared.execute(nano.model, nano.clip, nano.vae, "cmp_a", "1", index=2, lora=wired, **common)
     assert name == "cmp_a.safetensors" and all(torch.equal(chosen[k], loras[name][k]) for k in chosen)
     expected = compared(nano.model, nano.clip, nano.vae, {"x": wired, "y": chosen}, [1.0], PROMPT, "", SETTINGS)

@@ -163,7 +163,7 @@ def test_held_out_images_of_their_own_are_measured_and_told_if_they_are_trained_
     name = caches[0].dataset.items[4].path.name
     _, received = trained(replace(SHORT, steps=1), wired=part(caches, caches[0].dataset.items[4:]))
     warnings = [e.text for e in received if isinstance(e, events.Warned)]
-    assert any(f"1 held-out images are trained on as well ({name}" in text for text in warnings)
+    assert any(f"1 held-out image is trained on as well ({name}" in text for text in warnings)
     with pytest.raises(UserError, match="a share of the data set is held out too"):
         trained(replace(SHORT, validation_loss=ValidationLossSettings(share=0.2)), wired=held_out)
 

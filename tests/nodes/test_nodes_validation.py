@@ -77,7 +77,7 @@ def test_references_belong_to_their_own_prompt_or_to_all(node):
 def test_a_reference_without_a_prompt_is_named(node, pack):
     error = importlib.import_module(f"{pack.__name__}.flux2_train.errors").UserError
     image = torch.zeros(1, 32, 32, 3)
-    with pytest.raises(error, match="reference2 is wired but there are 2 prompts"):
+    with pytest.raises(error, match="reference2 is wired but the prompts here are 2"):
         node(references={"reference2": image})
     assert len(node(references={"reference2": image}, references_for=EVERY).references) == 2
     with pytest.raises(error, match="has 0 prompts"):

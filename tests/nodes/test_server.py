@@ -298,5 +298,5 @@ def test_previews_are_shown_while_it_trains_and_kept_beside_the_base(server):
     assert [p["strength"] for p in job["previews"]["prompts"]] == [None, 0.5] and job["unknown"] == []
     assert job["training"]["validation_loss"]["share"] == 0.1
     texts = [d["text"] for d in events.of("text") if d["node"] == "5"]
-    assert any("painting preview 2 of 2 after 1 steps" in t for t in texts) and "held-out loss" in texts[-1]
+    assert any("painting preview 2 of 2 after 1 step" in t for t in texts) and "held-out loss" in texts[-1]
     assert picture(server, history, "i").shape[1] > 3 * 48  # base and two strengths

@@ -1,7 +1,10 @@
 """Runs of real terminal processes that are interrupted, taken up, and ended from another terminal."""
 
 import json
+import os
+import select
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -12,8 +15,13 @@ import torch
 from safetensors.torch import load_file
 from support import options_for
 
+from flux2_train.runs import checkpoints
 from flux2_train.runs.folder import RunFolder
 from flux2_train.terminal.main import main
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,6 +88,30 @@ def test_interrupted_taken_up_and_stopped_it_is_the_run_of_that_many_steps(job, 
     assert main(["train", str(run.job), "--set", longer, "--set", "name=straight"]) == 0
     straight = load_file(tmp_path / "loras" / "straight.safetensors")
     assert all(torch.equal(straight[name], value) for name, value in load_file(ours).items())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows closes a terminal's programs in its own way")
+def test_a_run_whose_terminal_is_closed_is_saved(job, base, tmp_path):
+    run = RunFolder(tmp_path / "runs" / "cut")
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "flux2_train", "train", str(job), "--comfyui", base]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    shown, deadline = b"", time.monotonic() + 300
+    while b"training:" not in shown:
+        assert process.poll() is None and time.monotonic() < deadline, shown
+        if select.select([ours], [], [], 1)[0]:
+            shown += os.read(ours, 4096)
+    os.close(ours)
+    process.wait(120)
+    assert run.about()["status"] == "stopped" and run.about()["step"] > 0
+    (path,) = checkpoints.paths(run.checkpoints)
+    assert checkpoints.read(path).about.step == run.about()["step"]
 
 
 def test_a_run_that_is_not_there_is_told(capsys):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ... import safetensors_header
 from ...errors import UserError
 from ...formats import AS_IN_FILE, DTYPES
+from ...names import counted
 from . import deferred, files, quantise, reading
 from .awaited import is_awaited
 
@@ -113,7 +114,7 @@ def require_whole(module: nn.Module, names: set[str], file: str) -> None:
     """Raise UserError if the file does not hold all of the module's weights."""
     missing = [name for name, _ in module.named_parameters() if name not in names]
     if missing:
-        raise UserError(f"{file} lacks {len(missing)} weights, {missing[0]} first: download it again.")
+        raise UserError(f"{file} lacks {counted(len(missing), 'weight')}, {missing[0]} first: download it again.")
 
 
 def require_unquantised(path: Path, precision: str) -> None:

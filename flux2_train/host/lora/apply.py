@@ -27,6 +27,7 @@ from ...adapters.names import Sizes
 from ...adapters.parts import Part
 from ...adapters.patterns import restricted
 from ...errors import UserError
+from ...names import counted
 from ..borrowed.borrow import linears
 from ..borrowed.frozen import fetched
 from ..identify import flavour_name, require_flux2
@@ -115,7 +116,8 @@ def describe(model: ModelPatcher, loaded: Loaded, strength: float, mode: str) ->
     fits = f"all {loaded.total}" if loaded.keys == loaded.total else f"{loaded.keys} of {loaded.total}"
     how = HOW[chosen_mode(model, mode)]
     note = f"; {loaded.note}" if loaded.note else ""
-    return f"{kinds} on {len(loaded.parts)} layers ({fits} tensors of the file fit), {how}, strength {strength:g}{note}"
+    layers = counted(len(loaded.parts), "layer")
+    return f"{kinds} on {layers} ({fits} tensors of the file fit), {how}, strength {strength:g}{note}"
 
 
 def chosen_mode(model: ModelPatcher, mode: str) -> str:

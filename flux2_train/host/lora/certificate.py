@@ -25,6 +25,7 @@ from ...adapters import peft_config, read, write
 from ...adapters.dora import is_dora
 from ...adapters.parts import Base, Delta, Hadamard, Kronecker, Part, size_of
 from ...errors import UserError
+from ...names import counted
 from ..borrowed.borrow import borrow, linears
 from ..borrowed.velocity import Condition, velocity
 from ..identify import flavour_name
@@ -199,7 +200,7 @@ def _differences(model: ModelPatcher, parts: dict[str, Part], path: Path) -> str
     """A sentence on what is wrong in the file: missing layers, other numbers, or neither."""
     in_file, _ = read.read(read.load(path), lora.sizes(model), flavour_name(model))
     if missing := [name for name in parts if name not in in_file]:
-        return f"It lacks {len(missing)} layers ({', '.join(missing[:3])})."
+        return f"It lacks {counted(len(missing), 'layer')} ({', '.join(missing[:3])})."
     generator = torch.Generator().manual_seed(0)
     wrong = []
     for name, part in parts.items():
@@ -208,6 +209,6 @@ def _differences(model: ModelPatcher, parts: dict[str, Part], path: Path) -> str
         if (got - wanted).norm() > 0.02 * wanted.norm():
             wrong.append(name)
     if wrong:
-        return f"{len(wrong)} layers in it have other numbers ({', '.join(wrong[:3])})."
+        return f"{counted(len(wrong), 'layer in it has', 'layers in it have')} other numbers ({', '.join(wrong[:3])})."
     kinds = ", ".join(sorted({write.kind(part) for part in parts.values()}))
     return f"Every layer in it has the right numbers, so this ComfyUI's loader reads {kinds} otherwise."

@@ -19,6 +19,7 @@ from ...adapters.parts import Part
 from ...bounded import reason
 from ...errors import UserError
 from ...flavours import FLAVOURS
+from ...names import counted
 from ..system.heap import freed_at_once
 from .base_file import FLOATS, BaseFile, dequantised, requantised, rounded, scaled_fp8
 
@@ -47,9 +48,8 @@ class Merged:
 
     def __str__(self) -> str:
         stored = ", ".join(f"{count} in {format}" for format, count in sorted(self.formats.items()))
-        return (
-            f"{self.path.name}: {self.layers} layers merged ({stored}), rounding moved the change by {self.error:.1%}"
-        )
+        layers = counted(self.layers, "layer")
+        return f"{self.path.name}: {layers} merged ({stored}), rounding moved the change by {self.error:.1%}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def convert(
         exported = files.export(parts, format, precision, plain_rank, file.weight if file else _no_base, device)
     metadata = {k: v for k, v in read.header(source).items() if k != peft_config.HEADER}
     path = files.save_as(exported, output, {**metadata, **exported.metadata})
-    return f"{path.name}: {len(parts)} layers as {format}, {precision}{exported.note}"
+    return f"{path.name}: {counted(len(parts), 'layer')} as {format}, {precision}{exported.note}"
 
 
 def _no_base(name: str) -> NoReturn:

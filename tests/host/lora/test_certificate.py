@@ -79,7 +79,7 @@ def test_what_is_wrong_with_a_file_is_named(base, tmp_path):
 
     name = "double_blocks.0.img_mlp.0"
     fewer = {k: v for k, v in tensors.items() if name not in k}
-    assert "11 of 12 layers" in refused(fewer) and f"It lacks 1 layers ({name})" in refused(fewer)
+    assert "11 of 12 layers" in refused(fewer) and f"It lacks 1 layer ({name})" in refused(fewer)
     for factor in (0.98, 1.02, 2):  # as a wrong alpha does
         stronger = {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}
         assert f"all 12 layers, {factor:.0%} of the trained strength" in refused(stronger)
@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_file_is_named(base, tmp_path):
     q, k, v = tensors[fused].chunk(3)
     assert "at double_blocks.0.txt_attn.qkv, where" in refused(tensors | {fused: torch.cat([q, v, k])})
     beside = tensors[one] + tensors[one].roll(1, 0)  # all that it should add, and something else
-    assert f"1 layers in it have other numbers ({name})" in refused(tensors | {one: beside})
+    assert f"1 layer in it has other numbers ({name})" in refused(tensors | {one: beside})
     assert certify(model, adapters, exported, files.save(tensors, path, {})).holds
 
 

@@ -235,7 +235,7 @@ def test_dora_changes_its_form_only_with_the_base(tmp_path):
 def test_the_flavour_is_found_by_the_loras_own_sizes(tmp_path):
     parts = {"single_blocks.3.linear2": Kronecker((torch.randn(4, 4),), (torch.randn(1024, 4096),))}  # klein-9b
     path = files.save(write.tensors(parts), tmp_path / "k.safetensors", {})
-    assert "1 layers as kohya" in convert(path, tmp_path / "out.safetensors", "kohya")
+    assert "1 layer as kohya" in convert(path, tmp_path / "out.safetensors", "kohya")
     none = files.save(write.tensors({"single_blocks.3.linear2": LowRank(torch.randn(1, 9), torch.randn(9, 1))}),
                       tmp_path / "n.safetensors", {})  # fmt: skip
     with pytest.raises(UserError, match="another FLUX.2 flavour"):
