@@ -258,7 +258,7 @@ def test_an_incomplete_file_is_named_at_once(source):
     weights = load_file(source)
     del weights["single_blocks.0.linear1.weight"]
     save_file(weights, source)
-    with pytest.raises(UserError, match="base-model.safetensors lacks 1 weights, single_blocks.0.linear1.weight"):
+    with pytest.raises(UserError, match="base-model.safetensors lacks 1 weight, single_blocks.0.linear1.weight"):
         load.load_transformer(source)
 
 

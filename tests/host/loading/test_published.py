@@ -211,5 +211,5 @@ def test_a_file_without_a_norm_is_refused(weights, tmp_path):
     found, _ = tensors(LAYOUTS["bf16"], KLEIN, weights[KLEIN])
     del found["single_blocks.1.norm.key_norm.scale"]
     save_file(found, tmp_path / "cut.safetensors")
-    with pytest.raises(UserError, match=r"cut.safetensors lacks 1 weights, single_blocks.1.norm.key_norm.weight"):
+    with pytest.raises(UserError, match=r"cut.safetensors lacks 1 weight, single_blocks.1.norm.key_norm.weight"):
         ours(tmp_path / "cut.safetensors")

@@ -142,7 +142,7 @@ def test_planner_and_fit_count_its_bytes(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("cut", r"lacks 1 weights, transformer_blocks.1.attn.to_v.weight first: download it again"),
+        ("cut", r"lacks 1 weight, transformer_blocks.1.attn.to_v.weight first: download it again"),
         ("scales", r"has diffusers' names and 1 tensors .* transformer_blocks.0.attn.to_q.weight.absmax first; use"),
         ("types", r"transformer_blocks.0.attn.to_v.weight differ in type or width; download it again"),
         ("part", r"is one of 2 parts, but .*-00002-of-00002.safetensors is not beside it"),

@@ -215,7 +215,7 @@ def test_a_text_encoder_that_lacks_weights_is_refused(tmp_path):
     entries, metadata, texts = text_headers(QWEN_4B)
     del entries["model.layers.7.self_attn.q_norm.weight"]
     path = write_hollow(tmp_path / "text.safetensors", entries, metadata, texts)
-    with pytest.raises(UserError, match=r"lacks 1 weights, model.layers.7.self_attn.q_norm.weight first"):
+    with pytest.raises(UserError, match=r"lacks 1 weight, model.layers.7.self_attn.q_norm.weight first"):
         load.load_text_encoder(path, FLAVOURS["klein-4b"])
 
 

@@ -1,5 +1,6 @@
 """A model file with LoRAs merged in: it acts like the model with the LoRAs, and nothing else in it changes."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -240,3 +241,22 @@ def test_the_flavour_is_found_by_the_loras_own_sizes(tmp_path):
                       tmp_path / "n.safetensors", {})  # fmt: skip
     with pytest.raises(UserError, match="another FLUX.2 flavour"):
         convert(none, tmp_path / "no.safetensors", "kohya")
+
+
+def test_a_model_that_appears_while_another_is_merged_is_not_replaced(tmp_path, monkeypatch):
+    _, base = base_file(tmp_path)
+    _, path = lora_file(tmp_path)
+    output = tmp_path / "merged.safetensors"
+    real = stream.write
+
+    def slowly(place, tensors, *rest, **more):
+        """A merge takes minutes; here somebody else's is ready after its first layer."""
+        first = next(tensors)
+        output.write_bytes(b"somebody else's")
+        real(place, itertools.chain([first], tensors), *rest, **more)
+
+    monkeypatch.setattr(stream, "write", slowly)
+    with pytest.raises(UserError, match="merged.safetensors exists already; choose another name"):
+        merge(base, [(path, 1.0)], output)
+    assert output.read_bytes() == b"somebody else's"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([base.name, path.name, output.name])
