@@ -87,7 +87,7 @@ def pytest_configure(config):
     config.pluginmanager.register(RootIsNoPackage())
     tiers.pytest_configure(config)
     hypothesis.settings.register_profile(
-        "tests", max_examples=2000 if config.getoption("--all") else 100, deadline=None
+        "tests", max_examples={"--quick": 20, "": 100, "--all": 2000}[tiers.tier_of(config)], deadline=None
     )
     hypothesis.settings.load_profile("tests")
 
