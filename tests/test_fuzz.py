@@ -1,6 +1,6 @@
 """Whatever a foreign file or request holds, it ends in success or a UserError, in no time and within bounds.
 
-2,000 examples each with --all, 20 with --quick, a hundred otherwise. ``figures`` prints the slowest and largest of each.
+2,000 examples each with --all, 20 with --quick, else 100. ``figures`` prints the slowest and the largest of each.
 """
 
 import asyncio
