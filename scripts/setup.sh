@@ -127,6 +127,14 @@ use_comfyui() {
     [ -f "$COMFYUI_PATH/comfyui_version.py" ] || fetch_comfyui "$system_python" "$1" "$COMFYUI_PATH"
 }
 
+# use_folder FOLDER: run on the ComfyUI in a folder, with the packages that it pins beside those that are installed
+use_folder() {
+    COMFYUI_PATH="$(cd "$1" && pwd)"
+    local beside
+    beside="$("$PYTHON" "$ROOT/scripts/packages_beside.py" "$COMFYUI_PATH" "$CACHE")"
+    export PYTHONPATH="$beside${beside:+:}${PYTHONPATH:-}"
+}
+
 if [ -n "${FLUX2_PYTHON:-}" ]; then
     PYTHON="$FLUX2_PYTHON"
 else

@@ -10,6 +10,7 @@ import string
 import sys
 import tempfile
 import time
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
@@ -36,6 +37,11 @@ SIZES = sizes_of(*FLAVOURS["nano"].sizes)
 FIGURES: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
 
 
+def is_shown(character: str) -> bool:
+    """No control character, no part of one, no end of a line, and of what is invisible only what joins letters."""
+    return unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} or character in "\u200c\u200d"
+
+
 def ends_well(what: str, work) -> object:
     """What ``work`` returns, or the UserError it raises; either within SECONDS and BYTES."""
     before, began, refused = psutil.Process().memory_info().rss, time.process_time(), False
@@ -44,7 +50,7 @@ def ends_well(what: str, work) -> object:
     except UserError as error:
         result, refused = error, True
         assert len(str(error)) <= LONGEST and "object at 0x" not in str(error)
-        assert all(line.isprintable() or line.isspace() for line in str(error).replace("\u200c", "").split("\n"))
+        assert all(map(is_shown, str(error).replace("\n", "")))
     seconds, grown = time.process_time() - began, psutil.Process().memory_info().rss - before
     FIGURES[what].append((seconds, grown, refused))
     assert seconds < SECONDS and grown < BYTES
