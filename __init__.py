@@ -2,9 +2,14 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .flux2_train.host import contract
 from .flux2_train.runs.shutdown import save_when_it_ends
-from .nodes import NODES
-from .nodes.browser.routes import add_routes
+
+try:
+    from .nodes import NODES
+    from .nodes.browser.routes import add_routes
+except ImportError as error:
+    raise ImportError(contract.why_not_loaded(error)) from error
 
 WEB_DIRECTORY = "./web"
 
@@ -15,6 +20,7 @@ class Flux2TrainExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> Flux2TrainExtension:
+    contract.say()
     add_routes()
     save_when_it_ends()
     return Flux2TrainExtension()

@@ -121,7 +121,8 @@ def _problems(card: dict) -> list[str]:
     import torch
 
     from ..flavours import FLAVOURS
-    from ..host.system.facts import version_of
+    from ..host import contract
+    from ..host.encoding import tokenizers
     from ..host.system.starting import may_have_card
 
     sentences = []
@@ -133,10 +134,4 @@ def _problems(card: dict) -> list[str]:
         sentences.append("This card has no bf16: it trains in fp16 with loss scaling.")
     if card.get("dynamic_vram") is False:
         sentences.append(f"Dynamic VRAM is off ({card['why_no_dynamic_vram']}): ComfyUI loads by estimates.")
-    newest = version_of("transformers")
-    for row in FLAVOURS.values():
-        if row.transformers_limit and newest and int(newest.partition(".")[0]) > int(row.transformers_limit[0]):
-            sentences.append(
-                f"{row.name} needs transformers {row.transformers_limit} for its tokenizer; {newest} is here."
-            )
-    return sentences
+    return [*sentences, *filter(None, map(tokenizers.problem, FLAVOURS.values())), *contract.sentences()]

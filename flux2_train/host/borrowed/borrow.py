@@ -29,6 +29,7 @@ from ...adapters.parts import Delta
 from ...errors import UserError
 from ...planning.layout import BLOCKS, OFF, Layout
 from ...streaming.ring import Direct
+from .. import contract
 from ..loading import deferred
 from ..system.heap import freed_at_once
 from ..system.memory import unload
@@ -92,6 +93,7 @@ def borrow_as(
     The model is given back untouched on every way out. Raises UserError for a compiled MODEL, and if another node's
     patch has replaced a layer's forward.
     """
+    contract.require(contract.TRAINING)
     _require_uncompiled(model)
     borrowed = model.clone()
     swap = _Swap(model, deltas, how)

@@ -33,7 +33,7 @@ def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Itera
     pack's layer that does not use them in a plain ``F.linear``.
     """
     comfy.model_management.throw_exception_if_processing_interrupted()
-    if type(layer).__module__ != comfy.ops.__name__:
+    if type(layer).__module__ != "comfy.ops":
         yield _observed(layer, dtype, device)
         return
     with arrived(layer), _cast(layer, dtype, device) as weight_and_bias:

@@ -11,7 +11,6 @@ import comfy.text_encoders.flux
 import comfy.utils
 import folder_paths
 import torch
-import transformers
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor, nn
@@ -20,8 +19,9 @@ from ... import safetensors_header
 from ...errors import UserError
 from ...flavours import Flavour
 from ...formats import AS_IN_FILE
-from .. import identify
+from .. import contract, identify
 from ..loading import deferred, quantise, shards, weights
+from .tokenizers import problem as tokenizer_problem
 
 HEAD = "model.lm_head."  # predicts words, which nothing here does
 
@@ -34,6 +34,7 @@ def load_text_encoder(
     If the encoder is split, ``path`` may be any of its files. Raises UserError for a missing file, and for files
     without the tokenizer that ComfyUI needs.
     """
+    contract.require(contract.TEXT)
     parts = shards.parts_of(path)
     shards.require_tokenizer(parts, flavour)
     _check_tokenizer(flavour)
@@ -101,12 +102,9 @@ def _named(tensors: dict[str, Tensor], metadata: dict[str, str], precision: str)
 
 
 def _check_tokenizer(flavour: Flavour) -> None:
-    limit = flavour.transformers_limit
-    if limit and int(transformers.__version__.split(".")[0]) > int(limit.split(".")[0]):
-        raise UserError(
-            f"transformers {transformers.__version__} cannot build the tokenizer of {flavour.name} in this ComfyUI; "
-            f"install transformers=={limit}."
-        )
+    problem = tokenizer_problem(flavour)
+    if problem:
+        raise UserError(problem)
 
 
 def _built(tensors: dict[str, Tensor], flavour: Flavour, options: dict[str, torch.device] | None = None) -> CLIP:

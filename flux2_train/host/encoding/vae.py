@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ... import safetensors_header
 from ...flavours import Flavour
-from .. import identify
+from .. import contract, identify
 from ..loading import deferred, reading, weights
 
 
@@ -30,6 +30,7 @@ class DeferredVAE(comfy.sd.VAE):
 
 def load_vae(path: Path, flavour: Flavour) -> comfy.sd.VAE:
     """ComfyUI VAE of the flavour. Raises UserError naming a file that holds none."""
+    contract.require(contract.PICTURES)
     with safetensors_header.naming(path, f"the VAE of {flavour.name}, or is damaged"):
         if flavour.vae_module is None:
             vae = _deferred(path)

@@ -21,7 +21,7 @@ from ...errors import UserError
 from ...flavours import flavour
 from ...formats import AS_IN_FILE, DTYPES
 from ...settings.model import ModelSettings
-from .. import identify
+from .. import contract, identify
 from ..encoding.text_encoder import load_text_encoder
 from ..encoding.vae import load_vae as load_vae
 from . import deferred, files, quantise, shards, weights
@@ -69,6 +69,7 @@ def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto",
     The file has ComfyUI's names or diffusers'; if the model is split, ``path`` may be any of its files.
     Raises UserError if the file is no FLUX.2 transformer, or if it is quantised and another precision is asked for.
     """
+    contract.require(contract.LOADING)
     parts = shards.parts_of(path)
     for part in parts:
         weights.require_unquantised(part, precision)

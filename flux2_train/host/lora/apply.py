@@ -28,6 +28,7 @@ from ...adapters.parts import Part
 from ...adapters.patterns import restricted
 from ...errors import UserError
 from ...names import counted
+from .. import contract
 from ..borrowed.borrow import linears
 from ..borrowed.frozen import fetched
 from ..identify import flavour_name, require_flux2
@@ -151,6 +152,7 @@ def put(model: ModelPatcher, loaded: Loaded, strength: float, mode: str = AUTO) 
     equals ``W + strength * dW``. Reference images are placed as they were in the LoRA's training. Raises UserError if
     the LoRA cannot be merged.
     """
+    contract.require(contract.LORAS)
     if strength == 0:
         return model
     clone = with_references(model, loaded.references).clone()

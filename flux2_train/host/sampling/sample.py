@@ -19,7 +19,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...flavours import BASE, DISTILLED
 from ...geometry import MULTIPLE, at_most
-from .. import identify
+from .. import contract, identify
 from .references import INDEX
 
 REFERENCE_PIXELS = 1024 * 1024
@@ -90,6 +90,7 @@ def conditions(
     model: ModelPatcher, clip: CLIP, prompt: str, negative: str, references: list[Tensor], guidance: float
 ) -> tuple[list, list]:
     """CONDITIONING of prompt and negative prompt; where guidance does not mix two predictions, the prompt's twice."""
+    contract.require(contract.SAMPLING)
     strength = guidance_for(model, guidance)
 
     def encoded(text: str) -> list:

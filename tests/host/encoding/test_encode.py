@@ -10,8 +10,7 @@ from pictures import picture, read
 from bench.encoding import encode_image, encode_text
 from flux2_train.data.store import Store
 from flux2_train.errors import UserError
-from flux2_train.flavours import FLAVOURS
-from flux2_train.host.encoding import encode, text_encoder
+from flux2_train.host.encoding import encode
 from flux2_train.host.system import memory
 from flux2_train.runs import encoding
 from flux2_train.settings.caches import LatentSettings
@@ -93,13 +92,6 @@ def test_the_store_gives_the_very_tensor_the_sampler_would_get(flavour, nano, tm
 def _tokens(clip, text):
     (sections,) = clip.tokenize(text).values()
     return sections[0]
-
-
-def test_a_transformers_that_cannot_build_the_tokenizer_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(text_encoder.transformers, "__version__", "5.24.0")
-    with pytest.raises(UserError, match=r"5.24.0 cannot build the tokenizer of dev .* install transformers==4"):
-        text_encoder._check_tokenizer(FLAVOURS["dev"])
-    text_encoder._check_tokenizer(FLAVOURS["klein-4b"])
 
 
 def test_only_texts_of_equal_length_are_batched():
