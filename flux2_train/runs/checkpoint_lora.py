@@ -17,11 +17,14 @@ from ..host.borrowed.borrow import training_mode
 from ..host.graph_types import ModelPatcher
 from ..host.lora import apply as lora
 from ..settings.base import read as read_settings
+from ..settings.dataset_folder import DatasetSettings
+from ..settings.saving import SaveSettings
 from ..settings.training import TrainingSettings
 from ..train import optimizers, packing
 from ..train.building import build_adapters, build_optimizer
 from . import checkpoints
 from .checkpoints import DamagedCheckpoint
+from .results import header
 
 
 def lora_of(model: ModelPatcher, path: Path) -> dict[str, Tensor]:
@@ -30,16 +33,38 @@ def lora_of(model: ModelPatcher, path: Path) -> dict[str, Tensor]:
     ``model`` is a MODEL of the flavour that the run trained, base or distilled. Raises UserError for a damaged file and
     for another flavour's.
     """
+    config, _, state = _read(path)
+    exported = _exported(model, config, state, path.name, SaveSettings(precision="fp32"))
+    return Tensors(exported.tensors, {REFERENCES: config.guidance.references})
+
+
+def write_lora(model: ModelPatcher, path: Path, output: Path, save: SaveSettings) -> str:
+    """Write the LoRA of the checkpoint ``path`` to ``output``, a folder for peft. Returns one line on what was done.
+
+    Its header is that of the LoRA that the run would have saved, but for the certificate. Raises as ``lora_of``.
+    """
+    config, about, state = _read(path)
+    exported = _exported(model, config, state, path.name, save)
+    dataset = read_settings(DatasetSettings, next(iter(about.job["dataset"]), {}), "dataset")
+    steps = len(state["history"]["losses"])
+    metadata = {**header(config, model, steps, dataset), **exported.metadata}
+    written = files.save_as(exported, output, metadata)
+    return f"{written.name}: {len(exported.parts)} layers of step {about.step} as {save.format}, {save.precision}"
+
+
+def _read(path: Path) -> tuple[TrainingSettings, checkpoints.About, dict]:
     try:
         checkpoint = checkpoints.read(path)
         state = checkpoint.load()
     except DamagedCheckpoint as error:
         raise UserError(f"The checkpoint {path.name} cannot be read ({error}); leave it out.") from error
     config = read_settings(TrainingSettings, checkpoint.about.job["training"], "training")
-    return _exported(model, config, state, path.name)
+    return config, checkpoint.about, state
 
 
-def _exported(model: ModelPatcher, config: TrainingSettings, state: dict, name: str) -> dict[str, Tensor]:
+def _exported(
+    model: ModelPatcher, config: TrainingSettings, state: dict, name: str, save: SaveSettings
+) -> files.Exported:
     start = replace(config, adapter=replace(config.adapter, start_from=""))  # the state holds the trained weights
     with training_mode(), torch.no_grad():
         adapters = build_adapters(model, start)
@@ -50,8 +75,8 @@ def _exported(model: ModelPatcher, config: TrainingSettings, state: dict, name: 
         for key, parameter in masters.items():
             parameter.copy_(state["adapter"][key])
         _set_export_weights(adapters, config, state)
-        exported = files.export(adapters.parts(), "comfyui", "fp32", weights=lora.weights(model))
-    return Tensors(exported.tensors, {REFERENCES: config.guidance.references})
+        weights = lora.weights(model)
+        return files.export(adapters.parts(), save.format, save.precision, save.plain_rank, weights, model.load_device)
 
 
 def _set_export_weights(adapters: Adapters, config: TrainingSettings, state: dict) -> None:

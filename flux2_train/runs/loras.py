@@ -1,4 +1,4 @@
-"""The LoRAs that one run has saved over time: when it was interrupted, and before it was made longer."""
+"""The LoRAs that one run has saved over time: on the way, when it was interrupted, and before it was made longer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ def remove_stopped(folder: RunFolder, loras: Path) -> None:
     """Remove the LoRAs of interruptions: the run has finished, and its last one holds all that they hold."""
     stopped = folder.about().get(STOPPED_LORAS, [])
     for name in stopped:
-        if re.fullmatch(rf"{re.escape(folder.name)}_step\d+(_\d+)?(\.safetensors|/{re.escape(FILE)})", name):
-            with suppress(OSError):  # somebody else has removed it, or it is open
-                files.remove(loras / name)
+        remove(folder, loras, name)
     if stopped:
         folder.note(**{STOPPED_LORAS: []})
+
+
+def remove(folder: RunFolder, loras: Path, name: str) -> None:
+    """Remove a LoRA of a step that the run has noted in run.json. A name of another form is left alone."""
+    if re.fullmatch(rf"{re.escape(folder.name)}_step\d+(_\d+)?(\.safetensors|/{re.escape(FILE)})", name):
+        with suppress(OSError):  # somebody else has removed it, or it is open
+            files.remove(loras / name)
 
 
 def set_aside(folder: RunFolder, loras: Path, format: str) -> Path | None:

@@ -20,6 +20,9 @@ from ..data.dataset import Dataset
 from ..errors import UserError
 from ..evaluate.plots import loss_plot
 from ..host import identify
+from ..host.graph_types import ModelPatcher
+from ..settings.dataset_folder import DatasetSettings
+from ..settings.training import TrainingSettings
 from ..train.trainer import Trainer
 from .folder import RunFolder
 from .preview_files import write_png
@@ -112,7 +115,14 @@ def peak_memory(device: torch.device) -> int:
 
 def metadata(trainer: Trainer, dataset: Dataset) -> dict[str, str]:
     """Header of the LoRA file: what it is, what it was trained on and how, for people and other tools."""
-    config, flavour = trainer.config, identify.flavour_name(trainer.model)
+    return header(trainer.config, trainer.model, len(trainer.history.losses), dataset)
+
+
+def header(
+    config: TrainingSettings, model: ModelPatcher, steps: int, dataset: Dataset | DatasetSettings
+) -> dict[str, str]:
+    """The header of a LoRA that was trained on ``model`` for that many steps."""
+    flavour = identify.flavour_name(model)
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"Flux.2-{flavour}/lora",
@@ -122,13 +132,13 @@ def metadata(trainer: Trainer, dataset: Dataset) -> dict[str, str]:
         "modelspec.resolution": f"{dataset.resolution}x{dataset.resolution}",
         "modelspec.trigger_phrase": dataset.trigger,
         "ss_base_model_version": f"flux_2_{flavour.replace('-', '_')}",
-        "ss_sd_model_name": identify.file_of(trainer.model),
+        "ss_sd_model_name": identify.file_of(model),
         "ss_network_module": "networks.lora_flux_2",
         "ss_network_dim": str(config.rank),
         # alpha is folded into the weights: readers must apply scale 1, which is alpha = rank
         "ss_network_alpha": str(config.rank),
         "ss_learning_rate": str(config.learning_rate),
-        "ss_steps": str(len(trainer.history.losses)),
+        "ss_steps": str(steps),
         "ss_seed": str(config.seed),
         "flux2_train.version": __version__,
         "flux2_train.config": config.to_json(),

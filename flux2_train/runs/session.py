@@ -36,6 +36,7 @@ from .results import Results, write_results
 from .rewind import Rewind
 from .room import require_room
 from .shutdown import saved_at_exit
+from .step_loras import StepLoras
 
 Written = TypeVar("Written")
 Listen = Callable[[Event], None]
@@ -116,6 +117,7 @@ class Session:
         self.job = replace(job, output=_output(loras, folder))
         previews, images = PreviewFiles(folder), ImageFiles(folder)
         writers = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}
+        writers |= {"A LoRA file on the way": StepLoras(trainer, folder, loras)}
         # the files come first: listen may end the run
         self.listeners = [*(BestEffort(write, what, listen) for what, write in writers.items()), listen]
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))

@@ -63,6 +63,15 @@ class CheckpointSettings(Settings):
         "steps. 0 never stops early.",
         ge=0, le=100_000,
     )  # fmt: skip
+    lora_every: int = setting(
+        0,
+        "Also save the LoRA as it is every that many steps, as NAME_step500 beside the last one, so that it can be "
+        "sampled at once. 0 saves none on the way.",
+        ge=0, le=1_000_000,
+    )  # fmt: skip
+    lora_keep: int = setting(
+        4, "How many of these LoRA files stay; the oldest one goes first. 0 keeps all.", ge=0, le=10_000
+    )
 
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""

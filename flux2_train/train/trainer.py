@@ -307,11 +307,13 @@ class Trainer(Resumable):
         if not hasattr(self.optimizer, "eval"):
             yield
             return
+        trained = [parameter.detach().clone() for parameter in self.adapters.trainable()]
         self.optimizer.eval()
         try:
             yield
         finally:
-            self.optimizer.train()
+            self.optimizer.train()  # rounds on its way back
+            torch._foreach_copy_([parameter.detach() for parameter in self.adapters.trainable()], trained)
 
     @contextmanager
     def weights_for(self, use: str) -> Iterator[None]:

@@ -19,7 +19,7 @@ from flux2_train.host.lora import apply as lora
 from flux2_train.host.sampling import sample as sampling
 from flux2_train.host.sampling.sample import PaintSettings
 from flux2_train.runs import checkpoints
-from flux2_train.runs.checkpoint_lora import lora_of
+from flux2_train.runs.checkpoint_lora import lora_of, write_lora
 from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.session import train
@@ -140,6 +140,9 @@ def test_a_run_that_is_not_in_its_folder_is_named(pack, comfy_folders, run):
         node.execute(None, None, None, "", "1", PROMPT, 0, run=run)
 
 
+OF_A_RUN = ("modelspec.date", "modelspec.resolution", "flux2_train.certificate")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("change", [
     {}, {"ema": EmaSettings(0.5)}, {"ema": EmaSettings(0.5, ema_export=False)}, {"adapter": AdapterSettings("lokr")},
@@ -165,6 +168,17 @@ def test_a_checkpoint_is_the_lora_that_would_have_been_saved(nano, change, tmp_p
     saved = read.load(results.lora_path)
     assert found.keys() == saved.keys() and all(torch.equal(found[k], saved[k]) for k in saved)
     assert references_of(found) == references_of(saved)
+    with torch.inference_mode():
+        write_lora(model, path, tmp_path / "converted.safetensors", config.save)
+    assert same_file(tmp_path / "converted.safetensors", results.lora_path)
+
+
+def same_file(one, other):
+    """The same tensors, and the same header but for what differs between a file of a run and one of a checkpoint."""
+    found, saved = read.load(one), read.load(other)
+    same = found.keys() == saved.keys() and all(torch.equal(found[k], saved[k]) for k in saved)
+    headers = [{k: v for k, v in read.header(path).items() if k not in OF_A_RUN} for path in (one, other)]
+    return same and headers[0] == headers[1]
 
 
 def test_checkpoints_that_cannot_be_compared_are_named(nano, tmp_path):

@@ -219,7 +219,18 @@ def test_musubis_network_and_optimizer_arguments(tmp_path):
         0.1,
         (0.9, 0.95),
     )
-    assert made.optimizer.warmup == pytest.approx(0.1) and made.checkpoints.keep == 4
+    assert made.optimizer.warmup == pytest.approx(0.1)
+    assert (made.checkpoints.lora_every, made.checkpoints.lora_keep) == (100, 4)
+
+
+def test_files_on_the_way(tmp_path):
+    made = musubi(tmp_path, "--save_every_n_epochs 2 --save_last_n_epochs 6").checkpoints
+    assert (made.lora_every, made.every_epochs, made.keep) == (0, 2, 3)
+    made = ai_toolkit(tmp_path).training.checkpoints
+    assert (made.lora_every, made.lora_keep) == (250, 4)
+    for unit, ours in (("STEP", 50), ("EPOCH", 0), ("NEVER", 0)):
+        made = onetrainer(tmp_path, save_every=50, save_every_unit=unit).training.checkpoints
+        assert made.lora_every == ours
 
 
 @TOML

@@ -192,6 +192,20 @@ def test_a_lora_is_converted_as_the_function_does(trained, typed, tmp_path):
 
 
 @pytest.mark.long
+def test_a_checkpoint_becomes_the_lora_of_its_step(trained, typed, tmp_path):
+    """The last checkpoint of a run holds the LoRA that the run has saved."""
+    from safetensors.torch import load_file
+
+    precision = "--precision", "bf16"
+    done = typed("convert", f"{trained[0]}:last", tmp_path / "a.safetensors", *precision)
+    assert done.returncode == 0, done.stderr
+    made, saved = load_file(tmp_path / "a.safetensors"), load_file(trained[1])
+    assert made.keys() == saved.keys() and all((made[k] == saved[k]).all() for k in saved)
+    done = typed("convert", f"{trained[0]}:999", tmp_path / "b.safetensors")
+    assert done.returncode == 2 and "has no checkpoint 999; there are " in done.stderr
+
+
+@pytest.mark.long
 def test_loras_are_merged_as_the_function_does(trained, typed, tmp_path, nano):
     from flux2_train.host import identify
     from flux2_train.host.lora.merge import merge

@@ -196,12 +196,12 @@ def split(number_: int, doubles: int, singles: int) -> tuple[int, int]:
     return min(double, doubles), min(single, singles)
 
 
-def kept(every: str):
-    """How many checkpoints lie in the last so many steps or epochs."""
+def kept(every: str, place: str):
+    """How many files lie in the last so many steps or epochs."""
 
     def take(value: Any, section: Section) -> str:
         step = max(1.0, number(section.get(every, 1)))
-        section.put("training.checkpoints.keep", max(1, math.ceil(number(value) / step)))
+        section.put(place, max(1, math.ceil(number(value) / step)))
         return f"those of the last {value}, one each {step:g}"
 
     return take

@@ -220,6 +220,19 @@ def every(amount: str, unit: str) -> Callable[[Any, Section], str | None]:
     return take
 
 
+def loras_every(value: Any, section: Section) -> str | None:
+    """LoRA files on the way count steps here."""
+    unit = str(section.get("save_every_unit", "NEVER"))
+    if unit == "NEVER":
+        return "never"
+    if unit != "STEP":
+        raise NotHere(
+            f"it counts in units of {unit}, and LoRA files on the way count steps; set checkpoints.lora_every"
+        )
+    section.put("training.checkpoints.lora_every", whole(value))
+    return None
+
+
 def previews_every(value: Any, section: Section) -> str | None:
     """Previews count steps here."""
     unit = str(section.get("sample_after_unit", "MINUTE"))
