@@ -158,6 +158,12 @@ def logs(value: Any, section: Section) -> str | None:
     return f"{', '.join(sorted(others))} is not here" if others else None
 
 
+def put_class(name: str, section: Section) -> None:
+    """An optimizer by the name of its class, which is looked up when a run begins and not before."""
+    section.put("training.optimizer.optimizer", "other")
+    section.put("training.optimizer.other", name)
+
+
 def unread(values: Mapping[str, Any], prefix: str, why: str, differs: bool = False) -> list[Row]:
     """Rows for keys that nothing was done with, all for one reason."""
     return [

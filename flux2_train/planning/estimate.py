@@ -80,7 +80,7 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
 
 # Bytes that each optimizer keeps, beside the trained numbers and their gradients (both fp32). adamw8bit: two bytes for
 # each number, and two fp32 scales for every 256 of them. adafactor: a number for each row and each column. prodigy:
-# also the starting values of the numbers that do not start at zero.
+# also the starting values of the numbers that do not start at zero. other: as measured, else as adamw.
 OPTIMIZER_STATE: dict[str, Callable[[Work], float]] = {
     "adamw": lambda work: 8 * work.parameters,
     "adamw8bit": lambda work: (2 + 8 / 256) * work.parameters,
@@ -88,6 +88,7 @@ OPTIMIZER_STATE: dict[str, Callable[[Work], float]] = {
     "prodigy": lambda work: 12 * work.parameters + 4 * work.begun,
     "lion": lambda work: 4 * work.parameters,
     "schedulefree": lambda work: 8 * work.parameters,
+    "other": lambda work: work.optimizer_state or 8 * work.parameters,
 }
 
 

@@ -33,7 +33,8 @@ class Work:
     CPU. ``in_one_step``: whether the device has a kernel that dequantises in one step. ``preview``: image tokens of a
     preview and its references, 0 for none. ``decoding``: bytes of the VAE and of decoding one preview. ``accumulate``:
     batches per step. ``routes``: (first block, last block, fraction of the image tokens that these blocks see) each, in
-    ``routed`` of all steps; the ``references`` among the image tokens are seen by all blocks.
+    ``routed`` of all steps; the ``references`` among the image tokens are seen by all blocks. ``optimizer_state``:
+    bytes that an optimizer keeps for which the planner has no rule, 0 if they were not measured.
     """
 
     weights: Weights
@@ -57,6 +58,7 @@ class Work:
     routes: tuple[tuple[int, int, float], ...] = ()
     routed: float = 0.0
     references: int = 0
+    optimizer_state: int = 0
 
     def image_at(self, block: int, routed: bool) -> int:
         """Image tokens that a block sees in a step that is ``routed``, or in one that is not."""

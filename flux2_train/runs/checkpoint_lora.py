@@ -87,4 +87,5 @@ def _set_export_weights(adapters: Adapters, config: TrainingSettings, state: dic
     elif config.optimizer.optimizer in optimizers.SCHEDULE_FREE:
         optimizer = build_optimizer(adapters, config)
         optimizer.load_state_dict(packing.copied(state["optimizer"]))
-        optimizer.eval()
+        if hasattr(optimizer, "eval"):
+            optimizer.eval()

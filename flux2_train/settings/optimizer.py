@@ -6,17 +6,25 @@ from collections.abc import Iterator
 from typing import Literal
 
 from .base import Settings, setting, settings
-from .text import Numbers, Rates
+from .text import Arguments, Numbers, Rates
+
+OTHER = "other"
+# The modules whose classes ``other`` may name, and their packages. FLUX2_OPTIMIZERS of the environment adds others.
+LIBRARIES = {
+    "torch.optim": "torch", "transformers": "transformers", "transformers.optimization": "transformers",
+    "bitsandbytes.optim": "bitsandbytes", "pytorch_optimizer": "pytorch_optimizer",
+}  # fmt: skip
+OWN = ("params", "lr", "weight_decay", "betas", "eps")  # arguments that have settings of their own
 
 
 @settings
 class OptimizerSettings(Settings):
     """Optimizer and learning rate schedule. No ``betas``, and ``eps`` 0, take the optimizer's own."""
 
-    optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy", "lion", "schedulefree"] = setting(
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy", "lion", "schedulefree", "other"] = setting(
         "adamw",
         "adamw needs nothing. adamw8bit saves memory (bitsandbytes, CUDA). prodigy finds the rate itself: set "
-        "learning_rate to 1. lion wants a third to a tenth of adamw's rate.",
+        "learning_rate to 1. lion wants a third to a tenth of adamw's rate. other is the class that 'other' names.",
     )
     schedule: Literal["constant", "linear", "cosine", "cosine with restarts", "polynomial", "rex"] = setting(
         "constant", "How the learning rate falls over the run. constant suits most; cosine and rex end calmer."
@@ -61,6 +69,16 @@ class OptimizerSettings(Settings):
         "first that fits counts.",
         advanced=True,
     )
+    other: str = setting(
+        "",
+        "For the optimizer 'other': a class of torch.optim, transformers, bitsandbytes.optim or pytorch_optimizer, "
+        "such as torch.optim.Muon or pytorch_optimizer.CAME.",
+        advanced=True,
+    )
+    other_arguments: Arguments = setting(
+        (), "For 'other': its further arguments, such as momentum=0.9, nesterov=true. Empty takes its own.",
+        advanced=True,
+    )  # fmt: skip
 
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""
@@ -69,6 +87,11 @@ class OptimizerSettings(Settings):
         for name, without in (("betas", ("adafactor",)), ("eps", ("adafactor", "lion"))):
             if self.optimizer in without and getattr(self, name):
                 yield f"{name} does nothing for {self.optimizer}; leave it at its default or choose another optimizer."
+        if self.optimizer == OTHER and not self.other:
+            yield "The optimizer is 'other', but 'other' names none; write a class such as torch.optim.Muon."
+        own = [name for name, _ in self.other_arguments if name in OWN]
+        if own:
+            yield f"other_arguments has {own[0]}, which has a setting of its own; set it there."
         if self.optimizer == "schedulefree" and self.schedule != "constant":
             yield f"The schedule is {self.schedule!r}, but schedule-free AdamW has none; set it to 'constant'."
         if any(rate < 0 for _, rate in self.block_rates):

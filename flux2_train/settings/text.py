@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import BeforeValidator, ValidationInfo
 from ..errors import UserError
 from ..names import shown
 
+Argument = bool | int | float | str
 MOST = 1000  # entries of a list
 REGULAR = set("()|^$+{}\\")  # what regular expressions have and globs have not
 
@@ -71,18 +73,39 @@ def _route(word: str, name: str) -> tuple[int, int, float]:
         raise UserError(f"{name} has {word!r}; a route is written as 10..20=0.25: blocks and fraction.") from error
 
 
+def arguments(text: str, name: str) -> tuple[tuple[str, Argument], ...]:
+    """The pairs in a text such as ``momentum=0.9, nesterov=true``. Raises UserError for anything else in it."""
+    return tuple(_argument(word, name) for word in text.split(",") if word.strip())
+
+
+def _argument(word: str, name: str) -> tuple[str, Argument]:
+    argument, equals, value = (part.strip() for part in word.partition("="))
+    if not equals or not argument.isidentifier() or not value:
+        raise UserError(f"{name} has {shown(word.strip())!r}; it takes pairs such as momentum=0.9, nesterov=true.")
+    if value.lower() in ("true", "false"):
+        return argument, value.lower() == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return argument, kind(value)
+    return argument, value
+
+
 def folders(text: str, name: str) -> tuple[Path, ...]:
     """The folders in a text such as ``before; depth``."""
     return tuple(Path(folder.strip()) for folder in text.split(";") if folder.strip())
 
 
 def written(values: tuple) -> str:
-    """A list as text, as the widget takes it; inverse of ``numbers``, ``rates``, ``routes``, ``folders``."""
+    """A list as text, as the widget takes it; inverse of the functions above."""
     if values and isinstance(values[0], Path):
         return "; ".join(map(str, values))
     if values and isinstance(values[0], tuple) and len(values[0]) == 3:
         return ", ".join(f"{start}..{end}={ratio:g}" for start, end, ratio in values)
-    return ", ".join("=".join(map(str, v)) if isinstance(v, tuple) else f"{v:g}" for v in values)
+    return ", ".join("=".join(map(_word, v)) if isinstance(v, tuple) else f"{v:g}" for v in values)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def parsed_by(parse: Callable[[str, str], tuple]) -> BeforeValidator:
@@ -102,3 +125,4 @@ Ratios = Annotated[tuple[float, ...], parsed_by(ratios)]
 Rates = Annotated[tuple[tuple[str, float], ...], parsed_by(rates)]
 Routes = Annotated[tuple[tuple[int, int, float], ...], parsed_by(routes)]
 Folders = Annotated[tuple[Path, ...], parsed_by(folders)]
+Arguments = Annotated[tuple[tuple[str, Argument], ...], parsed_by(arguments)]

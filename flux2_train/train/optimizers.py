@@ -11,10 +11,11 @@ from torch import nn
 
 from ..errors import UserError
 from ..names import shown
-from ..settings.optimizer import OptimizerSettings
+from ..settings.optimizer import OTHER, OptimizerSettings
+from . import other_optimizers
 
 Groups = list[dict]
-SCHEDULE_FREE = ("schedulefree",)  # their ``eval()`` puts the weights to use in place; they train with others
+SCHEDULE_FREE = ("schedulefree", OTHER)  # may have an ``eval()``, which puts the weights to use in place of others
 
 
 def build(config: OptimizerSettings, groups: Groups) -> torch.optim.Optimizer:
@@ -105,7 +106,7 @@ def _schedulefree(config: OptimizerSettings, groups: Groups) -> torch.optim.Opti
 
 _BUILDERS: dict[str, Callable[[OptimizerSettings, Groups], torch.optim.Optimizer]] = {
     "adamw": _adamw, "adamw8bit": _adamw8bit, "adafactor": _adafactor, "prodigy": _prodigy, "lion": _lion,
-    "schedulefree": _schedulefree,
+    "schedulefree": _schedulefree, OTHER: other_optimizers.build,
 }  # fmt: skip
 
 

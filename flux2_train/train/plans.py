@@ -10,6 +10,7 @@ import torch
 from ..adapters.live import Adapters
 from ..errors import UserError
 from ..host import identify, sizes
+from ..host.borrowed.borrow import training_mode
 from ..host.graph_types import ModelPatcher
 from ..host.system.machine import machine
 from ..host.system.memory import pinnable, without_reserved
@@ -17,7 +18,9 @@ from ..planning.layout import BLOCKS, LEAF, OFF, WHOLE
 from ..planning.planner import GB, Pins, Plan, choose, smallest
 from ..planning.work import Machine, Passes, Work
 from ..settings.memory import ALL, AUTO, ON
+from ..settings.optimizer import OTHER
 from ..settings.training import TrainingSettings
+from .other_optimizers import state_bytes
 from .preview_request import PreviewRequest
 from .routing import resolved
 
@@ -61,9 +64,16 @@ def work_of(
         in_one_step=sizes.dequantises_in_one_step(sizes.precision_of(model)),
         size=sizes.number_size(model), kind="dora" if config.adapter.dora else config.adapter.kind,
         edges=sum(sum(p.shape) for p in trained), begun=sum(p.numel() for p in trained if p.any()),
-        references=references, **_routing(config, model),
+        references=references, optimizer_state=_optimizer_state(config, trained), **_routing(config, model),
         **(_painting(previews) if previews else {}),
     )  # fmt: skip
+
+
+def _optimizer_state(config: TrainingSettings, trained: list[torch.nn.Parameter]) -> int:
+    if config.optimizer.optimizer != OTHER:
+        return 0
+    with training_mode():
+        return state_bytes(config.optimizer, trained)
 
 
 def _routing(config: TrainingSettings, model: ModelPatcher) -> dict[str, Any]:

@@ -223,6 +223,16 @@ def test_musubis_network_and_optimizer_arguments(tmp_path):
     assert (made.checkpoints.lora_every, made.checkpoints.lora_keep) == (100, 4)
 
 
+def test_optimizers_of_libraries_become_their_class(tmp_path):
+    made = musubi(tmp_path, "--optimizer_type torch.optim.Muon --optimizer_args momentum=0.8 nesterov=False").optimizer
+    assert (made.optimizer, made.other) == ("other", "torch.optim.Muon")
+    assert dict(made.other_arguments) == {"momentum": 0.8, "nesterov": False}
+    assert musubi(tmp_path, "--optimizer_type my.own.Class").optimizer.optimizer == "adamw"
+    assert simpletuner(tmp_path, optimizer="optimi-stableadamw").training.optimizer.other.endswith(".StableAdamW")
+    made = onetrainer(tmp_path, optimizer={"optimizer": "CAME"}).training.optimizer
+    assert made.other == "pytorch_optimizer.CAME"
+
+
 def test_files_on_the_way(tmp_path):
     made = musubi(tmp_path, "--save_every_n_epochs 2 --save_last_n_epochs 6").checkpoints
     assert (made.lora_every, made.every_epochs, made.keep) == (0, 2, 3)

@@ -65,6 +65,14 @@ LISTS = [
     ("Timesteps", "weights", "1, 2", "timesteps", (1.0, 2.0)),
     ("Optimizer", "betas", "0.9, 0.95", "optimizer", (0.9, 0.95)),
     ("Optimizer", "block_rates", "*img*=0.5", "optimizer", (("*img*", 0.5),)),
+    ("Optimizer", "other", "torch.optim.Muon", "optimizer", "torch.optim.Muon"),
+    (
+        "Optimizer",
+        "other_arguments",
+        "momentum=0.9, nesterov=true, x=y",
+        "optimizer",
+        (("momentum", 0.9), ("nesterov", True), ("x", "y")),
+    ),
 ]
 
 

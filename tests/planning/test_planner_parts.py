@@ -72,7 +72,8 @@ def test_optimizers_keep_what_is_planned(optimizer, kind):
     if optimizer == "adamw8bit" and not torch.cuda.is_available():
         pytest.skip("adamw8bit works on CUDA only")
     rate = 1.0 if optimizer == "prodigy" else 1e-3
-    chosen = {"adapter": AdapterSettings(**kind), "optimizer": OptimizerSettings(optimizer)}
+    other = "torch.optim.AdamW" if optimizer == "other" else ""
+    chosen = {"adapter": AdapterSettings(**kind), "optimizer": OptimizerSettings(optimizer, other=other)}
     config = TrainingSettings(rank=8, learning_rate=rate, **chosen)
     model = tiny_flux2()
     with training_mode():

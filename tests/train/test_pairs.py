@@ -49,6 +49,7 @@ OPTIONS = {
     "lion": {"optimizer.optimizer": "lion"}, "adafactor": {"optimizer.optimizer": "adafactor"},
     "schedulefree": {"optimizer.optimizer": "schedulefree"}, "prodigy": {"optimizer.optimizer": "prodigy",
     "learning_rate": 1.0},
+    "muon": {"optimizer.optimizer": "other", "optimizer.other": "torch.optim.Muon"},
     "cosine": {"optimizer.schedule": "cosine"}, "rex": {"optimizer.schedule": "rex"},
     "warmup": {"optimizer.warmup": 0.5}, "block rates": {"optimizer.block_rates": (("double_blocks.*", 0.1),)},
     "ema": {"ema.ema_decay": 0.9}, "accumulate": {"accumulate": 2}, "no clipping": {"optimizer.max_grad_norm": 0.0},
@@ -65,6 +66,7 @@ REFUSED = {
     frozenset(pair) for pair in (
         ("cfg", "contrastive"), *(("weighted", w) for w in ("sigma_sqrt", "cosmap", "bell", "table")),
         ("schedulefree", "cosine"), ("schedulefree", "rex"), ("prodigy", "block rates"), ("prodigy", "lora_plus"),
+        ("muon", "dora"),
         *((kind, of_lora) for kind in ("loha", "lokr") for of_lora in ("rslora", "dora", "lora_plus")),
     )
 }  # fmt: skip

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from ...flavours import FLAVOURS
+from ...settings.optimizer import LIBRARIES
 from .. import reading
-from ..common import add_prompts, flavour_of
+from ..common import add_prompts, flavour_of, put_class
 from ..convert import betas, flag, number, oneof, whole
 from ..draft import NotHere, Section
 from ..rules import Differs
@@ -91,10 +92,13 @@ def globs(text: str) -> str:
 
 
 def optimizer(value: Any, section: Section) -> str | None:
-    """By its last name; no class is imported because a file names it."""
+    """By its last name, else by its class if the library may be used here. Nothing is imported while this is read."""
     name = str(value).rpartition(".")[2].lower()
-    section.put("training.optimizer.optimizer", oneof(OPTIMIZERS, "this optimizer is not here; it is adamw")(name))
-    return None
+    if name not in OPTIMIZERS and str(value).rpartition(".")[0] in LIBRARIES:
+        return put_class(str(value), section)
+    return section.put(
+        "training.optimizer.optimizer", oneof(OPTIMIZERS, "this optimizer is not here; it is adamw")(name)
+    )
 
 
 def optimizer_args(value: Any, section: Section) -> str | None:
@@ -107,6 +111,9 @@ def optimizer_args(value: Any, section: Section) -> str | None:
     if "eps" in given:
         section.put("training.optimizer.eps", number(given["eps"]))
     left = sorted(given.keys() - {"weight_decay", "betas", "eps"})
+    if left and section.ours("training.optimizer.optimizer") == "other":
+        section.put("training.optimizer.other_arguments", ", ".join(f"{name}={given[name]}" for name in left))
+        return None
     return Differs(f"{', '.join(left)} is not taken over") if left else None
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..common import area_side, last_name
+from ..common import area_side, last_name, put_class
 from ..convert import betas as both_betas
 from ..convert import file_name, flag, number, oneof, whole
 from ..draft import NotHere, Section
@@ -22,6 +22,7 @@ OPTIMIZERS = {
     "ADAMW": "adamw", "ADAM": "adamw", "ADAMW_8BIT": "adamw8bit", "ADAM_8BIT": "adamw8bit", "ADAFACTOR": "adafactor",
     "PRODIGY": "prodigy", "LION": "lion", "LION_8BIT": "lion", "SCHEDULE_FREE_ADAMW": "schedulefree",
 }  # fmt: skip
+CLASSES = {"CAME": "pytorch_optimizer.CAME", "MUON": "torch.optim.Muon", "SGD": "torch.optim.SGD"}
 SCHEDULES = {
     "CONSTANT": "constant", "LINEAR": "linear", "COSINE": "cosine", "COSINE_WITH_RESTARTS": "cosine with restarts",
     "COSINE_WITH_HARD_RESTARTS": "cosine with restarts", "REX": "rex",
@@ -218,6 +219,14 @@ def every(amount: str, unit: str) -> Callable[[Any, Section], str | None]:
         return None
 
     return take
+
+
+def optimizer(value: Any, section: Section) -> None:
+    """By its name, or by its class in a library."""
+    if str(value) in CLASSES:
+        return put_class(CLASSES[str(value)], section)
+    ours = oneof(OPTIMIZERS, "this optimizer is not here; it is adamw")(value)
+    return section.put("training.optimizer.optimizer", ours)
 
 
 def loras_every(value: Any, section: Section) -> str | None:

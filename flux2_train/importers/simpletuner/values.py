@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..common import counted
+from ..common import counted, put_class
 from ..convert import betas as both_betas
 from ..convert import flag, number, numbers, oneof, whole
 from ..draft import NotHere, Section
@@ -15,6 +15,11 @@ OPTIMIZERS = {
     "bnb-adamw8bit": "adamw8bit", "bnb-adamw8bit-paged": "adamw8bit", "ao-adamw8bit": "adamw8bit",
     "adamw_schedulefree": "schedulefree", "adamw_schedulefree+no_kahan": "schedulefree", "prodigy": "prodigy",
     "optimi-lion": "lion", "bnb-lion": "lion", "torch-adafactor": "adafactor",
+}  # fmt: skip
+CLASSES = {
+    "optimi-stableadamw": "pytorch_optimizer.StableAdamW", "muon": "torch.optim.Muon",
+    **{f"torch-{name.lower()}": f"torch.optim.{name}"
+       for name in ("SGD", "RAdam", "NAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "ASGD")},
 }  # fmt: skip
 SCHEDULES = {
     "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
@@ -52,6 +57,8 @@ def encoder_precision(value: Any, section: Section) -> None:
 def optimizer(value: Any, section: Section) -> str | None:
     """An optimizer of the same kind; AdamW in bf16 with random rounding becomes AdamW on fp32 weights."""
     name = str(value).lower()
+    if name in CLASSES:
+        return put_class(CLASSES[name], section)
     if name not in OPTIMIZERS:
         raise NotHere(
             f"this optimizer is not here; the nearest of {', '.join(sorted(set(OPTIMIZERS.values())))} is yours"
