@@ -21,7 +21,7 @@ def main() -> None:
     elif options.job == "learn":
         from .learn import learn
 
-        learn(options.names, options.seeds, options.probes, options.short)
+        learn(options.names, options.seeds, options.probes, options.short, options.set)
     else:
         from .concepts import write_dataset
 
@@ -48,6 +48,10 @@ def parser() -> argparse.ArgumentParser:
     learn.add_argument("--seeds", type=int, default=3)
     learn.add_argument("--probes", type=int, default=20)
     learn.add_argument("--short", action="store_true", help="sample the padding: four times faster, nearly the same")
+    learn.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="a setting in place of the demo's, as for train: routing.selection_ratio=0.5; repeatable",
+    )  # fmt: skip
     concept = jobs.add_parser("concept", help="write a concept's dataset")
     concept.add_argument("name", choices=CONCEPTS)
     concept.add_argument("folder", type=Path)

@@ -11,8 +11,10 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,6 +22,9 @@ from torch import nn
 from . import concepts, data, score
 from .fit import load_autoencoder
 from .host import ROOT, load_flux2, use_comfyui
+
+if TYPE_CHECKING:
+    from flux2_train.settings.job import Job
 
 DEMO = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
 # What takes the trigger's place in class captions; an edit has no subject, so it gets an instruction of its own.
@@ -32,33 +37,36 @@ def demo_settings() -> dict:
     return {name: value for name, value in trainer["inputs"].items() if not isinstance(value, list)}
 
 
-def train_lora(name: str, seed: int, folder: Path, **changes) -> dict[str, torch.Tensor]:
-    """A LoRA on the concept's data set, fp32, with the demo's settings."""
+def job_of(name: str, seed: int, folder: Path, settings: Sequence[str] = ()) -> Job:
+    """The demo's job on the concept's data set in ``folder``, with ``settings`` such as ``routing.until=80``."""
+    from flux2_train.flavours import FLAVOURS
+    from flux2_train.settings import job
+
+    concept, before = concepts.CONCEPTS[name], folder / f"{name}-reference"
+    dataset = {
+        "folder": folder / name, "resolution": FLAVOURS["nano"].resolution, "trigger": concept.trigger,
+        "class_word": CLASS_WORDS.get(name, concept.class_word), "references": [before] if before.is_dir() else [],
+    }  # fmt: skip
+    values = {"dataset": [dataset], "training": {**demo_settings(), "seed": seed, "validation_items": 0}}
+    for setting in settings:
+        job.put(values, setting)
+    return job.read(values)
+
+
+def train_lora(name: str, seed: int, folder: Path, settings: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """A LoRA on the concept's data set, fp32, with the demo's settings and those that replace some of them."""
     use_comfyui()
     from bench.encoding import encoded
     from flux2_train.adapters import write
     from flux2_train.data.folder import read_folder
-    from flux2_train.flavours import FLAVOURS
     from flux2_train.runs.prepare import new_trainer
-    from flux2_train.settings.dataset_folder import DatasetSettings
-    from flux2_train.settings.training import TrainingSettings
 
-    concept, row = concepts.CONCEPTS[name], FLAVOURS["nano"]
-    pictures, before = folder / name, folder / f"{name}-reference"
-    concepts.write_dataset(name, pictures)
-    dataset = read_folder(
-        DatasetSettings(
-            pictures,
-            resolution=row.resolution,
-            trigger=concept.trigger,
-            class_word=CLASS_WORDS.get(name, concept.class_word),
-            references=(before,) if before.is_dir() else (),
-        )
-    )
-    config = TrainingSettings(**{**demo_settings(), "seed": seed, "validation_items": 0, **changes})
+    concepts.write_dataset(name, folder / name)
+    job = job_of(name, seed, folder, settings)
+    dataset = read_folder(job.dataset[0])
     model, clip, vae = load_flux2()
     with torch.inference_mode():
-        trainer = new_trainer(model, *encoded(dataset, clip, vae), config)
+        trainer = new_trainer(model, *encoded(dataset, clip, vae), job.training)
         with closing(trainer.run()) as run:
             for _ in run:
                 pass
@@ -87,15 +95,15 @@ def concept_score(name: str, model: nn.Module, trigger: bool, count: int, short:
     return 100 * statistics.mean(concept.score(e, p) for e, p in zip(examples, pictures, strict=True))
 
 
-def learn(names: list[str], seeds: int, count: int, short: bool, **changes) -> None:
-    """Print a line per concept and seed."""
+def learn(names: list[str], seeds: int, count: int, short: bool, settings: Sequence[str] = ()) -> None:
+    """Print a line per concept and seed; ``settings`` replace those of the demo."""
     base = score.load_transformer()
     for name in names:
         before = concept_score(name, base, True, count, short)
         for seed in range(seeds):
             started = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
-                lora = train_lora(name, seed, Path(folder), **changes)
+                lora = train_lora(name, seed, Path(folder), settings)
             taught, seconds = merged(base, lora), time.perf_counter() - started
             after, without = (concept_score(name, taught, trigger, count, short) for trigger in (True, False))
             print(

@@ -86,7 +86,7 @@ def load(path: Path, settings: Iterable[str] = ()) -> Job:
                 values[name] = [values[name]]
         values = earlier.renamed(values)
         for setting in settings:
-            _set(values, setting)
+            put(values, setting)
         return base.read(Job, values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -125,8 +125,11 @@ def _from_toml(text: str, path: Path) -> Any:
     return values
 
 
-def _set(values: dict, setting: str) -> None:
-    """Put one ``a.b.c=value`` into nested values; a name without a section is one of ``training``."""
+def put(values: dict, setting: str) -> None:
+    """Put one ``a.b.c=value`` into nested values; a name without a section is one of ``training``.
+
+    Raises UserError for a text of another form, and for a place that there is not.
+    """
     place, equals, text = setting.partition("=")
     keys = place.strip().split(".")
     if not equals or not all(keys):

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from bench.nano import concepts
+from bench.nano.__main__ import parser
 from bench.nano.data import to_pictures, to_pixels
 from bench.nano.fit import load_autoencoder
+from bench.nano.learn import demo_settings, job_of
 from bench.nano.render import draw
 
 
@@ -50,6 +54,18 @@ def test_the_trigger_changes_the_words_only(name):
     for with_trigger, without in zip(concepts.probes(name, 6), concepts.probes(name, 6, trigger=False), strict=True):
         assert concepts.TRIGGER in with_trigger.caption and concepts.TRIGGER not in without.caption
         assert np.array_equal(with_trigger.picture, without.picture)
+
+
+def test_learn_takes_settings_as_the_terminal_does(tmp_path):
+    plain = job_of("style", 3, tmp_path).training
+    assert (plain.steps, plain.seed, plain.validation_items) == (demo_settings()["steps"], 3, 0)
+    asked = ["steps=7", "routing.selection_ratio=0.5", "dataset.caption_options.dropout=0.1"]
+    changed = job_of("style", 3, tmp_path, asked)
+    routing = replace(plain.routing, selection_ratio=0.5)
+    assert changed.training == replace(plain, steps=7, routing=routing)
+    assert changed.dataset[0].caption_options.dropout == 0.1
+    options = parser().parse_args(["learn", "--set", "steps=7", "--set", "seed=1"])
+    assert options.set == ["steps=7", "seed=1"]
 
 
 @pytest.mark.parametrize("name", concepts.CONCEPTS)

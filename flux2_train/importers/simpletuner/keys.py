@@ -126,7 +126,7 @@ TRAINING = (
     *each(missing, "input_perturbation input_perturbation_steps", "noise is added once"),
     missing("offset_noise", "without effect in rectified flow"),
     *each(missing, "noise_offset noise_offset_probability", "without effect in rectified flow"),
-    missing("snr_gamma", "without effect in rectified flow"),
+    missing("snr_gamma", "min-SNR has no meaning for velocity; see timesteps.weighting"),
     missing("masked_loss_probability", "masks always act", off=(None, 1, 1.0)),
     *PASSES,
     *each(missing, "mixflow_enabled mixflow_gamma", "not here"),
