@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     learn.add_argument("--short", action="store_true", help="sample the padding: four times faster, nearly the same")
     learn.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE",
-        help="a setting in place of the demo's, as for train: routing.selection_ratio=0.5; repeatable",
+        help="a setting in place of the demo's, as for train: training.routing.selection_ratio=0.5; repeatable",
     )  # fmt: skip
     concept = jobs.add_parser("concept", help="write a concept's dataset")
     concept.add_argument("name", choices=CONCEPTS)

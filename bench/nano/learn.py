@@ -34,11 +34,12 @@ CLASS_WORDS = {"edit": "same"}
 def demo_settings() -> dict:
     """LoRA Trainer's settings in the shipped workflow."""
     trainer = next(n for n in json.loads(DEMO.read_text()).values() if n["class_type"] == "Flux2LoraTrainer")
-    return {name: value for name, value in trainer["inputs"].items() if not isinstance(value, list)}
+    inputs = {name: value for name, value in trainer["inputs"].items() if name != "resume"}  # which is no setting
+    return {name: value for name, value in inputs.items() if not isinstance(value, list)}
 
 
 def job_of(name: str, seed: int, folder: Path, settings: Sequence[str] = ()) -> Job:
-    """The demo's job on the concept's data set in ``folder``, with ``settings`` such as ``routing.until=80``."""
+    """The demo's job on the concept's data set in ``folder``, with ``settings`` such as ``training.routing.until=80``."""
     from flux2_train.flavours import FLAVOURS
     from flux2_train.settings import job
 

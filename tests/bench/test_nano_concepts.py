@@ -59,7 +59,7 @@ def test_the_trigger_changes_the_words_only(name):
 def test_learn_takes_settings_as_the_terminal_does(tmp_path):
     plain = job_of("style", 3, tmp_path).training
     assert (plain.steps, plain.seed, plain.validation_items) == (demo_settings()["steps"], 3, 0)
-    asked = ["steps=7", "routing.selection_ratio=0.5", "dataset.caption_options.dropout=0.1"]
+    asked = ["steps=7", "training.routing.selection_ratio=0.5", "dataset.caption_options.dropout=0.1"]
     changed = job_of("style", 3, tmp_path, asked)
     routing = replace(plain.routing, selection_ratio=0.5)
     assert changed.training == replace(plain, steps=7, routing=routing)

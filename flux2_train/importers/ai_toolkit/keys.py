@@ -215,7 +215,8 @@ TRAIN = (
         "train.do_blank_stabilization train.do_fft_loss train.do_fft_velocity_equiv_weight "
         "train.do_paramiter_swapping train.do_prior_divergence train.do_random_cfg train.do_signal_amplification",
         "not here"),
-    *each(missing, "train.min_snr_gamma train.snr_gamma", "min-SNR has no meaning for velocity; see timesteps.weighting"),
+    *each(missing, "train.min_snr_gamma train.snr_gamma",
+        "min-SNR has no meaning for velocity; see timesteps.weighting"),
     *each(missing, "train.merge_network_on_save train.merge_network_on_save_strength", "Save Merged Model merges"),
     needless("train.negative_prompt", "of sampling"),
     *each(missing, "train.diffusion_feature_extractor_path train.diffusion_feature_extractor_weight", "not here"),
