@@ -9,7 +9,7 @@ from .dataset_options import CaptionOptions, CropOptions, MaskOptions, Reference
 from .import_settings import ImportSettings
 from .load import LoadFlux2
 from .memory import Memory
-from .objective import Preservation, TrainingObjective
+from .objective import Preservation, Slider, TrainingObjective
 from .optimizer import Optimizer
 from .passes import ScheduledSampling, TokenRouting
 from .sample import Flux2Sampler
@@ -22,7 +22,7 @@ from .validation import ValidationLoss, ValidationPrompts
 NODES = [
     LoadFlux2, DatasetFolder, CaptionOptions, CropOptions, MaskOptions, ReferenceOptions, CacheEmbeds,
     CacheLatents, AdapterOptions, SaveOptions, Checkpoints, Memory,
-    TrainingObjective, Timesteps, TokenRouting, ScheduledSampling, Optimizer, Preservation, ValidationPrompts,
+    TrainingObjective, Timesteps, TokenRouting, ScheduledSampling, Slider, Optimizer, Preservation, ValidationPrompts,
     ValidationLoss,
     LoraTrainer, LoraApply, Flux2Sampler, CompareLoras, SaveMergedModel, ImportSettings,
 ]  # fmt: skip

@@ -1,10 +1,11 @@
-"""Training Objective and Preservation: what a prediction is compared with, and what must stay as in the base model."""
+"""Training Objective, Concept Slider and Preservation: what is learned, and what must stay as in the base model."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..flux2_train.settings.objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
+from ..flux2_train.settings.slider import SliderSettings
 from . import fields
 from .options import Options
 from .types import OPTIONS, FluxOptions
@@ -29,6 +30,25 @@ class TrainingObjective(io.ComfyNode):
     def execute(cls, **widgets) -> io.NodeOutput:
         sections = {name: fields.taken(kind, widgets) for name, kind in SECTIONS.items()}
         return io.NodeOutput(Options("Training Objective", sections))
+
+
+class Slider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Flux2Slider",
+            display_name="Concept Slider",
+            category=OPTIONS,
+            description="Learns a LoRA whose strength moves one property, such as size or age: from two opposite "
+            "prompts, or from images and the same images before a change.",
+            search_aliases=["slider", "concept sliders", "image sliders", "leco"],
+            inputs=fields.inputs(SliderSettings),
+            outputs=[FluxOptions.Output(display_name="slider")],
+        )
+
+    @classmethod
+    def execute(cls, **widgets) -> io.NodeOutput:
+        return io.NodeOutput(Options("Concept Slider", {"slider": SliderSettings(**widgets)}))
 
 
 class Preservation(io.ComfyNode):

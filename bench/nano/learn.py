@@ -39,7 +39,7 @@ def demo_settings() -> dict:
 
 
 def job_of(name: str, seed: int, folder: Path, settings: Sequence[str] = ()) -> Job:
-    """The demo's job on the concept's data set in ``folder``, with ``settings`` such as ``training.routing.until=80``."""
+    """The demo's job on the concept's data set in ``folder``, with ``settings`` such as ``training.rank=8``."""
     from flux2_train.flavours import FLAVOURS
     from flux2_train.settings import job
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..data import long_captions
@@ -27,10 +28,11 @@ class Encoded:
 
 
 def encode_captions(
-    clip: CLIP, dataset: Dataset, settings: EmbedSettings, previews: PreviewSettings | None, report: Report
-) -> Encoded:
-    """Encode the captions of a data set, the texts of ``settings`` and the prompts of ``previews``."""
-    more = [*settings.texts, *(previews.texts if previews else [])]
+    clip: CLIP, dataset: Dataset, settings: EmbedSettings, previews: PreviewSettings | None, report: Report,
+    slider: Sequence[str] = (),
+) -> Encoded:  # fmt: skip
+    """Encode the captions of a data set, the texts of ``settings``, and the prompts of ``previews`` and ``slider``."""
+    more = [*settings.texts, *(previews.texts if previews else []), *slider]
     store = Store(cache_folder(settings.store))
     with encode.TextEncoder(clip, settings.offload) as encoder:
         embeds, made = cache_embeds(dataset, encoder, store, more, settings.batch, settings.limit_gb, report)

@@ -18,6 +18,8 @@ from .previews import ValidationLossSettings
 from .rollout import RolloutSettings
 from .routing import RoutingSettings
 from .saving import CheckpointSettings, SaveSettings
+from .slider import OFF as NO_SLIDER
+from .slider import SliderSettings
 from .timesteps import TimestepSettings
 
 TARGETS = ("all", "attention", "mlp", "tiny")
@@ -133,6 +135,7 @@ class TrainingSettings(Settings):
     preservation_options: PreservationSettings = field(default_factory=PreservationSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
+    slider: SliderSettings = field(default_factory=SliderSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     ema: EmaSettings = field(default_factory=EmaSettings)
     validation_loss: ValidationLossSettings = field(default_factory=lambda: ValidationLossSettings(every=0))
@@ -164,6 +167,21 @@ class TrainingSettings(Settings):
             yield f"learning_rate is {self.learning_rate:g}: nothing would be learned. 1e-4 suits most, 1e-3 nano."
         if self.offload == OFF and self.memory.streams:
             yield "offload is 'off', but Memory says how much to stream; set offload to 'auto' or Memory's amount to 0."
+        if self.slider.slider != NO_SLIDER:
+            yield from (
+                f"A slider cannot be learned with {what}; turn one of them off." for what in self._against_slider()
+            )
+
+    def _against_slider(self) -> Iterator[str]:
+        """What is on and needs the target of an image and its caption, which a slider has not."""
+        others = {
+            "contrastive guidance": self.guidance.contrastive_guidance != 1, "true CFG": self.guidance.true_cfg != 1,
+            "differential guidance": self.differential_guidance != 1,
+            "scheduled sampling": self.rollout.probability > 0,
+            "outside_mask": self.preservation_options.outside_mask > 0,
+            "'together' of Preservation": bool(self.preservation) and self.preservation_options.together,
+        }  # fmt: skip
+        yield from (name for name, is_on in others.items() if is_on)
 
     @property
     def public(self) -> TrainingSettings:

@@ -32,7 +32,7 @@ def encode_all(job: Job, bar: Bar, clip=None, vae=None) -> list[tuple]:
 
     def embeds(dataset):
         report = partial(bar, "encoding captions")
-        return encoding.encode_captions(clip, dataset, job.embeds, job.previews, report)
+        return encoding.encode_captions(clip, dataset, job.embeds, job.previews, report, job.training.slider.texts)
 
     def latents(dataset):
         return encoding.encode_images(vae, dataset, job.latents, partial(bar, "encoding images"))

@@ -16,6 +16,7 @@ from ..host.graph_types import ModelPatcher
 from ..host.lora import apply as lora
 from ..settings.training import TrainingSettings
 from . import optimizers
+from .slider import require_pairs
 
 
 def build_adapters(model: ModelPatcher, config: TrainingSettings) -> Adapters:
@@ -39,8 +40,12 @@ def build_optimizer(adapters: Adapters, config: TrainingSettings) -> torch.optim
     return optimizers.build(config.optimizer, optimizers.by_block(groups, layer_of, config.optimizer.block_rates))
 
 
-def require_preserved(dataset: Dataset, config: TrainingSettings) -> None:
-    """Raise UserError if the data set lacks what preservation needs: masks, a class word or a trigger word."""
+def require_taught(dataset: Dataset, config: TrainingSettings) -> None:
+    """Raise UserError if the data set lacks what is to be taught or preserved.
+
+    Preservation needs masks, a class word or a trigger word, a slider of pairs a reference of each image.
+    """
+    require_pairs(config.slider, dataset)
     if config.preservation_options.outside_mask and not any(item.mask for item in dataset.items):
         raise UserError("outside_mask is on but no image has a mask: give the data set masks, or set it to 0.")
     if not config.preservation or config.preservation_options.kind != "class":

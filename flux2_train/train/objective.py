@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,37 +15,20 @@ from ..flow.preservation import outside
 from ..flow.rollout import drift_loss, drift_weights
 from ..flow.target import differential_target, mean_squared_error
 from ..flow.weighting import place_weights, replaced, weighted
+from ..settings.slider import OFF
 from ..settings.training import TrainingSettings
 from . import timesteps
-from .step_input import StepInput
-
-
-@dataclass(frozen=True)
-class ObjectivePart:
-    """One part of a step's loss: ``loss`` (B,) is what backward starts from, the other two (B,) are only reported."""
-
-    loss: Tensor
-    velocity_error: Tensor | None = None
-    preservation: Tensor | None = None
-
+from .slider import Slider
+from .step_input import Memo, ObjectivePart, StepInput, frozen
 
 Predict = Callable[[StepInput], Tensor]
-Memo = dict[str, Tensor]  # values without gradient by name; passing the same memo again reuses them
-
-
-def frozen(memo: Memo, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """The value of ``compute`` without gradient. It is computed once and then read from ``memo``."""
-    if name not in memo:
-        with torch.no_grad():
-            memo[name] = compute().detach()
-    return memo[name]
 
 
 class Objective:
     """Composes the options of a run into the parts of a step's loss.
 
     ``predict`` gives the adapted model's velocity, ``base_model`` is a context manager that switches the adapters off,
-    ``blank`` is the embedding of the empty caption (1, L, D).
+    ``blank`` is the embedding of the empty caption (1, L, D), ``prompts`` are those of a slider.
     """
 
     def __init__(
@@ -54,15 +37,18 @@ class Objective:
         predict: Predict,
         base_model: Callable[[], AbstractContextManager],
         blank: Tensor | None = None,
+        prompts: Mapping[str, Tensor] | None = None,
     ):
         self.config, self.predict, self.base_model, self.blank = config, predict, base_model, blank
+        self.slider = Slider(config.slider, prompts or {}, predict, self._base, self._loss)
 
     def parts(self, step: int) -> list[Callable[[StepInput, Memo], ObjectivePart]]:
         """The parts of optimizer step ``step`` (from 1), to be run one after the other."""
         preserving = self.config.preservation and (step - 1) % self.config.preservation_options.every == 0
+        learning = [self.learn] if self.config.slider.slider == OFF else self.slider.parts()
         if not preserving:
-            return [self.learn]
-        return [self.learn_and_preserve] if self.config.preservation_options.together else [self.learn, self.preserve]
+            return learning
+        return [self.learn_and_preserve] if self.config.preservation_options.together else [*learning, self.preserve]
 
     def learn(self, inputs: StepInput, memo: Memo) -> ObjectivePart:
         """The prediction's error against the target."""

@@ -19,6 +19,8 @@ from ..planning.planner import GB, Pins, Plan, choose, smallest
 from ..planning.work import Machine, Passes, Work
 from ..settings.memory import ALL, AUTO, ON
 from ..settings.optimizer import OTHER
+from ..settings.slider import OFF as NO_SLIDER
+from ..settings.slider import PROMPTS
 from ..settings.training import TrainingSettings
 from .other_optimizers import state_bytes
 from .preview_request import PreviewRequest
@@ -30,8 +32,10 @@ def passes_of(config: TrainingSettings) -> Passes:
     guidance, preservation = config.guidance, config.preservation_options
     preserving = 1 / preservation.every if config.preservation else 0.0
     together = config.preservation and preservation.together
-    trained = 1.0 if together else 1.0 + preserving
+    slider = config.slider.slider
+    trained = 1.0 if together else 1.0 + preserving + (slider != NO_SLIDER)
     plain = preserving + (guidance.contrastive_guidance != 1) + bool(preservation.outside_mask) + _sampling(config)
+    plain += 3 * (slider == PROMPTS)
     return Passes(trained, plain, 1 + bool(together) + (guidance.true_cfg != 1))
 
 

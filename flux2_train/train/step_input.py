@@ -1,8 +1,8 @@
-"""The inputs of a step: what is drawn for a batch, and what the model gets of it."""
+"""What a step is made of: what is drawn for a batch, what the model gets of it, and the parts of its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..data.samples import Sample
 from ..flow.target import interpolate, velocity_target
 from ..host.borrowed.routing import Route
+
+Memo = dict[str, Tensor]  # values without gradient by name; passing the same memo again reuses them
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,20 @@ def step_input(batch: Sequence[Sample], drawn: Drawn, rows: Sequence[int], devic
     routes = tuple(route.rows(rows) for route in drawn.routes)
     guidance = [drawn.guidance[i] for i in rows]
     return StepInput(samples, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance, routes)
+
+
+@dataclass(frozen=True)
+class ObjectivePart:
+    """One part of a step's loss: ``loss`` (B,) is what backward starts from, the other two (B,) are only reported."""
+
+    loss: Tensor
+    velocity_error: Tensor | None = None
+    preservation: Tensor | None = None
+
+
+def frozen(memo: Memo, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    """The value of ``compute`` without gradient. It is computed once and then read from ``memo``."""
+    if name not in memo:
+        with torch.no_grad():
+            memo[name] = compute().detach()
+    return memo[name]

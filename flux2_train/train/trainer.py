@@ -30,20 +30,21 @@ from ..host.graph_types import ModelPatcher
 from ..settings.training import TrainingSettings
 from . import processes, timesteps
 from .between_steps import BetweenSteps
-from .building import build_adapters, build_optimizer, require_preserved
+from .building import build_adapters, build_optimizer, require_taught
 from .ema import Ema
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .held_out import kept_out
 from .history import BANDS, History, Measured, tally
 from .loss_scale import LossScale
-from .objective import Memo, Objective, ObjectivePart
+from .objective import Objective
 from .out_of_memory import RunMemory
 from .preview_request import PreviewRequest
 from .rollout import draw_offsets, rolled_input
 from .routing import Router
 from .schedules import Schedule
+from .slider import slider_embeds, strength_of
 from .state import Resumable
-from .step_input import Drawn, StepInput, step_input
+from .step_input import Drawn, Memo, ObjectivePart, StepInput, step_input
 
 
 class Trainer(Resumable):
@@ -86,7 +87,8 @@ class Trainer(Resumable):
         self.encoding = embeds.settings, latents.settings
         check_embeds(model, self.samples[0].embeds)
         self.blank = embeds.embeds.get("")
-        require_preserved(latents.dataset, config)
+        self.slider = slider_embeds(config.slider, embeds.embeds)
+        require_taught(latents.dataset, config)
         self.device = model.load_device
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
         self.total = step_count(self.samples, self.step_size, config.steps, config.epochs)
@@ -218,9 +220,10 @@ class Trainer(Resumable):
             self.optimizer.zero_grad(set_to_none=True)
             return f"its gradients were too large for fp16; the loss scale is {self.loss_scale.scale:g} now"
         checked = measured.loss + measured.preservation + 0 * norm  # not finite if any of the three is not
-        if self.bad_losses.skip(checked, [s.item.path.name for s in batch], len(self.history.losses)):
+        names = [s.item.path.name for s in batch]
+        if self.bad_losses.skip(checked, names, len(self.history.losses)):
             self.optimizer.zero_grad(set_to_none=True)
-            return f"its loss is no number ({_names(batch)})"
+            return f"its loss is no number ({', '.join(sorted(set(names)))})"
         self._update(measured.loss)
         return measured
 
@@ -264,7 +267,7 @@ class Trainer(Resumable):
         def predict(inputs: StepInput) -> Tensor:
             return self.predict(borrowed, inputs.x_t, inputs.t, inputs.samples, inputs.guidance, inputs.routes)
 
-        return Objective(self.config, predict, self._base_model, self.blank)
+        return Objective(self.config, predict, self._base_model, self.blank, self.slider)
 
     def draw(self, batch: list[Sample], step: int) -> Drawn:
         """Everything random about the samples of optimizer step ``step``."""
@@ -288,8 +291,9 @@ class Trainer(Resumable):
         loss = preservation = torch.zeros(())
         bands = torch.zeros(2, BANDS, dtype=torch.float64)
         for compute in parts:
-            part = compute(inputs, memo)
-            self.accelerator.backward(self.loss_scale.up(weight * part.loss.sum()))
+            with self.adapters.at_strength(strength_of(compute)):
+                part = compute(inputs, memo)
+                self.accelerator.backward(self.loss_scale.up(weight * part.loss.sum()))
             if part.velocity_error is not None:
                 loss, bands = part.velocity_error.sum(), tally(inputs.t, part.velocity_error) if weight else bands
             if part.preservation is not None:
@@ -342,7 +346,3 @@ class Trainer(Resumable):
             for s, g in zip(batch, guidance or [self.config.guidance.guidance] * len(batch), strict=True)
         ]
         return velocity(borrowed, x_t, t, conditions, routes)
-
-
-def _names(batch: list[Sample]) -> str:
-    return ", ".join(sorted({s.item.path.name for s in batch}))

@@ -233,6 +233,19 @@ def test_optimizers_of_libraries_become_their_class(tmp_path):
     assert made.other == "pytorch_optimizer.CAME"
 
 
+def test_ai_toolkits_concept_slider_is_one_of_prompts(tmp_path):
+    process = json.loads(json.dumps(peers.AI_TOOLKIT_PROCESS))
+    process |= {"type": "concept_slider", "slider": {
+        "target_class": "a person", "positive_prompt": "old", "negative_prompt": "young", "guidance_strength": 2.5,
+    }}  # fmt: skip
+    made = job(tmp_path, {"job": "extension", "config": {"name": "a", "process": [process]}}, "job.json")
+    slider = made.training.slider
+    assert (slider.slider, slider.positive, slider.negative, slider.neutral, slider.slider_guidance) == (
+        "prompts", "old", "young", "a person", 2.5,
+    )  # fmt: skip
+    assert made.embeds.texts == ["old", "young", "a person"]
+
+
 def test_files_on_the_way(tmp_path):
     made = musubi(tmp_path, "--save_every_n_epochs 2 --save_last_n_epochs 6").checkpoints
     assert (made.lora_every, made.every_epochs, made.keep) == (0, 2, 3)

@@ -23,8 +23,8 @@ IDS = [
     "Flux2Load", "Flux2DatasetFolder", "Flux2CaptionOptions", "Flux2CropOptions", "Flux2MaskOptions",
     "Flux2ReferenceOptions", "Flux2CacheEmbeds", "Flux2CacheLatents", "Flux2AdapterOptions", "Flux2SaveOptions",
     "Flux2Checkpoints", "Flux2Memory", "Flux2TrainingObjective",
-    "Flux2Timesteps", "Flux2TokenRouting", "Flux2ScheduledSampling", "Flux2Optimizer", "Flux2Preservation",
-    "Flux2Validation", "Flux2ValidationLoss",
+    "Flux2Timesteps", "Flux2TokenRouting", "Flux2ScheduledSampling", "Flux2Slider", "Flux2Optimizer",
+    "Flux2Preservation", "Flux2Validation", "Flux2ValidationLoss",
     "Flux2LoraTrainer", "Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel",
     "Flux2ImportSettings",
 ]  # fmt: skip

@@ -32,6 +32,7 @@ from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLos
 from flux2_train.settings.rollout import RolloutSettings
 from flux2_train.settings.routing import RoutingSettings
 from flux2_train.settings.saving import CheckpointSettings, SaveSettings
+from flux2_train.settings.slider import SliderSettings
 from flux2_train.settings.timesteps import TimestepSettings
 from flux2_train.settings.training import TrainingSettings
 
@@ -50,7 +51,7 @@ PLACES = {
     "training.validation_loss": (ValidationLossSettings, "ValidationLoss"),
     "training.checkpoints": (CheckpointSettings, "Checkpoints"), "training.memory": (MemorySettings, "Memory"),
     "training.rollout": (RolloutSettings, "ScheduledSampling"), "training.routing": (RoutingSettings, "TokenRouting"),
-    "previews": (PreviewSettings, "Validation"),
+    "training.slider": (SliderSettings, "Slider"), "previews": (PreviewSettings, "Validation"),
 }  # fmt: skip
 WRONG_TYPE = {bool: "yes", int: 1.5, float: "much", str: 7}
 

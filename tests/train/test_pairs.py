@@ -22,8 +22,10 @@ from flux2_train.host.borrowed.borrow import borrow, training_mode
 from flux2_train.host.loading import files, load
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train.slider import strength_of
 
 BASE = TrainingSettings(steps=3, rank=2, targets="tiny", learning_rate=1e-3, validation_items=0, batch=2)
+POSITIVE, NEGATIVE = "zbot robot waving on a sandy desert", "zbot robot jumping on a night street"
 OPTIONS = {
     "uniform": {"timesteps.distribution": "uniform"}, "weighted": {"timesteps.distribution": "weighted"},
     "beta": {"timesteps.distribution": "beta"}, "mode": {"timesteps.distribution": "mode"},
@@ -60,6 +62,7 @@ OPTIONS = {
     "sampled": {"rollout.probability": 1.0, "rollout.max_offset": 2, "rollout.inference_steps": 4},
     "reflexflow": {"rollout.probability": 1.0, "rollout.reflexflow": True, "rollout.sampler": "heun"},
     "fp32 adapters": {"adapter.compute": "fp32"},
+    "slider": {"slider.slider": "prompts", "slider.positive": POSITIVE, "slider.negative": NEGATIVE},
 }  # fmt: skip
 PAIRS = list(combinations(OPTIONS, 2))
 REFUSED = {
@@ -67,6 +70,8 @@ REFUSED = {
         ("cfg", "contrastive"), *(("weighted", w) for w in ("sigma_sqrt", "cosmap", "bell", "table")),
         ("schedulefree", "cosine"), ("schedulefree", "rex"), ("prodigy", "block rates"), ("prodigy", "lora_plus"),
         ("muon", "dora"),
+        *(("slider", w) for w in ("cfg", "contrastive", "differential", "together", "outside mask", "sampled")),
+        ("slider", "reflexflow"),
         *((kind, of_lora) for kind in ("loha", "lokr") for of_lora in ("rslora", "dora", "lora_plus")),
     )
 }  # fmt: skip
@@ -138,6 +143,7 @@ def in_float64(trainer):
     for p in trainer.adapters.trainable():
         p.data = p.data.double() + 0.05 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
     trainer.blank = trainer.blank.double()
+    trainer.slider = {name: embeds.double() for name, embeds in trainer.slider.items()}
     return [replace(s, embeds=s.embeds.double(), class_embeds=s.class_embeds.double()) for s in trainer.samples]
 
 
@@ -162,10 +168,15 @@ def check_gradients(nano64, caches, config):
         parts = objective.parts(1)
         memos = [{} for _ in parts]
 
+        def evaluate_part(part, memo, differentiate):
+            with trainer.adapters.at_strength(strength_of(part)):
+                loss = part(case, memo).loss.sum()
+                return torch.autograd.grad(loss, parameters) if differentiate else loss.item()
+
         def evaluate(differentiate=False):
             with trainer.adapters.dropping(seed=0, step=1):
-                loss = sum(part(case, memo).loss.sum() for part, memo in zip(parts, memos, strict=True))
-                return torch.autograd.grad(loss, parameters) if differentiate else loss.item()
+                each = [evaluate_part(*one, differentiate) for one in zip(parts, memos, strict=True)]
+                return [sum(gradients) for gradients in zip(*each, strict=True)] if differentiate else sum(each)
 
         gradients = evaluate(differentiate=True)
         generator = torch.Generator().manual_seed(3)

@@ -27,6 +27,7 @@ from .values import (
     rank,
     rate,
     schedule,
+    slider,
     times,
     when,
 )
@@ -279,8 +280,14 @@ SAMPLE = (
         "sample.refiner_start_at sample.samples", DIFFUSERS_ONLY),
 )  # fmt: skip
 PROCESS = (
-    refused("type", "sliders and other processes are not here",
-        lambda v: str(v) not in ("sd_trainer", "diffusion_trainer", "ui_trainer")),
+    refused("type", "only LoRAs and concept sliders are trained here",
+        lambda v: str(v) not in ("sd_trainer", "diffusion_trainer", "ui_trainer", "concept_slider")),
+    special("slider.positive_prompt", "training.slider.positive", "", slider),
+    used("slider.negative_prompt", "training.slider.negative", text),
+    used("slider.target_class", "training.slider.neutral", text),
+    used("slider.guidance_strength", "training.slider.slider_guidance", number),
+    missing("slider.anchor_class", "use preservation with a class word"),
+    missing("slider.anchor_strength", "use preservation with a class word"),
     needless("training_folder", "files go to ComfyUI's folders"),
     used("trigger_word", "dataset.trigger", text),
     needless("device", "ComfyUI's device"),
@@ -289,7 +296,7 @@ PROCESS = (
     special("logging.use_wandb", "training.logs", "", switched("training.logs", "csv and Weights & Biases", "csv")),
     *each(needless, "logging.log_every logging.project_name logging.run_name logging.use_ui_logger logging.verbose",
         "runs are logged to loss.csv"),
-    missing("slider", "sliders are not here"),
+    missing("slider", "not here"),
     needless("adapter", DIFFUSERS_ONLY),
     needless("embedding", "embeddings are not trained"),
     needless("decorator", "not trained"),

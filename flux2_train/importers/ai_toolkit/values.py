@@ -90,6 +90,17 @@ def rate(value: Any, section: Section) -> str | None:
     return None
 
 
+def slider(value: Any, section: Section) -> str | None:
+    """The prompts of a concept slider, which Cache Embeds encodes."""
+    section.put("training.slider.positive", str(value))
+    if section.get("type") != "concept_slider":
+        return "the kind of process is no slider"
+    section.put("training.slider.slider", "prompts")
+    names = ("positive_prompt", "negative_prompt", "target_class")
+    section.put("embeds.prompts", "\n".join(str(section.get(f"slider.{name}", "")) for name in names))
+    return None
+
+
 def schedule(value: Any, section: Section) -> None:
     """The schedule under its name here."""
     names = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",

@@ -154,7 +154,7 @@ DATA = (
     special("disabled", "", "left out", lambda v, s: None),
     special("disable", "", "left out", lambda v, s: None),
     missing("conditioning", "references are files here; none are made from the pictures"),
-    missing("slider_strength", "sliders are not here yet"),
+    missing("slider_strength", "its slider scales the LoRA by data set; Concept Slider learns from pairs or prompts"),
     missing("minimum_aspect_ratio", "no limit of shapes"),
     missing("maximum_aspect_ratio", "no limit of shapes"),
     missing("caption_filter_list", "edit the caption files"),

@@ -71,7 +71,7 @@ ADAPTER = (
     *each(missing, "assistant_lora_inference_strength assistant_lora_path assistant_lora_strength",
         "an assistant LoRA is not here; wire it in with LoRA Apply"),
     needless("disable_assistant_lora", "an assistant LoRA is not here"),
-    missing("slider_lora_target", "sliders are not here yet"),
+    missing("slider_lora_target", "targets chooses the layers"),
     missing("init_lokr_norm", "LoKr starts as peft starts it"),
     *each(needless, "init_lora_ema init_lora_step", "the start of a LoRA is its weights alone"),
     needless("singlora_ramp_up_steps", "SingLoRA is not here"),
