@@ -164,6 +164,9 @@ def variants(captions: list[str], options: CaptionSettings, key: str, name: str 
 def _shuffled(text: str, options: CaptionSettings, rng: random.Random) -> str:
     parts = [part.strip() for part in text.split(options.separator) if part.strip()]
     kept, free = parts[: options.keep_tokens], parts[options.keep_tokens :]
-    rng.shuffle(free)
+    if options.tag_dropout:
+        free = [part for part in free if rng.random() >= options.tag_dropout]
+    if not options.keep_order:
+        rng.shuffle(free)
     glue = options.separator if options.separator.endswith(" ") else f"{options.separator} "
     return glue.join(kept + free)

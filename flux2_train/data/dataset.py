@@ -91,7 +91,8 @@ class Source:
 
     An epoch sees ``repeats`` x ``probability`` of its items. ``is_reg`` marks regularisation images, which teach no
     trigger; with ``base_target`` they are trained towards the base model's prediction instead of the image.
-    ``timestep_offset`` moves its times on the logit scale, above 0 towards noise.
+    ``timestep_offset`` moves its times on the logit scale, above 0 towards noise. With ``balance`` above 0 an epoch
+    sees as many images of it as its share of all folders' balance says.
     """
 
     folder: Path = Path()
@@ -108,10 +109,12 @@ class Source:
     reference_dropout: float = 0.0
     reference_sampling: str = COMBINED
     timestep_offset: float = 0.0
+    balance: float = 0.0
 
     def canonical(self) -> dict:
-        """All that matters for training."""
-        return {name: value for name, value in asdict(self).items() if name != "folder"}
+        """All that matters for training. What earlier versions had not is left out where it does nothing."""
+        left_out = {"folder"} | ({"balance"} if not self.balance else set())
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ..bounded import is_file
 from ..errors import UserError
 from ..hashing import canonical_hash
 from ..names import counted, shown
-from ..settings.dataset_folder import FILE_NAME, JSONL, ONE_PROMPT, REFUSE, STRICT, DatasetSettings
+from ..settings.dataset_folder import FILE_NAME, JSONL, MOST_REFERENCES, ONE_PROMPT, REFUSE, STRICT, DatasetSettings
 from . import captions as texts
 from . import crops, faces
 from .advice import advice
@@ -20,6 +20,7 @@ from .dataset import Dataset
 from .images import SUFFIXES, Facts, open_upright, read_bytes
 from .index import Index
 from .items import Known, UsableImage, items_of, source_of
+from .numbered import numbered
 from .pairs import MayRead, anywhere, by_name, is_jsonl, listing, name_of, some
 
 SHAPE_TOLERANCE = 0.01  # relative difference of aspect ratios up to which an image and its partner have the same shape
@@ -169,10 +170,13 @@ class _Reader:
         names = [name_of(p.path, root) for p in images]
         for folder in self.settings.references:
             partners = self._partners(folder, names, "reference")
-            images = [replace(p, references=(*p.references, partners[n])) for p, n in zip(images, names, strict=True)]
+            images = [replace(p, references=(*p.references, *partners[n])) for p, n in zip(images, names, strict=True)]
+        self._refuse_many(images)
         if self.settings.mask_options.folder:
             partners = self._partners(self.settings.mask_options.folder, names, "mask")
-            images = [replace(p, mask=partners.get(n)) for p, n in zip(images, names, strict=True)]
+            images = [
+                replace(p, mask=next(iter(partners.get(n, ())), None)) for p, n in zip(images, names, strict=True)
+            ]
         elif self.settings.mask_options.alpha:
             images = [replace(p, mask=p.path if p.facts.alpha else None) for p in images]
         self.partners = self._facts([path for p in images for path in p.partners])
@@ -192,11 +196,18 @@ class _Reader:
                 return False
         return True
 
-    def _partners(self, folder: Path, names: list[str], what: str) -> dict[str, Path]:
+    def _refuse_many(self, images: list[UsableImage]) -> None:
+        many = [p.path.name for p in images if len(p.references) > MOST_REFERENCES]
+        if many:
+            raise UserError(f"At most {MOST_REFERENCES} references of an image can be used; more have {some(many)}.")
+
+    def _partners(self, folder: Path, names: list[str], what: str) -> dict[str, tuple[Path, ...]]:
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}; name the folder of {what}s.")
         partners = by_name(folder, self.settings.subfolders, self.may_read, self.skipped.append)
-        missing, surplus = [n for n in names if n not in partners], sorted(set(partners) - set(names))
+        found = numbered(partners, names) if what == "reference" else {n: (n,) for n in names if n in partners}
+        missing = [n for n in names if n not in found]
+        surplus = sorted(set(partners) - {partner for those in found.values() for partner in those})
         if missing and what == "reference":
             count = counted(len(missing), "image has", "images have")
             raise UserError(f"{count} no reference: {folder} holds no image named {some(missing)}.")
@@ -207,7 +218,7 @@ class _Reader:
             )
         if surplus:
             self.warnings.append(f"{folder.name} has {what}s that belong to no image: {some(surplus)}")
-        return partners
+        return {name: tuple(partners[each] for each in those) for name, those in found.items()}
 
     def _limited(self, images: list[UsableImage]) -> list[UsableImage]:
         """At most ``max_samples`` images, chosen by hashes of their content: an added file changes little."""

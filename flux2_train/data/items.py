@@ -46,6 +46,7 @@ def source_of(settings: DatasetSettings) -> Source:
         is_reg=settings.is_reg,
         base_target=settings.base_target,
         timestep_offset=settings.timestep_offset,
+        balance=settings.balance,
         trigger=settings.trigger,
         class_word=settings.class_word,
         caption_dropout=captions.dropout,

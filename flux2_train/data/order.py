@@ -33,19 +33,26 @@ def epoch_batches(samples: Samples, batch: int, seed: int, epoch: int) -> list[l
 
 
 def _seen(samples: Samples, seed: int, epoch: int) -> list[int]:
-    """Indices of the items that an epoch sees: ``repeats`` times each folder's, and of these its ``probability``."""
+    """Indices of the items that an epoch sees: ``repeats`` times each folder's, and of these its ``probability``.
+
+    Folders with a ``balance`` together give as many as they have, each its share of them.
+    """
+    sources = list(enumerate(samples.sources))
+    owns = {n: [i for i, item in enumerate(samples.items) if item.source == n for _ in range(s.repeats)]
+            for n, s in sources}  # fmt: skip
+    balanced = {n: s.balance for n, s in sources if s.balance and owns[n]}
+    together = sum(len(owns[n]) for n in balanced)
     seen = []
-    for number, source in enumerate(samples.sources):
-        own = [i for i, item in enumerate(samples.items) if item.source == number for _ in range(source.repeats)]
-        seen += (
-            own if source.probability == 1 or not own else _share(own, source.probability, f"{seed}/{number}", epoch)
-        )
+    for number, source in sources:
+        own, count = owns[number], round(source.probability * len(owns[number]))
+        if number in balanced:
+            count = round(together * balanced[number] / sum(balanced.values()))
+        seen += own if count == len(own) else _share(own, max(1, count), f"{seed}/{number}", epoch)
     return seen
 
 
-def _share(indices: list[int], probability: float, seed: str, epoch: int) -> list[int]:
-    """The share ``probability`` of ``indices``, continuing where the last epoch ended: 1/p epochs see them all."""
-    count = max(1, round(probability * len(indices)))
+def _share(indices: list[int], count: int, seed: str, epoch: int) -> list[int]:
+    """``count`` of ``indices``, continuing where the last epoch ended: in the long run all come equally often."""
     shuffled: dict[int, list[int]] = {}
 
     def at(place: int) -> int:
@@ -72,7 +79,7 @@ def batches(samples: Samples, batch: int, seed: int, steps: int, epochs: int) ->
 
 def step_count(samples: Samples, batch: int, steps: int, epochs: int) -> int:
     """How many batches ``batches`` will give."""
-    if steps or all(source.probability == 1 for source in samples.sources):
+    if steps or all(source.probability == 1 and not source.balance for source in samples.sources):
         return steps or epochs * len(epoch_batches(samples, batch, 0, 0))
     return sum(len(epoch_batches(samples, batch, 0, epoch)) for epoch in range(epochs))
 

@@ -61,11 +61,22 @@ class CaptionSettings(Settings):
         "you wrote it.",
     )
     seed: int = setting(0, "Fixes the orders that shuffling makes.", **SEED)
+    tag_dropout: float = setting(
+        0.0,
+        "How often a part of a caption is left out, drawn for each part in each of the 'shuffle' orders. For tags; 0 "
+        "is off, 0.1 usual.",
+        ge=0, le=0.95, step=0.05,
+    )  # fmt: skip
+    keep_order: bool = setting(
+        False, "With tag_dropout: parts stay in their order, and 'shuffle' says how many variations there are."
+    )
 
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""
         if self.shuffle and not self.separator:
             yield "shuffle is on but separator is empty; captions are usually split at ','."
+        if self.tag_dropout and not self.shuffle:
+            yield "tag_dropout is on but shuffle is 0; set it to the number of variations of each caption, such as 10."
 
 
 @settings
@@ -272,6 +283,12 @@ class DatasetSettings(Settings):
         "it knows.",
         **RARE,
     )
+    balance: float = setting(
+        0.0,
+        "Balances chained folders: in an epoch their images come as often as these weights are to each other, 2 twice "
+        "as often as 1, however many a folder has. 0 is off.",
+        ge=0, le=1000, step=0.5, **RARE,
+    )  # fmt: skip
     timestep_offset: float = setting(
         0.0,
         "Moves the times these images are trained at, on the logit scale: above 0 towards noise and composition, below "
@@ -289,6 +306,8 @@ class DatasetSettings(Settings):
             yield f"background is {self.background!r}, which is no colour; write white or #ffffff."
         if len(self.references) > MOST_REFERENCES:
             yield f"references names {len(self.references)} folders; at most {MOST_REFERENCES} can be used."
+        if self.balance and (self.probability != 1 or self.repeats != 1):
+            yield "balance is on, which says how often images come; set repeats and probability to 1."
         if self.base_target and not self.is_reg:
             yield (
                 "base_target is on but is_reg is off: nothing would be learned from these images; turn is_reg on for "

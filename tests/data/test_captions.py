@@ -1,6 +1,7 @@
 """Captions in every form, and what the trigger makes of them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from pictures import captions_of, picture, read
@@ -131,6 +132,21 @@ def test_shuffling_keeps_the_first_parts_and_every_part():
     assert variants(["a, b"], CaptionSettings(), "key") == ("a, b",)
 
 
+def test_tags_are_dropped_as_often_as_asked_and_the_first_ones_never():
+    text = ", ".join(f"t{number}" for number in range(50))
+    options = CaptionSettings(shuffle=100, keep_tokens=2, tag_dropout=0.3)
+    made = [each.split(", ") for each in variants([text], options, "key")]
+    assert len(made) == 100 and all(parts[:2] == ["t0", "t1"] for parts in made)
+    shares = [sum(f"t{number}" in parts for parts in made) / 100 for number in range(2, 50)]
+    assert sum(shares) / 48 == pytest.approx(0.7, abs=0.03) and min(shares) > 0.5 and max(shares) < 0.9
+    ordered = variants([text], replace(options, keep_order=True), "key")
+    assert all(parts == sorted(parts, key=lambda tag: int(tag[1:])) for parts in (e.split(", ") for e in ordered))
+    assert len(ordered) == 100 and made != [each.split(", ") for each in ordered]
+    assert variants([text], replace(options, tag_dropout=0.0), "key") == variants(
+        [text], CaptionSettings(shuffle=100, keep_tokens=2), "key"
+    )
+
+
 def test_the_dropout_caption_is_encoded_with_its_class_form(tmp_path):
     picture(tmp_path / "a.png", caption="x")
     plain = read(tmp_path, trigger="ohwx", class_word="dog")
@@ -143,6 +159,7 @@ def test_the_dropout_caption_is_encoded_with_its_class_form(tmp_path):
 
 
 @pytest.mark.parametrize("settings, words", [({"dropout": 1.5}, "dropout is 1.5; it must be at least 0 and at most 1"),
+                                             ({"tag_dropout": 0.1}, "tag_dropout is on but shuffle is 0"),
                                              ({"shuffle": 2, "separator": ""}, "separator is empty")])  # fmt: skip
 def test_bad_options_are_refused(settings, words):
     with pytest.raises(UserError, match=words):

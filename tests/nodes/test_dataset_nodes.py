@@ -1,5 +1,6 @@
 """Dataset Folder and its option nodes, run as ComfyUI runs them: every widget changes the data set as it says."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -107,6 +108,10 @@ TABLE = [
      lambda d: len(d.said["tags"]) > 2 and all(t.startswith("zbot a, b, ") for t in d.said["tags"])),
     ("CaptionOptions", {"shuffle": 9, "separator": ";"},
      lambda d: len(d.said["tags"]) > 1 and all("a, b, c, d, e" in t for t in d.said["tags"])),
+    ("CaptionOptions", {"shuffle": 9, "tag_dropout": 0.5}, lambda d: any("c" not in t for t in d.said["tags"])),
+    ("CaptionOptions", {"shuffle": 9, "tag_dropout": 0.5, "keep_order": True},
+     lambda d: len(d.said["tags"]) > 1
+     and all(letters == sorted(letters) for letters in map(re.compile(r"\b[a-e]\b").findall, d.said["tags"]))),
     ("CaptionOptions", {"prepend_trigger": False}, lambda d: d.said["clear"] == ("see through",)),
     ("CaptionOptions", {"shuffle": 2, "seed": 1}, lambda d: len(d.said["tags"]) == 2),
     ("CropOptions", {"crop": False}, lambda d: d.box["wide"] == (0, 0, 128, 64) and d.size["wide"] == (96, 48)),
@@ -154,6 +159,7 @@ TABLE = [
     ("DatasetFolder", {"loss_weight": 0.25}, lambda d: d.source.weight == 0.25),
     ("DatasetFolder", {"is_reg": True}, lambda d: d.source.is_reg and d.said["wide"] == ("toy wide",)),
     ("DatasetFolder", {"is_reg": True, "base_target": True}, lambda d: d.source.base_target),
+    ("DatasetFolder", {"balance": 2.0}, lambda d: d.source.balance == 2),
     ("DatasetFolder", {"timestep_offset": -0.5}, lambda d: d.source.timestep_offset == -0.5),
 ]  # fmt: skip
 

@@ -67,6 +67,14 @@ def _colour(value: Any) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
+def _tag_dropout(value: Any, section: Section) -> str:
+    section.put("dataset.caption_options.tag_dropout", number(value))
+    section.put_default("dataset.caption_options.shuffle", VARIATIONS)
+    section.put("dataset.caption_options.keep_order", not flag(section.get("shuffle_tokens", False)))
+    return f"in {VARIATIONS} variations of each caption, each of which is encoded"
+
+
+VARIATIONS = 10
 DATA = (
     special("folder_path", "dataset.folder", "", lambda v, s: s.put_folder("dataset.folder", text(v))),
     special("dataset_path", "dataset.folder", "", lambda v, s: s.put_folder("dataset.folder", text(v))),
@@ -77,7 +85,7 @@ DATA = (
     special("caption_dropout_rate", "dataset.caption_options.dropout", "", _dropout),
     special("shuffle_tokens", "dataset.caption_options.shuffle", "", _shuffle),
     used("keep_tokens", "dataset.caption_options.keep_tokens", whole),
-    missing("token_dropout_rate", "single tags are not dropped"),
+    special("token_dropout_rate", "dataset.caption_options.tag_dropout", "", _tag_dropout),
     missing("replacements", "edit the caption files"),
     *each(missing, "random_triggers random_triggers_max", "one trigger"),
     *each(missing, "augmentations augments", "pictures are flipped and cropped only"),

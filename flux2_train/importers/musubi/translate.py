@@ -47,8 +47,8 @@ def _control(value: Any, section: Section) -> str:
     section.put("dataset.references", [text(value)])
     if not flag(section.get("no_resize_control", False)) and section.get("control_resolution") is None:
         section.put("dataset.reference_options.kind", "strict")
-        return Differs("cut as their pictures are; numbered files (name_0, name_1) are not read from one folder")
-    return Differs("numbered files (name_0, name_1) are not read from one folder")
+        return Differs("cut as their pictures are")
+    return "numbered files (name_0, name_1) are several references of one picture"
 
 
 def _jsonl(value: Any, section: Section) -> str:

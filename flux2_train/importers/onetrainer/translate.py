@@ -9,7 +9,7 @@ from typing import Any
 from .. import reading
 from ..common import add_prompts, switched, unread
 from ..convert import flag, lines, number, oneof, text, whole
-from ..draft import Draft, Section
+from ..draft import Draft, NotHere, Section
 from ..report import Row
 from ..rules import Differs, apply, each, missing, needless, special, used
 from . import keys
@@ -61,6 +61,19 @@ def _own_size(value: Any, section: Section) -> str | None:
     return resolution(value, section)
 
 
+def _tag_dropout(value: Any, section: Section) -> str | None:
+    """Of its three ways only the one that drops each tag with one probability."""
+    if not flag(value):
+        return "off"
+    mode = str(section.get("text.tag_dropout_mode", "FULL"))
+    if mode != "RANDOM":
+        raise NotHere(f"its mode {mode} drops other tags; only RANDOM is here")
+    section.put("dataset.caption_options.tag_dropout", number(section.get("text.tag_dropout_probability", 0.0)))
+    section.put_default("dataset.caption_options.shuffle", ORDERS)
+    section.put("dataset.caption_options.keep_order", not flag(section.get("text.enable_tag_shuffling", False)))
+    return f"in {ORDERS} variations of each caption, each of which is encoded"
+
+
 CONCEPT = (
     special("path", "dataset.folder", "", lambda v, s: s.put_folder("dataset.folder", text(v))),
     special("type", "dataset.is_reg, dataset.base_target", "", _kind),
@@ -73,10 +86,12 @@ CONCEPT = (
     special("text.enable_tag_shuffling", "dataset.caption_options.shuffle", "", _shuffle),
     used("text.tag_delimiter", "dataset.caption_options.separator", text),
     used("text.keep_tags_count", "dataset.caption_options.keep_tokens", whole),
-    missing("text.tag_dropout_enable", "single tags are not dropped"),
-    *each(needless,
-        "text.tag_dropout_mode text.tag_dropout_probability text.tag_dropout_special_tags_mode "
-        "text.tag_dropout_special_tags text.tag_dropout_special_tags_regex", "see tag_dropout_enable"),
+    special("text.tag_dropout_enable", "dataset.caption_options.tag_dropout", "", _tag_dropout),
+    *each(special, "text.tag_dropout_mode text.tag_dropout_probability", "dataset.caption_options.tag_dropout",
+        "see tag_dropout_enable", nothing),
+    *each(missing,
+        "text.tag_dropout_special_tags_mode text.tag_dropout_special_tags text.tag_dropout_special_tags_regex",
+        "all parts but the first keep_tokens are dropped alike", off=("", "NONE", None, False)),
     missing("text.caps_randomize_enable", "capitals stay"),
     *each(needless, "text.caps_randomize_mode text.caps_randomize_probability text.caps_randomize_lowercase",
         "see caps_randomize_enable"),
