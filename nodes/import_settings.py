@@ -116,7 +116,7 @@ def _lines(previews: PreviewSettings) -> dict[str, Any]:
     shown = {
         name: fields.as_widget(getattr(previews, name)) for name in base.names(PreviewSettings) if name != "prompts"
     }
-    return {"prompts": "\n".join(prompt.text for prompt in previews.prompts), **shown}
+    return {"prompts": "\n".join(prompt.line for prompt in previews.prompts), **shown}
 
 
 def _data(dataset: str) -> Path | None:

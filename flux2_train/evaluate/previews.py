@@ -77,7 +77,7 @@ class Previews:
             self.on = False
             free()
             yield Warned(
-                f"Memory ran out while painting previews of {self.config.width}x{self.config.height} after {step} "
+                f"Memory ran out while painting previews of {'x'.join(map(str, self.config.largest))} after {step} "
                 "steps: there will be no more of them, training goes on. Make them smaller next time."
             )
         painter.back(borrowed, memory_required)
@@ -106,10 +106,11 @@ class Previews:
         return latents
 
     def _settings(self, number: int) -> sampling.PaintSettings:
-        config = self.config
+        config, prompt = self.config, self.config.prompts[number]
         return sampling.PaintSettings(
-            config.steps, config.guidance, config.sampler, config.width, config.height, config.seed_of(number)
-        )
+            prompt.steps or config.steps, config.guidance, config.sampler, *config.size_of(prompt),
+            config.seed_of(number),
+        )  # fmt: skip
 
     def _paint(self, model: ModelPatcher, number: int) -> Tensor:
         prompt, references = self.config.prompts[number].text, self.references[number]
@@ -132,9 +133,10 @@ class Previews:
     def _settings_used(self, model: ModelPatcher, step: int, number: int) -> dict:
         """All settings that a picture was painted with, as they are written into its file."""
         config, prompt = self.config, self.config.prompts[number]
+        width, height = config.size_of(prompt)
         return {
-            "prompt": prompt.text, "negative": config.negative, "width": config.width, "height": config.height,
-            "steps": sampling.steps_for(model, config.steps), "guidance": config.guidance, "sampler": config.sampler,
-            "seed": config.seed_of(number), "references": len(self.references[number]), "training_steps": step,
+            "prompt": prompt.text, "negative": config.negative, "width": width, "height": height,
+            "steps": sampling.steps_for(model, prompt.steps or config.steps), "guidance": config.guidance,
+            "sampler": config.sampler, "seed": config.seed_of(number), "references": len(self.references[number]), "training_steps": step,
             "strength": config.strength_of(prompt), "transformer": identify.file_of(model),
         }  # fmt: skip

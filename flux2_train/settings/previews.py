@@ -5,6 +5,7 @@ A preview is a picture of a prompt; the validation loss is a number at fixed noi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,9 @@ from .model import ModelSettings
 MOST_PROMPTS = 64
 FIXED, WALKING = "fixed", "walking"
 PIXELS = "Pixels; nano paints at 128."
+FLAGS = {"w": "width", "h": "height", "d": "seed", "s": "steps"}  # behind a prompt, as musubi-tuner has them
+OPTION = re.compile(r"(.*\S)\s+--([whds])\s+(\d{1,20})", re.DOTALL)
+OWN = {"width": (MULTIPLE, 8192), "height": (MULTIPLE, 8192), "seed": (0, 2**64 - 1), "steps": (1, 200)}
 SIDE = {"ge": MULTIPLE, "le": 8192, "step": MULTIPLE}
 
 
@@ -25,13 +29,18 @@ SIDE = {"ge": MULTIPLE, "le": 8192, "step": MULTIPLE}
 class Prompt(Settings):
     """A text to paint. ``strength`` of the LoRA is that of all previews where it is ``None``.
 
-    ``name`` labels its pictures; ``references`` are image files to edit or to take things from.
+    ``name`` labels its pictures; ``references`` are image files to edit or to take things from. ``width``, ``height``,
+    ``seed`` and sampling ``steps`` are those of all previews where they are ``None``.
     """
 
     text: str
     name: str = ""
     strength: Annotated[float, Strict()] | None = None
     references: tuple[Path, ...] = ()
+    width: Annotated[int, Strict()] | None = None
+    height: Annotated[int, Strict()] | None = None
+    seed: Annotated[int, Strict()] | None = None
+    steps: Annotated[int, Strict()] | None = None
 
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""
@@ -40,15 +49,39 @@ class Prompt(Settings):
         if self.strength is not None and not -10 <= self.strength <= 10:
             yield f"The strength of the prompt {self.text[:40]!r} is {self.strength:g}; it must lie between -10 and 10."
 
+        for name, (least, most) in OWN.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                yield f"The {name} of a prompt is {value}; it must be {least} to {most}."
+            elif value is not None and name in ("width", "height") and value % MULTIPLE:
+                yield f"The {name} of a prompt is {value}; it must be a multiple of {MULTIPLE}."
+
     @property
     def label(self) -> str:
         """What its pictures are called."""
         return self.name or self.text
 
+    @property
+    def line(self) -> str:
+        """The prompt as one line of text, with the numbers of its own behind it; inverse of ``from_line``."""
+        own = [f" --{flag} {getattr(self, name)}" for flag, name in FLAGS.items() if getattr(self, name) is not None]
+        return self.text + "".join(own)
+
+
+def from_line(line: str) -> Prompt:
+    """A prompt from a line such as ``a red fox --w 512 --h 768 --d 7 --s 20``: width, height, seed, steps.
+
+    Raises UserError for a number that it cannot have.
+    """
+    text, own = line.strip(), {}
+    while found := OPTION.fullmatch(text):
+        text, own[FLAGS[found[2]]] = found[1].rstrip(), int(found[3])
+    return Prompt(text, **own)
+
 
 def from_lines(text: str) -> tuple[Prompt, ...]:
     """A prompt from every line that is not blank."""
-    return tuple(Prompt(line.strip()) for line in text.splitlines() if line.strip())
+    return tuple(from_line(line) for line in text.splitlines() if line.strip())
 
 
 def _prompts(value: Any) -> Any:
@@ -60,7 +93,10 @@ class PreviewSettings(Settings):
     """What is painted while training, how, and how often. ``model``, if set, paints instead of the trained model."""
 
     prompts: Annotated[tuple[Prompt, ...], BeforeValidator(_prompts)] = setting(
-        (), "What to paint, one prompt per line; include your trigger word in some.", multiline=True
+        (),
+        "What to paint, one prompt per line; include your trigger word in some. A prompt's own width, height, seed and "
+        "steps stand behind it: a red fox --w 512 --h 768 --d 7 --s 20.",
+        multiline=True,
     )
     negative: str = setting(
         "", "What to steer away from. Acts only where guidance mixes two predictions (klein base).",
@@ -130,7 +166,18 @@ class PreviewSettings(Settings):
 
     def seed_of(self, number: int) -> int:
         """The seed of the prompt with that index."""
+        if self.prompts[number].seed is not None:
+            return self.prompts[number].seed
         return (self.seed + number * (self.seeds == WALKING)) % 2**64
+
+    def size_of(self, prompt: Prompt) -> tuple[int, int]:
+        """(width, height) of that prompt's pictures."""
+        return prompt.width or self.width, prompt.height or self.height
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """(width, height) of the picture with the most pixels."""
+        return max(map(self.size_of, self.prompts), key=lambda size: size[0] * size[1])
 
     def strength_of(self, prompt: Prompt) -> float:
         """How strongly the LoRA acts in that prompt's pictures."""

@@ -89,7 +89,7 @@ def _routing(config: TrainingSettings, model: ModelPatcher) -> dict[str, Any]:
 
 def _painting(previews: PreviewRequest) -> dict[str, int]:
     """Image tokens of the largest preview with its references at full size, and the bytes that decoding one takes."""
-    width, height = previews.config.width, previews.config.height
+    width, height = previews.config.largest
     pixels = [sum(image.shape[0] * image.shape[1] * image.shape[2] for image in images) for images in
               previews.references]  # fmt: skip
     tokens = (width * height + max(pixels, default=0)) // 256

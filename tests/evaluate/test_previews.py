@@ -102,6 +102,18 @@ def test_a_preview_is_bit_for_bit_what_flux2_sampler_paints_with_the_saved_lora(
 
 
 @pytest.mark.long
+def test_a_prompt_may_have_a_size_seed_and_steps_of_its_own(nano, data):
+    own = replace(END, prompts=(Prompt(PROMPTS[0]), Prompt(PROMPTS[1], width=32, height=80, seed=5, steps=3)))
+    _, received = start(nano, data, previews=PreviewRequest(own, nano.vae))
+    first, second = previews_of(received)[0].pictures
+    assert torch.equal(first.base, sampled(nano, nano.model, PROMPTS[0], own))
+    alone = replace(own, width=32, height=80, seed=5, steps=3)
+    assert torch.equal(second.base, sampled(nano, nano.model, PROMPTS[1], replace(alone, prompts=END.prompts)))
+    assert second.painted.shape == (80, 32, 3)
+    assert [second.asked[name] for name in ("width", "height", "seed", "steps")] == [32, 80, 5, 3]
+
+
+@pytest.mark.long
 def test_a_run_with_previews_gives_the_lora_of_one_without_bit_by_bit(nano, data, plain):
     torch.manual_seed(5)
     untouched = torch.rand(1)

@@ -1,6 +1,6 @@
 """What other trainers say about concepts and their captions: tags that are dropped."""
 
-from test_importers_values import ai_toolkit, onetrainer
+from test_importers_values import ai_toolkit, job, onetrainer
 
 
 def test_ai_toolkits_dropped_tokens_are_variations(tmp_path):
@@ -16,3 +16,14 @@ def test_onetrainers_dropped_tags_of_one_probability_are_here(tmp_path):
         concepts = [{"path": "a", "text": {**text, "tag_dropout_mode": mode}}]
         made = onetrainer(tmp_path, concepts=concepts).dataset[0].caption_options
         assert made.tag_dropout == dropped
+
+
+def test_previews_have_their_own_size_seed_and_steps(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a fox --w 520 --h 512 --d 7 --s 25 --g 4\nan owl\n")
+    line = "python flux_2_train_network.py --model_version klein-base-9b --network_module networks.lora_flux_2 "
+    fox, owl = job(tmp_path, f"{line} --sample_prompts prompts.txt", "train.sh", flavour="").previews.prompts
+    assert (fox.width, fox.height, fox.seed, fox.steps) == (512, 512, 7, 25)
+    assert (owl.text, owl.width, owl.seed) == ("an owl", None, None)
+    sample = {"samples": [{"prompt": "a fox", "width": 768, "height": 520, "seed": 3, "sample_steps": 8}]}
+    (fox,) = ai_toolkit(tmp_path, sample=sample).previews.prompts
+    assert (fox.width, fox.height, fox.seed, fox.steps) == (768, 512, 3, 8)

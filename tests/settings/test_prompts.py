@@ -9,7 +9,7 @@ from flux2_train.host.loading import files
 from flux2_train.settings import base, job
 from flux2_train.settings.job import Job
 from flux2_train.settings.model import ModelSettings
-from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings, from_lines
+from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings, from_line, from_lines
 from flux2_train.settings.prompts import MOST_BYTES, from_file
 
 
@@ -80,3 +80,30 @@ def test_a_job_holds_all_of_it(tmp_path):
 def test_held_out_settings_are_checked(change):
     with pytest.raises(UserError, match=next(iter(change))):
         ValidationLossSettings(**change)
+
+
+@pytest.mark.parametrize("line, prompt", [
+    ("a fox --w 512 --h 768 --d 7 --s 20", Prompt("a fox", width=512, height=768, seed=7, steps=20)),
+    ("a fox --s 4  --d 0", Prompt("a fox", seed=0, steps=4)), ("a fox --d 1 stays", Prompt("a fox --d 1 stays")),
+    ("--w 64", Prompt("--w 64")), ("a fox --x 3", Prompt("a fox --x 3")), ("a fox --w -3", Prompt("a fox --w -3")),
+])  # fmt: skip
+def test_numbers_behind_a_prompt_are_its_own(line, prompt):
+    assert from_line(line) == prompt and from_line(prompt.line) == prompt
+    assert from_lines(f"{line}\nb") == (prompt, Prompt("b"))
+
+
+def test_a_prompts_own_numbers_come_before_those_of_all():
+    config = PreviewSettings("a --w 512 --d 9\nb --h 2048", width=256, height=128, seed=3, seeds="walking")
+    assert [config.size_of(prompt) for prompt in config.prompts] == [(512, 128), (256, 2048)]
+    assert [config.seed_of(0), config.seed_of(1)] == [9, 4] and config.largest == (256, 2048)
+    assert config.texts == ["a", "b", ""]
+
+
+@pytest.mark.parametrize("line, words", [
+    ("a --w 40", "width of a prompt is 40; it must be a multiple of 16"), ("a --h 9000", "it must be 16 to 8192"),
+    ("a --s 0", "steps of a prompt is 0; it must be 1 to 200"), ("a --d 99999999999999999999", "seed of a prompt"),
+])  # fmt: skip
+def test_numbers_that_a_prompt_cannot_have_are_named_without_its_text(line, words):
+    with pytest.raises(UserError, match=words) as error:
+        from_line(line.replace("a ", "my secret "))
+    assert "secret" not in str(error.value)

@@ -269,8 +269,10 @@ SAMPLE = (
     special("sample.samples[].network_multiplier", "previews.prompts", SEE_PROMPT, nothing),
     *each(missing,
         "sample.samples[].ctrl_idx sample.samples[].do_cfg_norm sample.samples[].fps sample.samples[].guidance_scale "
-        "sample.samples[].height sample.samples[].neg sample.samples[].num_frames sample.samples[].sample_steps "
-        "sample.samples[].seed sample.samples[].width", "one size, seed and strength of guidance for all prompts"),
+        "sample.samples[].neg sample.samples[].num_frames", "one guidance and one negative for all prompts"),
+    *each(special,
+        "sample.samples[].height sample.samples[].sample_steps sample.samples[].seed sample.samples[].width",
+        "previews.prompts", SEE_PROMPT, nothing),
     needless("sample.num_frames", "pictures"),
     needless("sample.fps", "pictures"),
     needless("sample.format", "PNG"),

@@ -217,6 +217,10 @@ def prompt(value: Any, section: Section) -> str | None:
     entry: dict[str, Any] = {"text": text(value), "references": [image for image in images if image]}
     if strength is not None:
         entry["strength"] = number(strength)
+    for name, ours in (("width", "width"), ("height", "height"), ("seed", "seed"), ("sample_steps", "steps")):
+        own = section.get(f"{place}.{name}")
+        if own is not None:
+            entry[ours] = whole(own) if ours in ("seed", "steps") else max(1, round(number(own) / 16)) * 16
     add_prompts(section, [entry])
     return "[trigger] is not filled in there" if "[trigger]" in str(value) else None
 

@@ -7,7 +7,9 @@ import re
 from typing import Any
 
 from ...flavours import FLAVOURS
+from ...geometry import MULTIPLE
 from ...settings.optimizer import LIBRARIES
+from ...settings.previews import FLAGS
 from .. import reading
 from ..common import add_prompts, flavour_of, put_class
 from ..convert import betas, flag, number, oneof, whole
@@ -222,8 +224,8 @@ def sample_prompts(value: Any, section: Section) -> str:
     found = [line.strip() for line in reading.read(path).splitlines() if line.strip() and line.lstrip()[0] != "#"]
     add_prompts(section, [_prompt(line) for line in found if _prompt(line)["text"]])
     return (
-        Differs("all prompts have one size, seed and number of steps here; see Validation")
-        if any(" --" in line for line in found)
+        Differs("guidance, shift and negative are those of all prompts here; see Validation")
+        if any(re.search(r"\s--(?!(?:ci|[whds])\b)", line) for line in found)
         else f"{len(found)} prompts of {path.name}"
     )
 
@@ -231,4 +233,6 @@ def sample_prompts(value: Any, section: Section) -> str:
 def _prompt(line: str) -> dict[str, Any]:
     text, *options = re.split(r"\s--(?=\w)", line)
     images = [each[2:].strip() for each in options if each.startswith("ci")]
-    return {"text": text.strip(), "references": images}
+    own = {FLAGS[each[0]]: int(each[1:]) for each in options if re.fullmatch(r"[whds]\s+\d{1,20}\s*", each)}
+    sides = {name: max(1, round(own[name] / MULTIPLE)) * MULTIPLE for name in ("width", "height") if name in own}
+    return {"text": text.strip(), "references": images, **own, **sides}
