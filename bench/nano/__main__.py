@@ -1,4 +1,4 @@
-"""python -m bench.nano train | score | learn | concept: train nano, measure it, teach it concepts, write a data set."""
+"""python -m bench.nano train | score | learn | slide | concept: train nano, measure it, teach it, write a data set."""
 
 import argparse
 from pathlib import Path
@@ -22,6 +22,10 @@ def main() -> None:
         from .learn import learn
 
         learn(options.names, options.seeds, options.probes, options.short, options.set)
+    elif options.job == "slide":
+        from .slide import slide
+
+        slide(options.seeds, options.probes, options.steps, options.short)
     else:
         from .concepts import write_dataset
 
@@ -52,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NAME=VALUE",
         help="a setting in place of the demo's, as for train: training.routing.selection_ratio=0.5; repeatable",
     )  # fmt: skip
+    slide = jobs.add_parser("slide", help="train a size slider from pairs, and measure sizes over its strength")
+    slide.add_argument("--seeds", type=int, default=3)
+    slide.add_argument("--probes", type=int, default=10)
+    slide.add_argument("--steps", type=int, default=100)
+    slide.add_argument("--short", action="store_true", help="sample the padding: four times faster, nearly the same")
     concept = jobs.add_parser("concept", help="write a concept's dataset")
     concept.add_argument("name", choices=CONCEPTS)
     concept.add_argument("folder", type=Path)

@@ -137,6 +137,6 @@ class Previews:
         return {
             "prompt": prompt.text, "negative": config.negative, "width": width, "height": height,
             "steps": sampling.steps_for(model, prompt.steps or config.steps), "guidance": config.guidance,
-            "sampler": config.sampler, "seed": config.seed_of(number), "references": len(self.references[number]), "training_steps": step,
-            "strength": config.strength_of(prompt), "transformer": identify.file_of(model),
+            "sampler": config.sampler, "seed": config.seed_of(number), "references": len(self.references[number]),
+            "training_steps": step, "strength": config.strength_of(prompt), "transformer": identify.file_of(model),
         }  # fmt: skip
