@@ -6,6 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..flux2_train.adapters import read
+from ..flux2_train.adapters.header import trigger_words
 from ..flux2_train.errors import UserError
 from ..flux2_train.host.graph_types import ModelPatcher
 from ..flux2_train.host.lora import apply as host
@@ -68,7 +69,9 @@ class LoraApply(io.ComfyNode):
         weights = lora if lora is not None else _load(file)
         chosen = host.on_layers(host.read(model, weights, allow_unmatched), include, exclude)
         applied = host.put(model, chosen, strength, mode)
-        text = host.describe(model, chosen, strength, mode)
+        words = trigger_words(weights)
+        lines = [f"trigger: {words}"] if words else []
+        text = "\n".join([*lines, host.describe(model, chosen, strength, mode)])
         return io.NodeOutput(applied, ui=keep(cls.hidden.unique_id, text))
 
 

@@ -1,0 +1,1 @@
+"""All runs of the folder of runs: listed, compared, removed."""
