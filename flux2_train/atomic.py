@@ -74,7 +74,19 @@ def move(written: Path, path: Path, durable: bool = False, new: bool = False) ->
 
 def _partial(path: Path) -> Path:
     name = path.name.encode(errors="surrogateescape")[:_KEPT].decode(errors="ignore")
-    return path.with_name(f".{name}.{_process_table()}-{os.getpid()}-{threading.get_native_id()}{ENDING}")
+    return path.with_name(f".{name}.{own_name()}{ENDING}")
+
+
+def own_name() -> str:
+    """A name of this thread that no other one has at the same time, on this computer or on another."""
+    return f"{_process_table()}-{os.getpid()}-{threading.get_native_id()}"
+
+
+def has_ended(name: str) -> bool:
+    """Whether ``own_name`` named a thread of a process of this computer that has ended. False if nobody can tell."""
+    table, _, rest = name.partition("-")
+    process = rest.partition("-")[0]
+    return table == _process_table() and process.isdigit() and not psutil.pid_exists(int(process))
 
 
 def _finish(partial: Path, path: Path, durable: bool, new: bool) -> None:

@@ -17,6 +17,7 @@ from ..flux2_train.evaluate.sheets import beside, stacked
 from ..flux2_train.evaluate.verdicts import judge, summary
 from ..flux2_train.runs.results import Results
 from ..flux2_train.train.trainer import Trainer
+from .browser.kept_graph import keep_graph
 from .progress import CONSOLE_SECONDS, NodeProgress, clock
 
 PREVIEW_SECONDS = 2.0
@@ -41,6 +42,7 @@ class TrainerListener:
         match event:
             case events.Started(folder):
                 self.name = folder.name
+                keep_graph(folder)
             case events.Planned(text):
                 self.plan = text
                 self.say()

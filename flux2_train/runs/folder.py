@@ -114,6 +114,21 @@ class RunFolder:
         return self.path / "plan.txt"
 
     @property
+    def log(self) -> Path:
+        """What the run has said, line by line."""
+        return self.path / "log.txt"
+
+    @property
+    def workflow(self) -> Path:
+        """The workflow of ComfyUI that began the run, as ComfyUI itself saves one."""
+        return self.path / "workflow.json"
+
+    @property
+    def prompt(self) -> Path:
+        """What ComfyUI queued for the run."""
+        return self.path / "prompt.json"
+
+    @property
     def losses(self) -> Path:
         return self.path / "loss.csv"
 

@@ -30,6 +30,7 @@ from .checkpoints import About, DamagedCheckpoint, Snapshot
 from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder
 from .graph_job import job_of
 from .image_files import ImageFiles
+from .library.log_file import LogFile
 from .loras import note_stopped, remove_stopped, set_aside
 from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
@@ -117,7 +118,7 @@ class Session:
         self.job = replace(job, output=_output(loras, folder))
         previews, images = PreviewFiles(folder), ImageFiles(folder)
         writers = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}
-        writers |= {"A LoRA file on the way": StepLoras(trainer, folder, loras)}
+        writers |= {"A LoRA file on the way": StepLoras(trainer, folder, loras), "The log": LogFile(folder.log)}
         # the files come first: listen may end the run
         self.listeners = [*(BestEffort(write, what, listen) for what, write in writers.items()), listen]
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))

@@ -5,6 +5,7 @@ The file is JSON, or TOML from Python 3.11 on. A setting that is left out has th
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import field
@@ -81,15 +82,21 @@ def load(path: Path, settings: Iterable[str] = ()) -> Job:
     """
     values = _parse(path)
     try:
-        for name in LISTS:
-            if isinstance(values.get(name), dict):  # one folder needs no list
-                values[name] = [values[name]]
-        values = earlier.renamed(values)
-        for setting in settings:
-            put(values, setting)
-        return base.read(Job, values)
+        return changed(values, settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def changed(values: dict[str, Any], settings: Iterable[str]) -> Job:
+    """The job from plain values as a file holds them, with ``settings`` as in ``load``. Raises UserError."""
+    values = copy.deepcopy(values)
+    for name in LISTS:
+        if isinstance(values.get(name), dict):  # one folder needs no list
+            values[name] = [values[name]]
+    values = earlier.renamed(values)
+    for setting in settings:
+        put(values, setting)
+    return base.read(Job, values)
 
 
 def read(values: dict[str, Any]) -> Job:

@@ -6,10 +6,8 @@ import argparse
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 
 from ..names import counted
 from ..settings.job import Job
@@ -59,58 +57,29 @@ def launched(arguments: argparse.Namespace) -> Iterator[tuple]:
         yield accelerator, bar
 
 
-def train_job(job: Job, accelerator, bar: Bar, how) -> None:
-    """Train and print the LoRA's path. ``how`` is 'new', 'auto' or a run to resume, as in ``runs.session.train``."""
-    import torch
+def train_job(job: Job, accelerator, bar: Bar, how, also: Callable = lambda event: None) -> None:
+    """Train and print the LoRA's path. ``how`` is 'new', 'auto' or a run to resume, as in ``runs.session.train``.
 
-    from ..host.loading import files
-    from ..runs.precision import parts_of
-    from ..runs.prepare import new_trainer
-    from ..runs.session import train
-    from ..train import processes
-    from .cache_command import encode_all
+    ``also`` gets every event too, and may end the run by raising an exception.
+    """
+    from ..runs.queue.run_job import run_job
 
-    with torch.inference_mode():  # as ComfyUI runs nodes
-        parts = parts_of(job.model, partial(processes.decided, accelerator))
-        bar.say(parts.text)
-        vae = parts.load_vae()
-        with processes.main_first(accelerator):  # the main process fills the caches, from which the others read
-            (embeds, latents), *held_out = encode_all(job, bar, parts.load_clip(), vae)
-        trainer = new_trainer(
-            parts.load_model(), embeds, latents, job.training, accelerator, previews_of(job, vae),
-            held_out[0] if held_out else None,
-        )  # fmt: skip
-        loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
-        runs = Path(job.output.runs) if job.output.runs else files.run_folder()
+    @contextmanager
+    def listening(trainer) -> Iterator:
         with _interruptible() as check:
-            results = train(trainer, loras, runs, _Listener(bar, check), how)
+            yield _Listener(bar, check, also)
+
+    results = run_job(job, accelerator, bar, listening, how)
     bar.close()
     if results:
         print(results.lora_path)
 
 
-def previews_of(job: Job, vae):
-    """What to paint for a job's ``previews``, with the second model loaded; ``None`` if the job has no previews."""
-    from ..data.images import load_rgb, to_tensor
-    from ..host import describe
-    from ..host.loading import files
-    from ..runs.precision import parts_of
-    from ..train.preview_request import PreviewRequest
-
-    previews = job.previews
-    if previews is None:
-        return None
-    references = tuple(tuple(to_tensor(load_rgb(files.resolve_file(str(path)))) for path in prompt.references)
-                       for prompt in previews.prompts)  # fmt: skip
-    second = previews.model and parts_of(previews.model).load_model()
-    return PreviewRequest(previews, vae, second, references, describe.vae_file(vae))
-
-
 class _Listener:
     """Shows the run's events as a bar and lines, and ends the run after a Ctrl-C."""
 
-    def __init__(self, bar: Bar, check):
-        self.bar, self.check = bar, check
+    def __init__(self, bar: Bar, check, also: Callable):
+        self.bar, self.check, self.also = bar, check, also
 
     def __call__(self, event) -> None:
         from .. import events
@@ -136,6 +105,7 @@ class _Listener:
                 self.bar("training", event.step, event.total)
                 self.bar.bar.set_postfix(loss=f"{event.smoothed:.4f}", refresh=False)
         self.check()
+        self.also(event)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ IDS = [
     "Flux2Timesteps", "Flux2TokenRouting", "Flux2ScheduledSampling", "Flux2Slider", "Flux2Optimizer",
     "Flux2Preservation", "Flux2Validation", "Flux2ValidationLoss",
     "Flux2LoraTrainer", "Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel",
-    "Flux2ImportSettings",
+    "Flux2ImportSettings", "Flux2TrainQueued",
 ]  # fmt: skip
 
 
@@ -70,7 +70,15 @@ def few(nodes, comfy_folders):
 
 
 CATEGORIES = dict.fromkeys(
-    ("Flux2Load", "Flux2DatasetFolder", "Flux2CacheEmbeds", "Flux2CacheLatents", "Flux2LoraTrainer"), "Train"
+    (
+        "Flux2Load",
+        "Flux2DatasetFolder",
+        "Flux2CacheEmbeds",
+        "Flux2CacheLatents",
+        "Flux2LoraTrainer",
+        "Flux2TrainQueued",
+    ),
+    "Train",
 ) | dict.fromkeys(
     ("Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel", "Flux2ImportSettings"), "Use"
 )

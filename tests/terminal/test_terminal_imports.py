@@ -12,7 +12,7 @@ import flux2_train
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "accelerate", "peft", "numpy", "scipy", "PIL")
 COMMANDS = (
-    "train", "resume", "stop", "sample", "merge", "convert", "cache latents", "cache embeds", "cache prune",
+    "train", "resume", "stop", "queue", "sample", "merge", "convert", "cache latents", "cache embeds", "cache prune",
     "dataset check", "flavours", "settings", "import", "plan", "doctor",
 )  # fmt: skip
 PACKAGES = [m.name for m in pkgutil.walk_packages(flux2_train.__path__, "flux2_train.") if m.ispkg]

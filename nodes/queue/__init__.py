@@ -1,0 +1,1 @@
+"""The queue of jobs, worked through by ComfyUI's server."""
