@@ -12,6 +12,7 @@ from .memory import Memory
 from .objective import Preservation, Slider, TrainingObjective
 from .optimizer import Optimizer
 from .passes import ScheduledSampling, TokenRouting
+from .queue.checkpoint_lora import CheckpointLora
 from .queue.queued_job import TrainQueuedJob
 from .sample import Flux2Sampler
 from .save_merged import SaveMergedModel
@@ -26,5 +27,5 @@ NODES = [
     TrainingObjective, Timesteps, TokenRouting, ScheduledSampling, Slider, Optimizer, Preservation, ValidationPrompts,
     ValidationLoss,
     LoraTrainer, LoraApply, Flux2Sampler, CompareLoras, SaveMergedModel, ImportSettings,
-    TrainQueuedJob,
+    TrainQueuedJob, CheckpointLora,
 ]  # fmt: skip

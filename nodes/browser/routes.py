@@ -13,6 +13,7 @@ from ...flux2_train.host.loading import files
 from ...flux2_train.runs.files_there import lines
 from ...flux2_train.runs.folder import RunFolder
 from ...flux2_train.settings.model import ModelSettings
+from . import job_queue, runs
 from .refusals import check_first
 from .requests import body, in_words, run_name
 from .shown import BOARD
@@ -66,4 +67,6 @@ ROUTES = (
     ("GET", "/flux2_train/shown", shown),
     ("GET", "/flux2_train/files", files_there),
     ("POST", "/flux2_train/stop", stop),
+    *runs.ROUTES,
+    *job_queue.ROUTES,
 )

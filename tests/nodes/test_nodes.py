@@ -26,7 +26,7 @@ IDS = [
     "Flux2Timesteps", "Flux2TokenRouting", "Flux2ScheduledSampling", "Flux2Slider", "Flux2Optimizer",
     "Flux2Preservation", "Flux2Validation", "Flux2ValidationLoss",
     "Flux2LoraTrainer", "Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel",
-    "Flux2ImportSettings", "Flux2TrainQueued",
+    "Flux2ImportSettings", "Flux2TrainQueued", "Flux2CheckpointLora",
 ]  # fmt: skip
 
 

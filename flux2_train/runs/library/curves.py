@@ -1,4 +1,7 @@
-"""The losses of a run as few points as a picture of that width can show, read from ``loss.csv``."""
+"""The losses of a run as few points as a picture of that width can show.
+
+They are read from ``loss.csv``, which is there once a run has ended, else from the record of a run that trains.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,44 @@ import csv
 import math
 from pathlib import Path
 
-from ...bounded import is_file
+from ...bounded import from_json, is_file, read_text
+from ..folder import RunFolder
 
 PIECE = 512  # bytes read around one point: a row has about 90
 WHOLE = 16 * PIECE  # a file of at most so many bytes is read at once
+RECORD = "record.jsonl"
+MOST_RECORD = 1 << 23  # bytes
 STEP, LOSS, SMOOTHED = "step", "loss", "smoothed"
 COLUMNS = (STEP, LOSS, SMOOTHED)
 
 Row = tuple[float, ...]
 
 
-def sparkline(path: Path, most: int) -> list[float]:
-    """The smoothed loss at ``most`` places of the run at most, evenly spread; empty without a readable file."""
-    return [row[2] for row in rows(path, most)]
+def losses(folder: RunFolder, most: int) -> list[Row]:
+    """(step, loss, smoothed loss) of ``most`` steps of a run at most; empty without a readable file."""
+    return rows(folder.losses, most) or recorded(folder.path / RECORD, most)
+
+
+def recorded(path: Path, most: int) -> list[Row]:
+    """As ``rows``, from the lines of JSON that a run writes while it trains. A step that was repeated counts once."""
+    try:
+        lines = read_text(path, MOST_RECORD).splitlines() if is_file(path) else []
+    except ValueError:
+        return []
+    found: dict[float, Row] = {}
+    for line in lines:
+        found.update((row[0], row) for row in _steps(line))
+    return _spread([found[step] for step in sorted(found)], most)
+
+
+def _steps(line: str) -> list[Row]:
+    try:
+        entry = from_json(line) if '"steps"' in line else {}
+        first, losses, smoothed = int(entry["first"]), entry["loss"], entry["smoothed"]
+        found = [(float(first + n), float(a), float(b)) for n, (a, b) in enumerate(zip(losses, smoothed, strict=True))]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return found
 
 
 def rows(path: Path, most: int) -> list[Row]:

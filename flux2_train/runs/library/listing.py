@@ -15,9 +15,10 @@ from ...names import shown
 from ...settings.job import MAX_BYTES
 from ..folder import ABOUT, FAILED, FINISHED, RUNNING, STOPPED, RunFolder
 from ..preview_files import NAME as PREVIEW
-from .curves import sparkline
+from .curves import RECORD, losses
 
 KILLED, BROKEN = "killed", "broken"  # states that no run writes itself: its process was killed; its files say nothing
+PAUSED = "paused"
 MOST_RUNS = 5000
 MOST_FILES = 20_000  # of one run, whose sizes are added up
 POINTS = 48  # of the small curve
@@ -96,14 +97,14 @@ def read_row(folder: RunFolder) -> Row:
     steps = checkpoint_steps(folder)
     return Row(
         folder.name,
-        state if state in (RUNNING, FINISHED, STOPPED, FAILED) else BROKEN,
+        state if state in (RUNNING, FINISHED, STOPPED, FAILED, PAUSED) else BROKEN,
         changed,
         *(_text(about.get(name)) for name in ("why", "began", "ended")),
         step=max(_number(about.get("step")), *steps, 0),
         total=_number(about.get("total")),
         lora=_text(about.get("lora")),
         size=_size(folder.path),
-        curve=tuple(sparkline(folder.losses, POINTS)),
+        curve=tuple(row[2] for row in losses(folder, POINTS)),
         preview=_newest_preview(folder.previews),
         checkpoints=tuple(steps),
         settings=settings_of(folder),
@@ -174,7 +175,7 @@ def _mtime(path: Path) -> float:
 def _stamp(path: Path) -> tuple[float, ...]:
     """What changes when a file of the run that ``read_row`` reads has changed."""
     folder = RunFolder(path)
-    read = (path, path / ABOUT, folder.job, folder.losses, folder.checkpoints, folder.previews)
+    read = (path, path / ABOUT, folder.job, folder.losses, folder.checkpoints, folder.previews, path / RECORD)
     return tuple(map(_mtime, read))
 
 

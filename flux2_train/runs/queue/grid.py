@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UserError
@@ -21,9 +21,7 @@ def variations(values: dict[str, Any], grid: Mapping[str, Sequence[str]]) -> lis
     ``{"rank": ["8", "16"]}``. Each job gets a name of its own that says what differs. Raises UserError for a setting
     or a value that does not exist, and for more than MOST combinations.
     """
-    for name in grid:
-        if name.partition(".")[0] in FIXED or name in FIXED or name in job.SECTIONS:  # a section holds all of these
-            raise UserError(f"{shown(name)} cannot be varied: each job has a name and a place of its own.")
+    require_free(grid)
     count = 1
     for texts in grid.values():
         count *= len(texts)
@@ -31,6 +29,13 @@ def variations(values: dict[str, Any], grid: Mapping[str, Sequence[str]]) -> lis
         raise UserError(f"These are {count} jobs; at least 1 and at most {MOST} are added at once.")
     chosen = [dict(zip(grid, texts, strict=True)) for texts in itertools.product(*grid.values())]
     return [(title(each), _job(values, each)) for each in chosen]
+
+
+def require_free(names: Iterable[str]) -> None:
+    """Raise UserError for a setting that says where files go, and for a section, which would hold one."""
+    for name in names:
+        if name.partition(".")[0].strip() in FIXED or name.strip() in (*FIXED, *job.SECTIONS):
+            raise UserError(f"{shown(name)} cannot be varied: each job has a name and a place of its own.")
 
 
 def title(chosen: Mapping[str, str]) -> str:

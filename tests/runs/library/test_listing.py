@@ -11,7 +11,7 @@ from made_runs import loss, make_run, write_losses
 
 from flux2_train.runs.folder import RUNNING, STOPPED, RunFolder
 from flux2_train.runs.library import listing
-from flux2_train.runs.library.curves import rows, sparkline
+from flux2_train.runs.library.curves import losses, rows
 from flux2_train.runs.library.listing import BROKEN, KILLED, Listing
 
 
@@ -101,7 +101,21 @@ def test_500_runs_are_listed_within_two_seconds(tmp_path):
     first = time.process_time() - began
     known.rows()
     assert first < 2 and time.process_time() - began - first < first
-    assert sparkline(tmp_path / "run_499" / "loss.csv", 48)
+
+
+def test_a_run_that_trains_is_drawn_from_its_record(tmp_path):
+    path = make_run(tmp_path, "one")
+    (path / "loss.csv").unlink()
+    lines = [
+        '{"kind":"phase","text":"x"}',
+        '{"kind":"steps","first":1,"loss":[3,2],"smoothed":[3,2.5]}',
+        "{",
+        '{"kind":"steps","first":2,"loss":[1],"smoothed":[2]}',
+        '{"kind":"steps","first":3,"loss":[1]}',
+    ]
+    (path / "record.jsonl").write_text("\n".join(lines))
+    assert losses(RunFolder(path), 48) == [(1, 3, 3), (2, 1, 2)]
+    assert Listing(tmp_path).rows()[0].curve == (3, 2)
 
 
 def _copy(source, target):
