@@ -111,6 +111,7 @@ def _work(arguments: argparse.Namespace) -> None:
     from .train import launched, train_job
 
     with launched(arguments) as (accelerator, bar):
+        from ..runs.queue.place import how_of
         from ..runs.queue.work import require_mine, work
 
         queue = _queue(arguments, started=True)
@@ -118,7 +119,7 @@ def _work(arguments: argparse.Namespace) -> None:
             raise UsageError("queue trains in one process; start it without accelerate launch, once for each card.")
 
         def train(job, claim) -> None:
-            train_job(job, accelerator, bar, "auto", lambda event: require_mine(claim))
+            train_job(job, accelerator, bar, how_of(claim), lambda event: require_mine(claim))
 
         done, failed = work(queue, train, bar.say)
         bar.say(f"{done} jobs are done, {failed} have failed")

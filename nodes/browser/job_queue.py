@@ -79,7 +79,7 @@ def _add(name: str, vary: dict[str, list[str]], sets: dict[str, str]) -> list[st
     values = _changed(folder, sets)
     what = ", ".join(f"{setting} {text}" for setting, text in sets.items())
     jobs = variations(values, vary)
-    return [queue.add(job, ", ".join(filter(None, (folder.name, what, title if vary else ""))), folder.name)
+    return [queue.add(job, ", ".join(filter(None, (folder.name, what, title if vary else ""))), folder.name, not vary)
             for title, job in jobs]  # fmt: skip
 
 

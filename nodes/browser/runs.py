@@ -94,7 +94,14 @@ def _details(folder: RunFolder) -> dict[str, Any]:
     return {
         **asdict(row), "pictures": _pictures(folder), "log": _end_of(folder.log) or _end_of(folder.plan),
         "graph": {name: bool(value) for name, value in graph.items()}, "job": is_file(folder.job),
+        "newest": _is_newest(folder),
     }  # fmt: skip
+
+
+def _is_newest(folder: RunFolder) -> bool:
+    """Whether a graph of the run's name goes on with this run: LoRA Trainer takes the newest one of that name."""
+    newest = RunFolder.last(folder.path.parent, str(folder.about().get("name", "")))
+    return newest is not None and newest.name == folder.name
 
 
 def _pictures(folder: RunFolder) -> list[dict]:

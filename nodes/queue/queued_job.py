@@ -11,10 +11,9 @@ from comfy_api.latest import io
 from ...flux2_train.data.images import to_tensor
 from ...flux2_train.events import Event
 from ...flux2_train.runs.queue.folder import FAILED, Claim
-from ...flux2_train.runs.queue.place import own_queue
+from ...flux2_train.runs.queue.place import how_of, own_queue
 from ...flux2_train.runs.queue.run_job import run_job
 from ...flux2_train.runs.queue.work import require_mine, train_claimed
-from ...flux2_train.runs.resume import AUTO
 from ...flux2_train.settings.job import Job
 from ...flux2_train.train.trainer import Trainer
 from ..browser.shown import keep
@@ -71,7 +70,7 @@ def _train(node: str, cls: type, shown: dict, job: Job, claim: Claim) -> None:
             yield lambda event: (require_mine(claim), listener(event))
 
     try:
-        results = run_job(job, None, _Said(NodeProgress(node, 1)), listening, AUTO)
+        results = run_job(job, None, _Said(NodeProgress(node, 1)), listening, how_of(claim))
     except InterruptProcessingException:
         claim.end(FAILED, "cancelled; its last checkpoint is kept, and once it waits again it goes on from there")
         raise

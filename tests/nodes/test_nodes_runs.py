@@ -209,6 +209,7 @@ def is_allowed(path, body):
         path.endswith("/pause") and isinstance(body.get("paused"), bool))  # fmt: skip
 
 
+@pytest.mark.long
 def test_1000_bad_paths_and_bodies_change_nothing(runs, ask, routes, comfy_folders):
     make_run(runs, "one")
     draw, queries, bodies = random.Random(3), [], []

@@ -82,13 +82,16 @@ class Queue:
         ]
         return sorted(entries, key=lambda entry: (entry.number, entry.title))
 
-    def add(self, job: Job, title: str, of: str = "") -> str:
+    def add(self, job: Job, title: str, of: str = "", goes_on: bool = False) -> str:
         """Put a job at the end and return its name. Its LoRA and its run go to ComfyUI's own folders.
+
+        ``of`` is the run whose job it is; with ``goes_on`` that very run goes on.
 
         Raises UserError for a job that a file cannot hold whole, and for a full queue.
         """
         job.require_known()
-        values = {"of": of, "added": _now(), "why": "", "job": {**plain(job), "output": plain(Output())}}
+        values = {"of": of, "goes_on": goes_on, "added": _now(), "why": ""}
+        values["job"] = {**plain(job), "output": plain(Output())}
         text = json.dumps(values, indent=1) + "\n"
         for state in STATES:
             (self.folder / state).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,124 @@
+// What can be done with a run. Each button says what it will do; what cannot be undone is asked for first.
+import { app } from "../../../scripts/app.js";
+import { ask, field } from "./ask.js";
+import { get, post, queueGraph, say, trying } from "./server.js";
+import { bytes, button, make } from "./words.js";
+
+const TRAINER = "Flux2LoraTrainer";
+const VARIED = ["rank", "alpha", "learning_rate", "steps", "seed", "batch", "preservation", "dataset.folder",
+    "dataset.resolution"];
+const ENDED = ["finished", "stopped", "failed", "killed", "paused"];
+
+export function actionsOf(run, detail) {
+    const running = run.state === "running";
+    const done = (action) => async () => {
+        if ((await trying(action)) !== undefined) detail.changed();
+    };
+    const all = [
+        running && button("Stop and keep", done(() => stop(run)), { className: "first" }),
+        run.graph.workflow && button("Load into the graph", done(() => load(run)), { className: running ? "" : "first" }),
+        ENDED.includes(run.state) && run.checkpoints.length > 0
+            && button(run.state === "finished" ? "Go on for more steps …" : "Go on", done(() => goOn(run, detail))),
+        run.job && button("Queue variations …", done(() => vary(run, detail))),
+        run.job && button("Copy job file", () => copied(run, detail)),
+        run.checkpoints.length > 0 && button("LoRA from a checkpoint …", done(() => loraOf(run))),
+        !running && button("Delete …", done(() => remove(run, detail)), { className: "danger" }),
+    ];
+    return make("div", { className: "actions" }, ...all.filter(Boolean));
+}
+
+async function copied(run, detail) {
+    await detail.copyJob(run.name);
+    say("success", "The job file is in the clipboard: save it, and python -m flux2_train train repeats the run.");
+}
+
+async function stop(run) {
+    await post("stop", { run: run.name });
+    say("info", `${run.name} ends after the step in progress; its LoRA is kept.`);
+    return true;
+}
+
+async function load(run) {
+    const { workflow } = await get("runs/graph", { run: run.name });
+    await app.loadGraphData(workflow, true, true, run.name);
+    return true;
+}
+
+// A finished run needs more steps to go on. The graph is queued where it was kept and takes this very run; else the
+// run's job is queued.
+async function goOn(run, detail) {
+    const more = run.state === "finished" || run.step >= run.total;
+    const asked = more ? await askSteps(run) : {};
+    if (!asked) return undefined;
+    const { prompt, workflow } = run.newest && run.graph.prompt ? await get("runs/graph", { run: run.name }) : {};
+    if (prompt && prepare(prompt, asked.steps)) await queueGraph(prompt, workflow);
+    else await post("queue/add", { run: run.name, set: asked.steps ? { steps: asked.steps } : {} });
+    say("success", `${run.name} goes on${asked.steps ? ` to ${asked.steps} steps` : ""}, as soon as ComfyUI comes to it.`);
+    detail.onQueued();
+    return true;
+}
+
+function askSteps(run) {
+    const steps = make("input", { type: "number", name: "steps", min: run.step + 1, max: 1_000_000, required: true,
+        value: String(run.step * 2) });
+    return ask(`Go on with ${run.name}`, { yes: "Go on", fields: [
+        field("steps in all", steps, `${run.step} are done.`)] });
+}
+
+// Sets what going on needs in the trainer of a kept graph; false if the graph does not say it itself.
+function prepare(prompt, steps) {
+    const trainers = Object.values(prompt).filter((node) => node.class_type === TRAINER);
+    if (trainers.length !== 1) return false;
+    const { inputs } = trainers[0];
+    if (Array.isArray(inputs.steps) || Array.isArray(inputs.resume)) return false;
+    inputs.resume = "auto";
+    if (steps) Object.assign(inputs, { steps: Number(steps), ...(inputs.epochs ? { epochs: 0 } : {}) });
+    return true;
+}
+
+async function vary(run, detail) {
+    const rows = [0, 1].map((number) => {
+        const choices = VARIED.map((name) => make("option", { value: name }, name));
+        const setting = make("select", { name: `setting${number}`, "aria-label": `Setting ${number + 1}` },
+            make("option", { value: "" }, "nothing more"), ...choices);
+        setting.value = number ? "" : "rank";
+        const values = make("input", { name: `values${number}`, placeholder: "8, 16, 32", "aria-label":
+            `Values of setting ${number + 1}, with commas between`, required: number === 0 });
+        return make("div", { className: "line" }, setting, values);
+    });
+    const given = await ask(`Queue variations of ${run.name}`, { yes: "Add to the queue", fields: rows,
+        text: "One job is added for every combination of these values. The server trains them one after the other when "
+            + "ComfyUI has nothing else to do." });
+    if (!given) return undefined;
+    const chosen = {};
+    for (const number of [0, 1]) {
+        const texts = given[`values${number}`].split(",").map((text) => text.trim()).filter(Boolean);
+        if (given[`setting${number}`] && texts.length) chosen[given[`setting${number}`]] = texts;
+    }
+    const { added } = await post("queue/add", { run: run.name, vary: chosen });
+    say("success", `${added.length} ${added.length === 1 ? "job waits" : "jobs wait"}.`);
+    detail.onQueued();
+    return true;
+}
+
+async function loraOf(run) {
+    const steps = make("select", { name: "step" }, ...[...run.checkpoints].reverse().map((step) =>
+        make("option", { value: step }, `step ${step}`)));
+    const given = await ask(`LoRA from a checkpoint of ${run.name}`, { yes: "Write the LoRA file",
+        fields: [field("checkpoint", steps)],
+        text: "It is written into models/loras under the run's name with the step behind it; nothing is overwritten." });
+    if (!given) return undefined;
+    await post("runs/lora", { run: run.name, step: Number(given.step) });
+    say("success", `The LoRA of step ${given.step} is being written; it is in ComfyUI's queue.`);
+    return true;
+}
+
+async function remove(run, detail) {
+    const given = await ask(`Delete ${run.name}?`, { yes: `Delete ${bytes(run.size)}`, danger: true,
+        text: `Its checkpoints, previews, curve and log are removed from the disk for good. ${run.lora
+            ? `Its LoRA ${run.lora} stays.` : "LoRAs that it saved stay."}` });
+    if (!given) return undefined;
+    await post("runs/delete", { run: run.name });
+    detail.onClose();
+    return true;
+}

@@ -1,0 +1,49 @@
+// Sizes, times and states as a person reads them, and elements made without HTML.
+
+export function bytes(count) {
+    const units = ["B", "kB", "MB", "GB", "TB"];
+    let place = 0;
+    while (count >= 1000 && place < units.length - 1) {
+        count /= 1000;
+        place += 1;
+    }
+    return `${count < 10 && place ? count.toFixed(1) : Math.round(count)} ${units[place]}`;
+}
+
+const DAY = 86_400_000;
+
+// "today 14:05", "yesterday", "Tuesday", "12 Nov", "12 Nov 2024"
+export function when(milliseconds, now = Date.now()) {
+    const date = new Date(milliseconds), midnight = new Date(now).setHours(0, 0, 0, 0);
+    if (milliseconds >= midnight) return `today ${date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })}`;
+    if (milliseconds >= midnight - DAY) return "yesterday";
+    if (milliseconds >= midnight - 6 * DAY) return date.toLocaleDateString([], { weekday: "long" });
+    const sameYear = date.getFullYear() === new Date(now).getFullYear();
+    return date.toLocaleDateString([], { day: "numeric", month: "short", ...(sameYear ? {} : { year: "numeric" }) });
+}
+
+export function duration(from, to) {
+    const minutes = Math.round((Date.parse(to) - Date.parse(from)) / 60_000);
+    if (!Number.isFinite(minutes) || minutes < 0) return "";
+    return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+export function stepsOf(run) {
+    if (run.state === "finished") return `${run.step} steps`;
+    return run.total ? `step ${run.step} of ${run.total}` : `step ${run.step}`;
+}
+
+// An element with its properties and children. Texts become text nodes, never HTML.
+export function make(tag, properties = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(properties)) {
+        if (name in element && !name.includes("-")) element[name] = value;
+        else element.setAttribute(name, value);
+    }
+    element.append(...children);
+    return element;
+}
+
+export const button = (text, press, properties = {}) => make("button", { type: "button", onclick: press, ...properties }, text);
+
+export const chip = (state) => make("span", { className: `chip ${state}` }, state);
