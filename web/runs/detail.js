@@ -5,7 +5,7 @@ import { pictures } from "./pictures.js";
 import { get, getText, trying } from "./server.js";
 import { bytes, button, chip, duration, make, stepsOf, when } from "./words.js";
 
-const WIDEST = 900, EDGE = 8; // pixels
+const WIDEST = 900, EDGE = 8, BARS = 54; // pixels; ComfyUI's own bars lie on the graph's upper edge
 const EVERY = 4000; // ms between two looks at a run that trains
 const LIVE = ["running"];
 
@@ -51,7 +51,8 @@ export class Detail {
 
     put() {
         const { right, top, bottom } = this.beside.getBoundingClientRect();
-        const style = { left: `${right + EDGE}px`, top: `${top}px`, height: `${bottom - top - EDGE}px`,
+        const style = { left: `${right + EDGE}px`, top: `${top + BARS}px`,
+            height: `${bottom - top - BARS - EDGE}px`,
             width: `${Math.max(280, Math.min(WIDEST, innerWidth - right - 3 * EDGE))}px` };
         Object.assign(this.element.style, style);
     }
@@ -176,5 +177,5 @@ function log({ log: text }) {
 function table(differences, one, other) {
     const row = (kind, cells) => make("tr", {}, ...cells.map((cell) => make(kind, {}, cell)));
     const rows = differences.map((cells) => row("td", cells));
-    return make("table", {}, make("thead", {}, row("th", ["setting", one, other])), make("tbody", {}, ...rows));
+    return make("table", { className: "settings" }, make("thead", {}, row("th", ["setting", one, other])), make("tbody", {}, ...rows));
 }

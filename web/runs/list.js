@@ -137,13 +137,13 @@ export class List {
         const picture = run.preview
             ? make("img", { src: pictureOf(run, run.preview, 96), alt: "", loading: "lazy", decoding: "async" })
             : make("div", { className: "none" });
-        const facts = [when(run.changed * 1000), stepsOf(run), bytes(run.size)].join(" · ");
+        const facts = [stepsOf(run), when(run.changed * 1000)].join(" · ");
         element.append(
             picture,
             make("div", { className: "what" },
                 make("div", { className: "name" }, make("b", { title: run.name }, run.name), chip(run.state)),
                 make("div", { className: "dim" }, facts), make("div", { className: "dim" }, settingsOf(run))),
-            spark(run.curve),
+            make("div", { className: "right dim" }, spark(run.curve), bytes(run.size)),
         );
         element.addEventListener("click", (event) => {
             this.active = number;

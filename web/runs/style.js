@@ -38,25 +38,26 @@ const STYLE = `
 .flux2-runs .space { position: relative; }
 .flux2-runs .empty { padding: 0 14px; }
 .flux2-runs .empty:not(:empty) { padding-block: 12px; }
-.flux2-runs .run { position: absolute; left: 0; right: 0; height: 70px; display: flex; gap: 10px; align-items: center;
-  padding: 6px 12px; border-bottom: 1px solid var(--flux2-line); cursor: pointer; contain: strict; font-size: 12px; }
+.flux2-runs .run { position: absolute; left: 0; right: 0; height: 70px; display: flex; gap: 8px; align-items: center;
+  padding: 6px 10px; border-bottom: 1px solid var(--flux2-line); cursor: pointer; contain: strict; font-size: 12px; }
 .flux2-runs .run:hover { background: var(--flux2-soft); }
 .flux2-runs .run.chosen { background: color-mix(in srgb, var(--flux2-ours) 22%, transparent); }
 .flux2-runs .list:focus-visible .run.active { box-shadow: inset 3px 0 0 #8b6cff; }
-.flux2-runs .run img, .flux2-runs .run .none { width: 64px; height: 52px; object-fit: cover; border-radius: 4px; flex: none;
+.flux2-runs .run img, .flux2-runs .run .none { width: 54px; height: 52px; object-fit: cover; border-radius: 4px; flex: none;
   background: var(--flux2-soft); }
 .flux2-runs .run .what { flex: 1; min-width: 0; }
 .flux2-runs .run .what > div { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .flux2-runs .run .name b { font-size: 13px; font-weight: 600; margin-right: 6px; }
 .flux2-runs .run .name { display: flex; align-items: center; }
 .flux2-runs .run .name b { overflow: hidden; text-overflow: ellipsis; }
-.flux2-runs .spark { width: 72px; height: 28px; flex: none; }
+.flux2-runs .right { flex: none; width: 62px; text-align: right; }
+.flux2-runs .spark { width: 60px; height: 24px; display: block; }
 .flux2-runs .spark polyline { fill: none; stroke: #8b6cff; stroke-width: 1.6; }
 .flux2-runs .queue { padding: 0 14px 8px; }
 .flux2-runs .queue summary, .flux2-runs details summary { cursor: pointer; padding: 4px 0; }
 .flux2-runs .queue ol { list-style: none; margin: 6px 0 0; padding: 0; max-height: 220px; overflow-y: auto; }
 .flux2-runs .queue li { padding: 4px 0; }
-.flux2-run-detail { position: fixed; z-index: 900; padding: 14px 16px; gap: 10px; overflow-y: auto; height: auto;
+.flux2-run-detail { position: fixed; z-index: 1001; padding: 14px 16px; gap: 10px; overflow-y: auto; height: auto;
   background: var(--comfy-menu-bg, #333); border: 1px solid var(--flux2-line); border-radius: 10px;
   box-shadow: 0 6px 24px #0006; }
 .flux2-run-detail > * { flex: none; }
@@ -71,8 +72,10 @@ const STYLE = `
 .flux2-runs .pair .thumb img { height: 220px; max-width: 100%; }
 .flux2-runs pre { max-height: 260px; overflow: auto; margin: 0; padding: 8px; border-radius: 6px; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 12px/1.4 ui-monospace, monospace; background: var(--flux2-soft); }
-.flux2-runs table { border-collapse: collapse; } .flux2-runs th { text-align: left; font-weight: 600; }
-.flux2-runs td, .flux2-runs th { padding: 3px 14px 3px 0; border-bottom: 1px solid var(--flux2-line); overflow-wrap: anywhere; }
+.flux2-runs .settings { border-collapse: collapse; } .flux2-runs .settings th { text-align: left; font-weight: 600; }
+.flux2-runs .settings :is(td, th) { padding: 3px 14px 3px 0; border-bottom: 1px solid var(--flux2-line);
+  overflow-wrap: anywhere; }
+.flux2-runs .u-legend { font-size: 12px; } .flux2-runs .u-legend th { font-weight: 400; }
 .flux2-ask { max-width: min(480px, 92vw); padding: 16px 18px; border: 1px solid var(--flux2-line); border-radius: 10px;
   background: var(--comfy-menu-bg, #333); margin: auto; }
 .flux2-ask::backdrop { background: #0008; }
