@@ -14,6 +14,7 @@ function open(element) {
     const detail = new Detail(element, () => list.refresh());
     const list = new List((chosen) => detail.show(chosen));
     const queue = new QueueBox();
+    detail.onCompare = (runs) => list.choose(runs);
     detail.onClose = () => list.choose([]);
     detail.onQueued = () => queue.refresh(true);
     element.replaceChildren(list.head, queue.element, list.element);

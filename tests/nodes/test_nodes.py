@@ -209,7 +209,9 @@ def test_caches_train_apply_and_sample(nodes, loaded, few, comfy_folders):
         assert (comfy_folders / "loras" / name).is_file()
         report = json.loads((comfy_folders / "output" / "flux2_train" / "unit" / "report.json").read_text())
         assert report["steps"] == 2 and report["adapters"] == 28
-        applied = nodes["Flux2LoraApply"].execute(model, 1.0, lora).args[0]
+        shown = nodes["Flux2LoraApply"].execute(model, 1.0, lora)
+        applied = shown.args[0]
+        assert shown.ui["flux2_text"][0].startswith("trigger: zbot\n")
         from_file = nodes["Flux2LoraApply"].execute(model, 1.0, None, name).args[0]
         common = {
             "prompt": "zbot",

@@ -20,11 +20,26 @@ export function actionsOf(run, detail) {
         ENDED.includes(run.state) && run.checkpoints.length > 0
             && button(run.state === "finished" ? "Go on for more steps …" : "Go on", done(() => goOn(run, detail))),
         run.job && button("Queue variations …", done(() => vary(run, detail))),
+        run.job && button("Compare …", done(() => compare(run, detail)),
+            { title: "Ctrl and a click on another run in the list does the same." }),
         run.job && button("Copy job file", () => copied(run, detail)),
         run.checkpoints.length > 0 && button("LoRA from a checkpoint …", done(() => loraOf(run))),
         !running && button("Delete …", done(() => remove(run, detail)), { className: "danger" }),
     ];
     return make("div", { className: "actions" }, ...all.filter(Boolean));
+}
+
+async function compare(run, detail) {
+    const { runs } = await get("runs", { count: 200 });
+    const others = runs.filter(({ name }) => name !== run.name);
+    if (!others.length) {
+        say("info", "There is no other run yet.");
+        return undefined;
+    }
+    const other = make("select", { name: "other" }, ...others.map(({ name }) => make("option", { value: name }, name)));
+    const given = await ask(`Compare ${run.name}`, { yes: "Compare", fields: [field("with", other)] });
+    if (given) detail.onCompare([run, others.find(({ name }) => name === given.other)]);
+    return undefined;
 }
 
 async function copied(run, detail) {

@@ -26,7 +26,7 @@ export class Detail {
         this.clean = [];
         this.runs = [];
         this.asked = 0;
-        this.onClose = this.onQueued = () => {};
+        this.onClose = this.onQueued = this.onCompare = () => {};
         this.place = () => this.put();
         window.addEventListener("resize", this.place);
     }
@@ -147,9 +147,9 @@ export class Detail {
 }
 
 function named({ name }, number) {
-    const text = make("span", {}, name);
-    text.style.color = COLOURS[number];
-    return text;
+    const colour = make("i", { className: "swatch" });
+    colour.style.background = COLOURS[number];
+    return make("span", {}, colour, name);
 }
 
 function facts(run) {

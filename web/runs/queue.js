@@ -75,7 +75,7 @@ export class QueueBox {
         const state = chip(job.state);
         state.className = `chip ${STATES[job.state]}`;
         return make("li", {}, make("div", { className: "line" }, state,
-            make("span", { className: "grow cut", title: job.title }, job.title), ...all.filter(Boolean)),
+            make("span", { className: "grow" }, job.title), ...all.filter(Boolean)),
         ...(job.why ? [make("div", { className: "why" }, job.why)] : []));
     }
 }

@@ -15,7 +15,6 @@ const STYLE = `
 .flux2-runs .line, .flux2-ask .line { display: flex; align-items: center; gap: 8px; }
 .flux2-runs .line > h2 { flex: 1; }
 .flux2-runs .grow { flex: 1; min-width: 0; }
-.flux2-runs .cut { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .flux2-runs .head { padding: 12px 14px 8px; display: flex; flex-direction: column; gap: 8px; }
 .flux2-runs input, .flux2-ask input, .flux2-ask select { background: var(--comfy-input-bg, #222);
   color: var(--input-text, #ddd); border: 1px solid var(--flux2-line); border-radius: 6px; padding: 5px 8px;
@@ -51,6 +50,9 @@ const STYLE = `
 .flux2-runs .run .name { display: flex; align-items: center; }
 .flux2-runs .run .name b { overflow: hidden; text-overflow: ellipsis; }
 .flux2-runs .right { flex: none; width: 62px; text-align: right; }
+.flux2-runs .swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
+.flux2-runs .queue button, .flux2-runs .actions button { white-space: nowrap; }
+.flux2-runs .queue .grow { overflow-wrap: anywhere; font-size: 12px; }
 .flux2-runs .spark { width: 60px; height: 24px; display: block; }
 .flux2-runs .spark polyline { fill: none; stroke: #8b6cff; stroke-width: 1.6; }
 .flux2-runs .queue { padding: 0 14px 8px; }

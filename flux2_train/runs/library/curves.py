@@ -13,7 +13,7 @@ from ...bounded import from_json, is_file, read_text
 from ..folder import RunFolder
 
 PIECE = 512  # bytes read around one point: a row has about 90
-WHOLE = 16 * PIECE  # a file of at most so many bytes is read at once
+WHOLE = 1 << 17  # a file of at most so many bytes is read at once
 RECORD = "record.jsonl"
 MOST_RECORD = 1 << 23  # bytes
 STEP, LOSS, SMOOTHED = "step", "loss", "smoothed"
@@ -63,8 +63,8 @@ def rows(path: Path, most: int) -> list[Row]:
             places = _places(file.readline())
             start = file.tell()
             if size <= WHOLE:
-                found = [_row(line, places) for line in file.read(WHOLE).splitlines()]
-                return _spread([row for row in found if row], most)
+                chosen = _spread(file.read(WHOLE).splitlines(), most)
+                return [row for line in chosen if (row := _row(line, places))]
             return _sampled(file, start, size, places, most)
     except (OSError, ValueError):
         return []
@@ -99,7 +99,7 @@ def _sampled(file, start: int, size: int, places: list[int], most: int) -> list[
     return [found[step] for step in sorted(found)]
 
 
-def _spread(found: list[Row], most: int) -> list[Row]:
+def _spread(found: list, most: int) -> list:
     if len(found) <= most:
         return found
     return [found[round(number * (len(found) - 1) / (most - 1))] for number in range(most)]
