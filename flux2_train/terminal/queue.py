@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..names import counted
 from ..runs.folder import RunFolder
 from .options import UsageError, command, read_job, start_folders
 
@@ -122,8 +123,9 @@ def _work(arguments: argparse.Namespace) -> None:
             train_job(job, accelerator, bar, how_of(claim), lambda event: require_mine(claim))
 
         done, failed = work(queue, train, bar.say)
-        bar.say(f"{done} jobs are done, {failed} have failed")
+        bar.say(f"{counted(done, 'job is', 'jobs are')} done, {failed} failed")
     if failed:
         from ..errors import UserError
 
-        raise UserError(f"{failed} jobs have failed; `queue list` says why, `queue again NAME` lets one wait again.")
+        jobs = counted(failed, "job has", "jobs have")
+        raise UserError(f"{jobs} failed; `queue list` says why, `queue again NAME` lets one wait again.")

@@ -18,7 +18,7 @@ export function actionsOf(run, detail) {
         running && button("Stop and keep", done(() => stop(run)), { className: "first" }),
         run.graph.workflow && button("Load into the graph", done(() => load(run)), { className: running ? "" : "first" }),
         ENDED.includes(run.state) && run.checkpoints.length > 0
-            && button(run.state === "finished" ? "Go on for more steps …" : "Go on", done(() => goOn(run, detail))),
+            && button(run.state === "finished" ? "Go on for more steps …" : "Go on", () => goOnFrom(run, detail)),
         run.job && button("Queue variations …", done(() => vary(run, detail))),
         run.job && button("Compare …", done(() => compare(run, detail)),
             { title: "Ctrl and a click on another run in the list does the same." }),
@@ -71,6 +71,10 @@ async function goOn(run, detail) {
     say("success", `${run.name} goes on${asked.steps ? ` to ${asked.steps} steps` : ""}, as soon as ComfyUI comes to it.`);
     detail.onQueued();
     return true;
+}
+
+export async function goOnFrom(run, detail) {
+    if ((await trying(() => goOn(run, detail))) !== undefined) detail.changed();
 }
 
 function askSteps(run) {

@@ -1,5 +1,5 @@
 // One run, or two laid over each other, beside the sidebar.
-import { actionsOf } from "./actions.js";
+import { actionsOf, goOnFrom } from "./actions.js";
 import { chart, COLOURS } from "./chart.js";
 import { pictures } from "./pictures.js";
 import { get, getText, trying } from "./server.js";
@@ -12,7 +12,7 @@ const LIVE = ["running"];
 // The panel of LoRA Trainer shows a run better than a curve and a strip of pictures, where the pack has it.
 let panel;
 function runPanel() {
-    panel ??= import("../panel/run.js").then((module) => module.runPanel, () => undefined);
+    panel ??= import("../panel/run_panel.js").then((module) => module.runPanel, () => undefined);
     return panel;
 }
 
@@ -94,11 +94,12 @@ export class Detail {
     }
 
     async drawOne(holder, run, rows, asked) {
-        const panelOf = await runPanel();
-        const made = panelOf ? await trying(() => panelOf(run.name)) : undefined;
+        const panelOf = run.record ? await runPanel() : undefined;
         if (!this.current(asked)) return;
-        if (made instanceof Element) {
+        if (panelOf) {
+            const made = panelOf(run.name, { goOn: () => goOnFrom(run, this) });
             holder.append(made);
+            this.clean.push(() => made.close?.());
             return;
         }
         const plot = make("div", { className: "plot", role: "img", "aria-label": inWords(rows) });
@@ -111,11 +112,12 @@ export class Detail {
     // a run that trains is looked at again, unless somebody is at work in the panel
     async again(run, asked) {
         if (!this.current(asked)) return;
-        if (this.element.contains(document.activeElement) && document.activeElement !== this.element) {
-            this.timer = setTimeout(() => this.again(run, asked), EVERY);
-            return;
-        }
-        await trying(() => this.showOne(run.name));
+        const busy = this.element.contains(document.activeElement) && document.activeElement !== this.element;
+        const now = busy ? run : await get("runs/details", { run: run.name }).catch(() => run);
+        if (!this.current(asked)) return;
+        const drawnAnew = now.state !== run.state || (!busy && !run.record); // a panel draws itself
+        if (drawnAnew) await trying(() => this.showOne(run.name));
+        else this.timer = setTimeout(() => this.again(run, asked), EVERY);
     }
 
     async showTwo(one, other) {
