@@ -77,6 +77,7 @@ CATEGORIES = dict.fromkeys(
         "Flux2CacheLatents",
         "Flux2LoraTrainer",
         "Flux2TrainQueued",
+        "Flux2CheckpointLora",
     ),
     "Train",
 ) | dict.fromkeys(
