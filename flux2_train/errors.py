@@ -16,3 +16,12 @@ class UserError(ValueError):
         if len(text) > LONGEST:
             text = f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 + 5 :]}"
         super().__init__("\n".join(map(escaped, text.split("\n"))))
+
+
+class Paused(Exception):
+    """A run has ended after a step because somebody paused it. ``saved``: whether its checkpoint is on disk."""
+
+    def __init__(self, step: int, saved: bool):
+        self.saved = saved
+        goes_on = "Go on queues the same graph" if saved else "its checkpoint could not be written"
+        super().__init__(f"Paused after step {step}; {goes_on}.")

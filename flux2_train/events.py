@@ -78,6 +78,14 @@ class Validated:
 
 
 @dataclass(frozen=True)
+class Steered:
+    """Somebody changed the run after step ``step``. ``text`` says to what."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Completed:
     """Step ``step`` is done, and so are the previews and losses due after it: the trainer's state can be saved now."""
 
@@ -96,13 +104,15 @@ class Saved:
 class PreviewPicture:
     """A prompt, painted by the base model and with the adapters: (H, W, 3) in 0..1 on the CPU.
 
-    ``asked`` holds all settings of the picture, ready for JSON.
+    ``asked`` holds all settings of the picture, ready for JSON. ``number`` is the prompt's own in its run, from 1, also
+    when other prompts are painted; 0 is its place among the pictures.
     """
 
     label: str
     base: Tensor
     painted: Tensor
     asked: dict
+    number: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +144,14 @@ class ImagesMeasured:
     images: tuple[ImageLoss, ...]
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """Lines that were added to the run's record, ready for JSON. ``first``: how many there were before."""
+
+    first: int
+    lines: tuple[dict, ...]
+
+
 Event = (
     Started
     | Resumed
@@ -145,6 +163,8 @@ Event = (
     | Validated
     | Previewed
     | ImagesMeasured
+    | Steered
     | Completed
     | Saved
+    | Recorded
 )

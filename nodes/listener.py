@@ -12,11 +12,14 @@ from comfy.model_management import InterruptProcessingException
 from PIL import Image
 
 from ..flux2_train import events
+from ..flux2_train.errors import Paused
 from ..flux2_train.evaluate.plots import loss_plot
 from ..flux2_train.evaluate.sheets import beside, stacked
 from ..flux2_train.evaluate.verdicts import judge, summary
+from ..flux2_train.runs.folder import RunFolder
 from ..flux2_train.runs.results import Results
 from ..flux2_train.train.trainer import Trainer
+from .browser import live
 from .browser.kept_graph import keep_graph
 from .progress import CONSOLE_SECONDS, NodeProgress, clock
 
@@ -35,14 +38,18 @@ class TrainerListener:
         self.measured: list[events.ImagesMeasured] = []
         self.pictures = None
         self.now, self.plan, self.name = "", "", trainer.config.name
+        self.folder = None
         self.drawn = self.logged = 0.0
         self.saved = ""
 
     def __call__(self, event: events.Event) -> None:
         match event:
             case events.Started(folder):
-                self.name = folder.name
+                self.name, self.folder = folder.name, RunFolder(folder)
                 keep_graph(folder)
+                self._begin()
+            case events.Recorded():
+                live.tell(self.folder, self.progress.node_id, event)
             case events.Planned(text):
                 self.plan = text
                 self.say()
@@ -57,6 +64,9 @@ class TrainerListener:
             case events.Resumed(step, total, path):
                 self.notes.append(f"goes on after step {step} of {total} ({path.parents[1].name})")
                 self._log(self.notes[-1], always=True)
+            case events.Steered(step, text):
+                self.notes.append(f"changed after step {step}: {text}")
+                self.say()
             case events.Validated():
                 self.validation.append(event)
             case events.ImagesMeasured():
@@ -69,6 +79,11 @@ class TrainerListener:
                 self._stepped(event)
             case events.Saved(path, stopped=True):
                 self.saved = path.name
+
+    def _begin(self) -> None:
+        """Note in the run's folder which node shows it."""
+        with suppress(OSError):  # a full disk; the run itself says so
+            live.begin(self.folder, self.progress.node_id, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
     def say(self, now: str | None = None, picture: Image.Image | None = None) -> None:
         """Show what the run is doing, between the warnings and what is known so far."""
@@ -116,6 +131,8 @@ class TrainerListener:
             raise
 
     def _stopped(self, error: BaseException) -> str:
+        if isinstance(error, Paused):
+            return str(error)
         step, why = self.trainer.step, "" if isinstance(error, InterruptProcessingException) else " by an error"
         if not step:
             return f"Stopped{why} before the first step was done; nothing was saved."
@@ -138,3 +155,12 @@ class TrainerListener:
         if len(self.measured) > 1:
             lines += summary(judge(*(event.images for event in self.measured)))
         return lines
+
+
+@contextmanager
+def ending_as_interrupted() -> Iterator[None]:
+    """A run that is paused ends ComfyUI's job as Cancel does: without an error, and the rest of the graph waits."""
+    try:
+        yield
+    except Paused as paused:
+        raise InterruptProcessingException from paused

@@ -15,7 +15,7 @@ from ..flux2_train.settings.recipes import RECIPES, Recipe, combined, face_on
 from ..flux2_train.settings.training import NO_RECIPE, TrainingSettings
 from . import fields
 from .browser.shown import keep
-from .listener import TrainerListener
+from .listener import TrainerListener, ending_as_interrupted
 from .options import gathered, socket, take_earlier
 from .progress import NodeProgress
 from .types import TRAIN, FluxEmbeds, FluxLatents, FluxOptions
@@ -94,7 +94,7 @@ class LoraTrainer(io.ComfyNode):
         config = TrainingSettings(**combined(recipe, face, sections))
         trainer = new_trainer(model, embeds, latents, config, previews=previews, held_out=held_out)
         listener = TrainerListener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
-        with listener.saying_how_it_ends():
+        with ending_as_interrupted(), listener.saying_how_it_ends():
             results = train(trainer, files.lora_folder(), files.run_folder(), listener, resume)
         plot = to_tensor(loss_plot(trainer.history, results.lora_path.stem))
         shown = keep(cls.hidden.unique_id, listener.finished(results), to_tensor(listener.picture()), cls)

@@ -38,7 +38,7 @@ app.registerExtension({
             if (node?.comfyClass !== "Flux2LoraTrainer") return;
             // what the node says has come a moment before
             const text = node.widgets?.find(({ name }) => name === "flux2_shown")?.value ?? "";
-            const line = text.split("\n").find((each) => each.startsWith("Stopped"));
+            const line = text.split("\n").find((each) => /^(Stopped|Paused)/.test(each));
             say("info", titleOf(node), line ?? "Stopped.");
         });
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -45,11 +45,18 @@ class Evaluation(BetweenSteps):
         if trainer.config.validation_loss.per_image_is_due(step, trainer.total):
             yield from self._measure_images(borrowed, step)
 
-    def paint(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
-        """The previews that are due after ``step`` steps. Only the main process paints them."""
+    def paint(self, borrowed: ModelPatcher, step: int, asked: bool = False) -> Iterator[Event]:
+        """The previews that are due after ``step`` steps, or were ``asked`` for. Only the main process paints them."""
         trainer, previews = self.trainer, self.previews
-        if previews and previews.on and trainer.is_main and previews.config.is_due(step, trainer.total):
+        if not previews or not previews.on or not trainer.is_main:
+            return
+        if asked or previews.config.is_due(step, trainer.total):
             yield from previews.paint(borrowed, step, lambda: trainer.weights_for("preview"), trainer.memory.room)
+
+    def choose_prompts(self, chosen: Sequence[tuple[str, ...]]) -> None:
+        """See ``BetweenSteps``."""
+        if self.previews:
+            self.previews.choose(chosen)
 
     def _validate(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
         trainer = self.trainer

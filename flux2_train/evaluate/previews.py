@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..host.sampling import sample as sampling
 from ..host.sampling.references import INDEX
 from ..host.system.memory import free, is_out_of_memory
 from ..names import counted
+from ..settings.previews import Prompt
 from ..train.preview_request import PreviewRequest
 
 Weights = Callable[[], AbstractContextManager]
@@ -27,7 +29,9 @@ class Previews:
     """Paints the prompts of ``request`` with the ``adapters`` of a run. ``trained`` is the run's MODEL.
 
     The base model's pictures are painted once and kept. After memory has run out once, ``on`` is false and nothing more
-    is painted. Raises UserError if ``embeds`` lacks a prompt, or if the adapters do not fit the second MODEL.
+    is painted. ``prompts`` are all that were ever painted, ``shown`` the places of those that are painted now, and
+    ``encode`` gives the embeds of a new text, or raises UserError that says why it cannot. Raises UserError if
+    ``embeds`` lacks a prompt, or if the adapters do not fit the second MODEL.
     """
 
     def __init__(
@@ -38,8 +42,12 @@ class Previews:
         adapters: Adapters,
         method: str = INDEX,
     ):
-        self.request, self.embeds, self.adapters, self.method = request, embeds, adapters, method
+        self.request, self.adapters, self.method = request, adapters, method
+        self.embeds: ChainMap[str, Tensor] = ChainMap({}, embeds)
+        self.encode: Callable[[str], Tensor] = _unknown
         self.config, self.on = request.config, True
+        self.prompts: list[Prompt] = list(self.config.prompts)
+        self.shown = list(range(len(self.prompts)))
         self.base: dict[int, Tensor] = {}
         self.references: list[list[Tensor]] = [[] for _ in self.config.prompts]
         if any(text not in embeds for text in self.config.texts):
@@ -59,7 +67,33 @@ class Previews:
         if any(self.request.references):
             yield Phase("encoding reference images of previews")
             vae, resize = self.request.vae, self.config.resize_references
-            self.references = [painter.encode_references(vae, list(i), resize) for i in self.request.references]
+            self.references[: len(self.request.references)] = [
+                painter.encode_references(vae, list(i), resize) for i in self.request.references
+            ]
+
+    def choose(self, chosen: Sequence[tuple[str, ...]]) -> None:
+        """Paint the texts that come last in ``chosen``, or the run's own prompts where it is empty.
+
+        Each new text gets the next number, in the order of ``chosen``, and keeps it.
+        """
+        del self.prompts[len(self.config.prompts) :]
+        self.shown = list(range(len(self.prompts)))
+        for texts in chosen:
+            self.shown = [self._number(text) for text in dict.fromkeys(texts)]
+        self.references += [[] for _ in range(len(self.prompts) - len(self.references))]
+
+    def _number(self, text: str) -> int:
+        texts = [prompt.text for prompt in self.prompts]
+        if text not in texts:
+            self.prompts.append(Prompt(text))
+            return len(texts)
+        return texts.index(text)
+
+    def encode_missing(self, texts: Sequence[str]) -> None:
+        """Encode those of the texts whose embeds are not known yet. Raises UserError that says why it cannot."""
+        for text in texts:
+            if text not in self.embeds:
+                self.embeds[text] = self.encode(text)
 
     def paint(self, borrowed: ModelPatcher, step: int, weights: Weights, memory_required: float) -> Iterator[Event]:
         """Paint the previews after ``step`` steps with the MODEL that is borrowed for training.
@@ -68,9 +102,13 @@ class Previews:
         bytes of the device are free for training again.
         """
         try:
+            self.encode_missing([self.prompts[number].text for number in self.shown])
             with self._model(borrowed) as model:
                 latents = yield from self._latents(model, step, weights)
             yield Previewed(step, tuple(self._pictures(model, step, latents)))
+        except UserError as error:  # a run goes on, and a text that it was given cannot be encoded any more
+            self.shown = [number for number in self.shown if self.prompts[number].text in self.embeds]
+            yield Warned(f"Not all previews were painted after {step} steps: {error}")
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -95,9 +133,9 @@ class Previews:
     ) -> Generator[Event, None, list[tuple[Tensor | None, Tensor]]]:
         """Yield phases; return (base, painted) latents by prompt. base is None if that picture is known already."""
         latents: list[tuple[Tensor | None, Tensor]] = []
-        for number, prompt in enumerate(self.config.prompts):
-            yield Phase(f"painting preview {number + 1} of {len(self.config.prompts)} after {counted(step, 'step')}")
-            base = None
+        for count, number in enumerate(self.shown, 1):
+            yield Phase(f"painting preview {count} of {len(self.shown)} after {counted(step, 'step')}")
+            prompt, base = self.prompts[number], None
             if number not in self.base:
                 with self.adapters.at_strength(0.0):
                     base = self._paint(model, number)
@@ -106,14 +144,14 @@ class Previews:
         return latents
 
     def _settings(self, number: int) -> sampling.PaintSettings:
-        config, prompt = self.config, self.config.prompts[number]
+        config, prompt = self.config, self.prompts[number]
         return sampling.PaintSettings(
             prompt.steps or config.steps, config.guidance, config.sampler, *config.size_of(prompt),
-            config.seed_of(number),
+            config.seed_of(number, prompt),
         )  # fmt: skip
 
     def _paint(self, model: ModelPatcher, number: int) -> Tensor:
-        prompt, references = self.config.prompts[number].text, self.references[number]
+        prompt, references = self.prompts[number].text, self.references[number]
         settings = self._settings(number)
         return painter.paint(model, self.embeds, prompt, self.config.negative, references, settings, self.method)
 
@@ -122,21 +160,22 @@ class Previews:
     ) -> Iterator[PreviewPicture]:
         to_decode = [latent for pair in latents for latent in pair if latent is not None]
         decoded = iter([image[0] for image in painter.decode(self.request.vae, to_decode)])
-        for number, (base, _) in enumerate(latents):
+        for number, (base, _) in zip(self.shown, latents, strict=True):
             if base is not None:
                 self.base[number] = next(decoded)
-            prompt = self.config.prompts[number]
-            yield PreviewPicture(
-                prompt.label, self.base[number], next(decoded), self._settings_used(model, step, number)
-            )
+            asked = self._settings_used(model, step, number)
+            yield PreviewPicture(self.prompts[number].label, self.base[number], next(decoded), asked, number + 1)
 
     def _settings_used(self, model: ModelPatcher, step: int, number: int) -> dict:
         """All settings that a picture was painted with, as they are written into its file."""
-        config, prompt = self.config, self.config.prompts[number]
-        width, height = config.size_of(prompt)
+        config, prompt = self.config, self.prompts[number]
         return {
             "prompt": prompt.text, "negative": config.negative, "width": width, "height": height,
             "steps": sampling.steps_for(model, prompt.steps or config.steps), "guidance": config.guidance,
-            "sampler": config.sampler, "seed": config.seed_of(number), "references": len(self.references[number]),
+            "sampler": config.sampler, "seed": config.seed_of(number, prompt), "references": len(self.references[number]),
             "training_steps": step, "strength": config.strength_of(prompt), "transformer": identify.file_of(model),
         }  # fmt: skip
+
+
+def _unknown(text: str) -> Tensor:
+    raise UserError("nothing here can encode a new text; add it to Validation and Cache Embeds.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ ABOUT, LOCK = "run.json", ".lock"
 ROOM = 4096  # bytes of run.json at least
 CANNOT_LOCK = (NotImplementedError, OSError)
 PATIENCE = 1.0  # seconds to wait for the lock: a process that only asks ``is_held`` takes it for a moment
-RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
+RUNNING, FINISHED, STOPPED, FAILED, PAUSED = "running", "finished", "stopped", "failed", "paused"
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,16 @@ class RunFolder:
         """A file that asks the run to end normally after the step in progress."""
         return self.path / "stop"
 
+    @property
+    def asked(self) -> Path:
+        """The folder of what else is asked of the run, see ``steering``."""
+        return self.path / "asked"
+
+    @property
+    def record(self) -> Path:
+        """What the run has told while it trained, see ``record``."""
+        return self.path / "record.jsonl"
+
     @contextmanager
     def held(self) -> Iterator[str]:
         """This process owns the run inside the block; the lock is freed however the process ends.
@@ -199,6 +210,7 @@ class RunFolder:
             )
         try:
             self.stop.unlink(missing_ok=True)
+            shutil.rmtree(self.asked, ignore_errors=True)
             yield unlocked
         finally:
             lock.release()
@@ -217,9 +229,13 @@ class RunFolder:
 
     def ask_to_stop(self) -> None:
         """Ask for the run to end normally after the step in progress. Raises UserError if no process trains it."""
+        self.require_held()
+        self.stop.touch()
+
+    def require_held(self) -> None:
+        """Raise UserError if no process trains the run."""
         if not self.is_held():
             raise UserError(f"No run {self.name} is being trained; its folder would be {self.path}.")
-        self.stop.touch()
 
     def about(self) -> dict:
         """What ``note`` has written, empty if it cannot be read."""

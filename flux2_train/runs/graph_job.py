@@ -12,7 +12,7 @@ from ..data.index import Index
 from ..host.describe import describe
 from ..host.loading import files, places
 from ..settings.dataset_folder import DatasetSettings
-from ..settings.job import Job
+from ..settings.job import Job, Output
 from ..settings.previews import PreviewSettings
 from ..train.trainer import Trainer
 
@@ -38,6 +38,7 @@ def job_of(trainer: Trainer, references: tuple[tuple[Path, ...], ...] = ()) -> J
         training=trainer.config,
         previews=previews,
         held_out=trainer.held_out_requests,
+        changes=trainer.changes,
         unknown=unknown,
     )
 
@@ -72,3 +73,9 @@ def _resolved(request: DatasetSettings) -> DatasetSettings:
         mask = replace(mask, folder=files.resolve(str(mask.folder)))
     references = tuple(files.resolve(str(folder)) for folder in request.references)
     return replace(request, folder=files.resolve(str(request.folder)), references=references, mask_options=mask)
+
+
+def output_of(loras: Path, runs: Path) -> Output:
+    """The folders of a run's files, as a job names them: empty for ComfyUI's own folders."""
+    both = ((loras, files.lora_folder()), (runs, files.run_folder()))
+    return Output(*("" if chosen.resolve() == own.resolve() else str(chosen.resolve()) for chosen, own in both))

@@ -28,17 +28,20 @@ class PreviewFiles:
     def __init__(self, folder: RunFolder):
         self.folder = folder
         self.thumbnails: dict[Path, Image.Image] = {}
+        self.labels: dict[int, str] = {}
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, Previewed):
             return
         self.folder.previews.mkdir(exist_ok=True)
-        for number, picture in enumerate(event.pictures, 1):
+        for count, picture in enumerate(event.pictures, 1):
+            number = picture.number or count
+            self.labels[number] = picture.label
             path = self.folder.previews / f"step_{event.step:06d}_{number}.png"
             self._save(sheets.to_picture(picture.painted), path, picture.asked)
             base = {**picture.asked, "strength": 0.0, "training_steps": 0}
             self._save(sheets.to_picture(picture.base), self._base(number), base)
-        write_png(self._sheet([picture.label for picture in event.pictures]), self.folder.contact_sheet)
+        write_png(self._sheet(), self.folder.contact_sheet)
 
     def _base(self, number: int) -> Path:
         return self.folder.previews / f"base_{number}.png"
@@ -47,14 +50,18 @@ class PreviewFiles:
         self.thumbnails[path] = sheets.small(picture)
         write_png(picture, path, json.dumps(request))
 
-    def _sheet(self, labels: list[str]) -> Image.Image:
-        """One row per prompt; the columns are the base model and the steps, evenly thinned out if there are many."""
+    def _sheet(self) -> Image.Image:
+        """One row per prompt that this process has painted, one column for the base model and for each step.
+
+        Where there are many steps, they are evenly thinned out.
+        """
         matches = [NAME.fullmatch(path.name) for path in self.folder.previews.iterdir()]
         steps = sheets.spread(sorted({int(match[1]) for match in matches if match}), MOST_COLUMNS)
         rows = []
-        for number in range(1, len(labels) + 1):
+        for number in sorted(self.labels):
             paths = [self._base(number), *(self.folder.previews / f"step_{s:06d}_{number}.png" for s in steps)]
             rows.append([self._thumbnail(path) for path in paths])
+        labels = [self.labels[number] for number in sorted(self.labels)]
         return sheets.grid(rows, labels, ("base model", *(f"step {step}" for step in steps)))
 
     def _thumbnail(self, path: Path) -> Image.Image | None:

@@ -22,6 +22,7 @@ from .checkpoints import About, Checkpoint, DamagedCheckpoint
 from .dataset_record import difference
 from .folder import FINISHED, RunFolder
 from .graph_job import OF_VALIDATION, job_of
+from .live.steering import changes_of
 
 AUTO, NEW = "auto", "new"
 SAME_RATE = 1e-9  # relative difference of two learning rates that are one
@@ -105,8 +106,9 @@ def restored(trainer: Trainer, runs: Path, how: str | RunFolder) -> Resumption |
     A checkpoint whose sums are right and whose content is not that of this trainer is damaged too: the one before it
     counts. Raises UserError as ``find``.
     """
-    resumption = find_together(trainer, runs, how)
+    resumption, given = find_together(trainer, runs, how), trainer.changes
     while resumption:
+        trainer.changes = changes_of(trainer, resumption.folder, resumption.checkpoint.about.job)
         why = put(trainer, resumption.state)
         if not why:
             return resumption
@@ -116,6 +118,7 @@ def restored(trainer: Trainer, runs: Path, how: str | RunFolder) -> Resumption |
         resumption = newest(folder, {**resumption.damaged, path: why})
         if resumption is None and how != AUTO:
             raise UserError(f"The run {folder.name} has no checkpoint that can be used in {folder.checkpoints}.")
+    trainer.changes = given
     return None
 
 

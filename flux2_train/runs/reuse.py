@@ -41,7 +41,8 @@ def _is_same(last: resume.Resumption, trainer: Trainer) -> bool:
     about, now = last.checkpoint.about, plain(job_of(trainer))
     same_settings = all(about.job.get(section) == now[section] for section in COMPARED)
     same_data = about.dataset == trainer.dataset.fingerprint
-    return same_settings and same_data and not list(resume.differences(about, trainer, own_seed=False))
+    changed = [*trainer.changes] and about.job.get("changes") != now["changes"]
+    return same_settings and same_data and not changed and not list(resume.differences(about, trainer, own_seed=False))
 
 
 def _lora(path: Path, trainer: Trainer) -> Tensors | None:

@@ -15,22 +15,22 @@ from typing import TypeVar
 from ..adapters import files
 from ..atomic import write_text
 from ..data.order import epoch_batches
-from ..errors import UserError
-from ..events import Completed, Event, Phase, Planned, Resumed, Saved, Started, Warned
-from ..host.loading.files import lora_folder, run_folder
+from ..errors import Paused, UserError
+from ..events import Completed, Event, Phase, Planned, Resumed, Saved, Started, Steered, Warned
 from ..host.system.memory import free, is_out_of_memory
 from ..settings.base import plain
-from ..settings.job import Output
 from ..train import processes
 from ..train.trainer import Trainer
 from . import checkpoints, dataset_record, logs, resume, reuse
 from .best_effort import BestEffort, could_not
 from .checkpoint_writer import CheckpointWriter
 from .checkpoints import About, DamagedCheckpoint, Snapshot
-from .folder import FAILED, FINISHED, RUNNING, STOPPED, RunFolder
-from .graph_job import job_of
+from .folder import FAILED, FINISHED, PAUSED, RUNNING, STOPPED, RunFolder
+from .graph_job import job_of, output_of
 from .image_files import ImageFiles
 from .library.log_file import LogFile
+from .live.record import Record
+from .live.steering import FolderRequests
 from .loras import note_stopped, remove_stopped, set_aside
 from .preview_files import PreviewFiles, save_references
 from .results import Results, write_results
@@ -115,14 +115,17 @@ class Session:
         self.first_step = trainer.step
         save = partial(save_references, trainer.previews, folder)
         job = job_of(trainer, self._beside("The reference images", save, ()))
-        self.job = replace(job, output=_output(loras, folder))
+        self.job = replace(job, output=output_of(loras, folder.path.parent))
         previews, images = PreviewFiles(folder), ImageFiles(folder)
         writers = {"The previews": previews, "The losses of single images": images, "The plan": self._note_plan}
         writers |= {"A LoRA file on the way": StepLoras(trainer, folder, loras), "The log": LogFile(folder.log)}
+        self.record = Record(trainer, folder)
+        writers |= {"job.json": self._note_changes, "The record": self.record}
         # the files come first: listen may end the run
         self.listeners = [*(BestEffort(write, what, listen) for what, write in writers.items()), listen]
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
         self.checkpoint_writer = CheckpointWriter(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
+        trainer.requests = FolderRequests(trainer, folder, self.checkpoint_writer)
 
     def run(self) -> Results:
         """See ``train``."""
@@ -135,9 +138,13 @@ class Session:
             except BaseException as error:  # ComfyUI's interrupt and Ctrl-C are no Exceptions
                 self._rescue(error)
                 raise
+            if self.trainer.pausing and self.trainer.step < self.trainer.total:
+                raise self._paused()
             return self._finish()
         finally:
             self.checkpoint_writer.close()
+            self._attempt("the record", self.record.close)
+            self._quietly(*self.record.news())
 
     def snapshot(self) -> Snapshot:
         """A copy of the run as it is now, on the host."""
@@ -196,8 +203,6 @@ class Session:
                         self._tell(
                             *self.checkpoint_writer.after(event.step, self.trainer.history.validation.get(event.step))
                         )
-                        if self.folder.stop.exists():
-                            self.trainer.stop()
         except Exception as error:
             if not rewind.helps(error):
                 raise
@@ -227,10 +232,29 @@ class Session:
         for event in events:
             for listener in self.listeners:
                 listener(event)
+            for news in self.record.news():
+                self.listen(news)
 
     def _note_plan(self, event: Event) -> None:
         if isinstance(event, Planned):
             write_text(self.folder.plan, event.text + "\n")
+
+    def _note_changes(self, event: Event) -> None:
+        if isinstance(event, Steered):
+            self.job = replace(self.job, changes=self.trainer.changes)
+            write_text(self.folder.job, self.job.to_json())
+
+    def _paused(self) -> Paused:
+        """Note that the run is paused; without its checkpoint the LoRA is saved, as after an interruption."""
+        step = self.trainer.step
+        paused = Paused(step, saved=step in map(checkpoints.step_of, self.checkpoint_writer.written))
+        if not paused.saved:
+            self._attempt("the LoRA", self._save_lora)
+        self._beside(
+            "run.json",
+            lambda: self.folder.note(status=PAUSED, step=step, total=self.trainer.total, ended=_now(), why=str(paused)),
+        )
+        return paused
 
     def _finish(self) -> Results:
         if self.trainer.plateau.reached(self.trainer.history.validation):
@@ -319,12 +343,6 @@ class Session:
             f"The card ran out of memory in step {self.trainer.step + 1}; {saved}. Close other programs, turn "
             "checkpointing on, lower batch and raise accumulate alike, or begin anew with a lower resolution or rank."
         )
-
-
-def _output(loras: Path, folder: RunFolder) -> Output:
-    """The folders of the run's files, as a job names them: empty for ComfyUI's own folders."""
-    places = ((loras, lora_folder()), (folder.path.parent, run_folder()))
-    return Output(*("" if chosen.resolve() == own.resolve() else str(chosen.resolve()) for chosen, own in places))
 
 
 def _reason(error: BaseException) -> str:

@@ -20,13 +20,14 @@ from .caches import EmbedSettings, LatentSettings
 from .dataset_folder import DatasetSettings
 from .model import ModelSettings
 from .previews import PreviewSettings
+from .steering import Change
 from .training import TrainingSettings
 
 VERSION = 1
 MAX_BYTES = 1 << 22  # a job of 64 long prompts has 100 kB
 LISTS = ("dataset", "held_out")
 SECTIONS = ("version", "model", "dataset", "embeds", "latents", "training", "previews", "held_out", "output",
-            "unknown")  # fmt: skip
+            "changes", "unknown")  # fmt: skip
 
 
 @settings
@@ -41,6 +42,7 @@ class Output(Settings):
 class Job(Settings):
     """One training run. ``previews`` are painted during it; the loss is measured on the data set ``held_out``.
 
+    ``changes`` are what somebody changed while it trained; training the job again makes them after the same steps.
     ``unknown`` names what the graph had and a file cannot express; a job with such entries is refused.
     """
 
@@ -53,6 +55,7 @@ class Job(Settings):
     previews: PreviewSettings | None = None
     held_out: tuple[DatasetSettings, ...] = ()
     output: Output = field(default_factory=Output)
+    changes: tuple[Change, ...] = ()
     unknown: tuple[str, ...] = ()
 
     def problems(self) -> Iterator[str]:

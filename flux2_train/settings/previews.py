@@ -164,10 +164,11 @@ class PreviewSettings(Settings):
             return self.at_start
         return step == total or bool(self.every and step % self.every == 0)
 
-    def seed_of(self, number: int) -> int:
-        """The seed of the prompt with that index."""
-        if self.prompts[number].seed is not None:
-            return self.prompts[number].seed
+    def seed_of(self, number: int, prompt: Prompt | None = None) -> int:
+        """The seed of the prompt with that index, which is ``prompt`` where a run has got more prompts than these."""
+        own = (prompt or self.prompts[number]).seed
+        if own is not None:
+            return own
         return (self.seed + number * (self.seeds == WALKING)) % 2**64
 
     def size_of(self, prompt: Prompt) -> tuple[int, int]:

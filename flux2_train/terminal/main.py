@@ -1,6 +1,7 @@
 """The command line: its commands and exit codes.
 
-Exit codes: 0 done, 1 failed, 2 the command line or the job file is wrong, 130 stopped with Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 the command line or the job file is wrong, 3 the run was paused,
+130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..errors import UserError
+from ..errors import Paused, UserError
 from . import (
     convert,
     dataset_check,
@@ -22,13 +23,14 @@ from . import (
     resume,
     sample,
     settings,
+    steer,
     stop,
     train,
 )
 from .options import UsageError
 
 COMMANDS = (
-    train, resume, stop, queue, sample, merge_command, convert, prune, dataset_check, flavours, settings,
+    train, resume, stop, *steer.COMMANDS, queue, sample, merge_command, convert, prune, dataset_check, flavours, settings,
     import_command, plan, doctor,
 )  # fmt: skip
 DESCRIPTION = "FLUX.2 LoRAs from a terminal: what the nodes do, without ComfyUI's server."
@@ -58,6 +60,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except Paused as paused:
+        print(paused, file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -95,6 +95,8 @@ class _Listener:
                 self.bar.say(f"going on after step {step} of {total}, from {path}")
             case events.Checkpointed(step, _):
                 self.bar.say(f"checkpoint after step {step}")
+            case events.Steered(step, text):
+                self.bar.say(f"after step {step}: {text}")
             case events.Validated(step, loss, held_out):
                 self.bar.say(
                     f"{'held-out' if held_out else 'validation'} loss {loss:.4f} after {counted(step, 'step')}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..events import Event
 from ..host.graph_types import ModelPatcher
@@ -19,6 +19,9 @@ class BetweenSteps:
         """The losses that are due after ``step`` steps."""
         yield from ()
 
-    def paint(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
-        """The previews that are due after ``step`` steps."""
+    def paint(self, borrowed: ModelPatcher, step: int, asked: bool = False) -> Iterator[Event]:
+        """The previews that are due after ``step`` steps, or were ``asked`` for."""
         yield from ()
+
+    def choose_prompts(self, chosen: Sequence[tuple[str, ...]]) -> None:
+        """Paint the last of ``chosen`` from now on. They are all that were ever chosen, in their order."""

@@ -35,9 +35,17 @@ def build_adapters(model: ModelPatcher, config: TrainingSettings) -> Adapters:
 
 def build_optimizer(adapters: Adapters, config: TrainingSettings) -> torch.optim.Optimizer:
     """The optimizer that ``config`` chooses, on the adapters. Call with autograd on."""
+    return optimizers.build(config.optimizer, _groups(adapters, config))
+
+
+def rates(adapters: Adapters, config: TrainingSettings) -> list[float]:
+    """The learning rate of each group of ``build_optimizer``'s optimizer, before its schedule."""
+    return [group["lr"] for group in _groups(adapters, config)]
+
+
+def _groups(adapters: Adapters, config: TrainingSettings) -> optimizers.Groups:
     layer_of = {parameter: name for name in adapters.names for parameter in adapters.of_layer(name)}
-    groups = adapters.groups(config.learning_rate)
-    return optimizers.build(config.optimizer, optimizers.by_block(groups, layer_of, config.optimizer.block_rates))
+    return optimizers.by_block(adapters.groups(config.learning_rate), layer_of, config.optimizer.block_rates)
 
 
 def require_taught(dataset: Dataset, config: TrainingSettings) -> None:

@@ -43,11 +43,11 @@ from .rollout import draw_offsets, rolled_input
 from .routing import Router
 from .schedules import Schedule
 from .slider import slider_embeds, strength_of
-from .state import Resumable
+from .steering import ENDLESS, Requests, Steerable
 from .step_input import Drawn, Memo, ObjectivePart, StepInput, step_input
 
 
-class Trainer(Resumable):
+class Trainer(Steerable):
     """Trains LoRA adapters on a FLUX.2 MODEL from cached latents and embeds.
 
     The constructor raises UserError for wrong inputs, before the first step. ``run`` trains. ``adapters`` and
@@ -91,12 +91,13 @@ class Trainer(Resumable):
         require_taught(latents.dataset, config)
         self.device = model.load_device
         self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
-        self.total = step_count(self.samples, self.step_size, config.steps, config.epochs)
+        self.total = self.asked_total = step_count(self.samples, self.step_size, config.steps, config.epochs)
         self.router = Router(config.routing, sum(identify.sizes(model)[1:3]), self.total)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0  # steps done, including those left out for a bad loss
         self.drawn = 0  # samples whose time has been drawn
-        self.stopping = False
+        self.changes, self.requests = (), Requests()
+        self.stopping = self.pausing = self.painting = False
         self.interrupted = False  # the last step did not finish
         self.half_updated = False  # interrupted inside optimizer.step(): the weights are half updated
         self.of_no_step = threading.Lock()
@@ -137,8 +138,7 @@ class Trainer(Resumable):
             yield Warned(f"{identify.flavour_name(self.model)} has no guidance input; the guidance set is ignored.")
         yield Phase("loading")
         config = self.config
-        order = batches(self.samples, self.step_size, config.seed, config.steps, config.epochs)
-        order = islice(order, self.step, None)
+        order = islice(batches(self.samples, self.step_size, config.seed, ENDLESS, 0), self.step, None)
         yield from self.between_steps.before()
         yield Planned(self.memory.describe())
         with borrow_as(self.model, self.adapters.deltas(), self.memory.how, self.memory.room) as borrowed:
@@ -146,23 +146,15 @@ class Trainer(Resumable):
                 yield from self.between_steps.measure(borrowed, 0)
                 yield from self.between_steps.paint(borrowed, 0)
             with closing(drawn(self.samples, order, config.seed, self.step + 1)) as drawn_batches:
-                for step, batch in enumerate(drawn_batches, self.step + 1):
-                    yield from self._timed_step(borrowed, step, batch)
-                    self._end_if_stopping(step)
+                while self.step < self.total and not self.pausing:
+                    step = self.step + 1
+                    yield from self._timed_step(borrowed, step, next(drawn_batches))
+                    yield from self._steer(step)
                     yield from self.between_steps.measure(borrowed, step)
                     yield from self._end_on_plateau(step)
-                    yield from self.between_steps.paint(borrowed, step)
+                    asked, self.painting = self.painting, False
+                    yield from self.between_steps.paint(borrowed, step, asked)
                     yield Completed(step)
-                    if step == self.total:
-                        return
-
-    def stop(self) -> None:
-        """End the run normally after the step in progress, as if that were its last one."""
-        self.stopping = True
-
-    def _end_if_stopping(self, step: int) -> None:
-        if processes.any_of(self.accelerator, self.stopping):
-            self.total = step
 
     def _end_on_plateau(self, step: int) -> Iterator[Event]:
         """Make ``step`` the last one if the validation loss has not fallen for too long."""

@@ -13,7 +13,7 @@ from ...flux2_train.host.loading import files
 from ...flux2_train.runs.files_there import lines
 from ...flux2_train.runs.folder import RunFolder
 from ...flux2_train.settings.model import ModelSettings
-from . import job_queue, runs
+from . import job_queue, live, runs
 from .refusals import check_first
 from .requests import body, in_words, run_name
 from .shown import BOARD
@@ -69,4 +69,5 @@ ROUTES = (
     ("POST", "/flux2_train/stop", stop),
     *runs.ROUTES,
     *job_queue.ROUTES,
+    *live.ROUTES,
 )

@@ -59,7 +59,7 @@ def show(node: str, **changes) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
-    workflow = _workflow(server)
+    workflow = running_workflow()
     shown = BOARD.put(workflow, str(node), **changes)
     server.send_sync(EVENT, {"workflow": workflow, "node": str(node), **shown.plain()})
 
@@ -79,8 +79,11 @@ def picture_url(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
-def _workflow(server: PromptServer) -> str:
+def running_workflow() -> str:
     """The id of the workflow that runs now, empty for a graph that a script has queued."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return ""
     for running in list(server.prompt_queue.currently_running.values()):
         extra = running[3] if len(running) > 3 and isinstance(running[3], dict) else {}
         workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}

@@ -48,7 +48,7 @@ def test_folder_and_lora_have_one_name(tmp_path):
     assert (results.folder.name, results.lora_path.name) == ("run_3", "run_3.safetensors")
     files = {p.name for p in results.folder.iterdir()} - {".lock"}
     assert files == {"job.json", "run.json", "dataset.json", "plan.txt", "loss.csv", "loss.png", "report.json",
-                     "log.txt", "checkpoints"}  # fmt: skip
+                     "log.txt", "record.jsonl", "checkpoints"}  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")

@@ -9,11 +9,14 @@ import torch
 
 from bench.encoding import encode_text
 from flux2_train import events
+from flux2_train.runs.folder import RunFolder
+from flux2_train.runs.live.asking import ask
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.resume import AUTO
 from flux2_train.runs.session import train
 from flux2_train.settings.objective import GuidanceSettings
 from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
+from flux2_train.settings.steering import Change, Request
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train.preview_request import PreviewRequest
 
@@ -39,6 +42,10 @@ class Told(list):
 
     def __call__(self, event):
         self.append(event)
+        if isinstance(event, events.Started):
+            self.folder = RunFolder(event.folder)
+        if event == events.Completed(1) and self.end_at:
+            ask(self.folder, Request("change", Change(learning_rate=3e-3)))
         if isinstance(event, events.Completed) and event.step == self.end_at:
             self.end_at = None
             raise KeyboardInterrupt
@@ -86,6 +93,10 @@ EXPECTED = {
     ),
     events.Previewed: lambda found: [(e.step, [p.label for p in e.pictures]) for e in found] == [(STEPS, [PROMPT])],
     events.ImagesMeasured: lambda found: [(e.step, len(e.images)) for e in found] == [(0, 6), (STEPS, 6)],
+    events.Steered: lambda found: [(e.step, e.text) for e in found] == [(2, "learning rate 0.003")],
+    events.Recorded: lambda found: (
+        [line["status"] for e in found for line in e.lines if line["kind"] == "ended"] == ["stopped", "finished"]
+    ),
     events.Completed: lambda found: [e.step for e in found] == [1, 2, 3],
     events.Saved: lambda found: (
         [(e.path.name, e.stopped) for e in found] == [("told_step2.safetensors", True), ("told.safetensors", False)]
@@ -104,7 +115,11 @@ def test_no_other_type_is_told(received):
 
 
 def test_what_happens_is_told_in_its_order(received):
-    """Loading before steps; after a step what it was looked at for; a run's folder first, its LoRA last."""
+    """Loading before steps; after a step what it was looked at for; a run's folder first, its LoRA last.
+
+    Lines of the record come behind what they are about.
+    """
+    received = [event for event in received if type(event) is not events.Recorded]
     kinds = [type(event) for event in received]
     again = kinds.index(events.Started, 1)
     first, second = received[:again], received[again:]

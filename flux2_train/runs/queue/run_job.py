@@ -64,6 +64,7 @@ def run_job(
         )  # fmt: skip
         loras = Path(job.output.loras) if job.output.loras else files.lora_folder()
         runs = Path(job.output.runs) if job.output.runs else files.run_folder()
+        trainer.repeat(job.changes)
         with listening(trainer) as listen:
             return train(trainer, loras, runs, listen, how)
 
