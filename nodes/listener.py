@@ -1,4 +1,4 @@
-"""What LoRA Trainer shows while it works, and what stays when it has ended."""
+"""What LoRA Trainer says while it works, and what stays when it has ended; the panel of its run is web/run.js."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from contextlib import contextmanager, suppress
 from statistics import fmean
 
 from comfy.model_management import InterruptProcessingException
-from PIL import Image
 
 from ..flux2_train import events
 from ..flux2_train.errors import Paused
-from ..flux2_train.evaluate.plots import loss_plot
-from ..flux2_train.evaluate.sheets import beside, stacked
 from ..flux2_train.evaluate.verdicts import judge, summary
 from ..flux2_train.runs.folder import RunFolder
 from ..flux2_train.runs.results import Results
@@ -23,7 +20,7 @@ from .browser import live
 from .browser.kept_graph import keep_graph
 from .progress import CONSOLE_SECONDS, NodeProgress, clock
 
-PREVIEW_SECONDS = 2.0
+TEXT_SECONDS = 2.0
 RECENT = 20  # steps whose mean duration says how long the rest takes
 
 
@@ -36,10 +33,9 @@ class TrainerListener:
         self.notes: list[str] = []
         self.validation: list[events.Validated] = []
         self.measured: list[events.ImagesMeasured] = []
-        self.pictures = None
         self.now, self.plan, self.name = "", "", trainer.config.name
         self.folder = None
-        self.drawn = self.logged = 0.0
+        self.said = self.logged = 0.0
         self.saved = ""
 
     def __call__(self, event: events.Event) -> None:
@@ -71,9 +67,7 @@ class TrainerListener:
                 self.validation.append(event)
             case events.ImagesMeasured():
                 self.measured = [*self.measured[:1], event]
-            case events.Previewed(step, pictures):
-                self.pictures = beside(step, pictures)
-                self.say(picture=self.picture())
+            case events.Previewed(step):
                 self.progress.advance(step)
             case events.Stepped():
                 self._stepped(event)
@@ -85,10 +79,10 @@ class TrainerListener:
         with suppress(OSError):  # a full disk; the run itself says so
             live.begin(self.folder, self.progress.node_id, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
-    def say(self, now: str | None = None, picture: Image.Image | None = None) -> None:
+    def say(self, now: str | None = None) -> None:
         """Show what the run is doing, between the warnings and what is known so far."""
         self.now = self.now if now is None else now
-        self.progress.say(self.text(), picture)
+        self.progress.say(self.text())
 
     def text(self) -> str:
         """Everything the node says: warnings first."""
@@ -101,11 +95,6 @@ class TrainerListener:
         self._log(self.now, always=True)
         return self.text()
 
-    def picture(self) -> Image.Image:
-        """The newest previews, base model beside LoRA, above the loss curve."""
-        plot = loss_plot(self.trainer.history)
-        return stacked(self.pictures, plot) if self.pictures else plot
-
     def _stepped(self, event: events.Stepped) -> None:
         now, last = time.monotonic(), event.step == event.total
         left = (event.total - event.step) * fmean(self.trainer.history.seconds[-RECENT:] or [event.seconds])
@@ -113,9 +102,9 @@ class TrainerListener:
             f"step {event.step}/{event.total}, loss {event.smoothed:.4f}, {event.seconds:.2f} s/step, "
             f"{clock(left)} left"
         )
-        if now - self.drawn >= PREVIEW_SECONDS or last:
-            self.drawn = now
-            self.say(text, self.picture())
+        if now - self.said >= TEXT_SECONDS or last:
+            self.said = now
+            self.say(text)
         self._log(text, always=last)
         self.progress.advance(event.step)
 

@@ -97,5 +97,5 @@ class LoraTrainer(io.ComfyNode):
         with ending_as_interrupted(), listener.saying_how_it_ends():
             results = train(trainer, files.lora_folder(), files.run_folder(), listener, resume)
         plot = to_tensor(loss_plot(trainer.history, results.lora_path.stem))
-        shown = keep(cls.hidden.unique_id, listener.finished(results), to_tensor(listener.picture()), cls)
+        shown = keep(cls.hidden.unique_id, listener.finished(results))
         return io.NodeOutput(results.lora, {"loss": trainer.history.losses}, results.lora_path.name, plot, ui=shown)

@@ -7,6 +7,7 @@ const EVENT = "flux2_train.shown";
 const NAME = "flux2_shown";
 const MARGIN = 10;
 const MOST_TEXT = 330; // pixels of text before it scrolls
+const SHORT_TEXT = 84; // on LoRA Trainer, whose panel says most of it (run.js)
 const MOST_IMAGE = 340;
 
 const STYLE = `
@@ -15,6 +16,7 @@ const STYLE = `
 .flux2-shown .text { box-sizing: border-box; overflow-y: auto; max-height: ${MOST_TEXT}px; padding: 6px 8px;
   white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; cursor: text; border-radius: 6px;
   background: color-mix(in srgb, var(--fg-color, #ddd) 7%, transparent); }
+.flux2-shown.short .text { max-height: ${SHORT_TEXT}px; }
 .flux2-shown .warning { color: #e8a33d; }
 .flux2-shown .good { color: #6fbf73; }
 .flux2-shown .bad { color: #e8746b; }
@@ -56,7 +58,7 @@ export class Panel {
     constructor(node) {
         this.node = node;
         this.element = document.createElement("div");
-        this.element.className = "flux2-shown";
+        this.element.className = `flux2-shown${node.comfyClass === "Flux2LoraTrainer" ? " short" : ""}`;
         this.text = document.createElement("div");
         this.text.className = "text";
         this.image = document.createElement("img");

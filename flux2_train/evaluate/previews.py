@@ -168,11 +168,12 @@ class Previews:
 
     def _settings_used(self, model: ModelPatcher, step: int, number: int) -> dict:
         """All settings that a picture was painted with, as they are written into its file."""
-        config, prompt = self.config, self.prompts[number]
+        config, prompt, references = self.config, self.prompts[number], self.references[number]
+        width, height = config.size_of(prompt)
         return {
             "prompt": prompt.text, "negative": config.negative, "width": width, "height": height,
             "steps": sampling.steps_for(model, prompt.steps or config.steps), "guidance": config.guidance,
-            "sampler": config.sampler, "seed": config.seed_of(number, prompt), "references": len(self.references[number]),
+            "sampler": config.sampler, "seed": config.seed_of(number, prompt), "references": len(references),
             "training_steps": step, "strength": config.strength_of(prompt), "transformer": identify.file_of(model),
         }  # fmt: skip
 

@@ -10,9 +10,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..events import PreviewPicture
-from ..names import counted
-
 GAP = 8
 HEAD = 18  # pixels for a column's name
 LINE = 13  # pixels per line of a row's name
@@ -63,21 +60,6 @@ def grid(
 def _shortened(text: str, width: int) -> str:
     most = max(4, width // 6)
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def beside(step: int, pictures: Sequence[PreviewPicture]) -> Image.Image:
-    """The base model's picture beside the adapters', one row for each of the first LIVE_ROWS prompts."""
-    shown = pictures[:LIVE_ROWS]
-    rows = [[small(to_picture(p.base)), small(to_picture(p.painted))] for p in shown]
-    return grid(rows, [p.label for p in shown], ("base model", f"after {counted(step, 'step')}"))
-
-
-def stacked(first: Image.Image, second: Image.Image) -> Image.Image:
-    """``first`` above ``second``, in one picture."""
-    both = Image.new("RGB", (max(first.width, second.width), first.height + second.height), "white")
-    both.paste(first, (0, 0))
-    both.paste(second, (0, first.height))
-    return both
 
 
 def spread(values: Sequence, most: int) -> list:

@@ -30,8 +30,8 @@ from . import (
 from .options import UsageError
 
 COMMANDS = (
-    train, resume, stop, *steer.COMMANDS, queue, sample, merge_command, convert, prune, dataset_check, flavours, settings,
-    import_command, plan, doctor,
+    train, resume, stop, *steer.COMMANDS, queue, sample, merge_command, convert, prune, dataset_check, flavours,
+    settings, import_command, plan, doctor,
 )  # fmt: skip
 DESCRIPTION = "FLUX.2 LoRAs from a terminal: what the nodes do, without ComfyUI's server."
 EPILOG = "Every command explains itself: python -m flux2_train COMMAND --help. ComfyUI is found as COMFYUI_PATH says."

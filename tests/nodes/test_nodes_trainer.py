@@ -1,4 +1,4 @@
-"""What LoRA Trainer shows of a run's events: pictures above the curve, losses, images that stand out."""
+"""What LoRA Trainer shows of a run's events: losses, images that stand out, how it ends."""
 
 import importlib
 import json
@@ -12,8 +12,6 @@ from comfy_api.latest import io
 from support import brief_flux2, tiny_caches
 from test_evaluation import ORDINARY, changed
 
-from flux2_train.evaluate import sheets
-from flux2_train.evaluate.plots import loss_plot
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.training import TrainingSettings
 
@@ -22,11 +20,10 @@ class Shown:
     """A node's progress that remembers."""
 
     def __init__(self):
-        self.said, self.pictures = [], []
+        self.said = []
 
-    def say(self, text, picture=None):
+    def say(self, text):
         self.said.append(text)
-        self.pictures += [picture] if picture is not None else []
 
     def advance(self, value):
         pass
@@ -42,19 +39,6 @@ def node(pack):
 def listener(node):
     trainer = new_trainer(brief_flux2(), *tiny_caches(2), TrainingSettings(steps=9, rank=1))
     return node[0].TrainerListener(trainer, Shown())
-
-
-def test_previews_stay_above_the_curve(node, listener):
-    events = node[1]
-    curve = loss_plot(listener.trainer.history)
-    painted = events.PreviewPicture("zbot", torch.zeros(16, 32, 3), torch.ones(16, 32, 3), {})
-    listener(events.Previewed(4, (painted, painted)))
-    listener(events.Stepped(9, 9, 0.5, 0.5, 0.0, 0.1))
-    sheet = sheets.beside(4, (painted, painted))
-    for picture in listener.progress.pictures:
-        assert picture.height == sheet.height + curve.height
-        assert picture.crop((0, 0, *sheet.size)).tobytes() == sheet.tobytes()
-    assert len(listener.progress.pictures) == 2
 
 
 def test_losses_of_held_out_images_and_images_that_stand_out_are_told(node, listener):

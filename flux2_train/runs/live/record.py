@@ -69,7 +69,9 @@ class Record:
         steps, self.steps, self.last = self.steps, [], now
         if steps and now - self.measured >= MEMORY_EVERY:
             self.measured = now
-            entries = [{"kind": "memory", "used": peak_memory(self.trainer.device)}, *entries]
+            device = self.trainer.device
+            used = {"kind": "memory", "used": peak_memory(device), "whole": device.type != "cuda"}
+            entries = [used, *entries]
         entries = [*_batches(steps, self.trainer), *entries]
         if not entries:
             return

@@ -1,0 +1,80 @@
+"""The panel of a run on LoRA Trainer in a browser: found, waited for, pressed and looked at."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from pathlib import Path
+
+from browsing import LOOK_AT, load, photograph, press_run
+from mistakes import DATA, GRAPH, LOAD, TRAINER
+
+VALIDATION = "9"
+STATE = """() => {
+    const panel = document.querySelector('.flux2-run'), state = panel?.feed?.state
+    if (!state) return null
+    return { run: panel.panel.run, step: state.step, total: state.total, status: state.status, trains: state.trains,
+             points: state.curves.loss.filter(v => v !== undefined).length, rate: state.rate,
+             previews: [...state.previews.keys()], labels: state.pictures.map(each => each.label),
+             checkpoints: [...state.checkpoints], warnings: state.warnings, notes: state.notes,
+             validation: Object.keys(state.curves.validation).length, prompts: state.prompts, next: state.next,
+             drawn: panel.querySelector('canvas')?.width ?? 0 }
+}"""
+WAIT = "code => { const state = ({STATE})(); return state && new Function('s', `return ${code}`)(state) }"
+LIGHT = "name => app.extensionManager.setting.set('Comfy.ColorPalette', name)"
+# Whether all of the panel lies inside its node, which is drawn on the page or on the canvas.
+FITS = """id => {
+    const inner = document.querySelector('.flux2-run').getBoundingClientRect(), node = app.graph.getNodeById(Number(id))
+    const vue = document.querySelector(`[data-node-id="${id}"]`)
+    const { scale, offset } = app.canvas.ds, page = app.canvas.canvas.getBoundingClientRect()
+    const outer = vue ? vue.getBoundingClientRect() : {
+        left: page.left + (node.pos[0] + offset[0]) * scale, top: page.top + (node.pos[1] + offset[1] - 30) * scale,
+        right: page.left + (node.pos[0] + node.size[0] + offset[0]) * scale,
+        bottom: page.top + (node.pos[1] + node.size[1] + offset[1]) * scale }
+    return inner.width > 100 && inner.left >= outer.left - 1 && inner.right <= outer.right + 1
+        && inner.top >= outer.top - 1 && inner.bottom <= outer.bottom + 1
+}"""
+
+
+def graph(name: str, steps: int = 100_000, **trainer) -> tuple[dict, str]:
+    """A training with previews of two prompts on three small pictures, and an id for its workflow."""
+    prompt, workflow = copy.deepcopy(GRAPH), str(uuid.uuid4())
+    prompt[VALIDATION] = {"class_type": "Flux2Validation", "inputs": {
+        "vae": [LOAD, 2], "prompts": "zbot on red\na blue circle", "width": 64, "height": 64, "every": 100_000,
+        "at_start": True, "seed": 42, "steps": 1}}  # fmt: skip
+    prompt["3"]["inputs"]["validation"] = [VALIDATION, 0]
+    prompt[TRAINER]["inputs"].update(
+        {"name": name, "steps": steps, "options.option0": [VALIDATION, 0], "validation_items": 2, **trainer}
+    )
+    prompt[DATA]["inputs"]["prompt"] = workflow  # changes nothing, but else ComfyUI answers from its cache
+    return prompt, workflow
+
+
+def state(page) -> dict:
+    """What the panel knows of its run."""
+    return page.evaluate(STATE)
+
+
+def until(page, condition: str) -> dict:
+    """The panel's state, once the JavaScript ``condition`` on it (``s``) holds."""
+    page.wait_for_function(WAIT.replace("{STATE}", STATE), arg=condition)
+    return state(page)
+
+
+def begin(page, prompt: dict, workflow: str) -> dict:
+    """Put the graph on the canvas, press Run, and wait for its first steps."""
+    load(page, prompt, workflow)
+    press_run(page)
+    return until(page, "s.trains && s.step > 2")
+
+
+def press(page, text: str):
+    """Press a button of the panel."""
+    page.locator(".flux2-run").first.get_by_role("button", name=text, exact=True).click()
+
+
+def look(page, folder: Path, name: str, scale: float = 0.8) -> None:
+    """A picture of the node with its panel."""
+    page.evaluate(LOOK_AT, [TRAINER, scale])
+    page.wait_for_timeout(500)
+    photograph(page, folder, name)

@@ -1,0 +1,154 @@
+"""The panel of a run in ComfyUI's frontend: every button, a reload, a second tab, another graph in a pause, both themes.
+
+On the frontend that ComfyUI pins, in its older renderer; under --all in the newer one and on the newest frontend too.
+"""
+
+import pytest
+from browsing import browser, clear_toasts, load, open_tab, run, says
+from comfy_server import ComfyServer
+from mistakes import GRAPH, LOAD, TRAINER, write_files
+from newest_frontend import newest_frontend
+from panels import FITS, LIGHT, begin, graph, look, press, state, until
+
+pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def newest_server(tmp_path_factory):
+    """A server of its own that serves the newest frontend."""
+    with ComfyServer(tmp_path_factory.mktemp("newest"), "--front-end-root", str(newest_frontend())) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=[
+    "pinned", *(pytest.param(name, marks=SLOW) for name in ("pinned, vue", "newest", "newest, vue")),
+])  # fmt: skip
+def tab(request, chromium):
+    """(page, server, name) of a frontend in one of its renderers."""
+    name = request.param
+    server = request.getfixturevalue("newest_server" if "newest" in name else "server")
+    write_files(server.folder)
+    context = chromium.new_context(viewport={"width": 1600, "height": 1400}, locale="en-US")
+    yield open_tab(context, server, "vue" in name), server, name.replace(", ", "_")
+    context.close()
+    server.post("/settings", {"Comfy.VueNodes.Enabled": False})
+
+
+@pytest.fixture
+def training(tab):
+    """(page, server, name, state) of a run in progress; it is cancelled afterwards if it still trains."""
+    page, server, name = tab
+    number = training.count = getattr(training, "count", 0) + 1
+    yield page, server, name, begin(page, *graph(f"panel_{name}_{number}"))
+    clear_toasts(page)
+    server.post("/interrupt", {})
+    page.wait_for_function("() => window.flux2Ended")
+
+
+def test_every_button_acts_within_a_step(training, tmp_path):
+    page, server, name, begun = training
+    assert begun["total"] == 100_000 and begun["previews"] == [0] and begun["validation"] == 1 and begun["drawn"] > 100
+    look(page, tmp_path, f"{name}_training")
+    assert page.evaluate(FITS, TRAINER)
+    press(page, "Preview now")
+    painted = until(page, "s.previews.length === 2")["previews"]
+    press(page, "Save now")
+    until(page, "s.checkpoints.length > 0")
+    press(page, "Change …")
+    page.locator(".flux2-run").get_by_label("learning rate").fill("0.0005")
+    page.locator(".flux2-run").get_by_label("steps", exact=True).fill("90000")
+    page.locator(".flux2-run textarea").fill("zbot on red\na green hat, never encoded before")
+    press(page, "Apply")
+    changed = until(page, "s.notes.length && s.rate === 0.0005")
+    assert changed["total"] == 90_000 and changed["prompts"][1].startswith("a green hat")
+    press(page, "Preview now")
+    more = until(page, "s.previews.length === 3 && s.labels.length === 3")
+    assert more["labels"] == ["zbot on red", "a blue circle", "a green hat, never encoded before"]
+    assert not more["warnings"] and more["previews"][:2] == painted
+    for _ in range(2):
+        press(page, "next prompt")
+    page.wait_for_function("() => [...document.querySelectorAll('.flux2-run .slider img')].every(i => i.naturalWidth)")
+    look(page, tmp_path, f"{name}_previews")
+    press(page, "Stop and keep")
+    page.wait_for_function("() => window.flux2Ended === 'execution_success'")
+    ended = until(page, "s.status === 'finished'")
+    assert ended["step"] == ended["total"] == ended["points"]
+    assert (server.folder / "models" / "loras" / f"{ended['run']}.safetensors").is_file()
+    page.evaluate(LIGHT, "light")
+    look(page, tmp_path, f"{name}_finished_light")
+    page.evaluate(LIGHT, "dark")
+
+
+def test_the_slider_is_dragged_and_the_picture_opens_in_full_size(training):
+    page, *_ = training
+    page.evaluate("id => app.canvas.centerOnNode(app.graph.getNodeById(Number(id)))", TRAINER)
+    slider = page.locator(".flux2-run .slider")
+    page.wait_for_function("() => [...document.querySelectorAll('.flux2-run .slider img')].every(i => i.naturalWidth)")
+    box = slider.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + 40, steps=5)
+    page.mouse.up()
+    assert 15 <= float(page.locator(".flux2-run .slider input").input_value()) <= 25
+    assert "20" <= slider.locator("img.over").evaluate("image => image.style.clipPath.match(/(\\d+)%/)[1]") <= "24"
+    press(page, "full size")
+    dialog = page.locator("dialog.flux2-full")
+    assert dialog.locator("img").count() == 2
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+
+
+def test_a_reload_and_a_second_tab_show_the_run_as_it_is(training, tmp_path):
+    page, server, name, _ = training
+    before = until(page, "s.step > 10")
+    page.wait_for_timeout(1500)  # the frontend keeps a draft of the workflow, from which it is restored
+    page.reload()
+    after = until(page, f"s.trains && s.step >= {before['step']}")
+    assert after["run"] == before["run"] and after["points"] == after["step"] and after["previews"] == [0]
+    other = open_tab(page.context, server, "vue" in name)
+    try:
+        found = until(other, f"s.trains && s.step > {after['step']}")
+        assert found["run"] == before["run"] and found["points"] == found["step"]
+        look(other, tmp_path, f"{name}_second_tab")
+        page.evaluate(
+            "() => { window.flux2Ended = ''; const api = window.comfyAPI.api.api; api.addEventListener('execution_interrupted', () => { window.flux2Ended = 'execution_interrupted' }) }"
+        )
+    finally:
+        other.close()
+
+
+def test_a_pause_frees_the_server_for_another_graph_and_go_on_goes_on(training, tmp_path):
+    page, server, name, begun = training
+    drawn = page.evaluate("() => app.graph.serialize()")
+    press(page, "Pause")
+    page.wait_for_function("() => window.flux2Ended === 'execution_interrupted'")
+    says(page, "Go on queues the same graph.")
+    paused = until(page, "s.status === 'paused' && !s.trains")
+    look(page, tmp_path, f"{name}_paused")
+    load(page, {LOAD: GRAPH[LOAD]})
+    assert run(page) == "execution_success"
+    page.evaluate("graph => app.loadGraphData(graph)", drawn)
+    again = until(page, "s.status === 'paused'")  # opened again, the graph shows its run
+    assert again["run"] == paused["run"] and again["points"] == paused["step"]
+    page.evaluate("() => { window.flux2Ended = '' }")
+    press(page, "Go on")
+    went_on = until(page, f"s.trains && s.step > {paused['step']}")
+    assert went_on["notes"] == [f"went on after step {paused['step']}"] and went_on["points"] == went_on["step"]
+    look(page, tmp_path, f"{name}_went_on")
+
+
+def test_what_is_refused_is_said(training):
+    page, *_ = training
+    press(page, "Change …")
+    page.locator(".flux2-run").get_by_label("steps", exact=True).fill("1")
+    press(page, "Apply")
+    warned = until(page, "s.warnings.length === 1")["warnings"]
+    assert "steps are done already: steps was not changed to 1." in warned[0]
+    assert state(page)["total"] == 100_000

@@ -1,0 +1,190 @@
+// The losses of a run, drawn by uPlot: each step, smoothed, validation, preservation; checkpoints and previews on the axis.
+import uPlot from "../vendor/uPlot.esm.js";
+import { button, make } from "./style.js";
+
+const HEIGHT = 190;
+const MOST = 1400; // points that are drawn; of more, each place keeps its highest and its lowest
+const SERIES = [
+    { key: "loss", label: "each step", stroke: "#8c8c8c88", width: 1 },
+    { key: "smoothed", label: "smoothed", stroke: "#8f74ff", width: 2.2 },
+    { key: "validation", label: "validation", stroke: "#4caf7d", width: 1, points: { show: true, size: 7, fill: "#4caf7d" } },
+    { key: "preservation", label: "preservation", stroke: "#e0a030", width: 1.2, dash: [5, 4] },
+];
+const number = (value) => (value === null || value === undefined ? "–" : Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toFixed(4));
+
+// [steps, ...curves] between two steps; where there are many steps, the extremes of each bucket stand for it
+export function points(curves, last, from = 0, to = last) {
+    from = Math.max(0, Math.floor(from));
+    to = Math.min(last, Math.ceil(to));
+    const stride = Math.max(1, Math.ceil((to - from + 1) / (MOST / 2)));
+    const keep = new Set();
+    for (let start = from; start <= to; start += stride) {
+        const end = Math.min(to, start + stride - 1);
+        if (stride === 1) keep.add(start);
+        else for (const step of extremes(curves.loss, start, end)) keep.add(step);
+    }
+    for (const key of Object.keys(curves.validation)) if (key >= from && key <= to) keep.add(Number(key));
+    const steps = [...keep].sort((a, b) => a - b);
+    return [steps, ...SERIES.map(({ key }) => steps.map((step) => curves[key][step] ?? null))];
+}
+
+function extremes(values, start, end) {
+    let low = start, high = start;
+    for (let i = start; i <= end; i++) {
+        if (values[i] < (values[low] ?? Infinity)) low = i;
+        if (values[i] > (values[high] ?? -Infinity)) high = i;
+    }
+    return [low, high];
+}
+
+// A node's widget is scaled with the graph, and uPlot counts in the pixels of an element that is not.
+function unscaled(plot, target, handler) {
+    return (event) => {
+        plot.syncRect(true);
+        const box = plot.over.getBoundingClientRect(), scale = box.width / plot.over.offsetWidth || 1;
+        if (scale !== 1 && !event.flux2Unscaled) {
+            const at = { x: box.left + (event.clientX - box.left) / scale, y: box.top + (event.clientY - box.top) / scale };
+            Object.defineProperties(event, {
+                clientX: { value: at.x }, clientY: { value: at.y }, flux2Unscaled: { value: true },
+            });
+        }
+        handler(event);
+    };
+}
+
+export class Chart {
+    constructor() {
+        this.log = false;
+        this.zoomed = null; // [first, last] step
+        this.place = make("div", { className: "plot", tabIndex: 0, role: "img" });
+        this.logButton = button("log", () => this.setLog(!this.log), { className: "plain", title: "logarithmic losses" });
+        this.logButton.setAttribute("aria-pressed", "false");
+        this.outButton = button("zoom out", () => this.zoom(null), { className: "plain", disabled: true });
+        this.marks = make("span", { className: "dim", textContent: "▲ checkpoint  ◆ preview  ● validation" });
+        this.element = make("div", {}, this.place, make("div", { className: "row" }, this.marks, make("span", {}, this.logButton, this.outButton)));
+        this.place.addEventListener("keydown", (event) => this.key(event));
+        this.sizes = new ResizeObserver(() => this.resize());
+        this.sizes.observe(this.place);
+    }
+
+    show(state) {
+        this.state = state;
+        const shown = SERIES.filter(({ key }) => state.curves[key].length).map(({ key }) => key).join();
+        if (shown !== this.shown || !this.plot) {
+            this.shown = shown;
+            this.build();
+        } else this.redraw();
+        this.describe();
+    }
+
+    describe() {
+        const { step, curves } = this.state, loss = curves.smoothed[step];
+        this.place.setAttribute("aria-label", step
+            ? `Loss of ${step} steps, now ${number(loss)} smoothed. Drag to zoom, arrow keys read values.`
+            : "No step is trained yet.");
+    }
+
+    data() {
+        const last = Math.max(this.state.step, this.state.curves.validation.length - 1);
+        return points(this.state.curves, last, ...(this.zoomed ?? []));
+    }
+
+    // the last step of the run, or in a long run's beginning one at which the curve can be seen
+    end() {
+        const { step, total } = this.state;
+        return Math.max(step, Math.min(total, Math.max(4 * step, 20)), 1);
+    }
+
+    build() {
+        this.plot?.destroy();
+        this.plot = null;
+        const width = this.place.clientWidth - 4;
+        if (width < 50) return;
+        const colour = getComputedStyle(this.place).color;
+        const axis = { stroke: () => getComputedStyle(this.place).color, grid: { stroke: "#8883", width: 1 }, ticks: { stroke: "#8885", width: 1 }, font: "11px ui-sans-serif, system-ui, sans-serif" };
+        const kinds = ["mousedown", "mouseup", "mousemove", "mouseenter", "mouseleave", "dblclick", "click"];
+        this.plot = new uPlot({
+            width, height: HEIGHT, padding: [8, 10, 0, 0],
+            scales: { x: { time: false, range: () => this.zoomed ?? [0, this.end()] }, y: { distr: this.log ? 3 : 1 } },
+            axes: [{ ...axis, size: 30, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 2500, 5000, 1e4, 2e4, 5e4, 1e5, 2e5] }, { ...axis, size: 50 }],
+            series: [
+                { label: "step", value: (_, value) => value ?? this.state.step },
+                ...SERIES.map((each) => ({
+                    points: { show: false }, ...each, show: this.shown.split(",").includes(each.key), spanGaps: true,
+                    label: each.key === "validation" && this.state.heldOut ? "held-out" : each.label,
+                    value: (_, value, __, at) => number(at === null ? this.state.curves[each.key].at(-1) : value),
+                })),
+            ],
+            cursor: { drag: { x: true, y: false, setScale: false }, bind: Object.fromEntries(kinds.map((kind) => [kind, unscaled])) },
+            hooks: {
+                setSelect: [(plot) => this.selected(plot)],
+                draw: [(plot) => this.mark(plot)],
+            },
+        }, this.data(), this.place);
+        this.colour = colour;
+    }
+
+    redraw() {
+        if (getComputedStyle(this.place).color !== this.colour) return this.build(); // another theme
+        this.plot.setData(this.data());
+    }
+
+    resize() {
+        const width = this.place.clientWidth - 4;
+        if (!this.state || width < 50) return;
+        if (!this.plot) this.build();
+        else if (Math.abs(width - this.plot.width) > 1) this.plot.setSize({ width, height: HEIGHT });
+    }
+
+    selected(plot) {
+        if (plot.select.width < 4) return;
+        const from = Math.round(plot.posToVal(plot.select.left, "x"));
+        const to = Math.round(plot.posToVal(plot.select.left + plot.select.width, "x"));
+        plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+        if (to > from) this.zoom([from, to]);
+    }
+
+    zoom(range) {
+        this.zoomed = range;
+        this.outButton.disabled = !range;
+        this.plot?.setData(this.data());
+    }
+
+    setLog(on) {
+        this.log = on;
+        this.logButton.setAttribute("aria-pressed", String(on));
+        this.logButton.textContent = on ? "linear" : "log";
+        this.build();
+    }
+
+    key(event) {
+        const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+        if (!by || !this.plot) return;
+        event.preventDefault();
+        event.stopPropagation();
+        const { plot } = this, last = plot.data[0].length - 1;
+        const at = Math.min(last, Math.max(0, (plot.cursor.idx ?? last) + by));
+        plot.setCursor({ left: plot.valToPos(plot.data[0][at], "x"), top: 10 });
+        this.place.setAttribute("aria-label", [...plot.root.querySelectorAll(".u-series")].map((row) => row.textContent).join(", "));
+    }
+
+    mark({ ctx, bbox, scales, valToPos }) {
+        const draw = (step, sign, colour) => {
+            if (step < scales.x.min || step > scales.x.max) return;
+            ctx.fillStyle = colour;
+            ctx.fillText(sign, valToPos(step, "x", true), bbox.top + bbox.height - 3 * devicePixelRatio);
+        };
+        ctx.save();
+        ctx.font = `${10 * devicePixelRatio}px sans-serif`;
+        ctx.textAlign = "center";
+        for (const step of this.state.checkpoints) draw(step, "▲", "#b9b4e6");
+        ctx.textBaseline = "bottom";
+        for (const step of this.state.previews.keys()) draw(step, "◆", "#e0a030");
+        ctx.restore();
+    }
+
+    close() {
+        this.sizes.disconnect();
+        this.plot?.destroy();
+    }
+}

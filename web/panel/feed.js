@@ -1,0 +1,101 @@
+// Keeps the state of runs up to date: from ComfyUI's websocket while this server trains them, else by asking the server.
+import { api } from "../../../scripts/api.js";
+import { RunState } from "./run_state.js";
+
+const EVENT = "flux2_train.run";
+const ASK_EVERY = 2000; // ms, for a run that another process trains, or whose messages do not come
+const followers = new Map(); // by run: Set of Feed
+
+export async function ask(query) {
+    const answer = await api.fetchApi(`/flux2_train/run?${new URLSearchParams(query)}`);
+    return answer.ok ? await answer.json() : {};
+}
+
+// asks something of a run; returns what is wrong, in words, or an empty text
+export async function steer(run, what, change = undefined) {
+    const body = JSON.stringify({ run, ask: what, ...(change ? { change } : {}) });
+    const answer = await api.fetchApi("/flux2_train/steer", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    if (answer.ok) return "";
+    return (await answer.json().catch(() => ({}))).error ?? `The server answered ${answer.status}.`;
+}
+
+export class Feed {
+    // changed(state) is called at most once a frame
+    constructor(run, changed) {
+        this.run = run;
+        this.changed = changed;
+        this.state = new RunState();
+        this.heard = 0;
+        this.load();
+    }
+
+    start() {
+        if (!followers.has(this.run)) followers.set(this.run, new Set());
+        followers.get(this.run).add(this);
+        this.timer ??= setInterval(() => this.look(), ASK_EVERY);
+        this.look(true);
+    }
+
+    stop() {
+        followers.get(this.run)?.delete(this);
+        clearInterval(this.timer);
+        this.timer = null;
+    }
+
+    load() {
+        return this.refresh(0);
+    }
+
+    async refresh(after) {
+        if (this.asking) return;
+        this.asking = true;
+        try {
+            const answer = await ask({ run: this.run, after });
+            if (!answer.run) return;
+            if (answer.next < this.state.next) {
+                this.state = new RunState(); // another run has this name now
+                setTimeout(() => this.refresh(0));
+                return;
+            }
+            if (this.state.next === after) {
+                this.state.add(answer.lines);
+                this.state.next = answer.next;
+            }
+            this.state.take(answer);
+            this.draw();
+        } catch {
+            // the server is away; the next look asks again
+        } finally {
+            this.asking = false;
+        }
+    }
+
+    // lines from the websocket: those that follow what is known are added, after a gap the server is asked
+    hear({ first, lines }) {
+        this.heard = Date.now();
+        if (first > this.state.next || !lines.length) return void this.refresh(this.state.next);
+        const fresh = lines.slice(this.state.next - first);
+        this.state.add(fresh);
+        if (fresh.some(({ kind }) => kind === "ended")) this.refresh(this.state.next);
+        this.draw();
+    }
+
+    look(now = false) {
+        const quiet = Date.now() - this.heard > 1.5 * ASK_EVERY;
+        if (now || (quiet && (this.state.trains || this.state.status === "running"))) this.refresh(this.state.next);
+    }
+
+    draw() {
+        this.frame ??= requestAnimationFrame(() => {
+            this.frame = null;
+            this.changed(this.state);
+        });
+    }
+}
+
+api.addEventListener(EVENT, ({ detail }) => {
+    for (const feed of followers.get(detail.run) ?? []) feed.hear(detail);
+});
+api.addEventListener("reconnected", () => {
+    for (const feeds of followers.values()) for (const feed of feeds) feed.look(true);
+});

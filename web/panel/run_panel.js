@@ -1,0 +1,118 @@
+// The panel of one run: how far it is, its losses, its previews, what to know and what can be done. For any run, training or
+// ended: ``runPanel(name)`` returns an element, whose ``close`` ends it and whose ``feed.state`` is the run.
+import { Chart } from "./chart.js";
+import { Feed } from "./feed.js";
+import { Previews } from "./previews.js";
+import { Steering } from "./steer.js";
+import { addStyle, button, make } from "./style.js";
+
+const GB = 1e9;
+const WORDS = { running: "training", killed: "was cut off" };
+const BAD = ["failed", "killed", "stopped"];
+
+export function clock(seconds) {
+    const whole = Math.round(seconds), minutes = Math.floor(whole / 60) % 60, hours = Math.floor(whole / 3600);
+    const two = (value) => String(value).padStart(2, "0");
+    return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
+}
+
+const gigabytes = (bytes) => `${(bytes / GB).toFixed(bytes < GB / 10 ? 2 : 1)} GB`;
+
+class Panel {
+    constructor(run, options) {
+        addStyle();
+        this.run = run;
+        this.title = make("h4", {}, make("span", { textContent: run }));
+        this.chip = make("span", { className: "chip" });
+        this.title.append(this.chip);
+        this.pace = make("span");
+        this.where = make("p", { className: "dim" });
+        this.fillBar = make("i");
+        this.bar = make("div", { className: "bar", role: "progressbar", "aria-label": `steps of ${run}`, "aria-valuemin": "0" }, this.fillBar);
+        this.chart = new Chart();
+        this.previews = new Previews(run);
+        this.memory = make("details", {}, make("summary"), make("pre"));
+        this.warnings = make("div", { className: "scroll", role: "log", "aria-label": "warnings" });
+        this.steering = new Steering(run, options.goOn);
+        this.columns = make("div", { className: "columns" }, make("div", {}, this.chart.element, this.memory, this.warnings), this.previews.element);
+        this.element = make("section", { className: "flux2-run", "aria-label": `training run ${run}` },
+            make("div", { className: "row" }, this.title, this.pace), this.where, this.bar, this.columns, this.steering.element);
+        if (options.enlarge) this.title.append(button("enlarge", () => enlarge(run, options), { className: "plain" }));
+        for (const kind of ["pointerdown", "wheel", "dblclick"]) {
+            // the graph behind must not move; a scroll that this panel does not take belongs to the graph
+            this.element.addEventListener(kind, (event) => {
+                if (kind !== "wheel" || event.target.closest(".scroll, .strip, textarea")) event.stopPropagation();
+            });
+        }
+        this.element.addEventListener("keydown", (event) => event.stopPropagation());
+        this.feed = new Feed(run, (state) => this.show(state));
+        this.feed.start();
+    }
+
+    show(state) {
+        const { step, total, status, phase } = state, trains = state.trains;
+        this.chip.textContent = trains ? "training" : WORDS[status] ?? status;
+        this.chip.className = `chip ${trains ? "training" : BAD.includes(status) ? "bad" : status}`;
+        this.where.textContent = [`step ${step} of ${total}`, phase || (trains ? "" : state.why)].filter(Boolean).join(" · ");
+        this.pace.textContent = this.paceOf(state);
+        this.fillBar.style.width = `${total ? (100 * step) / total : 0}%`;
+        this.bar.setAttribute("aria-valuemax", total);
+        this.bar.setAttribute("aria-valuenow", step);
+        this.chart.show(state);
+        this.previews.show(state);
+        this.columns.classList.toggle("both", state.previews.size > 0);
+        this.showMemory(state);
+        this.showWarnings(state);
+        this.steering.show(state);
+        this.element.dispatchEvent(new CustomEvent("flux2shown"));
+    }
+
+    paceOf(state) {
+        const each = state.secondsPerStep;
+        if (!each) return "";
+        const pace = `${each < 0.095 ? each.toFixed(3) : each.toFixed(2)} s a step`;
+        if (!state.trains) return state.saved ? `${pace} · ${state.saved}` : pace;
+        const ends = new Date(Date.now() + state.secondsLeft * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+        return `${pace} · ${clock(state.secondsLeft)} left · ends ${ends}`;
+    }
+
+    showMemory({ plan, used, whole }) {
+        this.memory.hidden = !plan;
+        if (!plan) return;
+        const parts = Object.entries(plan.parts).sort((a, b) => b[1] - a[1]).map(([name, size]) => `${name.padEnd(22)} ${gigabytes(size)}`);
+        const measured = !used ? "" : whole ? `, the whole program ${gigabytes(used)} at most` : `, used ${gigabytes(used)} at most`;
+        this.memory.firstChild.textContent = `Memory: plan ${gigabytes(plan.peak)}${measured}`;
+        this.memory.lastChild.textContent = [...parts, "", plan.text].join("\n");
+    }
+
+    showWarnings({ warnings, notes }) {
+        const key = JSON.stringify([warnings, notes]);
+        if (key === this.warned) return;
+        this.warned = key;
+        this.warnings.replaceChildren(
+            ...warnings.map((text) => make("p", { className: "note warning", textContent: `⚠ ${text}` })),
+            ...notes.map((text) => make("p", { className: "note", textContent: text })));
+    }
+
+    close() {
+        this.feed.stop();
+        this.chart.close();
+    }
+}
+
+// ``goOn`` queues the run's graph; ``enlarge`` adds a button that opens the panel large.
+export function runPanel(run, options = {}) {
+    const panel = new Panel(run, options);
+    return Object.assign(panel.element, { close: () => panel.close(), feed: panel.feed, panel });
+}
+
+function enlarge(run, options) {
+    const inner = runPanel(run, { ...options, enlarge: false });
+    const dialog = make("dialog", { className: "flux2-full large", "aria-label": `training run ${run}` }, inner, button("close", () => dialog.close()));
+    dialog.addEventListener("close", () => {
+        inner.close();
+        dialog.remove();
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+}
