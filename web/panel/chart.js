@@ -5,7 +5,7 @@ import { button, make } from "./style.js";
 const HEIGHT = 190;
 const MOST = 1400; // points that are drawn; of more, each place keeps its highest and its lowest
 const SERIES = [
-    { key: "loss", label: "each step", stroke: "#8c8c8c88", width: 1 },
+    { key: "loss", label: "each step", stroke: "#888888aa", width: 1 },
     { key: "smoothed", label: "smoothed", stroke: "#8f74ff", width: 2.2 },
     { key: "validation", label: "validation", stroke: "#4caf7d", width: 1, points: { show: true, size: 7, fill: "#4caf7d" } },
     { key: "preservation", label: "preservation", stroke: "#e0a030", width: 1.2, dash: [5, 4] },
@@ -65,6 +65,8 @@ export class Chart {
         this.place.addEventListener("keydown", (event) => this.key(event));
         this.sizes = new ResizeObserver(() => this.resize());
         this.sizes.observe(this.place);
+        this.theme = new MutationObserver(() => this.plot?.redraw(false)); // its colours are those of the text
+        for (const each of [document.documentElement, document.body]) this.theme.observe(each, { attributeFilter: ["class", "style"] });
     }
 
     show(state) {
@@ -100,7 +102,6 @@ export class Chart {
         this.plot = null;
         const width = this.place.clientWidth - 4;
         if (width < 50) return;
-        const colour = getComputedStyle(this.place).color;
         const axis = { stroke: () => getComputedStyle(this.place).color, grid: { stroke: "#8883", width: 1 }, ticks: { stroke: "#8885", width: 1 }, font: "11px ui-sans-serif, system-ui, sans-serif" };
         const kinds = ["mousedown", "mouseup", "mousemove", "mouseenter", "mouseleave", "dblclick", "click"];
         this.plot = new uPlot({
@@ -121,11 +122,9 @@ export class Chart {
                 draw: [(plot) => this.mark(plot)],
             },
         }, this.data(), this.place);
-        this.colour = colour;
     }
 
     redraw() {
-        if (getComputedStyle(this.place).color !== this.colour) return this.build(); // another theme
         this.plot.setData(this.data());
     }
 
@@ -185,6 +184,7 @@ export class Chart {
 
     close() {
         this.sizes.disconnect();
+        this.theme.disconnect();
         this.plot?.destroy();
     }
 }

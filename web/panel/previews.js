@@ -1,6 +1,6 @@
 // The previews of a run: base and LoRA under a slider, the same prompt through time, every prompt by arrows, full size.
 import { api } from "../../../scripts/api.js";
-import { button, make } from "./style.js";
+import { button, make, openDialog } from "./style.js";
 
 const MOST_STRIP = 40; // pictures in the strip; of more, evenly chosen ones and the last
 
@@ -109,12 +109,7 @@ export class Previews {
 
     open() {
         const figure = (image, words) => make("figure", {}, make("img", { src: image.src, alt: image.alt }), make("figcaption", { textContent: words }));
-        const close = button("close", () => dialog.close());
-        const dialog = make("dialog", { className: "flux2-full", "aria-label": "preview in full size" },
-            make("div", { className: "pair" }, figure(this.under, "base model"), figure(this.over, `LoRA, step ${this.at}: ${this.picture.label}`)), close);
-        dialog.addEventListener("close", () => dialog.remove());
-        dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-        document.body.append(dialog);
-        dialog.showModal();
+        openDialog(make("dialog", { className: "flux2-full", "aria-label": "preview in full size" },
+            make("div", { className: "pair" }, figure(this.under, "base model"), figure(this.over, `LoRA, step ${this.at}: ${this.picture.label}`))));
     }
 }

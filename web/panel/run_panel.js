@@ -4,7 +4,7 @@ import { Chart } from "./chart.js";
 import { Feed } from "./feed.js";
 import { Previews } from "./previews.js";
 import { Steering } from "./steer.js";
-import { addStyle, button, make } from "./style.js";
+import { addStyle, button, make, openDialog } from "./style.js";
 
 const GB = 1e9;
 const WORDS = { running: "training", killed: "was cut off" };
@@ -108,11 +108,5 @@ export function runPanel(run, options = {}) {
 
 function enlarge(run, options) {
     const inner = runPanel(run, { ...options, enlarge: false });
-    const dialog = make("dialog", { className: "flux2-full large", "aria-label": `training run ${run}` }, inner, button("close", () => dialog.close()));
-    dialog.addEventListener("close", () => {
-        inner.close();
-        dialog.remove();
-    });
-    document.body.append(dialog);
-    dialog.showModal();
+    openDialog(make("dialog", { className: "flux2-full large", "aria-label": `training run ${run}` }, inner), () => inner.close());
 }

@@ -45,7 +45,8 @@ export class Steering {
     }
 
     show(state) {
-        this.state = state;
+        if (this.state && this.trained !== state.trains) this.say("", false);
+        Object.assign(this, { state, trained: state.trains });
         for (const each of this.buttons) each.hidden = !state.trains;
         this.buttons[3].hidden ||= !state.prompts.length;
         this.prompts.hidden = !state.prompts.length;

@@ -53,6 +53,9 @@ const STYLE = `
 .flux2-run .slider img { display: block; width: 100%; max-height: 420px; object-fit: contain; }
 .flux2-run .slider img.over { position: absolute; inset: 0; height: 100%; }
 .flux2-run .slider input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
+.flux2-run .slider input { appearance: none; padding: 0; border: 0; }
+.flux2-run .slider input::-webkit-slider-thumb { appearance: none; width: 1px; height: 100%; }
+.flux2-run .slider input::-moz-range-thumb { width: 1px; height: 100%; border: 0; }
 .flux2-run .slider .line { position: absolute; top: 0; bottom: 0; width: 2px; background: #fff; pointer-events: none; }
 .flux2-run .slider .line::after { content: "↔"; position: absolute; top: 46%; left: -15px; width: 32px; text-align: center;
   border-radius: 14px; background: #fff; color: #222; font-weight: 700; }
@@ -102,4 +105,21 @@ export function button(text, act, properties = {}) {
     const made = make("button", { type: "button", textContent: text, ...properties });
     made.addEventListener("click", act);
     return made;
+}
+
+// Opens a dialog above the page. Escape and a click beside it close it: the page would take the key for itself.
+export function openDialog(dialog, closed = () => {}) {
+    const close = button("close", () => dialog.close());
+    dialog.append(close);
+    dialog.addEventListener("close", () => {
+        dialog.remove();
+        closed();
+    });
+    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    dialog.addEventListener("keydown", (event) => {
+        event.stopPropagation();
+        if (event.key === "Escape") dialog.close();
+    });
+    document.body.append(dialog);
+    dialog.showModal();
 }

@@ -1,17 +1,19 @@
-"""The panel of a run in ComfyUI's frontend: every button, a reload, a second tab, another graph in a pause, both themes.
+"""The panel of a run in ComfyUI's frontend: every button, a reload, a second tab, another graph in a pause, themes.
 
 On the frontend that ComfyUI pins, in its older renderer; under --all in the newer one and on the newest frontend too.
 """
 
 import pytest
-from browsing import browser, clear_toasts, load, open_tab, run, says
+from browsing import WATCH, browser, clear_toasts, load, open_tab, run, says
 from comfy_server import ComfyServer
-from mistakes import GRAPH, LOAD, TRAINER, write_files
+from mistakes import TRAINER, write_files
 from newest_frontend import newest_frontend
 from panels import FITS, LIGHT, begin, graph, look, press, state, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 SLOW = pytest.mark.slow
+OTHER = {"1": {"class_type": "PrimitiveInt", "inputs": {"value": 3}},
+         "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ def tab(request, chromium):
     server = request.getfixturevalue("newest_server" if "newest" in name else "server")
     write_files(server.folder)
     context = chromium.new_context(viewport={"width": 1600, "height": 1400}, locale="en-US")
-    yield open_tab(context, server, "vue" in name), server, name.replace(", ", "_")
+    page = open_tab(context, server, "vue" in name)
+    page.set_default_timeout(60_000)
+    yield page, server, name.replace(", ", "_")
     context.close()
     server.post("/settings", {"Comfy.VueNodes.Enabled": False})
 
@@ -117,22 +121,20 @@ def test_a_reload_and_a_second_tab_show_the_run_as_it_is(training, tmp_path):
         found = until(other, f"s.trains && s.step > {after['step']}")
         assert found["run"] == before["run"] and found["points"] == found["step"]
         look(other, tmp_path, f"{name}_second_tab")
-        page.evaluate(
-            "() => { window.flux2Ended = ''; const api = window.comfyAPI.api.api; api.addEventListener('execution_interrupted', () => { window.flux2Ended = 'execution_interrupted' }) }"
-        )
+        page.evaluate(WATCH)
     finally:
         other.close()
 
 
 def test_a_pause_frees_the_server_for_another_graph_and_go_on_goes_on(training, tmp_path):
-    page, server, name, begun = training
+    page, _, name, _ = training
     drawn = page.evaluate("() => app.graph.serialize()")
     press(page, "Pause")
     page.wait_for_function("() => window.flux2Ended === 'execution_interrupted'")
     says(page, "Go on queues the same graph.")
     paused = until(page, "s.status === 'paused' && !s.trains")
     look(page, tmp_path, f"{name}_paused")
-    load(page, {LOAD: GRAPH[LOAD]})
+    load(page, OTHER)
     assert run(page) == "execution_success"
     page.evaluate("graph => app.loadGraphData(graph)", drawn)
     again = until(page, "s.status === 'paused'")  # opened again, the graph shows its run
