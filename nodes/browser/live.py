@@ -81,11 +81,11 @@ def _given(folder: RunFolder) -> dict:
         job = from_json(read_text(folder.job, MAX_BYTES), finite=False)
         training, previews = job["training"], job.get("previews") or {}
         prompts = [prompt["text"] for prompt in previews.get("prompts", ())]
-        every = previews.get("every")
+        keeps = (training.get("checkpoints") or {}).get("keep")
+        rate, every = training.get("learning_rate"), previews.get("every")
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return {"learning_rate": training.get("learning_rate"), "prompts": prompts, "every": every,
-            "keeps": (training.get("checkpoints") or {}).get("keep")}  # fmt: skip
+    return {"learning_rate": rate, "prompts": prompts, "every": every, "keeps": keeps}
 
 
 def begin(folder: RunFolder, node: str, now: str) -> None:

@@ -1,6 +1,6 @@
-"""The panel keeps the page smooth at 1,000 points a second, and the websocket small.
+"""The panel keeps the page smooth at 1,000 points a second.
 
-The lines are those that a run sends, given to the page as ComfyUI's websocket gives them; all else is the real frontend.
+The lines are like those of a run, given to the page as ComfyUI's websocket gives them; all else is the real frontend.
 """
 
 import json
@@ -57,7 +57,7 @@ def page(server):
 
 
 def test_a_thousand_points_a_second_leave_the_page_smooth(page, server, full_size):
-    """Median frame at most 1.2 times that of the idle page, 95th percentile at most twice, in the best of three tries."""
+    """Median frame at most 1.2 times that of the idle page, 95th percentile at most twice; the best of three tries."""
     folder = RunFolder.create(server.folder / "output" / "flux2_train", "speed")
     folder.job.write_text(json.dumps({"training": {}}))
     folder.record.write_text(json.dumps({"kind": "began", "at": 0, "total": 100_000}) + "\n")

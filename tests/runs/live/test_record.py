@@ -101,3 +101,13 @@ def test_what_is_no_record_is_left_out(tmp_path, text):
     folder = RunFolder(tmp_path)
     folder.record.write_text(text)
     assert record.read(folder)[0] == []
+
+
+def test_a_step_takes_few_bytes_on_the_way_to_the_browser(trainer, tmp_path, monkeypatch):
+    """In a run of fast steps, whose losses share lines: at most 60 bytes a step, however long the run is."""
+    monkeypatch.setattr(record, "EVERY", 1e9)
+    made, listener = trainer(), Listener()
+    session(made, tmp_path, listener)
+    (line,) = of([line for event in listener.of(events.Recorded) for line in event.lines], "steps")
+    many = {name: values * 200 if isinstance(values, list) else values for name, values in line.items()}
+    assert len(json.dumps(many)) / len(many["loss"]) <= 60 and len(many["loss"]) == 1000
