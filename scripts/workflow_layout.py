@@ -20,7 +20,7 @@ ROOM = {
     "Flux2CacheLatents": (280, 270),
     "Flux2Preservation": (280, 220),
     "Flux2AdapterOptions": (300, 240),
-    "Flux2LoraTrainer": (400, 1000),
+    "Flux2LoraTrainer": (680, 1120),
     "Flux2LoraApply": (300, 260),
     "Flux2CompareLoras": (560, 880),
     "Flux2Sampler": (360, 560),

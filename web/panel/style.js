@@ -19,7 +19,7 @@ const STYLE = `
 .flux2-run .bar { height: 6px; margin: 5px 0 8px; border-radius: 3px; background: var(--soft); overflow: hidden; }
 .flux2-run .bar i { display: block; height: 100%; width: 0; background: linear-gradient(90deg, #6b4dff, #9b84ff); }
 .flux2-run .columns { display: grid; gap: 10px; grid-template-columns: minmax(0, 1fr); }
-@container (min-width: 640px) { .flux2-run .columns.both { grid-template-columns: minmax(0, 1.15fr) minmax(0, 1fr); } }
+@container (min-width: 600px) { .flux2-run .columns.both { grid-template-columns: minmax(0, 1.15fr) minmax(0, 1fr); } }
 .flux2-run .plot { background: var(--soft); border-radius: 6px; padding: 4px 2px 0; min-height: 60px; }
 .flux2-run .uplot, .flux2-run .uplot * { font: 11px/1.3 ui-sans-serif, system-ui, sans-serif; }
 .flux2-run .u-legend { text-align: left; color: var(--text); font-variant-numeric: tabular-nums; }

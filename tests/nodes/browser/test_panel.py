@@ -4,7 +4,7 @@ On the frontend that ComfyUI pins, in its older renderer; under --all in the new
 """
 
 import pytest
-from browsing import WATCH, browser, clear_toasts, load, open_tab, run, says
+from browsing import WATCH, browser, clear_toasts, load, open_tab, photograph, run, says
 from comfy_server import ComfyServer
 from mistakes import TRAINER, write_files
 from newest_frontend import newest_frontend
@@ -90,8 +90,8 @@ def test_every_button_acts_within_a_step(training, tmp_path):
     page.evaluate(LIGHT, "dark")
 
 
-def test_the_slider_is_dragged_and_the_picture_opens_in_full_size(training):
-    page, *_ = training
+def test_the_slider_is_dragged_and_pictures_and_panel_open_large(training, tmp_path):
+    page, _, name, _ = training
     page.evaluate("id => app.canvas.centerOnNode(app.graph.getNodeById(Number(id)))", TRAINER)
     slider = page.locator(".flux2-run .slider")
     page.wait_for_function("() => [...document.querySelectorAll('.flux2-run .slider img')].every(i => i.naturalWidth)")
@@ -105,6 +105,12 @@ def test_the_slider_is_dragged_and_the_picture_opens_in_full_size(training):
     press(page, "full size")
     dialog = page.locator("dialog.flux2-full")
     assert dialog.locator("img").count() == 2
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    press(page, "enlarge")
+    page.wait_for_function("() => document.querySelector('dialog.flux2-full canvas')?.width > 400")
+    page.wait_for_timeout(500)
+    photograph(page, tmp_path, f"{name}_large")
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
 
@@ -154,3 +160,25 @@ def test_what_is_refused_is_said(training):
     warned = until(page, "s.warnings.length === 1")["warnings"]
     assert "steps are done already: steps was not changed to 1." in warned[0]
     assert state(page)["total"] == 100_000
+
+
+@pytest.mark.slow
+def test_a_restarted_server_shows_the_run_and_goes_on_with_it(chromium, tmp_path):
+    """Killed in the middle of a run: after its restart the panel shows what was trained, and Go on continues."""
+    with ComfyServer(tmp_path) as server:
+        write_files(server.folder)
+        page = open_tab(chromium.new_context(viewport={"width": 1600, "height": 1400}, locale="en-US"), server, False)
+        begin(page, *graph("restarted"))
+        press(page, "Save now")
+        saved = until(page, "s.checkpoints.length > 0")
+        page.wait_for_timeout(1500)  # the frontend keeps a draft of the workflow, from which it is restored
+        server.process.kill()
+        server.process.wait(30)
+        server.start()
+        page.reload()
+        killed = until(page, "s.status === 'killed' && !s.trains")
+        assert killed["step"] >= saved["step"] and killed["points"] == killed["step"]
+        look(page, tmp_path, "restarted")
+        press(page, "Go on")
+        went_on = until(page, f"s.trains && s.notes.length && s.step > {saved['checkpoints'][0]}")
+        assert went_on["run"] == "restarted" and went_on["points"] == went_on["step"]
