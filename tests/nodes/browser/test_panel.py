@@ -39,7 +39,7 @@ def tab(request, chromium):
     write_files(server.folder)
     context = chromium.new_context(viewport={"width": 1600, "height": 1400}, locale="en-US")
     page = open_tab(context, server, "vue" in name)
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(100_000)
     yield page, server, name.replace(", ", "_")
     context.close()
     server.post("/settings", {"Comfy.VueNodes.Enabled": False})
