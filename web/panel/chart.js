@@ -2,7 +2,7 @@
 import uPlot from "../vendor/uPlot.esm.js";
 import { button, make } from "./style.js";
 
-const HEIGHT = 190;
+const heightFor = (width) => Math.max(170, Math.min(320, Math.round(width * 0.48)));
 const MOST = 1400; // points that are drawn; of more, each place keeps its highest and its lowest
 const SERIES = [
     { key: "loss", label: "each step", stroke: "#888888aa", width: 1 },
@@ -105,7 +105,7 @@ export class Chart {
         const axis = { stroke: () => getComputedStyle(this.place).color, grid: { stroke: "#8883", width: 1 }, ticks: { stroke: "#8885", width: 1 }, font: "11px ui-sans-serif, system-ui, sans-serif" };
         const kinds = ["mousedown", "mouseup", "mousemove", "mouseenter", "mouseleave", "dblclick", "click"];
         this.plot = new uPlot({
-            width, height: HEIGHT, padding: [8, 10, 0, 0],
+            width, height: heightFor(width), padding: [8, 10, 0, 0],
             scales: { x: { time: false, range: () => this.zoomed ?? [0, this.end()] }, y: { distr: this.log ? 3 : 1 } },
             axes: [{ ...axis, size: 30, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 2500, 5000, 1e4, 2e4, 5e4, 1e5, 2e5] }, { ...axis, size: 50 }],
             series: [
@@ -132,7 +132,7 @@ export class Chart {
         const width = this.place.clientWidth - 4;
         if (!this.state || width < 50) return;
         if (!this.plot) this.build();
-        else if (Math.abs(width - this.plot.width) > 1) this.plot.setSize({ width, height: HEIGHT });
+        else if (Math.abs(width - this.plot.width) > 1) this.plot.setSize({ width, height: heightFor(width) });
     }
 
     selected(plot) {

@@ -73,6 +73,8 @@ dialog.flux2-full { max-width: 96vw; max-height: 96vh; padding: 14px; border-rad
   border: 1px solid #8886; background: var(--comfy-menu-bg, #222); overflow: auto; }
 dialog.flux2-full::backdrop { background: #000a; }
 dialog.flux2-full.large { width: min(1180px, 96vw); }
+dialog.flux2-full > button { font: inherit; color: inherit; margin-top: 8px; padding: 3px 12px; border-radius: 6px;
+  border: 1px solid #8886; background: var(--comfy-input-bg, #222); cursor: pointer; }
 dialog.flux2-full .pair { display: flex; gap: 10px; }
 dialog.flux2-full figure { margin: 0; }
 dialog.flux2-full figure img { display: block; max-width: 46vw; max-height: 84vh; }

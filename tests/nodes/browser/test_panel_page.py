@@ -1,0 +1,119 @@
+"""A run's panel in the page, away from any node: its chart is read, zoomed and keyed; nothing of a name becomes HTML.
+
+``runPanel`` opens it for a run that has ended, of which there is only the folder.
+"""
+
+import json
+import math
+
+import pytest
+from browsing import browser, open_tab, photograph
+from PIL import Image
+
+from flux2_train.runs.folder import RunFolder
+
+pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
+STEPS = range(1, 401)
+EVIL = "<img src=x onerror='window.flux2Evil = 1'>"
+OPEN = """async run => {
+    const place = performance.getEntriesByType('resource').map(each => each.name)
+        .find(name => name.includes('/panel/run_panel.js'))
+    const { runPanel } = await import(place)
+    window.flux2Panel = runPanel(run)
+    window.flux2Panel.style.cssText = 'position: fixed; left: 80px; top: 60px; width: 760px; z-index: 999999; '
+        + 'transform-origin: 0 0; background: var(--comfy-menu-bg)'
+    document.body.append(window.flux2Panel)
+}"""
+SERIES = "() => [...document.querySelectorAll('.flux2-run .u-series')].map(row => row.textContent).join()"
+CURSOR = "() => { const { plot } = flux2Panel.panel.chart; return plot.cursor.left / plot.over.offsetWidth }"
+
+
+def lines():
+    """The record of a run with everything in it that a panel shows."""
+    pictures = [{"number": number, "label": f"{EVIL} {number}", "seed": 7} for number in (1, 2)]
+    smooth = [0.1 + 0.2 * math.exp(-step / 150) for step in STEPS]
+    return [
+        {"kind": "began", "at": 0, "total": 1000},
+        {"kind": "plan", "text": f"plan {EVIL}", "peak": 14_000_000_000, "parts": {"weights": 9_300_000_000}},
+        {"kind": "steps", "first": 1, "total": 1000, "rate": 1e-4, "loss": [0.01 + each for each in smooth],
+         "smoothed": smooth, "preservation": [0.05] * 400, "seconds": [1.08] * 400},
+        *({"kind": "validation", "step": step, "loss": 0.3 - step / 2500, "held_out": True} for step in (0, 250)),
+        *({"kind": "preview", "step": step, "pictures": pictures} for step in (0, 250)),
+        {"kind": "checkpoint", "step": 375}, {"kind": "warning", "text": f"09.jpg {EVIL} cannot be learned"},
+        {"kind": "phase", "text": EVIL}, {"kind": "ended", "status": "stopped", "why": EVIL},
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    folder = RunFolder.create(server.folder / "output" / "flux2_train", "in_the_page")
+    folder.note(name="in_the_page", status="stopped", step=400, total=1000, why=EVIL)
+    previews = {"prompts": [{"text": EVIL}], "every": 250}
+    folder.job.write_text(json.dumps({"training": {"learning_rate": 1e-4}, "previews": previews}))
+    folder.record.write_text("".join(json.dumps(line) + "\n" for line in lines()))
+    folder.previews.mkdir()
+    for name in ("base_1", "base_2", *(f"step_{step:06d}_{n}" for step in (0, 250) for n in (1, 2))):
+        Image.new("RGB", (96, 64), "teal").save(folder.previews / f"{name}.png")
+    with browser() as opened:
+        context = opened.new_context(viewport={"width": 1200, "height": 900}, locale="en-US")
+        shown = open_tab(context, server, False)
+        shown.evaluate(OPEN, "in_the_page")
+        shown.wait_for_function("() => document.querySelector('.flux2-run canvas')?.width > 100")
+        yield shown
+
+
+def hover(page, share):
+    """Move the mouse over the chart, at that share of its width."""
+    box = page.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + share * box["width"], box["y"] + 30)
+    page.wait_for_timeout(100)
+    return box
+
+
+def test_the_chart_is_read_zoomed_and_keyed(page, tmp_path):
+    assert page.evaluate("() => flux2Panel.panel.chart.plot.scales.x.max") == 1000
+    hover(page, 0.25)
+    assert page.evaluate(SERIES) == "step250,each step0.1478,smoothed0.1378,held-out0.2000,preservation0.0500"
+    photograph(page, tmp_path, "hovered")
+    page.mouse.down()
+    hover(page, 0.35)
+    page.mouse.up()
+    assert page.evaluate("() => flux2Panel.panel.chart.zoomed") == [250, 350]
+    page.get_by_role("button", name="zoom out").click()
+    page.get_by_role("button", name="log", exact=True).click()
+    assert page.evaluate("() => [flux2Panel.panel.chart.zoomed, flux2Panel.panel.chart.plot.scales.y.distr]") == [
+        None, 3,
+    ]  # fmt: skip
+    photograph(page, tmp_path, "logarithmic")
+    page.mouse.move(5, 5)
+    page.locator(".flux2-run .plot").focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator(".flux2-run .plot").get_attribute("aria-label").startswith("step399, each step")
+    page.get_by_role("button", name="linear", exact=True).click()
+
+
+def test_the_chart_is_read_where_the_graph_is_zoomed(page):
+    page.evaluate("() => { flux2Panel.style.transform = 'scale(0.6)' }")
+    hover(page, 0.5)
+    assert page.evaluate(CURSOR) == pytest.approx(0.5, abs=0.02)
+    page.evaluate("() => { flux2Panel.style.transform = '' }")
+
+
+def test_nothing_of_a_name_a_prompt_or_a_warning_becomes_html(page):
+    panel = page.locator(".flux2-run")
+    assert panel.get_by_text(EVIL).count() >= 3
+    panel.locator("summary").click()
+    panel.get_by_role("button", name="full size").click()
+    page.wait_for_timeout(200)
+    assert page.locator("dialog.flux2-full").get_by_text(EVIL).count() == 1
+    page.keyboard.press("Escape")
+    assert page.evaluate("() => [window.flux2Evil, document.querySelectorAll('img[src=x]').length]") == [None, 0]
+
+
+def test_what_can_be_pressed_has_a_name_and_an_ended_run_has_no_buttons_to_steer(page):
+    nameless = """() => [...flux2Panel.querySelectorAll('button, input, textarea, summary')].filter(each =>
+        !(each.getAttribute('aria-label') || each.textContent.trim() || each.labels?.length)).map(e => e.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    visible = page.evaluate("""() => [...flux2Panel.querySelectorAll('.buttons button')].filter(b => b.offsetParent)
+        .map(b => b.textContent)""")
+    assert visible == []
