@@ -104,7 +104,8 @@ export class RunState {
     on_steered({ step, text, learning_rate: learningRate, total, prompts }) {
         Object.assign(this, { learningRate, total });
         if (prompts?.length) this.prompts = prompts;
-        this.notes.push(`after step ${step}: ${text}`);
+        const note = `after step ${step}: ${text}`;
+        if (!this.notes.includes(note)) this.notes.push(note); // a run that goes back makes its changes again
     }
 
     on_saved(line) {
