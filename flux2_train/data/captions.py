@@ -15,6 +15,7 @@ from ..settings.dataset_folder import JOIN, MOST_REFERENCES, CaptionSettings
 
 PLACEHOLDER = "[trigger]"
 SUFFIXES = (".txt", ".caption", ".json")
+SIDECAR = "flux2_dataset.json"  # is about the folder and no caption, whatever an image is named
 MAX_BYTES = 64 * 1024
 MAX_LINES_BYTES = 1 << 25  # of a JSONL file
 MOST_ROWS = 200_000  # of a JSONL file
@@ -23,7 +24,8 @@ MOST_VARIANTS = 1000  # captions of one image, each of which is encoded
 
 def beside(image: Path) -> tuple[Path, ...]:
     """The files that may hold the caption of an image, the preferred first, whether they exist or not."""
-    return tuple(image.with_name(image.stem + suffix) for suffix in SUFFIXES)
+    names = [image.stem + suffix for suffix in SUFFIXES]
+    return tuple(image.with_name(name) for name in names if name != SIDECAR)
 
 
 def read_file(path: Path) -> list[str]:

@@ -52,7 +52,7 @@ class Item:
     """One image at one size and crop. A step draws one of ``captions`` and the class caption at the same place.
 
     ``references`` are the images before the edit, one view per reference folder. ``source`` is the index of the
-    item's folder in ``Dataset.sources``.
+    item's folder in ``Dataset.sources``. An epoch sees the item ``repeats`` times as often as others of its folder.
     """
 
     view: View
@@ -61,6 +61,7 @@ class Item:
     references: tuple[View, ...] = ()
     mask: Mask | None = None
     source: int = 0
+    repeats: int = 1
 
     @property
     def path(self) -> Path:
@@ -82,7 +83,8 @@ class Item:
         """All that matters for training, without paths."""
         references = [v.canonical() for v in self.references]
         mask = self.mask and self.mask.canonical()
-        return [self.view.canonical(), self.captions, self.class_captions, references, mask, self.source]
+        often = [self.repeats] if self.repeats != 1 else []  # so that hashes of earlier versions stay
+        return [self.view.canonical(), self.captions, self.class_captions, references, mask, self.source, *often]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Dataset:
     """Items of one or several folders.
 
     ``skipped`` names files that cannot be used, with the reason; ``warnings`` are sentences for the user. ``requests``
-    are the settings of every folder, and ``settings`` is their hash, which does not depend on the files.
+    are the settings of every folder, and ``settings`` is their hash, which does not depend on the files. ``notes`` are
+    sentences on what flux2_dataset.json changes, and ``excluded`` the images that it leaves out.
     """
 
     items: tuple[Item, ...]
@@ -132,6 +135,8 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     settings: str = field(default="", compare=False)
     requests: tuple[DatasetSettings, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    excluded: tuple[Path, ...] = field(default=(), compare=False)
 
     @property
     def folder(self) -> Path:
@@ -183,4 +188,6 @@ class Dataset:
             self.warnings + other.warnings,
             canonical_hash([self.settings, other.settings]),
             self.requests + other.requests,
+            self.notes + other.notes,
+            self.excluded + other.excluded,
         )

@@ -12,7 +12,7 @@ from ..hashing import canonical_hash
 from ..names import counted, shown
 from ..settings.dataset_folder import FILE_NAME, JSONL, MOST_REFERENCES, ONE_PROMPT, REFUSE, STRICT, DatasetSettings
 from . import captions as texts
-from . import crops, faces
+from . import crops, faces, sidecar
 from .advice import advice
 from .captions import Row
 from .crops import ACCEPT
@@ -52,17 +52,33 @@ class _Reader:
     """The stages of reading one folder. They collect the files that are skipped and refused, and the warnings."""
 
     def __init__(self, settings: DatasetSettings, index: Index, report: Report, may_read: MayRead):
-        self.settings, self.index, self.report, self.may_read = settings, index, report, may_read
+        self.asked, self.index, self.report, self.may_read = settings, index, report, may_read
+        self.root = sidecar.root_of(settings.folder)
         self.skipped: list[str] = []
         self.refused: list[str] = []
         self.warnings: list[str] = list(index.notes)
         self.partners: dict[Path, Known] = {}
+        self.notes: tuple[str, ...] = ()
+        self.excluded: list[Path] = []
+        self.settings = self._with_marks(settings)
+
+    def _with_marks(self, settings: DatasetSettings) -> DatasetSettings:
+        """The settings with what flux2_dataset.json says, unless they record what it said in an earlier run."""
+        path = self.root / sidecar.NAME
+        if settings.pictures is not None or not self._is_readable(path):
+            return replace(settings, pictures=settings.pictures or ())
+        found, masks = sidecar.read(path), settings.mask_options
+        painted = self.root / sidecar.MASKS
+        if found.masks and not masks.alpha and not masks.folder and painted.is_dir():
+            masks = replace(masks, folder=painted)
+            self.notes += (f"{sidecar.NAME} takes the masks in {sidecar.MASKS}, because Mask Options names no folder",)
+        return replace(settings, pictures=found.times, mask_options=masks)
 
     def read(self) -> Dataset:
         settings = self.settings
         if settings.crop_options.wants_faces:
             faces.require()
-        images = self._limited(self._captioned(self._paired(self._usable(self._rows()))))
+        images = self._limited(self._captioned(self._paired(self._usable(self._chosen(self._rows())))))
         self._refuse_bad()
         if not images:
             reasons = f" ({'; '.join(self.skipped[:FEW])})" if self.skipped else ""
@@ -73,7 +89,10 @@ class _Reader:
         items = tuple(item for p in images for item in items_of(p, settings, self.partners, at.get(p.digest)))
         skipped, warnings = tuple(dict.fromkeys(self.skipped)), (*self.warnings, *advice(settings, images, items))
         sources = (source_of(settings),)
-        return Dataset(items, sources, settings.resolution, skipped, warnings, settings.identity, (settings,))
+        return Dataset(
+            items, sources, settings.resolution, skipped, warnings, self.asked.identity, (settings,), self.notes,
+            tuple(self.excluded),
+        )  # fmt: skip
 
     # which files the folder holds
 
@@ -131,6 +150,23 @@ class _Reader:
                 f"{more}. Mend or remove them, or set bad_files or the size rule to 'skip'."
             )
 
+    def _chosen(self, rows: list[Row]) -> list[Row]:
+        """The rows that are not left out. Raises UserError if all are."""
+        self.times = dict(self.settings.pictures)
+        names = [self._name(row.image) for row in rows]
+        said, odd = sidecar.sentences(self.settings.pictures, set(names))
+        self.notes += said
+        self.warnings += odd
+        chosen = [row for row, name in zip(rows, names, strict=True) if self.times.get(name, 1)]
+        self.excluded = [row.image for row, name in zip(rows, names, strict=True) if not self.times.get(name, 1)]
+        if rows and not chosen:
+            raise UserError(f"{sidecar.NAME} in {self.root} leaves out every image; put some of them back.")
+        return chosen
+
+    def _name(self, image: Path) -> str:
+        """An image's name relative to the folder, with its ending."""
+        return image.relative_to(self.root).as_posix()
+
     # which of them can be used
 
     def _usable(self, rows: list[Row]) -> list[UsableImage]:
@@ -143,7 +179,8 @@ class _Reader:
                 continue
             action, reason = crops.problem(facts.width, facts.height, self.settings.crop_options)
             if action == ACCEPT:
-                usable.append(UsableImage(row.image, digest, facts, row.captions, row.controls))
+                often = self.times.get(self._name(row.image), 1)
+                usable.append(UsableImage(row.image, digest, facts, row.captions, row.controls, repeats=often))
             else:
                 (self.refused if action == REFUSE else self.skipped).append(f"{shown(row.image.name)}: {reason}")
         return usable
@@ -166,8 +203,7 @@ class _Reader:
         Raises UserError naming images without a reference; warns of images without a mask, and of references and masks
         that belong to no image.
         """
-        root = self.settings.folder if self.settings.folder.is_dir() else self.settings.folder.parent
-        names = [name_of(p.path, root) for p in images]
+        names = [name_of(p.path, self.root) for p in images]
         for folder in self.settings.references:
             partners = self._partners(folder, names, "reference")
             images = [replace(p, references=(*p.references, *partners[n])) for p, n in zip(images, names, strict=True)]
@@ -205,9 +241,11 @@ class _Reader:
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}; name the folder of {what}s.")
         partners = by_name(folder, self.settings.subfolders, self.may_read, self.skipped.append)
-        found = numbered(partners, names) if what == "reference" else {n: (n,) for n in names if n in partners}
+        known = [*names, *(name_of(path, self.root) for path in self.excluded)]
+        theirs = numbered(partners, known) if what == "reference" else {n: (n,) for n in known if n in partners}
+        found = {n: theirs[n] for n in names if n in theirs}
         missing = [n for n in names if n not in found]
-        surplus = sorted(set(partners) - {partner for those in found.values() for partner in those})
+        surplus = sorted(set(partners) - {partner for those in theirs.values() for partner in those})
         if missing and what == "reference":
             count = counted(len(missing), "image has", "images have")
             raise UserError(f"{count} no reference: {folder} holds no image named {some(missing)}.")

@@ -26,6 +26,7 @@ class UsableImage:
     captions: list[str] | None
     references: tuple[Path, ...] = ()
     mask: Path | None = None
+    repeats: int = 1
 
     @property
     def partners(self) -> tuple[Path, ...]:
@@ -82,6 +83,7 @@ def items_of(
             tuple(class_text for _, class_text in pairs),
             tuple(_reference(path, *partners[path], crop, image.facts, settings) for path in image.references),
             _mask(image, partners, crop, settings),
+            repeats=image.repeats,
         )
         for crop in crops.crops(*image.facts.size, image.digest, settings.resolution, settings.crop_options, face)
     ]

@@ -27,6 +27,7 @@ def summary(dataset: Dataset, batches: tuple[int, ...] = (1, 2, 4)) -> str:
     """Text on a data set: warnings and skipped files, then counts, buckets and steps per epoch at those batch sizes."""
     lines = _shortened([f"warning: {warning}" for warning in dataset.warnings])
     lines += _shortened([f"skipped {reason}" for reason in dataset.skipped])
+    lines += dataset.notes
     for number, source in enumerate(dataset.sources):
         count = sum(item.source == number for item in dataset.items)
         kind = " (regularisation)" if source.is_reg else ""

@@ -62,7 +62,7 @@ def train(
         if not trainer.is_main:
             _work(trainer)
             return None
-        notes = require_room(trainer, loras, runs)
+        notes = [*require_room(trainer, loras, runs), *([] if resumption else _since_last(trainer, runs))]
         folder = resumption.folder if resumption else _new_folder(trainer, loras, runs)
         with folder.held() as unlocked:
             RunFolder.sweep_all(folder.path.parent)
@@ -72,6 +72,14 @@ def train(
     finally:
         trainer.release()
         free()
+
+
+def _since_last(trainer: Trainer, runs: Path) -> Iterator[str]:
+    """What has changed in the data set since the last run of the same name, if anything has."""
+    last = RunFolder.last(runs, trainer.config.name)
+    changed = last and dataset_record.since(last.dataset, trainer.dataset)
+    if changed:
+        yield f"Since the run {last.name} the data set has changed: {changed}."
 
 
 def _reused(done: Results, listen: Listen) -> Results:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from ..hashing import canonical_hash
+from ..names import shown
 from .base import RARE, Settings, plain, setting, settings
 from .text import Folders, Ratios
 
@@ -25,6 +26,8 @@ LOOSE, STRICT = "loose", "strict"
 COMBINED = "combined"
 LONGEST = 8.0  # images longer than 8:1 are cropped to 8:1, or reported if crop is off
 MOST_REFERENCES = 10
+MOST_TIMES = 100  # how often a marked picture is seen where others are seen once
+Times = tuple[tuple[str, int], ...]  # (name relative to the folder, how often it is seen; 0 leaves it out)
 MaskFolder = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
 SEED = {"ge": 0, "le": 2**31 - 1, "advanced": True, "control": False}
 
@@ -207,7 +210,11 @@ class ReferenceSettings(Settings):
 
 @settings
 class DatasetSettings(Settings):
-    """One folder of images to train on, and everything that is set about it."""
+    """One folder of images to train on, and everything that is set about it.
+
+    ``pictures`` are the pictures that are left out or seen more often, as the job of a run records them; None takes
+    what flux2_dataset.json in the folder says. It is a state of the folder's files and no widget.
+    """
 
     folder: Path = setting(
         Path("robot"),
@@ -295,6 +302,7 @@ class DatasetSettings(Settings):
         "0 towards detail. 0.5 is much.",
         ge=-8, le=8, step=0.05, **RARE,
     )  # fmt: skip
+    pictures: Times | None = None
     caption_options: CaptionSettings = field(default_factory=CaptionSettings)
     crop_options: CropSettings = field(default_factory=CropSettings)
     mask_options: MaskSettings = field(default_factory=MaskSettings)
@@ -313,11 +321,14 @@ class DatasetSettings(Settings):
                 "base_target is on but is_reg is off: nothing would be learned from these images; turn is_reg on for "
                 "regularisation images, or base_target off."
             )
+        wrong = next((name for name, times in self.pictures or () if not 0 <= times <= MOST_TIMES), None)
+        if wrong is not None:
+            yield f"pictures has {shown(wrong)!r} with another number than 0 to {MOST_TIMES}."
 
     @property
     def identity(self) -> str:
-        """A hash of the settings; it does not depend on the files."""
-        return canonical_hash(plain(self))
+        """A hash of the settings; it does not depend on the files, nor on which of them are left out."""
+        return canonical_hash({name: value for name, value in plain(self).items() if name != "pictures"})
 
 
 def _is_colour(text: str) -> bool:
