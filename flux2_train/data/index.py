@@ -197,6 +197,11 @@ class Index:
         with self.writing() as connection:
             connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (digest, kind, json.dumps(value)))
 
+    def folders(self, most: int) -> list[str]:
+        """The folders of the data sets that were encoded, the last one first."""
+        query = "SELECT folder FROM owners GROUP BY folder ORDER BY MAX(used) DESC LIMIT ?"
+        return [folder for (folder,) in self.rows(query, [most])]
+
     def changed(self) -> None:
         """Note that entries were removed, so that readers that rely on ``changes`` look again."""
         with self.writing() as connection:

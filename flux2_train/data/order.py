@@ -35,11 +35,12 @@ def epoch_batches(samples: Samples, batch: int, seed: int, epoch: int) -> list[l
 def _seen(samples: Samples, seed: int, epoch: int) -> list[int]:
     """Indices of the items that an epoch sees: ``repeats`` times each folder's, and of these its ``probability``.
 
-<<<<<<< HEAD
-    Folders with a ``balance`` together give as many as they have, each its share of them.
+    An item that has ``repeats`` of its own counts that many times more. Folders with a ``balance`` together give as
+    many as they have, each its share of them.
     """
     sources = list(enumerate(samples.sources))
-    owns = {n: [i for i, item in enumerate(samples.items) if item.source == n for _ in range(s.repeats)]
+    items = list(enumerate(samples.items))
+    owns = {n: [i for i, item in items if item.source == n for _ in range(s.repeats * item.repeats)]
             for n, s in sources}  # fmt: skip
     balanced = {n: s.balance for n, s in sources if s.balance and owns[n]}
     together = sum(len(owns[n]) for n in balanced)
@@ -49,17 +50,6 @@ def _seen(samples: Samples, seed: int, epoch: int) -> list[int]:
         if number in balanced:
             count = round(together * balanced[number] / sum(balanced.values()))
         seen += own if count == len(own) else _share(own, max(1, count), f"{seed}/{number}", epoch)
-=======
-    An item that has ``repeats`` of its own counts that many times more.
-    """
-    seen = []
-    for number, source in enumerate(samples.sources):
-        items = [(i, item) for i, item in enumerate(samples.items) if item.source == number]
-        own = [i for i, item in items for _ in range(source.repeats * item.repeats)]
-        seen += (
-            own if source.probability == 1 or not own else _share(own, source.probability, f"{seed}/{number}", epoch)
-        )
->>>>>>> fed9a0b (flux2_dataset.json in a data folder leaves pictures out or shows them more often; Dataset Folder, the job, dataset.json and the next run say so)
     return seen
 
 

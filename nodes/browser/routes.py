@@ -13,7 +13,7 @@ from ...flux2_train.host.loading import files
 from ...flux2_train.runs.files_there import lines
 from ...flux2_train.runs.folder import RunFolder
 from ...flux2_train.settings.model import ModelSettings
-from . import job_queue, live, runs
+from . import data_changes, job_queue, live, runs
 from .refusals import check_first
 from .requests import body, in_words, run_name
 from .shown import BOARD
@@ -70,4 +70,5 @@ ROUTES = (
     *runs.ROUTES,
     *job_queue.ROUTES,
     *live.ROUTES,
+    *data_changes.ROUTES,
 )
