@@ -16,7 +16,7 @@ SECONDS = 10  # a test that takes longer without --all is named at the end
 SERVER = (
     "test_server", "test_server_refusals", "test_server_files", "test_browser", "test_browser_shown", "test_templates",
     "test_search", "test_earlier_graphs", "test_scripts", "test_workflows", "test_panel", "test_panel_speed",
-    "test_browser_runs", "test_server_queue", "test_panel_page",
+    "test_browser_runs", "test_server_queue", "test_panel_page", "test_browser_pictures",
 )  # fmt: skip
 # One process runs all files of a group, one after the other, so that they share its server.
 GROUPS = dict.fromkeys(SERVER, "server")
