@@ -32,7 +32,7 @@ const STYLE = `
 .flux2-data .card { position: absolute; left: 0; top: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden;
   background: var(--comfy-menu-bg, #2b2b2b); cursor: pointer; contain: strict; }
 .flux2-data .card[aria-selected=true] { outline: 2px solid #8f74ff; outline-offset: -1px; }
-.flux2-data .card.out .im { opacity: .35; }
+.flux2-data .card.out .im img { opacity: .3; }
 .flux2-data .im { position: relative; background: var(--box); overflow: hidden; }
 .flux2-data .im img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .flux2-data .crop { position: absolute; border: 2px dashed #fffc; outline: 1px dashed #000a; outline-offset: -1px; pointer-events: none; }
