@@ -12,7 +12,8 @@ from pathlib import Path
 import folder_paths
 from aiohttp import web
 
-from ...flux2_train.data import edits, listed, thumbnails
+from ...flux2_train.data import sidecar
+from ...flux2_train.data.curate import edits, listed, thumbnails
 from ...flux2_train.data.images import SUFFIXES
 from ...flux2_train.data.index import Index
 from ...flux2_train.data.store import Store
@@ -142,7 +143,7 @@ def kept_folder() -> Path:
 def _named(request: web.Request) -> tuple[Path, Path]:
     """(folder, picture) that a request names. Raises UserError."""
     place = files.resolve(request.query.get("folder", ""))
-    root = listed.sidecar.root_of(place)
+    root = sidecar.root_of(place)
     return root, edits.picture(root, request.query.get("name", ""), places.may_read)
 
 
@@ -151,7 +152,7 @@ async def mask(request: web.Request) -> web.Response:
     """GET ?folder=NAME&name=PICTURE&masks=FOLDER: the mask of a picture as PNG, with its ETag; empty without one."""
     root, path = _named(request)
     chosen = request.query.get("masks", "").strip()
-    folder = files.resolve(chosen) if chosen else root / listed.sidecar.MASKS
+    folder = files.resolve(chosen) if chosen else root / sidecar.MASKS
     data, mark = await asyncio.to_thread(edits.read_mask, folder, root, path)
     headers = {"X-Flux2-Etag": mark, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     return web.Response(body=data, content_type="image/png", headers=headers)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from ...flux2_train.data import edits, listed, sidecar, thumbnails
+from ...flux2_train.data import sidecar
 from ...flux2_train.data.captions import MAX_BYTES
+from ...flux2_train.data.curate import edits, listed, thumbnails
 from ...flux2_train.errors import UserError
 from ...flux2_train.host.loading import places
 from ...flux2_train.settings.dataset_folder import DatasetSettings

@@ -26,7 +26,7 @@ IDS = [
     "Flux2Timesteps", "Flux2TokenRouting", "Flux2ScheduledSampling", "Flux2Slider", "Flux2Optimizer",
     "Flux2Preservation", "Flux2Validation", "Flux2ValidationLoss",
     "Flux2LoraTrainer", "Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel",
-    "Flux2ImportSettings", "Flux2TrainQueued", "Flux2CheckpointLora",
+    "Flux2ImportSettings", "Flux2TrainQueued", "Flux2CheckpointLora", "Flux2DatasetImages",
 ]  # fmt: skip
 
 
@@ -73,6 +73,7 @@ CATEGORIES = dict.fromkeys(
     (
         "Flux2Load",
         "Flux2DatasetFolder",
+        "Flux2DatasetImages",
         "Flux2CacheEmbeds",
         "Flux2CacheLatents",
         "Flux2LoraTrainer",

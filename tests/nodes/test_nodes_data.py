@@ -147,7 +147,7 @@ def test_thumbnails_are_small_upright_and_kept(get, place):
 
 
 def test_old_thumbnails_go_first(tmp_path):
-    from flux2_train.data import thumbnails
+    from flux2_train.data.curate import thumbnails
 
     paths = [picture(tmp_path / f"{n}.png", caption=None) for n in range(3)]
     sizes = [len(thumbnails.thumbnail(path, 256, tmp_path / "kept")) for path in paths]

@@ -166,7 +166,7 @@ def test_a_nodes_face_has_what_most_people_change(page, kind):
         app.graph.remove(node)
         return names
     }""", kind)  # fmt: skip
-    assert set(shown) - {"fixed", "control_after_generate"} == FACES[kind]
+    assert set(shown) - {"fixed", "control_after_generate", "flux2_pictures"} == FACES[kind]
 
 
 @pytest.mark.slow

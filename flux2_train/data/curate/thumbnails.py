@@ -10,12 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..atomic import replacing
-from ..errors import UserError
-from ..hashing import canonical_hash
-from ..names import shown
-from .images import FORMATS, MAX_BYTES, in_turn, open_shrunk, read_bytes, size_of, to_rgb
-from .index import signature
+from ...atomic import replacing
+from ...errors import UserError
+from ...hashing import canonical_hash
+from ...names import shown
+from ..images import FORMATS, MAX_BYTES, in_turn, open_shrunk, read_bytes, size_of, to_rgb
+from ..index import signature
 
 SIDES = (256, 1024)  # pixels of the longer side: in a grid, in the editor
 MOST_KEPT = 1 << 28  # bytes of all thumbnails together

@@ -14,17 +14,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..bounded import is_file
-from ..errors import UserError
-from ..hashing import canonical_hash
-from ..names import shown
-from ..settings.dataset_folder import FILE_NAME, JSONL, ONE_PROMPT, TEXT_FILE, DatasetSettings
-from . import captions as texts
-from . import crops, edits, sidecar
-from .advice import LEAST_KEPT
-from .images import FORMATS, MAX_PIXELS, ORIENTATION
-from .index import Index, Signature, signature
-from .pairs import MayRead, anywhere, by_name, is_jsonl, listing, name_of
+from ...bounded import is_file
+from ...errors import UserError
+from ...hashing import canonical_hash
+from ...names import shown
+from ...settings.dataset_folder import FILE_NAME, JSONL, ONE_PROMPT, TEXT_FILE, DatasetSettings
+from .. import captions as texts
+from .. import crops, sidecar
+from ..advice import LEAST_KEPT
+from ..images import FORMATS, MAX_PIXELS, ORIENTATION
+from ..index import Index, Signature, signature
+from ..pairs import MayRead, anywhere, by_name, is_jsonl, listing, name_of
+from . import edits
 
 MOST_REMEMBERED = 50_000  # sizes of files
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height

@@ -16,16 +16,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from .. import bounded
-from ..atomic import replacing, write_text
-from ..bounded import from_json, is_file, reason
-from ..errors import UserError
-from ..names import shown
-from ..settings.dataset_folder import DatasetSettings
-from . import captions as texts
-from . import sidecar
-from .images import SUFFIXES, digest_of, examine, opened, to_grey
-from .pairs import MayRead, anywhere, name_of
+from ... import bounded
+from ...atomic import replacing, write_text
+from ...bounded import from_json, is_file, reason
+from ...errors import UserError
+from ...names import shown
+from ...settings.dataset_folder import DatasetSettings
+from .. import captions as texts
+from .. import sidecar
+from ..images import SUFFIXES, digest_of, examine, opened, to_grey
+from ..pairs import MayRead, anywhere, name_of
 
 MAX_MASK_BYTES = 1 << 24  # of a painted mask as PNG
 SHAPE_TOLERANCE = 0.01  # as Dataset Folder asks of a mask
