@@ -8,6 +8,7 @@ from .dataset_folder import DatasetFolder
 from .dataset_options import CaptionOptions, CropOptions, MaskOptions, ReferenceOptions
 from .import_settings import ImportSettings
 from .load import LoadFlux2
+from .making.captions import CaptionImages, FolderImages
 from .making.dataset_images import DatasetImages
 from .memory import Memory
 from .objective import Preservation, Slider, TrainingObjective
@@ -28,5 +29,5 @@ NODES = [
     TrainingObjective, Timesteps, TokenRouting, ScheduledSampling, Slider, Optimizer, Preservation, ValidationPrompts,
     ValidationLoss,
     LoraTrainer, LoraApply, Flux2Sampler, CompareLoras, SaveMergedModel, ImportSettings,
-    TrainQueuedJob, CheckpointLora, DatasetImages,
+    TrainQueuedJob, CheckpointLora, DatasetImages, FolderImages, CaptionImages,
 ]  # fmt: skip

@@ -111,16 +111,13 @@ def _page(settings: DatasetSettings, start: int, count: int) -> dict:
         verdict = verdicts.get(each["name"])
         each |= {"verdict": verdict.verdict, "reason": verdict.reason, "better": verdict.better} if verdict else {}
     fixed = folder.why_fixed
-    why = "" if may_write(folder.root) else "The example that comes with the pack stays as it is: copy its folder."
+    why = (
+        "" if places.may_write(folder.root) else "The example that comes with the pack stays as it is: copy its folder."
+    )
     return {
         "folder": folder.root.name, "total": len(folder.paths), "start": start, "pictures": found, "run": run,
         "fixed": why or fixed, "readonly": why,
     }  # fmt: skip
-
-
-def may_write(root: Path) -> bool:
-    """Whether files of a folder may be changed: of every one that may be read, but not of the pack's own."""
-    return not Path(os.path.realpath(root)).is_relative_to(os.path.realpath(places.SHIPPED))
 
 
 @in_sentences

@@ -29,7 +29,7 @@ def _place(asked: dict) -> tuple[DatasetSettings, Path]:
     root = sidecar.root_of(settings.folder)
     if not root.is_dir():
         raise UserError(f"There is no folder {root}.")
-    if not data.may_write(root):
+    if not places.may_write(root):
         raise UserError("The example that comes with the pack stays as it is: copy its folder into the input folder.")
     return settings, root
 
@@ -115,7 +115,7 @@ async def mask(request: web.Request) -> web.Response:
         raise UserError("png must be a PNG in base64, or null.")
     path, seen = edits.picture(root, asked.get("name"), places.may_read), _etag(asked)
     chosen = settings.mask_options.folder
-    if chosen and not data.may_write(chosen):
+    if chosen and not places.may_write(chosen):
         raise UserError("The masks of the pack's own example stay as they are.")
     return web.json_response({"etag": await asyncio.to_thread(edits.write_mask, settings, root, path, png, seen)})
 

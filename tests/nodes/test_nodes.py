@@ -26,7 +26,8 @@ IDS = [
     "Flux2Timesteps", "Flux2TokenRouting", "Flux2ScheduledSampling", "Flux2Slider", "Flux2Optimizer",
     "Flux2Preservation", "Flux2Validation", "Flux2ValidationLoss",
     "Flux2LoraTrainer", "Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel",
-    "Flux2ImportSettings", "Flux2TrainQueued", "Flux2CheckpointLora", "Flux2DatasetImages",
+    "Flux2ImportSettings", "Flux2TrainQueued", "Flux2CheckpointLora", "Flux2DatasetImages", "Flux2FolderImages",
+    "Flux2CaptionImages",
 ]  # fmt: skip
 
 
@@ -74,6 +75,8 @@ CATEGORIES = dict.fromkeys(
         "Flux2Load",
         "Flux2DatasetFolder",
         "Flux2DatasetImages",
+        "Flux2FolderImages",
+        "Flux2CaptionImages",
         "Flux2CacheEmbeds",
         "Flux2CacheLatents",
         "Flux2LoraTrainer",

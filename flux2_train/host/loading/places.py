@@ -39,6 +39,11 @@ def may_read(path: Path) -> bool:
     return any(real.is_relative_to(os.path.realpath(root)) for root in _roots())
 
 
+def may_write(folder: Path) -> bool:
+    """Whether captions, marks and masks in a folder may be changed: where it may be read, but not in the pack's own."""
+    return may_read(folder) and not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(SHIPPED))
+
+
 def require_readable(path: Path) -> Path:
     """``path``, if it may be named. Raises UserError that says who may allow it and how."""
     if not may_read(path):
