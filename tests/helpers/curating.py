@@ -1,4 +1,4 @@
-"""The browser of pictures in a real frontend, for tests: a folder, its dialog, verdicts of a run, what axe-core finds."""
+"""The browser of pictures in a real frontend, for tests: a folder, its dialog, a run's verdicts, axe-core."""
 
 import json
 import time
