@@ -80,6 +80,8 @@ def test_what_somebody_else_changed_is_not_overwritten(tab, folder, dialog, tmp_
     shown.get_by_text("Somebody else changed this caption").wait_for()
     assert (folder / "04.txt").read_text() == "theirs"
     photograph(page, tmp_path, f"{name}_conflict")
+    shown.get_by_role("button", name="Close").click()
+    shown.get_by_text("1 caption not saved yet").wait_for()  # and it stays open
     shown.get_by_role("button", name="Keep mine").click()
     until(lambda: (folder / "04.txt").read_text() == "mine")
 

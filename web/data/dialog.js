@@ -73,12 +73,19 @@ class Dialog {
         }
     }
 
+    // what is not saved keeps the dialog open once
     async close() {
-        this.model.closed = true;
         await this.model.flush();
+        const open = this.known().filter((picture) => picture.theirs || this.model.dirty.has(picture.name));
+        if (open.length && !this.warned) {
+            this.warned = true;
+            this.seek(open[0]);
+            return this.model.say(`${counted(open.length, "caption")} not saved yet. Close again to leave them.`);
+        }
+        this.model.closed = true;
         this.element.close();
         this.element.remove();
-        this.node.flux2Pictures?.focus();
+        return this.node.flux2Pictures?.focus();
     }
 
     changed({ all, pictures, marks }) {
@@ -86,6 +93,7 @@ class Dialog {
         if (all || marks) this.showVerdicts();
         if (all) this.choose();
         else this.grid.refresh(pictures);
+        if (all && !this.editor.picture) this.editor.open(this.model.pictures[this.grid.shown[this.grid.at]] ?? null);
         if (this.editor.picture && (all || pictures?.includes(this.editor.picture))) this.editor.fill();
     }
 

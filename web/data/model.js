@@ -77,7 +77,7 @@ export class Model extends EventTarget {
 
     // saves what waits; several calls follow each other
     flush() {
-        this.saving = this.saving.then(() => this.saveAll()).catch((error) => this.say(error.message));
+        this.saving = this.saving.then(() => this.saveAll()).catch((error) => this.say(`Not saved: ${error.message}`));
         return this.saving;
     }
 
@@ -87,7 +87,10 @@ export class Model extends EventTarget {
             for (const picture of some) this.dirty.delete(picture.name);
             const captions = some.map(({ name, caption, etag }) => ({ name, text: caption, etag }));
             this.tell("saving");
-            const answer = await send("captions", { settings: this.settings, captions });
+            const answer = await send("captions", { settings: this.settings, captions }).catch((error) => {
+                for (const picture of some) this.dirty.set(picture.name, picture); // the next change tries again
+                throw error;
+            });
             for (const [name, etag] of Object.entries(answer.written)) this.named(name).etag = etag;
             for (const [name, theirs] of Object.entries(answer.changed)) this.named(name).theirs = theirs;
             const wrong = Object.entries(answer.wrong).map(([name, sentence]) => `${name}: ${sentence}`);
