@@ -136,8 +136,10 @@ def _drawn(node: Node, number: int, infos: dict) -> dict:
     properties = {"Node name for S&R": node.type}
     if node.models:
         properties["models"] = node.models
+    # a node's own name is left out: ComfyUI then shows it in the reader's language
+    title = {} if node.title == info["display_name"] else {"title": node.title}
     return {
-        "id": number, "type": node.type, "title": node.title, "pos": list(node.at), "size": list(node.size),
+        "id": number, "type": node.type, **title, "pos": list(node.at), "size": list(node.size),
         "flags": {}, "order": number - 1, "mode": 0, "inputs": sockets, "outputs": outputs,
         "properties": properties, "widgets_values": values,
     }  # fmt: skip

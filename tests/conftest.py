@@ -62,6 +62,7 @@ NOT_ENGINE = (
     "test_browser",
     "test_earlier_graphs",
     "test_imports",
+    "test_locales",
     "test_nano_",
     "test_nodes",
     "test_other_device",

@@ -17,6 +17,7 @@ SERVER = (
     "test_server", "test_server_refusals", "test_server_files", "test_browser", "test_browser_shown", "test_templates",
     "test_search", "test_earlier_graphs", "test_scripts", "test_workflows", "test_panel", "test_panel_speed",
     "test_browser_runs", "test_server_queue", "test_panel_page", "test_browser_pictures",
+    "test_browser_locales",
 )  # fmt: skip
 # One process runs all files of a group, one after the other, so that they share its server.
 GROUPS = dict.fromkeys(SERVER, "server")

@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { nodeOf, titleOf } from "./shown.js";
+import { words } from "./words.js";
 
 const LIFE = 20_000; // ms
 
@@ -39,7 +40,7 @@ app.registerExtension({
             // what the node says has come a moment before
             const text = node.widgets?.find(({ name }) => name === "flux2_shown")?.value ?? "";
             const line = text.split("\n").find((each) => /^(Stopped|Paused)/.test(each));
-            say("info", titleOf(node), line ?? "Stopped.");
+            say("info", titleOf(node), line ?? words("Stopped."));
         });
     },
 });

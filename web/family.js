@@ -1,10 +1,11 @@
 // The pack's nodes look like one family: a colour for each kind of node, and one for each of its wires.
 import { app } from "../../scripts/app.js";
+import { categoryOf } from "./words.js";
 
 const NODES = {
-    "FLUX.2/Train": { color: "#3d3468", bgcolor: "#28253a" },
-    "FLUX.2/Options": { color: "#2f4858", bgcolor: "#222c33" },
-    "FLUX.2/Use": { color: "#2f5545", bgcolor: "#222f2a" },
+    Train: { color: "#3d3468", bgcolor: "#28253a" },
+    Options: { color: "#2f4858", bgcolor: "#222c33" },
+    Use: { color: "#2f5545", bgcolor: "#222f2a" },
 };
 const WIRES = {
     FLUX2_DATASET: "#e0a458",
@@ -32,7 +33,8 @@ function keep(colours, type, colour) {
 app.registerExtension({
     name: "flux2_train.family",
     nodeCreated(node) {
-        Object.assign(node, NODES[node.constructor.nodeData?.category]);
+        const category = node.constructor.nodeData?.category;
+        Object.assign(node, NODES[Object.keys(NODES).find((kind) => categoryOf(kind) === category)]);
     },
     setup() {
         for (const [type, colour] of Object.entries(WIRES)) {

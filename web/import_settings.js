@@ -1,12 +1,14 @@
 // Import Settings: a button fills the imported settings in the nodes of the graph. It sets values of widgets by their
 // names and changes nothing else; it says which nodes are missing and which values their menus do not have.
 import { app } from "../../scripts/app.js";
+import { titleOf } from "./shown.js";
+import { words } from "./words.js";
 
 const IMPORT = "Flux2ImportSettings";
 const KEY = "flux2_settings";
 
-function say(severity, detail) {
-    app.extensionManager?.toast?.add({ severity, summary: "Import Settings", detail, life: 15000 });
+function say(severity, node, detail) {
+    app.extensionManager?.toast?.add({ severity, summary: titleOf(node), detail, life: 15000 });
 }
 
 function offers(widget, value) {
@@ -55,13 +57,15 @@ app.registerExtension({
             return executed?.call(this, output, ...rest);
         };
         const button = node.addWidget("button", "fill in the graph", null, () => {
-            if (!settings) return say("warn", "Run this node first: it reads the file.");
+            if (!settings) return say("warn", node, words("Run this node first: it reads the file."));
             const { filled, missing, refused } = fillGraph(app.graph, settings);
-            const parts = [`${filled} nodes are filled in.`];
-            if (missing.length) parts.push(`Add and wire these nodes, then press again: ${missing.join(", ")}.`);
-            if (refused.length) parts.push(`Their menus lack a value: ${refused.join(", ")}.`);
-            say(missing.length || refused.length ? "warn" : "success", parts.join(" "));
+            const parts = [words("{count} nodes are filled in.", { count: filled })];
+            const listed = (names) => ({ names: names.join(", ") });
+            if (missing.length) parts.push(words("Add and wire these nodes, then press again: {names}.", listed(missing)));
+            if (refused.length) parts.push(words("Their menus lack a value: {names}.", listed(refused)));
+            say(missing.length || refused.length ? "warn" : "success", node, parts.join(" "));
         });
+        button.label = words("fill in the graph");
         button.serialize = false; // it holds no value, so that saved workflows do not change
     },
 });

@@ -1,5 +1,6 @@
 // The growing socket for option nodes: a wired socket is called after what is wired in, the free one 'options'.
 import { app } from "../../scripts/app.js";
+import { words } from "./words.js";
 
 const TAKERS = ["Flux2LoraTrainer", "Flux2DatasetFolder"];
 
@@ -8,7 +9,7 @@ function label(node) {
         if (!input.name.startsWith("options.")) continue;
         const link = node.graph && node.getInputLink(slot); // a new node is in no graph yet
         const output = link && node.graph.getNodeById(link.origin_id)?.outputs?.[link.origin_slot];
-        input.label = link ? output?.label || output?.name || "options" : "options";
+        input.label = (link && (output?.label || output?.localized_name || output?.name)) || words("options");
     }
     node.graph?.trigger("node:slot-label:changed", { nodeId: node.id, slotType: LiteGraph.INPUT }); // newer nodes
     node.setDirtyCanvas(true, true);

@@ -28,10 +28,13 @@ GROUPS = "() => app.graph._groups.map(group => [...group.pos, ...group.size])"
 
 
 @contextmanager
-def frontend(server, width: int = 1600, height: int = 1000) -> Iterator:
-    """The frontend's page, opened by somebody who has been there before: the first visit shows a tour."""
+def frontend(server, width: int = 1600, height: int = 1000, locale: str = "en-US") -> Iterator:
+    """The frontend's page, opened by somebody who has been there before: the first visit shows a tour.
+
+    ``locale`` is the browser's language, in which ComfyUI shows itself.
+    """
     with browser() as opened:
-        yield open_page(opened.new_context(viewport={"width": width, "height": height}, locale="en-US"), server, False)
+        yield open_page(opened.new_context(viewport={"width": width, "height": height}, locale=locale), server, False)
 
 
 def use_renderer(page, name: str) -> None:

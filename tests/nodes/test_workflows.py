@@ -39,7 +39,8 @@ def converted(graph, info):
         for slot in node["inputs"]:
             if slot["link"] is not None:
                 inputs[slot["name"]] = [str(links[slot["link"]][1]), links[slot["link"]][2]]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
+        title = node.get("title", info[node["type"]]["display_name"])
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
     return prompt
 
 

@@ -1,0 +1,27 @@
+// What the pack's own JavaScript says, in the language that ComfyUI is set to. The translations are in locales/; run
+// scripts/make_locales.py after a change of a text.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+let translations = {};
+
+// The text in the reader's language. {name} in it stands for a value.
+export function words(english, values = {}) {
+    const text = translations.flux2_train?.[english] ?? english;
+    return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+}
+
+// A category as ComfyUI shows it: its last part is translated.
+export const categoryOf = (kind) => `FLUX.2/${translations.nodeCategories?.[kind] ?? kind}`;
+
+app.registerExtension({
+    name: "flux2_train.words",
+    async init() {
+        const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+        try {
+            translations = (await api.getCustomNodesI18n())[language] ?? {};
+        } catch {
+            translations = {}; // a server that has no translations: English it is
+        }
+    },
+});
