@@ -38,6 +38,7 @@ import folder_paths  # noqa: E402
 import tiers  # noqa: E402
 import torch  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
+from newest_frontend import newest_frontend  # noqa: E402
 from support import with_few_words  # noqa: E402
 from tiers import pytest_addoption, pytest_xdist_make_scheduler  # noqa: E402, F401  pytest finds them by name
 
@@ -205,6 +206,13 @@ def pack():
 def screenshots(tmp_path_factory):
     """Where the tests of the frontend leave what they saw; somebody should look at each of them."""
     return tmp_path_factory.mktemp("screenshots")
+
+
+@pytest.fixture(scope="session")
+def newest_server(tmp_path_factory):
+    """A server with the newest known frontend, shared by all tests under --all that open it."""
+    with ComfyServer(tmp_path_factory.mktemp("newest"), "--front-end-root", str(newest_frontend())) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from browsing import browser, open_page
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 PACK = "comfyui-flux2-train"
 PROMPT = "async () => (await app.graphToPrompt()).output"
 RENDERERS = {"canvas": False, "newer nodes": True}
+FRONTENDS = ["pinned", pytest.param("newest", marks=pytest.mark.slow)]  # of a fixture that asks server_of
 # Every node's rectangle with its title, in the graph's units; what the newer renderer shows is measured on the page.
 BOXES = """newer => app.graph._nodes.map(node => {
     let box = [node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30]
@@ -25,6 +27,11 @@ BOXES = """newer => app.graph._nodes.map(node => {
     return { id: node.id, type: node.type, title: node.title, box }
 })"""
 GROUPS = "() => app.graph._groups.map(group => [...group.pos, ...group.size])"
+
+
+def server_of(request):
+    """The server with the frontend that a fixture's parameter names: the one ComfyUI pins, or the newest known."""
+    return request.getfixturevalue("newest_server" if request.param.startswith("newest") else "server")
 
 
 @contextmanager

@@ -3,7 +3,18 @@
 import json
 
 import pytest
-from frontend import PACK, WORKFLOWS, frontend, open_graph, open_template, queued, shipped, use_renderer
+from frontend import (
+    FRONTENDS,
+    PACK,
+    WORKFLOWS,
+    frontend,
+    open_graph,
+    open_template,
+    queued,
+    server_of,
+    shipped,
+    use_renderer,
+)
 from workflow_templates import TEMPLATES
 
 from flux2_train.settings.recipes import RECIPES, face_on
@@ -35,9 +46,9 @@ WIRE_OPTIONS = """() => {
 TRAINER = "Flux2LoraTrainer"
 
 
-@pytest.fixture(scope="module")
-def page(server):
-    with frontend(server) as opened:
+@pytest.fixture(scope="module", params=FRONTENDS)
+def page(request):
+    with frontend(server_of(request)) as opened:
         yield opened
 
 

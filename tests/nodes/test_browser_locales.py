@@ -3,9 +3,7 @@
 import json
 
 import pytest
-from comfy_server import ComfyServer
-from frontend import RENDERERS, WORKFLOWS, frontend, open_graph, queued, shipped, use_renderer
-from newest_frontend import newest_frontend
+from frontend import RENDERERS, WORKFLOWS, frontend, open_graph, queued, server_of, shipped, use_renderer
 from workflow_templates import TEMPLATES
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
@@ -36,19 +34,11 @@ SAID = """type => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def newest_server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("newest")
-    with ComfyServer(folder, "--front-end-root", str(newest_frontend())) as running:
-        yield running
-
-
 @pytest.fixture(scope="module", params=CASES)
 def tab(request):
     """(page, its language's texts of the trainer, its language) with the quick start opened."""
-    which, _, language = request.param.partition(", ")
-    server = request.getfixturevalue("server" if which == "pinned" else "newest_server")
-    with frontend(server, locale=LANGUAGES[language]) as page:
+    language = request.param.partition(", ")[2]
+    with frontend(server_of(request), locale=LANGUAGES[language]) as page:
         open_graph(page, json.loads((WORKFLOWS / f"{TEMPLATES[0].title}.json").read_text()))
         yield page, json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))[TRAINER], language
 

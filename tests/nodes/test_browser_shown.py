@@ -8,10 +8,9 @@ import uuid
 
 import pytest
 from browsing import browser, clear_toasts, load, open_tab, photograph, press_run, run, says, shown
-from comfy_server import ComfyServer
 from demo import quick_start
+from frontend import server_of
 from mistakes import DATA, EMBEDS, GRAPH, LATENTS, LOAD, MISTAKES, TRAINER, write_files
-from newest_frontend import newest_frontend
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 BEFORE = [each for each in MISTAKES if each.input]
@@ -24,13 +23,6 @@ def chromium():
         yield opened
 
 
-@pytest.fixture(scope="module")
-def newest_server(tmp_path_factory):
-    """A server of its own that serves the newest frontend."""
-    with ComfyServer(tmp_path_factory.mktemp("newest"), "--front-end-root", str(newest_frontend())) as running:
-        yield running
-
-
 SLOW = pytest.mark.slow
 
 
@@ -40,7 +32,7 @@ SLOW = pytest.mark.slow
 def tab(request, chromium):
     """(page, server, name) of a frontend in one of its renderers."""
     name = request.param
-    server = request.getfixturevalue("newest_server" if "newest" in name else "server")
+    server = server_of(request)
     write_files(server.folder)
     context = chromium.new_context(viewport={"width": 1600, "height": 1000}, locale="en-US")
     yield open_tab(context, server, "vue" in name), server, name.replace(", ", "_")

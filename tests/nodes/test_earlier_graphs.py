@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from frontend import WORKFLOWS, frontend, open_graph, queued, shipped, use_renderer
+from frontend import FRONTENDS, WORKFLOWS, frontend, open_graph, queued, server_of, shipped, use_renderer
 from workflow_files import NOTE
 from workflow_templates import TEMPLATES
 
@@ -17,9 +17,9 @@ FREE = {"FLUX2_OBJECTIVE": "objective", "FLUX2_MEMORY": "memory"}
 INPUTS = "() => app.graph._nodes.find(n => n.type === 'Flux2LoraTrainer').inputs.map(i => [i.name, i.label, i.type])"
 
 
-@pytest.fixture(scope="module")
-def page(server):
-    with frontend(server) as opened:
+@pytest.fixture(scope="module", params=FRONTENDS)
+def page(request):
+    with frontend(server_of(request)) as opened:
         yield opened
 
 

@@ -1,9 +1,9 @@
-"""What a person finds in the search for nodes, in the frontend that this ComfyUI pins."""
+"""What a person finds in the search for nodes."""
 
 from pathlib import Path
 
 import pytest
-from frontend import frontend
+from frontend import FRONTENDS, frontend, server_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 FIRST = {
@@ -13,9 +13,9 @@ FIRST = {
 AMONG_THREE = ("train", "lora", "flux2", "dataset", "caption", "preview", "klein")
 
 
-@pytest.fixture(scope="module")
-def page(server):
-    with frontend(server) as opened:
+@pytest.fixture(scope="module", params=FRONTENDS)
+def page(request):
+    with frontend(server_of(request)) as opened:
         opened.evaluate("() => app.graph.clear()")
         yield opened
 
