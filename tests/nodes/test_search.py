@@ -53,10 +53,20 @@ def test_a_person_sees_where_a_node_comes_from(page, found, screenshots):
     assert "comfyui-flux2-train" in found("train lora", screenshots / "search.png")[0]
 
 
+@pytest.fixture
+def by_use(request):
+    """Tells whether this frontend ranks a node by how often it is used. The newest one goes by words alone."""
+    return request.node.callspec.params["page"] == "pinned"
+
+
 @pytest.mark.parametrize("query", AMONG_THREE)
-def test_one_of_ours_is_among_the_first_three(found, query):
+def test_one_of_ours_is_among_the_first_three(found, query, by_use):
+    if query == "preview" and not by_use:
+        pytest.skip("the newest frontend lists all nodes whose names begin with 'preview' before any other")
     assert any("FLUX.2" in text for text in found(query)[:3])
 
 
-def test_what_everybody_uses_still_comes_first(found):
+def test_what_everybody_uses_still_comes_first(found, by_use):
+    if not by_use:
+        pytest.skip("the newest frontend does not know what everybody uses")
     assert found("lora")[0].startswith("Load LoRA") and found("preview")[0].startswith("Preview Image")
