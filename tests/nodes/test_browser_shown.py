@@ -57,6 +57,7 @@ def assert_shown(page, node, words, picture):
     assert bool(found["picture"]) == picture, (node, found)
 
 
+EMPTY = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": []}
 STAYS = {
     LOAD: ("flux2-nano", False), DATA: ("3 images x 1 from robot", True), EMBEDS: ("captions: ", False),
     LATENTS: ("3 images: ", False), TRAINER: (r"\.safetensors: loaded back by ComfyUI's LoRA loader: all 28", False),
@@ -81,6 +82,23 @@ def test_what_nodes_say_stays_after_the_run_and_after_a_reload(tab, tmp_path):
     for node, (words, picture) in STAYS.items():
         assert_shown(page, node, words, picture)
     photograph(page, tmp_path, f"{name}_reloaded")
+
+
+def test_a_run_opened_from_the_queue_panel_shows_its_texts_again(tab, tmp_path):
+    """Opened with the mouse, as a person does, while another graph is on the canvas."""
+    page, _, name = tab
+    prompt, workflow = graph(f"history_{name}")
+    load(page, {DATA: prompt[DATA]}, workflow)
+    assert run(page) == "execution_success"
+    page.evaluate("graph => app.loadGraphData(graph)", EMPTY)
+    page.wait_for_function("() => !app.graph._nodes.length")
+    page.get_by_test_id("queue-overlay-toggle").click()
+    page.locator("[data-job-id]").first.click(button="right")
+    page.get_by_text("Open as workflow in new tab").click()
+    page.wait_for_function("id => app.graph.id === id && app.graph._nodes.length === 1", arg=workflow)
+    assert_shown(page, DATA, "3 images x 1 from robot", True)
+    photograph(page, tmp_path, f"{name}_history")
+    page.get_by_test_id("queue-overlay-toggle").click()
 
 
 def test_mistakes_are_said_in_the_toast(tab, tmp_path):
