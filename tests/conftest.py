@@ -62,6 +62,7 @@ NOT_ENGINE = (
     "test_breaks",
     "test_browser",
     "test_earlier_graphs",
+    "test_help_pages",
     "test_imports",
     "test_locales",
     "test_nano_",

@@ -94,6 +94,19 @@ def test_growing_sockets_colours_and_buttons_follow(tab):
     assert page.evaluate(button) == own["fill in the graph"]
 
 
+def test_help_opens_in_the_readers_language_with_its_picture(tab, screenshots):
+    page, texts, language = tab
+    page.evaluate("""type => {
+        const node = app.graph._nodes.find(n => n.type === type)
+        app.canvas.centerOnNode(node)
+        app.canvas.selectNode(node)
+    }""", TRAINER)  # fmt: skip
+    page.get_by_test_id("info-button").click()
+    page.get_by_role("heading", name=texts["display_name"], exact=True).first.wait_for()
+    page.wait_for_function("() => document.querySelector(`img[src$='Flux2LoraTrainer.webp']`)?.naturalWidth > 100")
+    page.screenshot(path=screenshots / f"help {language}.png")
+
+
 def test_values_and_what_is_queued_stay_the_same(tab):
     def without_titles(prompt: dict) -> dict:
         return {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()}
