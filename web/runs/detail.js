@@ -102,7 +102,7 @@ export class Detail {
             this.clean.push(() => made.close?.());
             return;
         }
-        const plot = make("div", { className: "plot", role: "img", "aria-label": inWords(rows) });
+        const plot = make("div", { className: "curves", role: "img", "aria-label": inWords(rows) });
         holder.append(plot);
         if (rows.length) this.clean.push(chart(plot, [{ name: run.name, rows }]));
         else plot.append(make("p", { className: "dim" }, "No losses are on disk yet."));
@@ -126,13 +126,13 @@ export class Detail {
             ...[one, other].map(({ name }) => get("runs/curve", { run: name }))]);
         const both = await Promise.all([one, other].map(({ name }) => get("runs/details", { run: name })));
         if (!this.current(asked)) return;
-        const plot = make("div", { className: "plot", role: "img",
+        const plot = make("div", { className: "curves", role: "img",
             "aria-label": `Losses of ${one.name} and of ${other.name}` });
         this.fill(`${one.name} against ${other.name}`,
             this.head(make("h3", {}, named(one, 0), " against ", named(other, 1))),
             make("p", { className: "dim differs" }, `what differs: ${said.sentence}`), plot,
             table(said.differences, one.name, other.name),
-            make("div", { className: "pair" }, ...both.map((run) => make("div", {}, make("b", {}, run.name),
+            make("div", { className: "beside" }, ...both.map((run) => make("div", {}, make("b", {}, run.name),
                 ...pictures(run, true)))));
         const drawn = [one, other].map(({ name }, number) => ({ name, rows: curves[number].rows }));
         this.clean.push(chart(plot, drawn));

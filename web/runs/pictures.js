@@ -12,7 +12,7 @@ export function pictures(run, newest = false) {
     return prompts.map((prompt) => {
         const all = run.pictures.filter((each) => each.prompt === prompt);
         const shown = newest ? all.slice(-1) : all;
-        const row = make("div", { className: "strip", role: "group", "aria-label": `Previews of prompt ${prompt}` },
+        const row = make("div", { className: "through", role: "group", "aria-label": `Previews of prompt ${prompt}` },
             ...shown.map((each) => thumbnail(run, each, all)));
         queueMicrotask(() => { row.scrollLeft = row.scrollWidth; });
         return row;

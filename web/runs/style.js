@@ -64,14 +64,14 @@ const STYLE = `
   box-shadow: 0 6px 24px #0006; }
 .flux2-run-detail > * { flex: none; }
 .flux2-runs .actions, .flux2-ask .actions { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; }
-.flux2-runs .plot { min-height: 60px; border-radius: 8px; background: var(--flux2-soft); padding: 6px 4px 0; }
+.flux2-runs .curves { min-height: 60px; border-radius: 8px; background: var(--flux2-soft); padding: 6px 4px 0; }
 .flux2-runs .holder { display: flex; flex-direction: column; gap: 10px; }
-.flux2-runs .strip { display: flex; gap: 8px; overflow-x: auto; padding-bottom: 4px; }
+.flux2-runs .through { display: flex; gap: 8px; overflow-x: auto; padding-bottom: 4px; }
 .flux2-runs .thumb { flex: none; padding: 4px; display: flex; flex-direction: column; align-items: center; gap: 2px;
   font-size: 11px; }
 .flux2-runs .thumb img { height: 130px; max-width: 260px; min-width: 60px; object-fit: contain; border-radius: 4px; }
-.flux2-runs .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
-.flux2-runs .pair .thumb img { height: 220px; max-width: 100%; }
+.flux2-runs .beside { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
+.flux2-runs .beside .thumb img { height: 220px; max-width: 100%; }
 .flux2-runs pre { max-height: 260px; overflow: auto; margin: 0; padding: 8px; border-radius: 6px; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 12px/1.4 ui-monospace, monospace; background: var(--flux2-soft); }
 .flux2-runs .settings { border-collapse: collapse; } .flux2-runs .settings th { text-align: left; font-weight: 600; }
