@@ -14,13 +14,15 @@ from flux2_train.runs.resume import NEW
 from flux2_train.runs.session import train
 from flux2_train.settings import job
 from flux2_train.settings.previews import PreviewSettings, Prompt
+from flux2_train.settings.saving import SaveSettings
 from flux2_train.settings.steering import Change, Request
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train.preview_request import PreviewRequest
 
 pytestmark = pytest.mark.long
 KNOWN, NEW_TEXT = "zbot on red", "a green hat"
-CONFIG = TrainingSettings(name="painted", steps=4, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
+CONFIG = TrainingSettings(name="painted", steps=4, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False,
+                          save=SaveSettings(certificate=False))  # fmt: skip
 PREVIEWS = PreviewSettings((Prompt(KNOWN),), width=32, height=32, steps=1, every=0, at_start=False)
 PROMPTS = Request("change", Change(prompts=(NEW_TEXT, KNOWN)))
 
