@@ -1,11 +1,10 @@
-"""The browser of pictures in a real frontend, for tests: a folder, its dialog, a run's verdicts, axe-core."""
+"""The browser of pictures in a real frontend, for tests: a folder, its dialog, a run's verdicts."""
 
 import json
 import time
 import uuid
 
 import pytest
-from axe import axe_core
 from browsing import LOOK_AT, browser, load, open_tab
 from comfy_server import ComfyServer
 from newest_frontend import newest_frontend
@@ -126,16 +125,3 @@ def until(holds, seconds=10):
     while not holds():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
-
-
-def serious(page, inside: str) -> list[tuple]:
-    """What axe-core finds on our elements: the rules of serious and critical impact, with where they are broken."""
-    page.evaluate("text => { if (!window.axe) (0, eval)(text) }", axe_core().read_text())
-    found = page.evaluate("async inside => (await axe.run(inside)).violations", inside)
-    assert page.evaluate("async inside => (await axe.run(inside)).passes.length", inside) > 5  # it has looked
-    return [
-        (rule["id"], node["html"][:200], node["failureSummary"][:300])
-        for rule in found
-        if rule["impact"] in ("serious", "critical")
-        for node in rule["nodes"]
-    ]
