@@ -103,6 +103,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         Need("comfy.sd:llama_detect", "the sizes of a text encoder"),
         Need("comfy.text_encoders.flux:klein_te", "klein's text encoder", ("model_type",)),
         Need("comfy.text_encoders.flux:KleinTokenizer", "klein's tokenizer"),
+        Need("comfy.text_encoders.flux:Flux2Tokenizer", "dev's tokenizer, which counts tokens", ("tokenizer_data",)),
         Need("comfy.utils:calculate_parameters", "counts a text encoder's weights"),
     ),
     PICTURES: (

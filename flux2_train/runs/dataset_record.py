@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..bounded import read_text
 from ..data.dataset import Dataset
 from ..hashing import canonical_hash
+from ..train.trainer import Trainer
+from .folder import RunFolder
 
 NAMED = 3  # how many files a sentence names at most
 MOST_BYTES = 1 << 28  # of dataset.json: a few hundred bytes for each image and caption
@@ -28,6 +31,14 @@ def listed(dataset: Dataset) -> list[dict]:
         }
         for item in dataset.items
     ] + [{"image": str(path), "excluded": True} for path in dataset.excluded]
+
+
+def since_last(trainer: Trainer, runs: Path) -> Iterator[str]:
+    """What has changed in the data set since the last run of the same name, if anything has."""
+    last = RunFolder.last(runs, trainer.config.name)
+    changed = last and since(last.dataset, trainer.dataset)
+    if changed:
+        yield f"Since the run {last.name} the data set has changed: {changed}."
 
 
 def difference(path: Path, dataset: Dataset) -> str:

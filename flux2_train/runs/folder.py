@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ ROOM = 4096  # bytes of run.json at least
 CANNOT_LOCK = (NotImplementedError, OSError)
 PATIENCE = 1.0  # seconds to wait for the lock: a process that only asks ``is_held`` takes it for a moment
 RUNNING, FINISHED, STOPPED, FAILED, PAUSED = "running", "finished", "stopped", "failed", "paused"
+
+
+def now() -> str:
+    """The time in UTC, as run.json holds it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @dataclass(frozen=True)

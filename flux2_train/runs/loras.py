@@ -10,9 +10,19 @@ from safetensors import SafetensorError, safe_open
 
 from ..adapters import files
 from ..adapters.peft_config import FILE
+from ..train.trainer import Trainer
 from .folder import RunFolder
 
 STOPPED_LORAS = "stopped"  # in run.json: the files of interruptions, below the folder of LoRAs
+
+
+def new_folder(trainer: Trainer, loras: Path, runs: Path) -> RunFolder:
+    """Make a folder for a run, with a name that is free for its LoRA too."""
+
+    def taken(name: str) -> bool:
+        return files.path_of(loras, name, trainer.config.save.format).exists()
+
+    return RunFolder.create(runs, trainer.config.name, taken)
 
 
 def note_stopped(folder: RunFolder, loras: Path, saved: Path) -> None:

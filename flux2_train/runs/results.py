@@ -25,8 +25,8 @@ from ..settings.dataset_folder import DatasetSettings
 from ..settings.training import TrainingSettings
 from ..train.trainer import Trainer
 from .folder import RunFolder
-from .preview_files import write_png
 from .saving import SavedLora, save_adapters
+from .writers.preview_files import write_png
 
 Beside = Callable[[str, Callable[[], None]], None]
 

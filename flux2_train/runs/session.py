@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ..adapters import files
 from ..atomic import write_text
 from ..data.order import epoch_batches
 from ..errors import Paused, UserError
@@ -25,19 +23,19 @@ from . import checkpoints, dataset_record, logs, resume, reuse
 from .best_effort import BestEffort, could_not
 from .checkpoint_writer import CheckpointWriter
 from .checkpoints import About, DamagedCheckpoint, Snapshot
-from .folder import FAILED, FINISHED, PAUSED, RUNNING, STOPPED, RunFolder
+from .folder import FAILED, FINISHED, PAUSED, RUNNING, STOPPED, RunFolder, now
 from .graph_job import job_of, output_of
-from .image_files import ImageFiles
-from .library.log_file import LogFile
 from .live.record import Record
 from .live.steering import FolderRequests
-from .loras import note_stopped, remove_stopped, set_aside
-from .preview_files import PreviewFiles, save_references
+from .loras import new_folder, note_stopped, remove_stopped, set_aside
 from .results import Results, write_results
 from .rewind import Rewind
 from .room import require_room
 from .shutdown import saved_at_exit
-from .step_loras import StepLoras
+from .writers.image_files import ImageFiles
+from .writers.log_file import LogFile
+from .writers.preview_files import PreviewFiles, save_references
+from .writers.step_loras import StepLoras
 
 Written = TypeVar("Written")
 Listen = Callable[[Event], None]
@@ -62,8 +60,8 @@ def train(
         if not trainer.is_main:
             _work(trainer)
             return None
-        notes = [*require_room(trainer, loras, runs), *([] if resumption else _since_last(trainer, runs))]
-        folder = resumption.folder if resumption else _new_folder(trainer, loras, runs)
+        notes = [*require_room(trainer, loras, runs), *([] if resumption else dataset_record.since_last(trainer, runs))]
+        folder = resumption.folder if resumption else new_folder(trainer, loras, runs)
         with folder.held() as unlocked:
             RunFolder.sweep_all(folder.path.parent)
             session = Session(trainer, folder, loras, listen, resumption, [anew, unlocked, *notes])
@@ -72,14 +70,6 @@ def train(
     finally:
         trainer.release()
         free()
-
-
-def _since_last(trainer: Trainer, runs: Path) -> Iterator[str]:
-    """What has changed in the data set since the last run of the same name, if anything has."""
-    last = RunFolder.last(runs, trainer.config.name)
-    changed = last and dataset_record.since(last.dataset, trainer.dataset)
-    if changed:
-        yield f"Since the run {last.name} the data set has changed: {changed}."
 
 
 def _reused(done: Results, listen: Listen) -> Results:
@@ -93,15 +83,6 @@ def _work(trainer: Trainer) -> None:
     with closing(trainer.run()) as run:
         for _ in run:
             pass
-
-
-def _new_folder(trainer: Trainer, loras: Path, runs: Path) -> RunFolder:
-    """Make a folder for the run, with a name that is free for the LoRA too."""
-
-    def taken(name: str) -> bool:
-        return files.path_of(loras, name, trainer.config.save.format).exists()
-
-    return RunFolder.create(runs, trainer.config.name, taken)
 
 
 class Session:
@@ -172,10 +153,10 @@ class Session:
         resumed = about.get("resumed", [])
         if self.resumption:
             changed = resume.changed(self.resumption.checkpoint.about, self.job)
-            resumed = [*resumed, {"step": self.trainer.step, "at": _now(), "changed": changed}]
+            resumed = [*resumed, {"step": self.trainer.step, "at": now(), "changed": changed}]
         listed = json.dumps(dataset_record.listed(self.trainer.dataset), indent=1) + "\n"
         state = {"status": RUNNING, "step": self.trainer.step, "total": self.trainer.total}
-        state |= {"began": about.get("began", _now()), "resumed": resumed, "why": "", "name": self.trainer.config.name}
+        state |= {"began": about.get("began", now()), "resumed": resumed, "why": "", "name": self.trainer.config.name}
         self._beside("run.json", lambda: self.folder.note(**state))
         self._beside("job.json", lambda: write_text(self.folder.job, self.job.to_json()))
         self._beside("dataset.json", lambda: write_text(self.folder.dataset, listed))
@@ -260,14 +241,14 @@ class Session:
             self._attempt("the LoRA", self._save_lora)
         self._beside(
             "run.json",
-            lambda: self.folder.note(status=PAUSED, step=step, total=self.trainer.total, ended=_now(), why=str(paused)),
+            lambda: self.folder.note(status=PAUSED, step=step, total=self.trainer.total, ended=now(), why=str(paused)),
         )
         return paused
 
     def _finish(self) -> Results:
         if self.trainer.plateau.reached(self.trainer.history.validation):
             self._restore_best()
-        ended = {"step": self.trainer.step, "total": self.trainer.total, "ended": _now()}
+        ended = {"step": self.trainer.step, "total": self.trainer.total, "ended": now()}
         try:
             set_aside(self.folder, self.loras, self.trainer.config.save.format)
             results = write_results(self.trainer, self.loras, self.folder, beside=self._beside)
@@ -296,7 +277,7 @@ class Session:
         self._attempt("the checkpoint", self._save_checkpoint)
         self._attempt("the LoRA", self._save_lora)
         status = FAILED if isinstance(error, Exception) else STOPPED
-        note = {"status": status, "step": self.trainer.step, "ended": _now(), "why": _reason(error)}
+        note = {"status": status, "step": self.trainer.step, "ended": now(), "why": _reason(error)}
         self._attempt("run.json", lambda: self.folder.note(**note))
         if is_out_of_memory(error):
             raise UserError(self._out_of_memory()) from error
@@ -329,7 +310,7 @@ class Session:
                 return
             snapshot = self.snapshot()
         snapshot.write(self.folder.checkpoints)
-        self.folder.note(status=STOPPED, step=snapshot.about.step, ended=_now(), why="the program was ended")
+        self.folder.note(status=STOPPED, step=snapshot.about.step, ended=now(), why="the program was ended")
 
     def _attempt(self, what: str, save: Callable[[], None]) -> None:
         try:
@@ -355,7 +336,3 @@ class Session:
 
 def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -8,7 +8,6 @@ from functools import partial
 from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 
-from ...flux2_train.data.images import to_tensor
 from ...flux2_train.events import Event
 from ...flux2_train.runs.queue.folder import FAILED, Claim
 from ...flux2_train.runs.queue.place import how_of, own_queue
@@ -17,7 +16,7 @@ from ...flux2_train.runs.queue.work import require_mine, train_claimed
 from ...flux2_train.settings.job import Job
 from ...flux2_train.train.trainer import Trainer
 from ..browser.shown import keep
-from ..listener import TrainerListener
+from ..listener import TrainerListener, ending_as_interrupted
 from ..progress import NodeProgress
 from ..types import TRAIN
 
@@ -55,11 +54,12 @@ class TrainQueuedJob(io.ComfyNode):
             text = f"{job or 'The next job'} does not wait any more: somebody else trains it, or it was removed."
             return io.NodeOutput("", ui=keep(cls.hidden.unique_id, text))
         shown = {}
-        train_claimed(claim, partial(_train, cls.hidden.unique_id, cls, shown))
+        with ending_as_interrupted():
+            train_claimed(claim, partial(_train, cls.hidden.unique_id, shown))
         return io.NodeOutput(shown["file"], ui=shown["ui"])
 
 
-def _train(node: str, cls: type, shown: dict, job: Job, claim: Claim) -> None:
+def _train(node: str, shown: dict, job: Job, claim: Claim) -> None:
     listeners: list[TrainerListener] = []
 
     @contextmanager
@@ -76,7 +76,7 @@ def _train(node: str, cls: type, shown: dict, job: Job, claim: Claim) -> None:
         raise
     listener = listeners[0]
     text = f"{claim.entry.title}\n{listener.finished(results)}"
-    shown |= {"file": results.lora_path.name, "ui": keep(node, text, to_tensor(listener.picture()), cls)}
+    shown |= {"file": results.lora_path.name, "ui": keep(node, text)}
 
 
 class _Said:

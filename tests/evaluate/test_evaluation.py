@@ -20,10 +20,10 @@ from flux2_train.evaluate.verdicts import ADVICE, judge, summary
 from flux2_train.events import ImageLoss
 from flux2_train.host.borrowed.borrow import borrow, training_mode
 from flux2_train.runs.folder import RunFolder
-from flux2_train.runs.image_files import HEADER, ImageFiles, read_losses
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.resume import AUTO
 from flux2_train.runs.session import train
+from flux2_train.runs.writers.image_files import HEADER, ImageFiles, read_losses
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train.held_out import kept_out

@@ -12,7 +12,7 @@ from pictures import gradient, picture
 
 from flux2_train.evaluate.verdicts import Judged
 from flux2_train.events import ImageLoss
-from flux2_train.runs.image_files import _write_judged
+from flux2_train.runs.writers.image_files import _write_judged
 
 EVIL = "<img src=x onerror=window.flux2Evil=1>.png"
 SIDECAR = "flux2_dataset.json"

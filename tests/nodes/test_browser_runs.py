@@ -255,6 +255,28 @@ def test_a_finished_run_without_a_graph_goes_on_through_the_queue(opened, runs):
     assert [job["title"] for job in server.get("/flux2_train/queue")["jobs"]] == ["one, steps 300"]
 
 
+def test_a_run_with_a_record_is_shown_in_the_panel_of_lora_trainer(opened, runs, tmp_path):
+    page, _, name = opened
+    path = make_run(runs, "one", 100)
+    steps = {
+        "kind": "steps",
+        "first": 1,
+        "total": 100,
+        "loss": [0.4, 0.3, 0.2],
+        "smoothed": [0.4, 0.35, 0.3],
+        "rate": 1e-4,
+    }
+    lines = [{"kind": "began", "at": 0, "total": 100}, steps, {"kind": "ended", "status": "finished", "why": ""}]
+    (path / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    open_runs(page, 1)
+    option(page, "one").click()
+    panel = detail(page, "Run one").locator("section.flux2-run")
+    panel.locator("canvas").first.wait_for()
+    assert detail(page, "Run one").locator(".holder > .curves").count() == 0  # one chart, the panel's
+    page.wait_for_timeout(500)
+    photograph(page, tmp_path, f"{name}_panel")
+
+
 def test_markup_in_names_prompts_and_reasons_is_text(opened, runs):
     page, _, _ = opened
     path = make_run(runs, HOSTILE, status="failed", targets="all")

@@ -71,22 +71,12 @@ def few(nodes, comfy_folders):
 
 
 CATEGORIES = dict.fromkeys(
-    (
-        "Flux2Load",
-        "Flux2DatasetFolder",
-        "Flux2DatasetImages",
-        "Flux2FolderImages",
-        "Flux2CaptionImages",
-        "Flux2CacheEmbeds",
-        "Flux2CacheLatents",
-        "Flux2LoraTrainer",
-        "Flux2TrainQueued",
-        "Flux2CheckpointLora",
-    ),
+    ("Flux2Load", "Flux2DatasetFolder", "Flux2DatasetImages", "Flux2FolderImages", "Flux2CaptionImages",
+     "Flux2CacheEmbeds", "Flux2CacheLatents", "Flux2LoraTrainer", "Flux2TrainQueued", "Flux2CheckpointLora"),
     "Train",
 ) | dict.fromkeys(
     ("Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel", "Flux2ImportSettings"), "Use"
-)
+)  # fmt: skip
 
 
 def test_ids_and_category_are_stable(pack):

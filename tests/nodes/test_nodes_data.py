@@ -160,7 +160,7 @@ def test_old_thumbnails_go_first(tmp_path):
 def test_verdicts_of_the_newest_run_stand_on_the_pictures(post, place):
     from flux2_train.evaluate.verdicts import MISLABELLED, Judged
     from flux2_train.events import ImageLoss
-    from flux2_train.runs.image_files import _write_judged
+    from flux2_train.runs.writers.image_files import _write_judged
 
     def ran(name, verdict):
         folder = run_folder() / name

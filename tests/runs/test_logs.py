@@ -20,8 +20,8 @@ from flux2_train.events import Previewed, PreviewPicture
 from flux2_train.runs import logs
 from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.prepare import new_trainer
-from flux2_train.runs.preview_files import MOST_COLUMNS, PreviewFiles
 from flux2_train.runs.session import train
+from flux2_train.runs.writers.preview_files import MOST_COLUMNS, PreviewFiles
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train.history import BANDS, History

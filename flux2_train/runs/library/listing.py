@@ -13,12 +13,11 @@ from typing import Any
 from ...bounded import from_json, is_file, read_text
 from ...names import shown
 from ...settings.job import MAX_BYTES
-from ..folder import ABOUT, FAILED, FINISHED, RUNNING, STOPPED, RunFolder
-from ..preview_files import NAME as PREVIEW
+from ..folder import ABOUT, FAILED, FINISHED, PAUSED, RUNNING, STOPPED, RunFolder
+from ..writers.preview_files import NAME as PREVIEW
 from .curves import RECORD, losses
 
 KILLED, BROKEN = "killed", "broken"  # states that no run writes itself: its process was killed; its files say nothing
-PAUSED = "paused"
 MOST_RUNS = 5000
 MOST_FILES = 20_000  # of one run, whose sizes are added up
 POINTS = 48  # of the small curve

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ...errors import UserError
 from ...names import problem, shown
 from ...settings.base import plain
 from ...settings.job import MAX_BYTES, Job, Output
+from ..folder import now
 
 WAITING, RUNNING, DONE, FAILED = STATES = ("waiting", "running", "done", "failed")
 PAUSED = "paused"  # while a file of that name is there, nobody takes another job
@@ -90,7 +90,7 @@ class Queue:
         Raises UserError for a job that a file cannot hold whole, and for a full queue.
         """
         job.require_known()
-        values = {"of": of, "goes_on": goes_on, "added": _now(), "why": ""}
+        values = {"of": of, "goes_on": goes_on, "added": now(), "why": ""}
         values["job"] = {**plain(job), "output": plain(Output())}
         text = json.dumps(values, indent=1) + "\n"
         for state in STATES:
@@ -245,7 +245,3 @@ def _file_title(title: str) -> str:
     """The title as a part of a file's name."""
     plain_title = "".join("-" if each in '\\/:*?"<>|@' else each for each in shown(title, 100)).strip(". ")
     return plain_title if plain_title and not problem(plain_title) else "job"
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

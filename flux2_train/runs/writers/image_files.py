@@ -7,14 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..atomic import write_table
-from ..data.images import open_upright, read_bytes, to_rgb
-from ..errors import UserError
-from ..evaluate import sheets
-from ..evaluate.fixed_noise import OTHERS, TIMES
-from ..evaluate.verdicts import Judged, judge, summary
-from ..events import Event, ImageLoss, ImagesMeasured
-from .folder import RunFolder
+from ...atomic import write_table
+from ...data.images import open_upright, read_bytes, to_rgb
+from ...errors import UserError
+from ...evaluate import sheets
+from ...evaluate.fixed_noise import OTHERS, TIMES
+from ...evaluate.verdicts import Judged, judge, summary
+from ...events import Event, ImageLoss, ImagesMeasured
+from ..folder import RunFolder
 from .preview_files import write_png
 
 MOST = 64  # images on the sheet

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..errors import UserError
-from ..events import Completed, Event
-from ..train.trainer import Trainer
-from .folder import RunFolder
-from .loras import remove
-from .results import metadata
-from .saving import save_adapters
+from ...errors import UserError
+from ...events import Completed, Event
+from ...train.trainer import Trainer
+from ..folder import RunFolder
+from ..loras import remove
+from ..results import metadata
+from ..saving import save_adapters
 
 STEP_LORAS = "step_loras"  # in run.json: {step: file below the folder of LoRAs}
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..atomic import replacing
-from ..evaluate import sheets
-from ..events import Event, Previewed
-from ..train.preview_request import PreviewRequest
-from .folder import RunFolder
+from ...atomic import replacing
+from ...evaluate import sheets
+from ...events import Event, Previewed
+from ...train.preview_request import PreviewRequest
+from ..folder import RunFolder
 
 MOST_COLUMNS = 16
 NAME = re.compile(r"step_(\d+)_(\d+)\.png")

@@ -1,0 +1,1 @@
+"""What a run writes into its folder while it trains, each as a listener of its events."""
