@@ -162,7 +162,7 @@ RUN = (
           '"loss/validation" if held_out else "loss/held out"', "tests/runs/test_logs.py", "tensorboard_reads"),
     Break("no-last-preview", "flux2_train/settings/previews.py", "return step == total or bool(self.every and",
           "return bool(self.every and", "tests/evaluate/test_previews.py", "when_previews"),
-    Break("images-against-last", "flux2_train/runs/writers.image_files.py", "read_losses(min(", "read_losses(max(",
+    Break("images-against-last", "flux2_train/runs/writers/image_files.py", "read_losses(min(", "read_losses(max(",
           "tests/evaluate/test_evaluation.py", "files_name"),
     Break("rich-is-noise", "flux2_train/evaluate/verdicts.py", " and _log(m.unknown) > far", "",
           "tests/evaluate/test_evaluation.py", "rich_picture"),
