@@ -83,11 +83,11 @@ def photograph_all(server) -> None:
         page.evaluate("() => app.extensionManager.toast.removeAll?.()")
         page.wait_for_timeout(2500)
         photograph(page, README / "quick_start_run.jpg")
-    photograph_nodes(server, {})
+    photograph_nodes(server, {"steps": 16})
 
 
 def photograph_nodes(server, trainer: dict) -> None:
-    """The nodes after a run; what a finished one said is remembered. ``trainer`` changes values of LoRA Trainer."""
+    """The nodes after a short run: a help page shows what they look like. ``trainer`` sets values of LoRA Trainer."""
     from frontend import frontend, open_template, use_renderer
 
     with frontend(server, 1760, 2200) as page:  # so high that the longest node is seen as a whole
