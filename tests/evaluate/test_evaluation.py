@@ -137,7 +137,7 @@ def test_the_seed_draws_the_share_and_an_image_goes_with_all_its_sizes():
     twice = whole.only([0, 1, 2, 3, 4, 0, 1, 2, 3, 4])
     trained_on, out = kept_out(twice, ValidationLossSettings(0.4, 0))
     assert len(out) == 4 and not {i.view for i in out.items} & {i.view for i in trained_on.items}
-    with pytest.raises(UserError, match="keeps 1 of 1 images out"):
+    with pytest.raises(UserError, match="keeps 1 of 1 image out"):
         kept_out(whole.only([0]), ValidationLossSettings(0.5))
 
 

@@ -145,7 +145,7 @@ def test_the_settings_of_an_option_act(less, more):
 ELSEWHERE = {
     ("guidance", "references"), ("preservation_options", "outside_mask"), ("preservation_options", "together"),
     ("ema", "ema_export"), ("ema", "ema_preview"), ("guard", "bad_losses"), ("guard", "divergence"), ("guard",
-    "stop_on_divergence"),
+    "stop_on_divergence"), ("optimizer", "other"), ("optimizer", "other_arguments"),
 }  # fmt: skip
 
 
