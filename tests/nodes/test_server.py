@@ -116,7 +116,7 @@ def test_progress_is_told_while_it_trains(server, shipped):
     assert {f"validating, image {n} of 4" for n in range(1, 5)} <= {t.splitlines()[0] for t in texts}
     assert texts[-1].startswith(f"{NAME}.safetensors") and "validation loss" in texts[-1]
     assert [d["text"] for d in events.of("text") if d["node"] == "lora"] == [
-        "LoRA on 28 layers (all 56 tensors of the file fit), merged into the weights, strength 1"
+        "trigger: vorn\nLoRA on 28 layers (all 56 tensors of the file fit), merged into the weights, strength 1"
     ]
     run = server.get(f"/flux2_train/run?run={NAME}")
     told = [step for line in run["lines"] if line["kind"] == "steps" for step in line["step"]]

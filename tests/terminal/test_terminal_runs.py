@@ -103,12 +103,15 @@ def test_a_run_whose_terminal_is_closed_is_saved(job, base, tmp_path):
     )  # fmt: skip
     os.close(theirs)
     shown, deadline = b"", time.monotonic() + 300
-    while b"training:" not in shown:
-        assert process.poll() is None and time.monotonic() < deadline, shown
-        if select.select([ours], [], [], 1)[0]:
-            shown += os.read(ours, 4096)
-    os.close(ours)
-    process.wait(120)
+    try:
+        while b"training:" not in shown:
+            assert process.poll() is None and time.monotonic() < deadline, shown
+            if select.select([ours], [], [], 1)[0]:
+                shown += os.read(ours, 4096)
+        os.close(ours)
+        process.wait(120)
+    finally:
+        process.kill()
     assert run.about()["status"] == "stopped" and run.about()["step"] > 0
     (path,) = checkpoints.paths(run.checkpoints)
     assert checkpoints.read(path).about.step == run.about()["step"]
