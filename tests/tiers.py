@@ -13,19 +13,21 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 SECONDS = 10  # a test that takes longer without --all is named at the end
-SERVER = (
-    "test_server", "test_server_refusals", "test_server_files", "test_browser", "test_browser_shown", "test_templates",
-    "test_search", "test_earlier_graphs", "test_scripts", "test_workflows", "test_panel", "test_panel_speed",
-    "test_browser_runs", "test_server_queue", "test_panel_page", "test_browser_pictures",
-    "test_browser_locales",
-)  # fmt: skip
 # One process runs all files of a group, one after the other, so that they share its server.
-GROUPS = dict.fromkeys(SERVER, "server")
+SERVER = (
+    "test_server", "test_server_refusals", "test_server_files", "test_server_queue", "test_templates", "test_search",
+    "test_earlier_graphs", "test_scripts", "test_workflows",
+)  # fmt: skip
+BROWSER = (
+    "test_browser", "test_browser_shown", "test_browser_locales", "test_browser_pictures", "test_browser_runs",
+    "test_panel", "test_panel_page", "test_panel_speed",
+)  # fmt: skip
+GROUPS = dict.fromkeys(SERVER, "server") | dict.fromkeys(BROWSER, "browser")
 # Files whose tests share nothing: any process may take any of them.
 SPLIT = {"test_other_device", "test_bootstrap"}
 # The files that take longest, in this order: they start first, so that the processes end at nearly the same time.
 FIRST = (
-    *SERVER, "test_other_device", "test_load_memory", "test_server_runs", "test_memory", "test_retry", "test_judging",
+    *SERVER, *BROWSER, "test_other_device", "test_load_memory", "test_server_runs", "test_memory", "test_retry", "test_judging",
     "test_processes_resume", "test_terminal_runs", "test_evaluation_processes", "test_pairs", "test_terminal",
     "test_resume", "test_reference", "test_neighbour",
 )  # fmt: skip

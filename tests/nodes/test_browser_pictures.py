@@ -201,6 +201,7 @@ def test_dropped_pictures_become_a_new_data_set(tab, folder, dialog, tmp_path):
     assert sorted(os.listdir(made)) == ["a.png", "a.txt", "b.png"] and (made / "a.txt").read_text() == "dropped caption"
 
 
+@pytest.mark.slow  # tests beside it would be measured too
 def test_five_thousand_pictures_scroll_without_a_pause(tab, folder, dialog, full_size, tmp_path):
     """First screen within two seconds, no frame of a scroll above 100 ms; 5,000 pictures under --all, else 1,500."""
     page, _, name = tab

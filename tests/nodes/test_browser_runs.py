@@ -321,6 +321,7 @@ FRAMES = """async () => {
 }"""
 
 
+@pytest.mark.slow  # tests beside it would be measured too
 def test_500_runs_are_there_at_once_and_scroll_freely(opened, runs):
     page, _, _ = opened
     make_run(runs, "run_000", 200)

@@ -10,7 +10,7 @@ from browsing import browser, open_tab
 
 from flux2_train.runs.folder import RunFolder
 
-pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
+pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.slow]  # tests beside it would be measured too
 RATE, MESSAGES = 1000, 4  # points and messages a second
 # Frame times in ms over some seconds, while ``send`` is called at every message's time.
 MEASURE = """async ([seconds, run, rate, messages]) => {
