@@ -28,8 +28,8 @@ SPLIT = {"test_other_device", "test_bootstrap"}
 # The files that take longest, in this order: they start first, so that the processes end at nearly the same time.
 FIRST = (
     *SERVER, *BROWSER, "test_other_device", "test_load_memory", "test_server_runs", "test_memory", "test_retry",
-    "test_judging", "test_processes_resume", "test_terminal_runs", "test_evaluation_processes", "test_pairs", "test_terminal",
-    "test_resume", "test_reference", "test_neighbour",
+    "test_judging", "test_processes_resume", "test_terminal_runs", "test_evaluation_processes", "test_pairs",
+    "test_terminal", "test_resume", "test_reference", "test_neighbour",
 )  # fmt: skip
 
 
