@@ -101,7 +101,7 @@ def test_a_graphs_job_gives_the_same_lora_in_a_terminal(trained, base, tmp_path)
     for name in ("base_1.png", "step_000002_1.png"):  # second model, reference, negative, strength and all
         with Image.open(folder / "previews" / name) as a, Image.open(tmp_path / folder.name / "previews" / name) as b:
             assert numpy.array_equal(numpy.asarray(a), numpy.asarray(b))
-    assert re.search(r"held-out loss \d", done.stderr) and "1 previews painted after 2 steps" in done.stderr
+    assert re.search(r"held-out loss \d", done.stderr) and "1 preview painted after 2 steps" in done.stderr
 
 
 @pytest.mark.long
