@@ -17,9 +17,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 STEPS = range(1, 401)
 EVIL = "<img src=x onerror='window.flux2Evil = 1'>"
 OPEN = """async run => {
-    const place = performance.getEntriesByType('resource').map(each => each.name)
-        .find(name => name.includes('/panel/run_panel.js'))
-    const { runPanel } = await import(place)
+    const { api } = window.comfyAPI.api, names = await (await api.fetchApi('/extensions')).json()
+    const { runPanel } = await import(api.fileURL(names.find(name => name.endsWith('/panel/run_panel.js'))))
     window.flux2Panel = runPanel(run)
     window.flux2Panel.style.cssText = 'position: fixed; left: 80px; top: 60px; width: 760px; z-index: 999999; '
         + 'transform-origin: 0 0; background: var(--comfy-menu-bg)'

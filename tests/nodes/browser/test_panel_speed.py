@@ -40,9 +40,8 @@ MEASURE = """async ([seconds, run, rate, messages]) => {
              shown: window.flux2Panel.feed.state.step }
 }"""
 OPEN = """async run => {
-    const base = performance.getEntriesByType('resource').map(each => each.name)
-        .find(name => name.includes('/panel/run_panel.js'))
-    const { runPanel } = await import(base)
+    const { api } = window.comfyAPI.api, names = await (await api.fetchApi('/extensions')).json()
+    const { runPanel } = await import(api.fileURL(names.find(name => name.endsWith('/panel/run_panel.js'))))
     window.flux2Panel = runPanel(run)
     window.flux2Panel.style.cssText = 'position: fixed; right: 20px; top: 60px; width: 460px; z-index: 9'
     document.body.append(window.flux2Panel)
