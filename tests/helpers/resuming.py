@@ -91,15 +91,16 @@ class Listener:
     """Notes what it is told, and raises after the step with that number."""
 
     def __init__(self, at=None, error=Stop):
-        self.at, self.error, self.received = at, error, []
+        self.at, self.error, self.received, self.recorded = at, error, [], []
 
     def __call__(self, event):
-        self.received.append(event)
+        told_twice = isinstance(event, events.Recorded)  # repeats the others for the browser
+        (self.recorded if told_twice else self.received).append(event)
         if isinstance(event, events.Stepped) and event.step == self.at:
             raise self.error
 
     def of(self, kind):
-        return [event for event in self.received if isinstance(event, kind)]
+        return [event for event in (*self.received, *self.recorded) if isinstance(event, kind)]
 
 
 def session(trainer, place, listener=None, how=resume.AUTO):

@@ -120,7 +120,7 @@ def test_every_kind_of_event_is_told_once_it_happens(parts, tmp_path):
     received = []
 
     def listen(event):
-        received.append(event)
+        received.extend([] if isinstance(event, events.Recorded) else [event])
         if isinstance(event, events.Completed) and event.step == 2 and "goes on" not in received:
             raise KeyboardInterrupt
 

@@ -113,7 +113,6 @@ export class Grid {
             el("div", { className: "badges" }, ...badgesOf(picture)));
         const text = picture.caption ? el("p", { text: picture.caption }) : el("p", {}, el("span", { className: "none", text: "no caption" }));
         const size = `${picture.name} · ${picture.width} x ${picture.height} → ${picture.sizes.join(", ")}`;
-        card.setAttribute("aria-label", `${picture.name}: ${picture.caption || "no caption"}`);
         return card.replaceChildren(image, text, el("small", { text: size }));
     }
 

@@ -112,8 +112,8 @@ export class RunState {
         this.saved = line.file;
     }
 
-    on_ended({ status, why }) {
-        Object.assign(this, { status, why, trains: false, phase: "" });
+    on_ended({ status, why, total }) {
+        Object.assign(this, { status, why, trains: false, phase: "", total: total ?? this.total });
     }
 
     get secondsPerStep() {

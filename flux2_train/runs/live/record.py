@@ -62,8 +62,8 @@ class Record:
     def close(self) -> None:
         """Write the steps that wait, and how the run has ended."""
         about = self.folder.about()
-        ended = {"kind": "ended", "status": about.get("status", ""), "why": str(about.get("why", ""))[:MOST_TEXT]}
-        self._write([ended], time.monotonic())
+        how = {"status": about.get("status", ""), "why": str(about.get("why", ""))[:MOST_TEXT]}
+        self._write([{"kind": "ended", **how, "total": self.trainer.total}], time.monotonic())
 
     def _write(self, entries: list[dict], now: float) -> None:
         steps, self.steps, self.last = self.steps, [], now
@@ -160,9 +160,10 @@ def _count(line: dict) -> range:
 
 def _batches(steps: list[events.Stepped], trainer: Trainer) -> Iterator[dict]:
     """One line for all steps in a row; a step that was left out begins another."""
+    rates = trainer.history.rates or trainer.schedule.rates  # a run that goes back to its beginning has no history
     for _, row in groupby(enumerate(steps), lambda pair: pair[1].step - pair[0]):
         group = [step for _, step in row]
-        line = {"kind": "steps", "first": group[0].step, "total": group[-1].total, "rate": trainer.history.rates[-1]}
+        line = {"kind": "steps", "first": group[0].step, "total": group[-1].total, "rate": rates[-1]}
         for name in CURVES:
             values = [_short(getattr(step, name)) for step in group]
             if any(values):

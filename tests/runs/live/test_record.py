@@ -42,7 +42,8 @@ def test_the_lines_that_are_told_are_those_of_the_file(trainer, tmp_path):
     ]
     kinds = {line["kind"] for line in lines}
     assert kinds == {"began", "phase", "plan", "memory", "steps", "validation", "checkpoint", "saved", "ended"}
-    assert lines[0]["kind"] == "began" and lines[-1] == {"kind": "ended", "status": "finished", "why": ""}
+    assert lines[0]["kind"] == "began" and lines[-1]["kind"] == "ended"
+    assert (lines[-1]["status"], lines[-1]["why"], lines[-1]["total"]) == ("finished", "", lines[0]["total"])
     assert of(lines, "memory")[0]["used"] > 1e6 < of(lines, "plan")[0]["peak"]
     read, count = record.read(folder)
     assert points(read) == points(lines) and count == len(lines) and not record.read(folder, count)[0]
