@@ -14,6 +14,7 @@ from ..flux2_train import events
 from ..flux2_train.errors import Paused
 from ..flux2_train.evaluate.verdicts import judge, summary
 from ..flux2_train.runs.folder import RunFolder
+from ..flux2_train.runs.folder import now as utc_now
 from ..flux2_train.runs.results import Results
 from ..flux2_train.train.trainer import Trainer
 from .browser import live
@@ -77,7 +78,7 @@ class TrainerListener:
     def _begin(self) -> None:
         """Note in the run's folder which node shows it."""
         with suppress(OSError):  # a full disk; the run itself says so
-            live.begin(self.folder, self.progress.node_id, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+            live.begin(self.folder, self.progress.node_id, utc_now())
 
     def say(self, now: str | None = None) -> None:
         """Show what the run is doing, between the warnings and what is known so far."""

@@ -1,4 +1,4 @@
-"""Does a slider move what it was taught? Pairs of scenes with a small and a large object teach nano a size slider.
+"""Measures whether a size slider, learned by nano from pairs of a small and a large object, moves the size.
 
 For each seed and strength: the part of the picture that has the object's colour, the mean over new prompts.
 """

@@ -226,7 +226,7 @@ class _Reader:
                 self._bad(path.name, f"(partner of {shown(image.path.name)}) {facts.problem}")
                 return False
             aligned = path == image.mask or self.settings.reference_options.kind == STRICT
-            if aligned and not _same_shape(facts, image.facts):
+            if aligned and not same_shape(facts, image.facts):
                 self._bad(path.name, f"is {facts.width}x{facts.height} and {shown(image.path.name)} "
                           f"{image.facts.width}x{image.facts.height}: they must have the same shape")  # fmt: skip
                 return False
@@ -318,5 +318,6 @@ class _Reader:
         return {digest: tuple(point) for digest, point in known.items() if point}
 
 
-def _same_shape(one: Facts, other: Facts) -> bool:
+def same_shape(one: Facts, other: Facts) -> bool:
+    """Whether an image and its partner have the same aspect ratio, up to SHAPE_TOLERANCE."""
     return abs(one.width * other.height / (one.height * other.width) - 1) <= SHAPE_TOLERANCE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..host.graph_types import ModelPatcher
 from ..settings.dataset_folder import DatasetSettings
 from ..settings.training import TrainingSettings
 from ..train.trainer import Trainer
-from .folder import RunFolder
+from .folder import RunFolder, now
 from .saving import SavedLora, save_adapters
 from .writers.preview_files import write_png
 
@@ -128,7 +127,7 @@ def header(
         "modelspec.architecture": f"Flux.2-{flavour}/lora",
         "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
         "modelspec.title": config.name,
-        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "modelspec.date": now(),
         "modelspec.resolution": f"{dataset.resolution}x{dataset.resolution}",
         "modelspec.trigger_phrase": dataset.trigger,
         "ss_base_model_version": f"flux_2_{flavour.replace('-', '_')}",

@@ -80,11 +80,12 @@ class Steerable(Resumable):
         if due:
             self.apply_changes()
             yield from (Steered(step, _in_words(change)) for change in due)
-        if processes.any_of(self.accelerator, self.requests.are_there()):
-            requests, refused = processes.decided(self.accelerator, self.requests.take)
-            yield from map(Warned, refused)
-            for request in requests:
-                yield from self._obey(request, step)
+        if not processes.any_of(self.accelerator, self.stopping or self.requests.are_there()):
+            return
+        requests, refused = processes.decided(self.accelerator, self.requests.take)
+        yield from map(Warned, refused)
+        for request in requests:
+            yield from self._obey(request, step)
         if processes.any_of(self.accelerator, self.stopping):
             self.total = step
 

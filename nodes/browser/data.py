@@ -29,7 +29,7 @@ from ...flux2_train.settings.dataset_folder import (
     MaskSettings,
     ReferenceSettings,
 )
-from .requests import Route, body
+from .requests import Route, body, in_words
 
 SECTIONS = {
     "caption_options": CaptionSettings, "crop_options": CropSettings, "mask_options": MaskSettings,
@@ -51,17 +51,18 @@ def in_sentences(route: Route) -> Route:
     What somebody else has changed meanwhile is answered with 409 and ``now``, what is there.
     """
 
+    @in_words
     @wraps(route)
     async def answered(request: web.Request) -> web.StreamResponse:
         try:
             return await route(request)
         except edits.Changed as error:
             return web.json_response({"error": str(error), "now": error.now}, status=409)
-        except UserError as error:
-            return web.json_response({"error": str(error)}, status=400)
+        except UserError:
+            raise
         except (OSError, ValueError, RecursionError) as error:  # names and paths that no file system takes
             reason = getattr(error, "strerror", None) or "it cannot be read"
-            return web.json_response({"error": f"That is no name that can be used ({reason})."}, status=400)
+            raise UserError(f"That is no name that can be used ({reason}).") from error
 
     return answered
 

@@ -11,6 +11,7 @@ from ...flux2_train.bounded import from_json, read_text
 from ...flux2_train.events import Recorded
 from ...flux2_train.host.loading import files
 from ...flux2_train.runs.folder import RUNNING, RunFolder
+from ...flux2_train.runs.library.listing import KILLED
 from ...flux2_train.runs.live import record
 from ...flux2_train.runs.live.asking import ask
 from ...flux2_train.settings.base import read
@@ -23,7 +24,6 @@ EVENT = "flux2_train.run"
 MOST_BYTES = 1 << 20  # of a request with prompts
 ABOUT = ("status", "step", "total", "began", "ended", "why", "lora", "resumed")
 EXAMPLE = '{"run": NAME, "ask": "stop", "pause", "save", "preview" or "change", "change": {...}}'
-KILLED = "killed"  # the run says that it is running, and nobody trains it
 
 
 @in_words

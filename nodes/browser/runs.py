@@ -94,7 +94,7 @@ def _details(folder: RunFolder) -> dict[str, Any]:
     return {
         **asdict(row), "pictures": _pictures(folder), "log": _end_of(folder.log) or _end_of(folder.plan),
         "graph": {name: bool(value) for name, value in graph.items()}, "job": is_file(folder.job),
-        "newest": _is_newest(folder), "record": is_file(folder.path / curves.RECORD),
+        "newest": _is_newest(folder), "record": is_file(folder.record),
     }  # fmt: skip
 
 

@@ -5,9 +5,7 @@ import time
 import uuid
 
 import pytest
-from browsing import LOOK_AT, browser, load, open_tab
-from comfy_server import ComfyServer
-from newest_frontend import newest_frontend
+from browsing import LOOK_AT, load, open_tab
 from pictures import gradient, picture
 
 from flux2_train.evaluate.verdicts import Judged
@@ -40,18 +38,6 @@ SCROLL = """() => new Promise(resolve => {
     requestAnimationFrame(step)
 })"""
 SLOW = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def newest_server(tmp_path_factory):
-    with ComfyServer(tmp_path_factory.mktemp("newest"), "--front-end-root", str(newest_frontend())) as running:
-        yield running
 
 
 @pytest.fixture(scope="module", params=[

@@ -8,10 +8,8 @@ import shutil
 
 import pytest
 from axe import serious_findings
-from browsing import browser, open_tab, photograph, says
-from comfy_server import ComfyServer
+from browsing import open_tab, photograph, says
 from made_runs import make_run
-from newest_frontend import newest_frontend
 
 from flux2_train.runs.folder import RUNNING, STOPPED, RunFolder
 
@@ -20,19 +18,6 @@ HOSTILE = "img src=x onerror=window.flux2Hacked=1"  # a file's name has no < and
 MARKUP = "<img src=x onerror=window.flux2Hacked=1>"
 SLOW = pytest.mark.slow
 COLOURS = ("teal", "olive", "brown", "purple", "navy")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def newest_server(tmp_path_factory):
-    """A server of its own that serves the newest frontend."""
-    with ComfyServer(tmp_path_factory.mktemp("newest"), "--front-end-root", str(newest_frontend())) as running:
-        yield running
 
 
 @pytest.fixture(scope="module", params=["pinned", pytest.param("newest", marks=SLOW)])

@@ -7,7 +7,7 @@ import copy
 import uuid
 
 import pytest
-from browsing import browser, clear_toasts, load, open_tab, photograph, press_run, run, says, shown
+from browsing import clear_toasts, load, open_tab, photograph, press_run, run, says, shown
 from demo import quick_start
 from frontend import server_of
 from mistakes import DATA, EMBEDS, GRAPH, LATENTS, LOAD, MISTAKES, TRAINER, write_files
@@ -15,12 +15,6 @@ from mistakes import DATA, EMBEDS, GRAPH, LATENTS, LOAD, MISTAKES, TRAINER, writ
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 BEFORE = [each for each in MISTAKES if each.input]
 WHILE = [each for each in MISTAKES if not each.input]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as opened:
-        yield opened
 
 
 SLOW = pytest.mark.slow

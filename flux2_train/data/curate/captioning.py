@@ -1,4 +1,4 @@
-"""Which pictures of a folder get captions, and what is written beside them."""
+"""Chooses the pictures of a folder that get captions, and puts each caption into its template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACE = "..."  # in a template: where the caption goes
 
 @dataclass(frozen=True)
 class Target:
-    """A picture that gets a caption. ``etag`` and ``before`` are what stands beside it now (``edits``)."""
+    """A picture that gets a caption. ``before`` is its caption now, ``etag`` the hash of that file (``edits``)."""
 
     path: Path
     before: str | None

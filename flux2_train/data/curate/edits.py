@@ -1,6 +1,6 @@
 """Changes to a data folder from a browser of pictures: captions, marks and masks, and nothing else.
 
-Every file is written whole or not at all. A file that somebody else has changed since it was read is left as it is:
+Every file is written whole or not at all. If somebody else has changed a file since it was read, the file stays:
 each change brings the mark of the content that it was made on (``etag``), or the value that it replaces.
 """
 
@@ -24,11 +24,11 @@ from ...names import shown
 from ...settings.dataset_folder import DatasetSettings
 from .. import captions as texts
 from .. import sidecar
+from ..folder import same_shape
 from ..images import SUFFIXES, digest_of, examine, opened, to_grey
 from ..pairs import MayRead, anywhere, name_of
 
 MAX_MASK_BYTES = 1 << 24  # of a painted mask as PNG
-SHAPE_TOLERANCE = 0.01  # as Dataset Folder asks of a mask
 _one_at_a_time = threading.Lock()  # in this process; another program is noticed by its content
 
 
@@ -41,7 +41,7 @@ class Changed(UserError):
 
 
 def picture(root: Path, name: object, may_read: MayRead = anywhere) -> Path:
-    """The path of a picture by its relative name. Raises UserError for what is none, or may not be read."""
+    """The path of a picture by its relative name. Raises UserError if there is none, or if it may not be read."""
     path = root / sidecar.picture_name(name)
     if path.suffix.lower() not in SUFFIXES or not is_file(path) or not may_read(path):
         raise UserError(f"{shown(str(name))} is no picture in {shown(root.name)}.")
@@ -113,7 +113,7 @@ def _as_json(path: Path, text: str) -> str:
 
 
 def write_marks(root: Path, changes: Mapping[str, tuple[sidecar.Mark, sidecar.Mark]]) -> None:
-    """Change marks of pictures, each from what the person saw to what it is to be: (before, after) by name.
+    """Change marks. ``changes`` has for each picture's name the mark that the person saw, and the new mark.
 
     Raises Changed with the names whose mark is another one by now; nothing is written then.
     """
@@ -210,7 +210,7 @@ def _mask_of(data: str, image: Path) -> bytes:
     if facts is None or facts.problem or not given.startswith(b"\x89PNG"):
         raise UserError(f"The mask is no PNG of at most {MAX_MASK_BYTES >> 20} MiB that can be read.")
     own = examine(bounded.read_bytes(image, 1 << 30))
-    if own.problem or abs(facts.width * own.height / (facts.height * own.width) - 1) > SHAPE_TOLERANCE:
+    if own.problem or not same_shape(facts, own):
         raise UserError(f"The mask is {facts.width}x{facts.height}: it must have the shape of {shown(image.name)}.")
     held = io.BytesIO()
     with opened(given) as decoded:

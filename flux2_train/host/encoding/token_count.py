@@ -19,7 +19,8 @@ Count = Callable[[str], int]
 def _counter(flavour: str) -> Count | None:
     row = FLAVOURS[flavour]
     if not row.tokenizer_tensor:
-        return _of(comfy.text_encoders.flux.KleinTokenizer().qwen3_4b, comfy.text_encoders.flux.KleinTokenizer())
+        klein = comfy.text_encoders.flux.KleinTokenizer()
+        return _of(klein.qwen3_4b, klein)
     path = next((path for file in row.text_encoders if (path := files.find(file))), None)
     if path is None:
         return None

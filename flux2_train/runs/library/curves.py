@@ -14,7 +14,6 @@ from ..folder import RunFolder
 
 PIECE = 512  # bytes read around one point: a row has about 90
 WHOLE = 1 << 17  # a file of at most so many bytes is read at once
-RECORD = "record.jsonl"
 MOST_RECORD = 1 << 23  # bytes
 STEP, LOSS, SMOOTHED = "step", "loss", "smoothed"
 COLUMNS = (STEP, LOSS, SMOOTHED)
@@ -24,7 +23,7 @@ Row = tuple[float, ...]
 
 def losses(folder: RunFolder, most: int) -> list[Row]:
     """(step, loss, smoothed loss) of ``most`` steps of a run at most; empty without a readable file."""
-    return rows(folder.losses, most) or recorded(folder.path / RECORD, most)
+    return rows(folder.losses, most) or recorded(folder.record, most)
 
 
 def recorded(path: Path, most: int) -> list[Row]:

@@ -15,7 +15,7 @@ from ...names import shown
 from ...settings.job import MAX_BYTES
 from ..folder import ABOUT, FAILED, FINISHED, PAUSED, RUNNING, STOPPED, RunFolder
 from ..writers.preview_files import NAME as PREVIEW
-from .curves import RECORD, losses
+from .curves import losses
 
 KILLED, BROKEN = "killed", "broken"  # states that no run writes itself: its process was killed; its files say nothing
 MOST_RUNS = 5000
@@ -174,7 +174,7 @@ def _mtime(path: Path) -> float:
 def _stamp(path: Path) -> tuple[float, ...]:
     """What changes when a file of the run that ``read_row`` reads has changed."""
     folder = RunFolder(path)
-    read = (path, path / ABOUT, folder.job, folder.losses, folder.checkpoints, folder.previews, path / RECORD)
+    read = (path, path / ABOUT, folder.job, folder.losses, folder.checkpoints, folder.previews, folder.record)
     return tuple(map(_mtime, read))
 
 

@@ -4,29 +4,15 @@ On the frontend that ComfyUI pins, in its older renderer; under --all in the new
 """
 
 import pytest
-from browsing import WATCH, browser, clear_toasts, load, open_tab, photograph, run, says
+from browsing import WATCH, clear_toasts, load, open_tab, photograph, run, says
 from comfy_server import ComfyServer
 from mistakes import TRAINER, write_files
-from newest_frontend import newest_frontend
 from panels import FITS, LIGHT, begin, graph, look, press, state, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 SLOW = pytest.mark.slow
 OTHER = {"1": {"class_type": "PrimitiveInt", "inputs": {"value": 3}},
          "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def newest_server(tmp_path_factory):
-    """A server of its own that serves the newest frontend."""
-    with ComfyServer(tmp_path_factory.mktemp("newest"), "--front-end-root", str(newest_frontend())) as running:
-        yield running
 
 
 @pytest.fixture(scope="module", params=[
