@@ -21,6 +21,10 @@ def test_long(): pass
 @pytest.mark.slow
 def test_slow(): pass
 
+@pytest.mark.long(cases=2)
+@pytest.mark.parametrize("case", "abcd")
+def test_cases(case): print("case", case)
+
 @pytest.fixture
 def full_size(request): return request.config.getoption("--all")
 
@@ -56,12 +60,12 @@ def run(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("arguments, line, passed, full_size", [
-    (["--quick"], r"scripts/test --quick: 4 tests ran in 0:\d\d in 1 process, 1 left to scripts/test, 1 left to --all, "
-                  r"1 shorter than under --all\.", 4, False),
-    ([], r"scripts/test: 5 tests ran in 0:\d\d in 1 process, 1 left to --all, 1 shorter than under --all\.", 5, False),
-    (["--all"], r"scripts/test --all: 6 tests ran in 0:\d\d in 1 process\.", 6, True),
-    (["-n", "2"], r"scripts/test: 5 tests ran in 0:\d\d in 2 processes, 1 left to --all, 1 shorter than under --all\.",
-     5, False),
+    (["--quick"], r"scripts/test --quick: 6 tests ran in 0:\d\d in 1 process, 3 left to scripts/test, 1 left to --all, "
+                  r"1 shorter than under --all\.", 6, False),
+    ([], r"scripts/test: 9 tests ran in 0:\d\d in 1 process, 1 left to --all, 1 shorter than under --all\.", 9, False),
+    (["--all"], r"scripts/test --all: 10 tests ran in 0:\d\d in 1 process\.", 10, True),
+    (["-n", "2"], r"scripts/test: 9 tests ran in 0:\d\d in 2 processes, 1 left to --all, 1 shorter than under --all\.",
+     9, False),
 ], ids=["quick", "default", "all", "two processes"])  # fmt: skip
 def test_each_tier_runs_its_tests_and_says_what_it_left_out(run, arguments, line, passed, full_size):
     printed = run(*arguments)

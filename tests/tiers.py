@@ -1,13 +1,14 @@
 """The three tiers of the suite, how its files are shared among processes, and the report at its end.
 
 ``scripts/test --quick`` leaves out tests marked ``long`` or ``slow``, ``scripts/test`` those marked ``slow``, and
-``scripts/test --all`` runs everything and gives the fixture ``full_size`` as True.
+``scripts/test --all`` runs everything and gives the fixture ``full_size`` as True. Of a test with many cases that is
+marked ``long(cases=3)``, ``--quick`` runs three.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -57,8 +58,9 @@ def pytest_collection_modifyitems(config, items: list) -> None:
     """Take out of ``items`` what the tier leaves to a larger one, count it, and put the longest files first."""
     tier, left = tier_of(config), Counter()
     kept, dropped = [], []
+    quick = _quick_cases(items)
     for item in items:
-        needs = _needed(item)
+        needs = "--quick" if item in quick else _needed(item)
         if (needs == "--all" and tier != "--all") or (needs == "" and tier == "--quick"):
             left["scripts/test" if needs == "" else "--all"] += 1
             dropped.append(item)
@@ -81,6 +83,21 @@ def _needed(item) -> str:
     if item.get_closest_marker("slow"):
         return "--all"
     return "" if item.get_closest_marker("long") else "--quick"
+
+
+def _quick_cases(items: list) -> set:
+    """The cases that ``--quick`` runs of tests marked ``long(cases=3)``: so many of each, evenly spread."""
+    tests = defaultdict(list)
+    for item in items:
+        mark = item.get_closest_marker("long")
+        if mark and mark.kwargs and not item.get_closest_marker("slow"):
+            tests[item.path, item.originalname, mark.kwargs["cases"]].append(item)
+    return {all_of[i] for (_, _, cases), all_of in tests.items() for i in _spread(len(all_of), cases)}
+
+
+def _spread(length: int, count: int) -> set[int]:
+    """``count`` places from 0 to ``length - 1`` at nearly equal distances."""
+    return {round(n * (length - 1) / max(count - 1, 1)) for n in range(min(count, length))}
 
 
 class ByFile(LoadScopeScheduling):

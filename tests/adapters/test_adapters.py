@@ -243,6 +243,7 @@ def test_the_trainer_starts_from_a_file(nano, robot, tmp_path):
     assert not second["single_blocks.0.linear1"].delta().any()
 
 
+@pytest.mark.long(cases=2)
 @pytest.mark.parametrize(
     "options", [{"dropout": 0.3}, {"dora": True}, {"kind": "loha"}, {"kind": "lokr"}, {"lora_plus": 9.0}], ids=str
 )

@@ -67,6 +67,7 @@ def weights_of(model):
     return {name: layer.weight.detach().clone() for name, layer in linears(model).items()}
 
 
+@pytest.mark.long(cases=12)
 @pytest.mark.parametrize("format", ["comfyui", "kohya"])
 @pytest.mark.parametrize("base", PLAIN)
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,6 +100,7 @@ def dequantised_product(x, weight, bias):
     return torch.nn.functional.linear(*plain, bias)
 
 
+@pytest.mark.long(cases=21)
 @pytest.mark.parametrize("base", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_stock_bypass_and_lora_apply_on_every_base(kind, base, tmp_path, caplog):

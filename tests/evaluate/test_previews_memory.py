@@ -75,6 +75,7 @@ def test_streamed_weights_paint_measure_and_learn_the_same(nano, caches, residen
     assert not [m for m in trainer.model.model.modules() if "forward" in m.__dict__]
 
 
+@pytest.mark.long
 def test_looking_changes_nothing_of_a_streamed_run(nano, caches, resident):
     unwatched = replace(CONFIG, offload="all", validation_loss=ValidationLossSettings(), validation_items=0)
     trainer, received = run(nano, caches, unwatched, painting=None)

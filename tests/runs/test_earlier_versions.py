@@ -4,6 +4,7 @@
 import json
 import zlib
 
+import pytest
 import torch
 from resuming import CUT, Listener, assert_same, caches, interrupted, model, session, steps, trainer  # noqa: F401
 from safetensors import safe_open
@@ -64,6 +65,7 @@ def test_a_finished_run_is_recognised(trainer, tmp_path):
     assert all(torch.equal(reused.lora[name], done.lora[name]) for name in done.lora)
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_to_the_same_bits(trainer, tmp_path):
     whole, folder = steps(trainer(**SETTINGS)), interrupted(trainer, tmp_path, **SETTINGS)
     for path in checkpoints.paths(folder.checkpoints):

@@ -121,6 +121,7 @@ def test_a_folder_for_loras_that_cannot_be_written_is_told_before_the_first_step
     assert listener.received == []
 
 
+@pytest.mark.long
 def test_the_longest_name_is_trained_saved_and_numbered(trainer, tmp_path):
     name = "人" * 66  # 198 bytes
     for number in ("", "_2"):
@@ -231,6 +232,7 @@ SPOILED = {
 }
 
 
+@pytest.mark.long(cases=1)
 @pytest.mark.parametrize("how", SPOILED)
 def test_a_checkpoint_of_right_sums_and_wrong_content_is_damaged(trainer, tmp_path, how):
     folder = interrupted(trainer, tmp_path, at=4, checkpoints=replace(EACH_STEP, keep=3))
@@ -244,6 +246,7 @@ def test_a_checkpoint_of_right_sums_and_wrong_content_is_damaged(trainer, tmp_pa
     assert newest.name in said and newest.with_name(f"{newest.name}.damaged").is_file()
 
 
+@pytest.mark.long
 def test_where_every_checkpoint_is_wrong_a_run_begins_anew(trainer, tmp_path):
     folder = interrupted(trainer, tmp_path)
     (path,) = checkpoints.paths(folder.checkpoints)

@@ -132,6 +132,7 @@ def test_weights_and_biases_keeps_what_the_run_has_measured(tmp_path, offline):
     assert {f"images/{item.path.name}" for item in trainer.samples.items} <= rows[3].keys() & rows[0].keys()
 
 
+@pytest.mark.long
 def test_weights_and_biases_gets_the_pictures(tmp_path, offline):
     folder = RunFolder(tmp_path)
     (log,) = logs.opened(replace(CONFIG, logs="csv and Weights & Biases"), folder)

@@ -38,6 +38,7 @@ from flux2_train.settings.training import TrainingSettings
 from flux2_train.train import packing
 
 
+@pytest.mark.long(cases=8)
 @pytest.mark.parametrize("changes", EVERY.values(), ids=EVERY)
 def test_taken_up_in_the_middle_it_ends_as_the_whole_run(trainer, changes, tmp_path):
     whole = steps(trainer(**changes)).state_dict()

@@ -216,6 +216,7 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.long(cases=5)
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_streamed_step_equals_a_resident_one_bit_by_bit(format):
     model = tiny_flux2(format=format)
@@ -227,6 +228,7 @@ def test_a_streamed_step_equals_a_resident_one_bit_by_bit(format):
     assert all(given_back(linears(model)[name].weight, weight) for name, weight in before.items())
 
 
+@pytest.mark.long(cases=5)
 @pytest.mark.parametrize("layout", [
     Layout(streamed=(1,)), Layout(streamed=ALL, per_group=2), Layout(streamed=ALL, ahead=False),
     Layout("selective", streamed=ALL), Layout(streamed=ALL, offload_activations=True),

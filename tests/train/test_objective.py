@@ -215,6 +215,7 @@ def gradients_of_a_step(checkpointing, base_model=None, **changes):
         return [p.grad for p in trainer.adapters.trainable()]
 
 
+@pytest.mark.long(cases=2)
 @pytest.mark.parametrize("name", COMPOSED)
 def test_a_recomputed_block_sees_the_adapters_as_its_forward_did(name):
     """Passes with and without adapters alternate, and checkpoints recompute after the last of them."""

@@ -143,6 +143,7 @@ def test_every_format(full_size, format):
         require_equal(model, adapters_for(model), problem(batch, references, dtype=torch.float32), length)
 
 
+@pytest.mark.long(cases=4)
 @pytest.mark.parametrize("format", ["fp32", "scaled_fp8_e4m3", "nvfp4_awq"])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_every_adapter(name, format, full_size):

@@ -96,6 +96,7 @@ def test_velocity_and_gradients_are_those_of_an_independent_computation(referenc
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm()  # core rounds rotary angles to fp32
 
 
+@pytest.mark.long(cases=1)
 @pytest.mark.parametrize("method", ["index", "index_timestep_zero"])
 def test_every_layout_gives_the_same_bits(method):
     x, t, conditions, weights = problem(2, references=1, dtype=torch.float32)
@@ -109,6 +110,7 @@ def test_every_layout_gives_the_same_bits(method):
         assert torch.equal(found, expected) and all(map(torch.equal, engine, gradients)), layout
 
 
+@pytest.mark.long(cases=1)
 @pytest.mark.parametrize("method", ["index", "index_timestep_zero"])
 def test_a_batch_is_its_samples_one_by_one_and_all_tokens_kept_is_no_route(method):
     x, t, conditions, weights = problem(2, references=2, dtype=torch.float32)

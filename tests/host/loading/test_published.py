@@ -85,6 +85,7 @@ def error(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.long(cases=8)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", cases([KLEIN, DEV], lambda size: size == KLEIN), ids=["klein", "dev"])
 def test_it_is_the_model_of_the_stock_loader(layout, size, written):
@@ -154,6 +155,7 @@ def test_a_lora_is_trained_saved_and_applied(layout, written, tmp_path):
     assert (exact - before).norm() > 1e-3 * before.norm()
 
 
+@pytest.mark.long(cases=4)
 @pytest.mark.parametrize("layout, precision", cases(
     [(layout, precision) for layout in ("bf16", "checkpoint", "diffusers") for precision in CHOICES],
     lambda case: case[0] == "bf16" or case == ("diffusers", "fp8 (scaled)"),

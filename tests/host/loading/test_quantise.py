@@ -88,6 +88,7 @@ def predict(model):
     return velocity(model, *problem(1, context=nano.CONTEXT, dtype=torch.float32)[:3]).clone()
 
 
+@pytest.mark.long(cases=2)
 @pytest.mark.parametrize("precision", FORMATS)
 def test_blocks_are_stored_quantised_and_the_rest_as_in_the_file(source, precision):
     original = load_file(source)

@@ -106,6 +106,7 @@ def all_compared(world, kinds, source, precision, core_models):
     return ran, lacking
 
 
+@pytest.mark.long(cases=1)
 def test_what_reads_weights_does_the_same_with_ours(world, source, precision, core_models):
     known = taking_a_model()
     ran, _ = all_compared(world, {name: known[name] for name in CHOSEN}, source, precision, core_models)

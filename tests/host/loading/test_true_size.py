@@ -135,6 +135,7 @@ OFTEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.long(cases=1)
 @pytest.mark.parametrize(
     "flavour, layout", [case if case in OFTEN else pytest.param(*case, marks=pytest.mark.slow) for case in TRANSFORMERS]
 )
@@ -168,6 +169,7 @@ def test_a_transformer_is_recognised_planned_and_taken(flavour, layout, hollow, 
         load.load_model(path, ModelSettings(other))
 
 
+@pytest.mark.long(cases=1)
 @pytest.mark.parametrize("precision", ["bf16", "fp8 (scaled)", "nvfp4"])
 def test_another_precision_is_taken_or_refused_from_the_header(precision, hollow):
     if precision not in load.precisions():

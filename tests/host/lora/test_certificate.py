@@ -35,6 +35,7 @@ def certify(model, adapters, exported, path, precision="bf16"):
         return certificate.certify(model, adapters.deltas(), exported.parts, path, probe(), precision)
 
 
+@pytest.mark.long(cases=12)
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_true_copy_is_certified_on_every_base(kind, format, tmp_path):

@@ -99,6 +99,7 @@ def test_every_source_format_keeps_its_precision_and_says_what_rounding_lost(tmp
     assert torch.equal(fetched_weight(linears(model_of(report.path))[name]), now)
 
 
+@pytest.mark.long(cases=7)
 @pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "source"])
 @pytest.mark.parametrize("format", ["fp32", "scaled_fp8_e4m3", "nvfp4", "old_scaled_fp8", "fp8_e4m3"])
 def test_another_precision(tmp_path, format, precision):
