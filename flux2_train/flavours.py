@@ -38,8 +38,20 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class Licence:
+    """``code`` as the hub's model cards want it; where that is ``other``, ``name`` and ``link`` say which one."""
+
+    code: str
+    name: str = ""
+    link: str = ""
+
+
+@dataclass(frozen=True)
 class Flavour:
-    """Sizes as in the transformer's state dict; steps and guidance as its makers sample it."""
+    """Sizes as in the transformer's state dict; steps and guidance as its makers sample it.
+
+    ``repositories`` are those of the makers by variant, in the layout of diffusers, whose pipeline is ``pipeline``.
+    """
 
     name: str
     hidden: int
@@ -58,6 +70,9 @@ class Flavour:
     tokenizer_tensor: str = ""  # tensor in the text encoder's file that holds the tokenizer, if ComfyUI brings none
     transformers_limit: str = ""  # newest version of transformers with which ComfyUI can build that tokenizer
     recipe: dict[str, float | int] = field(default_factory=dict)  # what a recipe sets here in place of its own values
+    repositories: dict[str, str] = field(default_factory=dict)
+    licence: Licence | None = None
+    pipeline: str = "Flux2KleinPipeline"
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -84,8 +99,16 @@ class Flavour:
         return BASE if BASE in lowered else DISTILLED if DISTILLED in lowered else None
 
 
+def _hub(name: str) -> str:
+    return f"black-forest-labs/{name}"
+
+
+def _not_commercial(name: str, repository: str) -> Licence:
+    return Licence("other", name, f"https://huggingface.co/{_hub(repository)}")
+
+
 def _bfl(name: str, repository: str, gated: bool = False) -> ModelFile:
-    return ModelFile(name, "diffusion_models", f"black-forest-labs/{repository}", gated=gated)
+    return ModelFile(name, "diffusion_models", _hub(repository), gated=gated)
 
 
 def _comfy(name: str, folder: str, repository: str) -> ModelFile:
@@ -111,6 +134,8 @@ _ROWS = (
         },
         text_encoders=(_comfy("qwen_3_8b_fp8mixed.safetensors", "text_encoders", "flux2-klein-9B"),),
         vaes=_FLUX2_VAE,
+        repositories={BASE: _hub("FLUX.2-klein-base-9B"), DISTILLED: _hub("FLUX.2-klein-9B")},
+        licence=_not_commercial("flux-non-commercial-license", "FLUX.2-klein-9B"),
     ),
     Flavour(
         "klein-4b", 3072, 5, 20, 7680,
@@ -126,6 +151,8 @@ _ROWS = (
         },
         text_encoders=(_comfy("qwen_3_4b.safetensors", "text_encoders", "flux2-klein"),),
         vaes=_FLUX2_VAE,
+        repositories={BASE: _hub("FLUX.2-klein-base-4B"), DISTILLED: _hub("FLUX.2-klein-4B")},
+        licence=Licence("apache-2.0"),
     ),
     Flavour(
         "dev", 6144, 8, 48, 15360,
@@ -142,6 +169,9 @@ _ROWS = (
         vaes=_FLUX2_VAE,
         embedded_guidance=True,
         tokenizer_tensor="tekken_model",
+        repositories={BASE: _hub("FLUX.2-dev")},
+        licence=_not_commercial("flux-dev-non-commercial-license", "FLUX.2-dev"),
+        pipeline="Flux2Pipeline",
         transformers_limit="4.57.6",
     ),
     Flavour(

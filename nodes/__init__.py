@@ -14,6 +14,7 @@ from .memory import Memory
 from .objective import Preservation, Slider, TrainingObjective
 from .optimizer import Optimizer
 from .passes import ScheduledSampling, TokenRouting
+from .publish.publish_lora import PublishLora
 from .queue.checkpoint_lora import CheckpointLora
 from .queue.queued_job import TrainQueuedJob
 from .sample import Flux2Sampler
@@ -29,5 +30,5 @@ NODES = [
     TrainingObjective, Timesteps, TokenRouting, ScheduledSampling, Slider, Optimizer, Preservation, ValidationPrompts,
     ValidationLoss,
     LoraTrainer, LoraApply, Flux2Sampler, CompareLoras, SaveMergedModel, ImportSettings,
-    TrainQueuedJob, CheckpointLora, DatasetImages, FolderImages, CaptionImages,
+    TrainQueuedJob, CheckpointLora, DatasetImages, FolderImages, CaptionImages, PublishLora,
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from .rules import Differs, always, apply, each, missing, needless, special, tur
 NAME = "diffusers (train_dreambooth_lora_flux2)"
 SCRIPTS = ("train_dreambooth_lora_flux2",)
 LAYERS = "to_k, to_q, to_v, to_out.0, to_qkv_mlp_proj, attn.to_out"  # what the scripts train by default
-UPLOADS = "nothing is uploaded"
+UPLOADS = "a run uploads nothing; python -m flux2_train publish RUN --push does"
 FUSED = "q, k and v share one matrix A here"
 PLACE = "training.timesteps"
 steps, epochs = counted("max_train_steps", "num_train_epochs")

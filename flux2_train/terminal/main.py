@@ -19,6 +19,7 @@ from . import (
     merge_command,
     plan,
     prune,
+    publish,
     queue,
     resume,
     sample,
@@ -31,7 +32,7 @@ from .options import UsageError
 
 COMMANDS = (
     train, resume, stop, *steer.COMMANDS, queue, sample, merge_command, convert, prune, dataset_check, flavours,
-    settings, import_command, plan, doctor,
+    settings, import_command, plan, doctor, publish,
 )  # fmt: skip
 DESCRIPTION = "FLUX.2 LoRAs from a terminal: what the nodes do, without ComfyUI's server."
 EPILOG = "Every command explains itself: python -m flux2_train COMMAND --help. ComfyUI is found as COMFYUI_PATH says."

@@ -27,7 +27,7 @@ IDS = [
     "Flux2Preservation", "Flux2Validation", "Flux2ValidationLoss",
     "Flux2LoraTrainer", "Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel",
     "Flux2ImportSettings", "Flux2TrainQueued", "Flux2CheckpointLora", "Flux2DatasetImages", "Flux2FolderImages",
-    "Flux2CaptionImages",
+    "Flux2CaptionImages", "Flux2PublishLora",
 ]  # fmt: skip
 
 
@@ -75,7 +75,8 @@ CATEGORIES = dict.fromkeys(
      "Flux2CacheEmbeds", "Flux2CacheLatents", "Flux2LoraTrainer", "Flux2TrainQueued", "Flux2CheckpointLora"),
     "Train",
 ) | dict.fromkeys(
-    ("Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel", "Flux2ImportSettings"), "Use"
+    ("Flux2LoraApply", "Flux2Sampler", "Flux2CompareLoras", "Flux2SaveMergedModel", "Flux2ImportSettings",
+     "Flux2PublishLora"), "Use"
 )  # fmt: skip
 
 

@@ -65,6 +65,11 @@ def run_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "flux2_train"
 
 
+def published_folder() -> Path:
+    """Where a run's LoRA is made ready for others, in a folder of its own."""
+    return Path(folder_paths.get_output_directory()) / "flux2_published"
+
+
 def choices(folder: str) -> list[str]:
     """``auto`` and every file ComfyUI lists in that model folder."""
     return [AUTO, *folder_paths.get_filename_list(folder)]

@@ -116,7 +116,10 @@ SAVE = (
     used("save.max_step_saves_to_keep", "training.checkpoints.lora_keep", whole, default=5),
     special("save.save_format", "training.save.format", "its LoRA files have ComfyUI's names",
         lambda v, s: s.put("training.save.format", "comfyui")),
-    *each(needless, "save.hf_private save.hf_repo_id save.push_to_hub", "nothing is uploaded"),
+    *each(
+        needless, "save.hf_private save.hf_repo_id save.push_to_hub",
+        "a run uploads nothing; python -m flux2_train publish RUN --push does",
+    ),
 )  # fmt: skip
 TRAIN = (
     used("train.steps", "training.steps", whole, default=1000),

@@ -21,7 +21,7 @@ NAME = "musubi-tuner"
 TRAIN, LATENTS, TEXTS = "flux_2_train_network", "flux_2_cache_latents", "flux_2_cache_text_encoder_outputs"
 SCRIPTS = (TRAIN, LATENTS, TEXTS)
 SPEED = "how it computes, not what"
-HUB = "nothing is uploaded"
+HUB = "a run uploads nothing; python -m flux2_train publish RUN --push does"
 VIDEO = "this pack trains on pictures"
 
 

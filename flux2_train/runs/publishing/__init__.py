@@ -1,0 +1,1 @@
+"""A run's LoRA made ready for others: a folder with the file, a model card and pictures, and its way to a hub."""

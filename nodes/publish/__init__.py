@@ -1,0 +1,1 @@
+"""A run's LoRA made ready for others, from the graph."""
