@@ -25,7 +25,7 @@ from ..settings.training import TrainingSettings
 from ..train.trainer import Trainer
 from .folder import RunFolder, now
 from .saving import SavedLora, save_adapters
-from .writers.preview_files import write_png
+from .writers.png import write_png
 
 Beside = Callable[[str, Callable[[], None]], None]
 

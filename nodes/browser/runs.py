@@ -23,7 +23,7 @@ from ...flux2_train.runs.library import curves
 from ...flux2_train.runs.library.differences import differences, sentence
 from ...flux2_train.runs.library.listing import Listing, Row, checkpoint_steps, job_values, read_row
 from ...flux2_train.runs.library.removal import existing, remove_run
-from ...flux2_train.runs.writers.preview_files import NAME as PREVIEW
+from ...flux2_train.runs.writers.png import PREVIEW
 from ...flux2_train.settings.job import MAX_BYTES
 from .kept_graph import kept_graph
 from .requests import body, in_words, run_name

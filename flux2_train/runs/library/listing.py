@@ -14,7 +14,7 @@ from ...bounded import from_json, is_file, read_text
 from ...names import shown
 from ...settings.job import MAX_BYTES
 from ..folder import ABOUT, FAILED, FINISHED, PAUSED, RUNNING, STOPPED, RunFolder
-from ..writers.preview_files import NAME as PREVIEW
+from ..writers.png import PREVIEW
 from .curves import losses
 
 KILLED, BROKEN = "killed", "broken"  # states that no run writes itself: its process was killed; its files say nothing

@@ -11,7 +11,7 @@ from ...data.images import open_upright, read_bytes
 from ...errors import UserError
 from ...names import counted, shown
 from ..folder import RunFolder
-from ..writers.preview_files import write_png
+from ..writers.png import write_png
 from .card import card
 from .facts import Facts, facts_of
 

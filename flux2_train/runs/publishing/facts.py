@@ -18,7 +18,7 @@ from ...settings import job
 from ...settings.job import Job
 from ...settings.training import NO_RECIPE, TrainingSettings
 from ..folder import RunFolder
-from ..writers.preview_files import NAME as PREVIEW
+from ..writers.png import PREVIEW
 
 MOST_PICTURES = 8
 LONGEST = 300  # characters of a prompt

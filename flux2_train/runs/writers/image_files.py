@@ -15,7 +15,7 @@ from ...evaluate.fixed_noise import OTHERS, TIMES
 from ...evaluate.verdicts import Judged, judge, summary
 from ...events import Event, ImageLoss, ImagesMeasured
 from ..folder import RunFolder
-from .preview_files import write_png
+from .png import write_png
 
 MOST = 64  # images on the sheet
 COLUMNS = 6

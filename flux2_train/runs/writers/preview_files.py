@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from ...atomic import replacing
 from ...evaluate import sheets
 from ...events import Event, Previewed
 from ...train.preview_request import PreviewRequest
 from ..folder import RunFolder
+from .png import PREVIEW, write_png
 
 MOST_COLUMNS = 16
-NAME = re.compile(r"step_(\d+)_(\d+)\.png")
 
 
 class PreviewFiles:
@@ -55,7 +52,7 @@ class PreviewFiles:
 
         Where there are many steps, they are evenly thinned out.
         """
-        matches = [NAME.fullmatch(path.name) for path in self.folder.previews.iterdir()]
+        matches = [PREVIEW.fullmatch(path.name) for path in self.folder.previews.iterdir()]
         steps = sheets.spread(sorted({int(match[1]) for match in matches if match}), MOST_COLUMNS)
         rows = []
         for number in sorted(self.labels):
@@ -82,12 +79,3 @@ def save_references(previews: PreviewRequest | None, folder: RunFolder) -> tuple
             write_png(picture, path)
         saved.append(paths)
     return tuple(saved)
-
-
-def write_png(picture: Image.Image, path: Path, request: str = "") -> None:
-    """Write a picture, with ``request`` as its PNG text ``flux2_train``."""
-    info = PngInfo()
-    if request:
-        info.add_text("flux2_train", request)
-    with replacing(path) as partial:
-        picture.save(partial, "PNG", pnginfo=info)

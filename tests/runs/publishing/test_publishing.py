@@ -1,7 +1,10 @@
 """A run's LoRA made ready for others: the folder, its card, and its way to a hub that runs on this computer."""
 
 import json
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -19,9 +22,10 @@ from flux2_train.runs.publishing.card import card
 from flux2_train.runs.publishing.contents import OF_PEFT, publish
 from flux2_train.runs.publishing.facts import Facts, facts_of
 from flux2_train.runs.publishing.hub import push
-from flux2_train.runs.writers.preview_files import write_png
+from flux2_train.runs.writers.png import write_png
 from flux2_train.terminal.main import main
 
+ROOT = Path(__file__).resolve().parents[3]
 USER = "user-of-this-machine"
 
 
@@ -236,3 +240,16 @@ def test_from_a_terminal(run, home, logged_in, comfy_folders, capsys, monkeypatc
     printed = capsys.readouterr().out
     assert "5 files" in printed and f"{logged_in.address}/alice/zbot" in printed
     assert main(["publish", str(run.path), "--public"]) == 2
+
+
+@pytest.mark.long
+def test_from_a_terminal_it_needs_no_card(run, home):
+    """In a process of its own, as ComfyUI's model code asks for a card as soon as it is imported."""
+    (home / "models" / "loras").mkdir(parents=True)
+    shutil.copy(home / "loras" / "zbot.safetensors", home / "models" / "loras")
+    command = [sys.executable, "-m", "flux2_train", "publish", run.path, f"--comfyui=--base-directory '{home}'"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (home / "output" / "flux2_published" / "zbot").iterdir()} == {
+        "README.md", "zbot.safetensors", "images",
+    }  # fmt: skip
