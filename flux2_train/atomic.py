@@ -181,7 +181,7 @@ def _is_librarys(entry: os.DirEntry) -> bool:
 def _process_table() -> str:
     """An identity of this process table; other computers and containers may have the same host name."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         space = str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:  # not Linux
         boot, space = str(uuid.getnode()), ""

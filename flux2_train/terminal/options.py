@@ -146,14 +146,12 @@ def _lora(words: list[str], known: tuple[str, ...]) -> tuple[str, dict]:
 
 def find_file(folder: str, file: str) -> Path:
     """The path of a file in ComfyUI's ``folder``, with or without suffix, or anywhere. Raises UserError if missing."""
-    import folder_paths
+    from ..host.loading.files import existing
 
     for name in (file, f"{file}.safetensors"):
-        path = folder_paths.get_full_path(folder, name)
-        if path:
-            return Path(path)
-        if Path(name).is_file():
-            return Path(name)
+        path = existing(folder, name) or Path(name)
+        if path.is_file():
+            return path
     raise UserError(f"There is no file {file}, neither in ComfyUI's {folder} folder nor at that path.")
 
 

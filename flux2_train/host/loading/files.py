@@ -84,7 +84,7 @@ def locate(files: tuple[ModelFile, ...], chosen: str = AUTO) -> Path:
     if Path(chosen).is_absolute():
         return _require_safetensors(Path(chosen))
     if chosen != AUTO:
-        path = _existing(files[0].folder, chosen)
+        path = existing(files[0].folder, chosen)
         if path is None:
             raise UserError(_missing_choice(files, chosen))
         return path
@@ -115,11 +115,13 @@ def name_of(folder: str, path: Path) -> str:
 
 def find(file: ModelFile) -> Path | None:
     """The path of a known file, ``None`` if it does not exist."""
-    return _existing(file.folder, file.name)
+    return existing(file.folder, file.name)
 
 
-def _existing(folder: str, name: str) -> Path | None:
-    path = folder_paths.get_full_path(folder, name)
+def existing(folder: str, name: str) -> Path | None:
+    """The path of a file in one of ComfyUI's model folders, by its name there or in a folder below; else ``None``."""
+    spellings = (name, name.replace("\\", "/"))  # a graph or job from Windows names a file in a folder with backslashes
+    path = next(filter(None, (folder_paths.get_full_path(folder, each) for each in spellings)), None)
     if path is None:  # the official templates put files in sub-folders too
         nested = (n for n in folder_paths.get_filename_list(folder) if Path(n).name == name)
         path = next((folder_paths.get_full_path(folder, n) for n in nested), None)
@@ -131,8 +133,8 @@ def _missing_choice(files: tuple[ModelFile, ...], name: str) -> str:
     if known is None:
         where = model_folder(files[0].folder)
         return f"{name} is not in {where}; choose 'auto' or a file that is there (press R to refresh the list)."
-    existing = [file.name for file in files if find(file)]
-    have = f" Or choose 'auto', which takes the {existing[0]} that you have." if existing else ""
+    there = [file.name for file in files if find(file)]
+    have = f" Or choose 'auto', which takes the {there[0]} that you have." if there else ""
     return missing_message((known, *(file for file in files if file != known))) + have
 
 

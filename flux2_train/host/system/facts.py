@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 def comfyui_version() -> str:
     """ComfyUI's version, read from its file without importing it; empty if there is no ComfyUI."""
     try:
-        text = (find_comfyui() / "comfyui_version.py").read_text()
+        text = (find_comfyui() / "comfyui_version.py").read_text(encoding="utf-8")
     except (UserError, OSError):
         return ""
     match = re.search(r'__version__\s*=\s*"([^"]+)"', text)
@@ -52,7 +52,7 @@ def comfyui_version() -> str:
 def missing_packages() -> list[str]:
     """Packages that ComfyUI's essential requirements or ours name and that are not installed."""
     try:
-        text = (find_comfyui() / "requirements.txt").read_text()
+        text = (find_comfyui() / "requirements.txt").read_text(encoding="utf-8")
     except (UserError, OSError):
         text = ""
     required = re.findall(r"^([A-Za-z0-9_.-]+)", text.partition("#non essential")[0], re.MULTILINE)
@@ -77,7 +77,7 @@ def system() -> dict[str, object]:
 def processor() -> str:
     """The processor's name. On Linux it is read from /proc/cpuinfo, because Python does not know it there."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

@@ -109,7 +109,7 @@ def driver() -> str:
         except (OSError, AttributeError):
             continue
     amd = Path("/sys/module/amdgpu/version")
-    return f"amdgpu {amd.read_text().strip()}" if amd.is_file() else ""
+    return f"amdgpu {amd.read_text(encoding='ascii').strip()}" if amd.is_file() else ""
 
 
 @torch.inference_mode(False)
@@ -263,7 +263,7 @@ def _read() -> dict[str, Rates]:
     try:
         if path.stat().st_size > LARGEST:
             return {}
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
         return {str(key): saved for key, entry in entries.items() if (saved := _entry(entry))}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
