@@ -8,7 +8,7 @@ from contextlib import suppress
 from .errors import UserError
 from .host.system.bootstrap import prepare
 
-WITH_COMFYUI = ("train", "resume", "queue", "sample", "cache", "merge", "doctor")  # commands that compute with ComfyUI
+WITH_COMFYUI = ("train", "resume", "queue", "pack", "sample", "cache", "merge", "doctor")  # they compute with it
 
 
 def options_of(arguments: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import PureWindowsPath
 
 MOST_BYTES = 200  # of a name without its suffix; file systems take 255, and numbers, steps and suffixes come behind it
 LONGEST = 120  # characters of a foreign name that are shown
@@ -34,6 +35,14 @@ def problem(name: str, most: int = MOST_BYTES) -> str:
         return "Windows keeps it for a device"
     size = len(name.encode())
     return f"it has {size} bytes, at most {most} leave room for suffixes" if size > most else ""
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two names may be those of one file. One that is named without a folder, as in a pack, may lie in any."""
+    if one == other:
+        return True
+    bare = (PureWindowsPath(one).name, PureWindowsPath(other).name)
+    return bare[0] == bare[1] != "" and (one == bare[0] or other == bare[1])
 
 
 def counted(number: int, one: str, many: str = "") -> str:

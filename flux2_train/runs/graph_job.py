@@ -11,6 +11,7 @@ from ..data.folder import Report, read_folder
 from ..data.index import Index
 from ..host.describe import describe
 from ..host.loading import files, places
+from ..names import same_file
 from ..settings.dataset_folder import DatasetSettings
 from ..settings.job import Job, Output
 from ..settings.previews import PreviewSettings
@@ -49,7 +50,7 @@ def _previews(trainer: Trainer, references: tuple[tuple[Path, ...], ...]) -> tup
     if references:
         prompts = zip(config.prompts, references, strict=True)
         config = replace(config, prompts=tuple(replace(prompt, references=paths) for prompt, paths in prompts))
-    if request.made_by != trainer.vae:
+    if not same_file(request.made_by, trainer.vae):
         unknown += (f"{OF_VALIDATION} VAE is another one than that of the latents",)
     if request.model is not None:
         second, more = describe(request.model, trainer.text_encoder, trainer.vae)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,13 +55,14 @@ Chosen = tuple[ModelSettings, str]  # see ``chosen_precision``
 class Parts:
     """The files of a FLUX.2 and how its transformer will be stored. Each file is loaded when its method is called.
 
-    ``text`` says what will be loaded, how much memory it takes and why it was chosen.
+    ``text_encoder`` or ``vae`` is ``None`` where it is not needed. ``text`` says what will be loaded, how much memory
+    it takes and why it was chosen.
     """
 
     chosen: ModelSettings
     transformer: Path
-    text_encoder: Path
-    vae: Path
+    text_encoder: Path | None
+    vae: Path | None
     text: str
 
     def load_model(self) -> ModelPatcher:
@@ -78,21 +79,20 @@ class Parts:
 
 
 def parts_of(
-    settings: ModelSettings, decide: Callable[[Callable[[], Chosen]], Chosen] = lambda choose: choose()
-) -> Parts:
-    """The files that ``settings`` names, with a precision in place of ``auto``.
+    settings: ModelSettings, decide: Callable[[Callable[[], Chosen]], Chosen] = lambda choose: choose(),
+    needed: Container[str] = load.PARTS,
+) -> Parts:  # fmt: skip
+    """The files that ``settings`` names, with a precision in place of ``auto``; only those that are ``needed``.
 
     ``decide`` calls its argument and returns the result; of several processes one calls it for all of them. Raises
     UserError for a missing file, and if no training fits.
     """
-    paths = load.locate_parts(settings)
+    paths = load.locate_parts(settings, needed)
     chosen, text = decide(lambda: chosen_precision(settings, paths))
     return Parts(chosen, *paths, text)
 
 
-def chosen_precision(
-    settings: ModelSettings, paths: tuple[Path, Path, Path], surroundings: Surroundings | None = None
-) -> Chosen:
+def chosen_precision(settings: ModelSettings, paths: load.Located, surroundings: Surroundings | None = None) -> Chosen:
     """The settings with a precision in place of ``auto``, and a text that says what that takes and why it was chosen.
 
     ``paths`` are transformer, text encoder and VAE. Raises UserError if no training fits, and names what would fit. A
@@ -221,15 +221,16 @@ def _other_flavours(model: _Model) -> Iterator[str]:
                 yield f"{row.name} with precision 'fp8 (scaled)'"
 
 
-def _names(paths: tuple[Path, Path, Path]) -> str:
-    return "\n".join(path.name for path in paths)
+def _names(paths: load.Located) -> str:
+    return "\n".join(path.name for path in paths if path)
 
 
-def _head(model: _Model, why: str, paths: tuple[Path, Path, Path]) -> Iterator[str]:
+def _head(model: _Model, why: str, paths: load.Located) -> Iterator[str]:
     yield f"{model.row.name}, {model.precision}" + (f" ({why})" if why else "")
-    encoder = sum(path.stat().st_size for path in shards.parts_of(paths[1]))
-    sizes = (model.weights.total, encoder, paths[2].stat().st_size)
-    for path, size in zip(paths, sizes, strict=True):
+    transformer, *others = paths
+    sizes = {transformer: model.weights.total}
+    sizes |= {path: sum(part.stat().st_size for part in shards.parts_of(path)) for path in others if path}
+    for path, size in sizes.items():
         yield f"{size / GB:6.2f} GB  {path.name}"
     yield _free(model.surroundings)
 

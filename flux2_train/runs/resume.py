@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..host.system.memory import is_out_of_memory
+from ..names import same_file
 from ..safetensors_header import CONTENT
 from ..settings.base import plain
 from ..settings.job import Job
@@ -40,6 +41,7 @@ LONGER = (
     "checkpoints", "logs", "memory", "offload", "validation_loss", "ema.ema_export", "ema.ema_preview",
 )  # fmt: skip
 MODEL = ("flavour", "variant", "transformer", "text_encoder", "vae")  # the precision may change, so that the model fits
+FILES = ("transformer", "text_encoder", "vae", "adapter.start_from")  # settings that name a file
 
 
 @dataclass(frozen=True)
@@ -238,16 +240,25 @@ def differences(
     changeable = (*changeable, "seed") if own_seed else changeable
     was, is_now = dict(flat(about.job["training"])), dict(flat(now["training"]))
     for name in is_now:
-        if name in was and was[name] != is_now[name] and not any(is_in(name, place) for place in changeable):
+        if (
+            name in was
+            and not _alike(name, was[name], is_now[name])
+            and not any(is_in(name, place) for place in changeable)
+        ):
             yield f"{name} was {was[name]!r} and is {is_now[name]!r}"
     if about.step_size != trainer.step_size:
         yield f"a step had {_step(about.step_size, about.job)} and has {_step(trainer.step_size, now)}"
     for name in MODEL:
-        if about.job["model"].get(name) != now["model"][name]:
+        if not _alike(name, about.job["model"].get(name), now["model"][name]):
             yield f"{name.replace('_', ' ')} was {about.job['model'].get(name)!r} and is {now['model'][name]!r}"
     had, has = (_of_training(job["unknown"]) for job in (about.job, now))
     if had != has:
         yield f"the graph had {had or 'nothing special'} and has {has or 'nothing special'}"
+
+
+def _alike(name: str, was: object, now: object) -> bool:
+    """Whether a setting is the same."""
+    return was == now or (name in FILES and isinstance(was, str) and same_file(was, str(now)))
 
 
 def _step(size: int, job: dict) -> str:

@@ -17,6 +17,7 @@ from . import (
     flavours,
     import_command,
     merge_command,
+    pack,
     plan,
     prune,
     publish,
@@ -31,8 +32,8 @@ from . import (
 from .options import UsageError
 
 COMMANDS = (
-    train, resume, stop, *steer.COMMANDS, queue, sample, merge_command, convert, prune, dataset_check, flavours,
-    settings, import_command, plan, doctor, publish,
+    train, resume, stop, *steer.COMMANDS, queue, *pack.COMMANDS, sample, merge_command, convert, publish, prune,
+    dataset_check, flavours, settings, import_command, plan, doctor,
 )  # fmt: skip
 DESCRIPTION = "FLUX.2 LoRAs from a terminal: what the nodes do, without ComfyUI's server."
 EPILOG = "Every command explains itself: python -m flux2_train COMMAND --help. ComfyUI is found as COMFYUI_PATH says."

@@ -120,7 +120,7 @@ def _work(arguments: argparse.Namespace) -> None:
             raise UsageError("queue trains in one process; start it without accelerate launch, once for each card.")
 
         def train(job, claim) -> None:
-            train_job(job, accelerator, bar, how_of(claim), lambda event: require_mine(claim))
+            train_job(job, None, accelerator, bar, how_of(claim), lambda event: require_mine(claim))
 
         done, failed = work(queue, train, bar.say)
         bar.say(f"{counted(done, 'job is', 'jobs are')} done, {failed} failed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .options import add_run, add_settings, command, read_job, run_of
-from .train import launched, train_job
+from .train import in_pack, launched, train_job
 
 DESCRIPTION = """\
 Go on with a run from its last checkpoint: after Ctrl-C, Cancel, an error or a power cut, and also after its end, to add
@@ -27,4 +27,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Resume the run, and print the LoRA's path."""
     with launched(arguments) as (accelerator, bar):
         folder = run_of(arguments)
-        train_job(read_job(arguments, folder.job), accelerator, bar, folder)
+        train_job(*in_pack(read_job(arguments, folder.job), folder.path), accelerator, bar, folder)

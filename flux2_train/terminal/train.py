@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ..names import counted
 from ..settings.job import Job
@@ -43,7 +44,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Train, and print the LoRA's path."""
     job = read_job(arguments)
     with launched(arguments) as (accelerator, bar):
-        train_job(job, accelerator, bar, arguments.resume)
+        train_job(*in_pack(job, arguments.config), accelerator, bar, arguments.resume)
+
+
+def in_pack(job: Job, path: Path) -> tuple:
+    """(job, pack) of a job file or of a run's folder: in a pack, the job with the pack's places on this machine."""
+    from ..runs.pack import contents
+
+    packed = contents.around(path)
+    return (packed.job(job) if packed else job), packed
 
 
 @contextmanager
@@ -57,10 +66,11 @@ def launched(arguments: argparse.Namespace) -> Iterator[tuple]:
         yield accelerator, bar
 
 
-def train_job(job: Job, accelerator, bar: Bar, how, also: Callable = lambda event: None) -> None:
-    """Train and print the LoRA's path. ``how`` is 'new', 'auto' or a run to resume, as in ``runs.session.train``.
+def train_job(job: Job, packed, accelerator, bar: Bar, how, also: Callable = lambda event: None) -> None:
+    """Train and print the LoRA's path. ``packed`` is the pack that the job lies in, if it does.
 
-    ``also`` gets every event too, and may end the run by raising an exception.
+    ``how`` is 'new', 'auto' or a run to resume, as in ``runs.session.train``. ``also`` gets every event too, and may
+    end the run by raising an exception.
     """
     from ..runs.queue.run_job import run_job
 
@@ -69,7 +79,7 @@ def train_job(job: Job, accelerator, bar: Bar, how, also: Callable = lambda even
         with _interruptible() as check:
             yield _Listener(bar, check, also)
 
-    results = run_job(job, accelerator, bar, listening, how)
+    results = run_job(job, accelerator, bar, listening, how, packed)
     bar.close()
     if results:
         print(results.lora_path)

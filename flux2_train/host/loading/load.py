@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from ..encoding.vae import load_vae as load_vae
 from . import deferred, files, quantise, shards, weights
 
 CPU = torch.device("cpu")
+PARTS = ("transformer", "text_encoder", "vae")
+Located = tuple[Path, Path | None, Path | None]
 
 
 def precisions() -> list[str]:
@@ -34,14 +37,18 @@ def precisions() -> list[str]:
     return [AS_IN_FILE, *DTYPES, *quantise.available()]
 
 
-def locate_parts(chosen: ModelSettings) -> tuple[Path, Path, Path]:
-    """Paths of transformer, text encoder and VAE, all located before any is loaded: a missing one is reported early."""
+def locate_parts(chosen: ModelSettings, needed: Container[str] = PARTS) -> Located:
+    """Paths of transformer, text encoder and VAE, all located before any is loaded: a missing one is reported early.
+
+    ``None`` for a part that is not ``needed``; the transformer always is.
+    """
     row = flavour(chosen.flavour)
-    return (
-        files.locate(row.transformer_files(chosen.variant), chosen.transformer),
-        files.locate(row.text_encoders, chosen.text_encoder),
-        files.locate(row.vaes, chosen.vae),
+    known = (row.transformer_files(chosen.variant), row.text_encoders, row.vaes)
+    transformer, *others = (
+        files.locate(each, getattr(chosen, name)) if name in needed else None
+        for name, each in zip(PARTS, known, strict=True)
     )
+    return transformer, *others
 
 
 def load_model(path: Path, chosen: ModelSettings) -> ModelPatcher:

@@ -23,7 +23,9 @@ from ...train.trainer import Trainer
 from .. import encoding
 from ..folder import RunFolder
 from ..graph_job import read_dataset
-from ..precision import parts_of
+from ..pack import reading
+from ..pack.contents import Pack
+from ..precision import Parts, parts_of
 from ..prepare import new_trainer
 from ..results import Results
 from ..session import Listen, train
@@ -45,19 +47,22 @@ def run_job(
     report: Report,
     listening: Callable[[Trainer], AbstractContextManager[Listen]],
     how: str | RunFolder,
+    packed: Pack | None = None,
 ) -> Results | None:
     """Train a job. ``how`` and the result are those of ``session.train``.
 
-    ``listening(trainer)`` is entered around the training and gives what listens to the run. Raises UserError for files
-    that are missing and for data that cannot be trained on.
+    ``listening(trainer)`` is entered around the training and gives what listens to the run. The caches of a pack are
+    ready, and its job needs no text encoder. Raises UserError for files that are missing and for data that cannot be
+    trained on.
     """
     accelerator = accelerator or processes.alone()
     with torch.inference_mode():  # as ComfyUI runs nodes
-        parts = parts_of(job.model, partial(processes.decided, accelerator))
+        decide = partial(processes.decided, accelerator)
+        parts = parts_of(job.model, decide, reading.needed(job)) if packed else parts_of(job.model, decide)
         report.say(parts.text)
-        vae = parts.load_vae()
+        vae = parts.load_vae() if parts.vae else None
         with processes.main_first(accelerator):  # the main process fills the caches, from which the others read
-            (embeds, latents), *held_out = encode_all(job, report, parts.load_clip(), vae)
+            (embeds, latents), *held_out = _caches_of(job, parts, vae, report, packed)
         trainer = new_trainer(
             parts.load_model(), embeds, latents, job.training, accelerator, previews_of(job, vae),
             held_out[0] if held_out else None,
@@ -67,6 +72,13 @@ def run_job(
         trainer.repeat(job.changes)
         with listening(trainer) as listen:
             return train(trainer, loras, runs, listen, how)
+
+
+def _caches_of(job: Job, parts: Parts, vae, report: Report, packed: Pack | None) -> list[tuple]:
+    if packed is None:
+        return encode_all(job, report, parts.load_clip(), vae)
+    reading.require_transformer(packed, parts.transformer)
+    return reading.caches(packed, job, report)
 
 
 def previews_of(job: Job, vae) -> PreviewRequest | None:
