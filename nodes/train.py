@@ -11,6 +11,7 @@ from ..flux2_train.host.loading import files
 from ..flux2_train.runs.prepare import new_trainer
 from ..flux2_train.runs.resume import AUTO, NEW
 from ..flux2_train.runs.session import train
+from ..flux2_train.runs.several.training import count_of, losses_of, plot_of
 from ..flux2_train.settings.recipes import RECIPES, Recipe, combined, face_on
 from ..flux2_train.settings.training import NO_RECIPE, TrainingSettings
 from . import fields
@@ -18,6 +19,7 @@ from .browser.shown import keep
 from .listener import TrainerListener, ending_as_interrupted
 from .options import gathered, socket, take_earlier
 from .progress import NodeProgress
+from .several.training import train_in
 from .types import TRAIN, FluxEmbeds, FluxLatents, FluxOptions
 
 # Sockets of earlier versions, one for each option node: what is wired there is taken as if it were in 'options'.
@@ -66,7 +68,7 @@ class LoraTrainer(io.ComfyNode):
                     "cut), or has finished with fewer steps, and gives a finished one that is exactly the same. 'new' "
                     "always begins anew.",
                 ),
-                *fields.inputs(TrainingSettings, "validation_items", "logs"),
+                *fields.inputs(TrainingSettings, "validation_items", "logs", "processes"),
                 socket(
                     FluxOptions, MOST,
                     "Rarer choices, each kind in a node of its own: wire Validation (previews), Validation Loss, "
@@ -92,6 +94,13 @@ class LoraTrainer(io.ComfyNode):
         sections = gathered("LoRA Trainer", {**(options or {}), **take_earlier(face, EARLIER)})
         previews, held_out = sections.pop("validation", None), sections.pop("held_out", None)
         config = TrainingSettings(**combined(recipe, face, sections))
+        count = count_of(config)
+        if count > 1:
+            node = cls.hidden.unique_id
+            results, text = train_in(count, node, model, (embeds, latents), config, previews, held_out, resume)
+            losses = {"loss": losses_of(results.folder)}
+            plot, shown = plot_of(results.folder), keep(node, text)
+            return io.NodeOutput(results.lora, losses, results.lora_path.name, plot, ui=shown)
         trainer = new_trainer(model, embeds, latents, config, previews=previews, held_out=held_out)
         listener = TrainerListener(trainer, NodeProgress(cls.hidden.unique_id, trainer.total))
         with ending_as_interrupted(), listener.saying_how_it_ends():

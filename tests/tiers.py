@@ -16,8 +16,8 @@ from xdist.scheduler import LoadScopeScheduling
 SECONDS = 10  # a test that takes longer without --all is named at the end
 # One process runs all files of a group, one after the other, so that they share its server.
 SERVER = (
-    "test_server", "test_server_refusals", "test_server_files", "test_server_queue", "test_templates", "test_search",
-    "test_earlier_graphs", "test_scripts", "test_workflows",
+    "test_server", "test_server_refusals", "test_server_files", "test_server_queue", "test_server_processes",
+    "test_templates", "test_search", "test_earlier_graphs", "test_scripts", "test_workflows",
 )  # fmt: skip
 BROWSER = (
     "test_browser", "test_browser_shown", "test_browser_locales", "test_browser_pictures", "test_browser_runs",

@@ -30,15 +30,15 @@ SAME_RATE = 1e-9  # relative difference of two learning rates that are one
 # Settings, or sections of them, that may have changed when a run is resumed: they act on the steps to come alone.
 MAY_CHANGE = (
     "name", "recipe", "steps", "epochs", "learning_rate", "checkpointing", "validation_items",
-    "batch", "accumulate",  # as long as their product is the same
+    "batch", "accumulate", "processes",  # as long as their product is the same
     "save", "checkpoints", "guard", "logs", "memory", "offload", "validation_loss.every", "validation_loss.per_image",
     "validation_loss.per_image_every", "optimizer.schedule", "optimizer.warmup", "optimizer.end", "optimizer.cycles",
     "optimizer.power", "optimizer.max_grad_norm", "ema.ema_export", "ema.ema_preview",
 )  # fmt: skip
 # What may differ from a finished run that is made longer: more steps, and what changes nothing that is learned.
 LONGER = (
-    "name", "recipe", "steps", "epochs", "checkpointing", "validation_items", "batch", "accumulate", "save",
-    "checkpoints", "logs", "memory", "offload", "validation_loss", "ema.ema_export", "ema.ema_preview",
+    "name", "recipe", "steps", "epochs", "checkpointing", "validation_items", "batch", "accumulate", "processes",
+    "save", "checkpoints", "logs", "memory", "offload", "validation_loss", "ema.ema_export", "ema.ema_preview",
 )  # fmt: skip
 MODEL = ("flavour", "variant", "transformer", "text_encoder", "vae")  # the precision may change, so that the model fits
 FILES = ("transformer", "text_encoder", "vae", "adapter.start_from")  # settings that name a file

@@ -127,6 +127,13 @@ class TrainingSettings(Settings):
         "whose packages must be installed.",
         **RARE,
     )
+    processes: int = setting(
+        1,
+        "Train in this many processes at once, one per card. Each takes 'batch' images, so a step has that many times "
+        "as many, and each loads the model from its files. 0 is one per CUDA card. In a terminal, accelerate launch "
+        "says how many.",
+        ge=0, le=64, **RARE,
+    )  # fmt: skip
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     timesteps: TimestepSettings = field(default_factory=TimestepSettings)
     loss: LossSettings = field(default_factory=LossSettings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import time
@@ -38,13 +39,27 @@ def add(commands) -> None:
         help="auto goes on where the last run of this name was interrupted, as LoRA Trainer does: for jobs that "
         "something starts again after a power cut (default: new)",
     )  # fmt: skip
+    parser.add_argument("--tell", type=Path, help=argparse.SUPPRESS)  # for the program that has started this one
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, and print the LoRA's path."""
     job = read_job(arguments)
     with launched(arguments) as (accelerator, bar):
-        train_job(*in_pack(job, arguments.config), accelerator, bar, arguments.resume)
+        also = _telling(arguments.tell) if arguments.tell else lambda event: None
+        train_job(*in_pack(job, arguments.config), accelerator, bar, arguments.resume, also)
+
+
+def _telling(path: Path) -> Callable:
+    """A listener that writes the run's folder to a file, as soon as there is one."""
+    from .. import events
+    from ..atomic import write_text
+
+    def tell(event) -> None:
+        if isinstance(event, events.Started):
+            write_text(path, json.dumps({"folder": str(event.folder)}))
+
+    return tell
 
 
 def in_pack(job: Job, path: Path) -> tuple:

@@ -6,9 +6,13 @@ import atexit
 import math
 import os
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from statistics import fmean, median
 from typing import NoReturn, TypeVar
 
 import torch
@@ -26,6 +30,8 @@ from ..errors import UserError
 
 T = TypeVar("T")
 STATES = (PartialState, AcceleratorState, GradientState)
+PACE_STEPS = 10  # steps over which the pace of a process is judged
+SLOW = 1.5  # times what the others take
 PATIENCE = timedelta(days=1)  # how long processes wait for the one that encodes a data set
 
 
@@ -36,6 +42,15 @@ def alone() -> Accelerator:
     """
     with _own_state(), patch_environment(LOCAL_RANK=-1, WORLD_SIZE=1):
         return _accelerator(cpu=True)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Stands for ``num_processes`` processes of other programs, for a trainer that only checks what they will do."""
+
+    num_processes: int
+    process_index: int = 0
+    is_main_process: bool = True
 
 
 @contextmanager
@@ -122,6 +137,45 @@ def shares(accelerator: Accelerator, count: int, batch: int) -> list[tuple[list[
 def total(accelerator: Accelerator, value: Tensor) -> Tensor:
     """The sum of ``value`` over all processes, the same in each."""
     return value if accelerator.num_processes == 1 else accelerator.reduce(value, "sum")
+
+
+class Pace:
+    """How long each process computes its share of a step. The seconds travel with the sums that are added up anyway."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.begun = accelerator, 0.0
+        self.seconds: deque[list[float]] = deque(maxlen=PACE_STEPS)  # of each process, in the last steps
+        self.told: set[int] = set()
+
+    def begin(self) -> None:
+        """A step begins here."""
+        self.begun = time.perf_counter()
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of the vector ``value`` over all processes, as ``total``, at the end of a process's share."""
+        count = self.accelerator.num_processes
+        if count == 1:
+            return value
+        own = torch.zeros(count, dtype=value.dtype, device=value.device)
+        own[self.accelerator.process_index] = time.perf_counter() - self.begun
+        summed = total(self.accelerator, torch.cat((value, own)))
+        self.seconds.append(summed[-count:].tolist())
+        return summed[:-count]
+
+    def slow(self) -> str:
+        """A sentence that names a process for which the others wait, once; empty if there is none."""
+        if len(self.seconds) < PACE_STEPS:
+            return ""
+        means = [fmean(each) for each in zip(*self.seconds, strict=True)]
+        slowest = max(range(len(means)), key=means.__getitem__)
+        others = median(means[:slowest] + means[slowest + 1 :])
+        if slowest in self.told or means[slowest] < SLOW * others:
+            return ""
+        self.told.add(slowest)
+        return (
+            f"Process {slowest} of {len(means)} (counted from 0) takes {means[slowest]:.2f} s for its share of a step "
+            f"and the others {others:.2f} s: they wait for it. Look what else its card or its computer does."
+        )
 
 
 def any_of(accelerator: Accelerator, value: bool) -> bool:

@@ -104,6 +104,7 @@ class Trainer(Steerable):
         self.history = History()
         self.bad_losses = BadLosses(config.guard.bad_losses)
         self.divergence = Divergence(config.guard.divergence, config.guard.stop_on_divergence)
+        self.pace = processes.Pace(self.accelerator)
         self.slow_steps, self.plateau = SlowSteps(), Plateau(config.checkpoints.patience)
         self.loss_scale = LossScale(training_dtype(model) == torch.float16)
         with training_mode():
@@ -180,7 +181,7 @@ class Trainer(Steerable):
             yield Warned(f"Step {step} was left out: {measured}.")
             return
         slow = self.slow_steps.check(seconds, self.memory.expected, self.memory.spills, self.device.type == "cpu")
-        for warning in (self.divergence.check(measured.loss), slow):
+        for warning in (self.divergence.check(measured.loss), slow, self.pace.slow()):
             if warning:
                 yield Warned(warning)
         yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)
@@ -190,6 +191,7 @@ class Trainer(Steerable):
 
         Every process draws noise and times for all samples, so that they do not depend on how samples are shared.
         """
+        self.pace.begin()
         objective = self.objective(borrowed)
         drawn = self.draw(batch, step)
 
@@ -202,7 +204,8 @@ class Trainer(Steerable):
             return measured
 
         undo = partial(self.optimizer.zero_grad, set_to_none=True)
-        measured = Measured.of(self.total_of(self.memory.attempt(step, compute, undo)))
+        share = self.memory.attempt(step, compute, undo)
+        measured = Measured.of(self.pace.total(share.to(self.accelerator.device)))
         self._begin_update()
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)

@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from ...data.images import load_rgb, to_tensor
+from ...errors import UserError
 from ...host import describe
 from ...host.loading import files
 from ...host.system import memory
+from ...names import counted
 from ...settings.dataset_folder import DatasetSettings
 from ...settings.job import Job
 from ...train import processes
@@ -56,6 +58,7 @@ def run_job(
     trained on.
     """
     accelerator = accelerator or processes.alone()
+    _require_number(job, accelerator)
     with torch.inference_mode():  # as ComfyUI runs nodes
         decide = partial(processes.decided, accelerator)
         parts = parts_of(job.model, decide, reading.needed(job)) if packed else parts_of(job.model, decide)
@@ -72,6 +75,17 @@ def run_job(
         trainer.repeat(job.changes)
         with listening(trainer) as listen:
             return train(trainer, loras, runs, listen, how)
+
+
+def _require_number(job: Job, accelerator: Accelerator) -> None:
+    """Raise UserError if a job that was trained in several processes would have fewer images per step in these."""
+    asked, number = job.training.processes, accelerator.num_processes
+    if asked > 1 and asked != number:
+        raise UserError(
+            f"This job is trained in {asked} processes, and here {counted(number, 'process is', 'processes are')}: "
+            f"start it with accelerate launch --num_processes {asked}, or set processes to 1 and batch to what makes "
+            "as many images per step."
+        )
 
 
 def _caches_of(job: Job, parts: Parts, vae, report: Report, packed: Pack | None) -> list[tuple]:

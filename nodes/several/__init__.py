@@ -1,0 +1,1 @@
+"""LoRA Trainer with more than one process."""
