@@ -59,7 +59,7 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     ring, staying = ring_bytes(work, layout)
     offloaded = sum(block.inputs for block in blocks) if layout.offload_activations else 0
     parts = {
-        "weights": work.weights.total - sum(streamed),
+        "weights": work.weights.total - sum(streamed) + _shared(work, sum(streamed)),
         "streaming": ring,
         "adapters": 4 * work.parameters * (2 if work.ema else 1),
         "optimizer": optimizer_bytes(work),
@@ -68,13 +68,14 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     if offloaded:
         parts["activations"] += 2 * max(block.inputs for block in blocks) - offloaded
     parts["previews"] = _preview(work, parts)
-    traffic = transferred(work, layout, sum(streamed), staying)
+    traffic = _received(work, transferred(work, layout, sum(streamed), staying))
     compute = operations(work, layout) / machine.flops
     moved = 2 * offloaded * work.passes.trained * _rounds(work, layout)  # there and back, always through pinned memory
+    away = sum(streamed) if work.shares == 1 else 0  # in host memory
     room = max(0.0, machine.ram - offloaded)
-    disk = round(max(0.0, sum(streamed) - room)) if work.weights.mapped else 0
-    host = {"streamed weights": sum(streamed) - disk, "offloaded activations": offloaded}
-    transfer = machine.seconds_to_stream(traffic, sum(streamed), bool(disk)) + moved / machine.bus
+    disk = round(max(0.0, away - room)) if work.weights.mapped else 0
+    host = {"streamed weights": away - disk, "offloaded activations": offloaded}
+    transfer = machine.seconds_to_stream(traffic, away, bool(disk)) + moved / machine.bus
     return Estimate(parts, host, compute, transfer, round(traffic + moved), disk)
 
 
@@ -90,6 +91,16 @@ OPTIMIZER_STATE: dict[str, Callable[[Work], float]] = {
     "schedulefree": lambda work: 8 * work.parameters,
     "other": lambda work: work.optimizer_state or 8 * work.parameters,
 }
+
+
+def _shared(work: Work, streamed: int) -> int:
+    """Bytes of the streamed weights that this process keeps on its device."""
+    return -(-streamed // work.shares) if work.shares > 1 else 0
+
+
+def _received(work: Work, fetched: int) -> int:
+    """Bytes of the fetched weights that come from elsewhere: of shared ones all but the own part."""
+    return fetched * (work.shares - 1) // work.shares if work.shares > 1 else fetched
 
 
 def optimizer_bytes(work: Work) -> int:

@@ -9,7 +9,7 @@ from ..adapters.targets import select
 from ..errors import UserError
 from ..flavours import Flavour
 from ..formats import AS_IN_FILE, ROWS, tiers
-from .planner import GB, Plan, choose, lora_sites, needed
+from .planner import FREE, GB, Pins, Plan, choose, lora_sites, needed
 from .weights import Weights, of_flavour
 from .work import PINNED_SHARE, Machine, Work
 
@@ -27,7 +27,8 @@ class Question:
     """What to plan for, apart from flavour and card.
 
     ``there``: the machine around the card. ``kernels``: the precisions that are dequantised in one step. ``file``: a
-    transformer's file, which is planned for as it is stored.
+    transformer's file, which is planned for as it is stored. ``shares``: among how many processes, with a card each,
+    the base is shared; the bus is then the way from card to card.
     """
 
     rank: int = 16
@@ -38,6 +39,12 @@ class Question:
     there: Machine = ASSUMED
     kernels: tuple[str, ...] = KERNELS
     file: Weights | None = None
+    shares: int = 1
+
+
+def pins_of(row: Flavour, question: Question) -> Pins:
+    """A shared base shares every block; otherwise all is left to the planner."""
+    return Pins(streamed=row.double_blocks + row.single_blocks) if question.shares > 1 else FREE
 
 
 def work_of(row: Flavour, precision: str, resolution: int, question: Question) -> Work:
@@ -49,7 +56,7 @@ def work_of(row: Flavour, precision: str, resolution: int, question: Question) -
     edges = sum(into + out + 2 * question.rank for into, out in sizes)
     return Work(weights, sites, (resolution // 16) ** 2, batch=question.batch, optimizer=question.optimizer,
                 precision=precision, edges=edges, begun=question.rank * sum(into for into, _ in sizes),
-                in_one_step=precision in question.kernels)  # fmt: skip
+                in_one_step=precision in question.kernels, shares=question.shares)  # fmt: skip
 
 
 def machine_of(card: float, question: Question) -> Machine:
@@ -65,7 +72,8 @@ def best(row: Flavour, resolution: int, card: float, question: Question) -> tupl
         plans = []
         for precision in precisions:
             try:
-                plan = choose(work_of(row, precision, resolution, question), machine_of(card, question))
+                work = work_of(row, precision, resolution, question)
+                plan = choose(work, machine_of(card, question), pins_of(row, question))
             except UserError:
                 continue
             plans.append((precision, plan))

@@ -34,7 +34,8 @@ class Work:
     preview and its references, 0 for none. ``decoding``: bytes of the VAE and of decoding one preview. ``accumulate``:
     batches per step. ``routes``: (first block, last block, fraction of the image tokens that these blocks see) each, in
     ``routed`` of all steps; the ``references`` among the image tokens are seen by all blocks. ``optimizer_state``:
-    bytes that an optimizer keeps for which the planner has no rule, 0 if they were not measured.
+    bytes that an optimizer keeps for which the planner has no rule, 0 if they were not measured. ``shares``: among how
+    many processes the streamed weights are shared, each of which keeps its part on its device.
     """
 
     weights: Weights
@@ -59,6 +60,7 @@ class Work:
     routed: float = 0.0
     references: int = 0
     optimizer_state: int = 0
+    shares: int = 1
 
     def image_at(self, block: int, routed: bool) -> int:
         """Image tokens that a block sees in a step that is ``routed``, or in one that is not."""

@@ -70,6 +70,14 @@ class MemorySettings(Settings):
         ge=0, le=1e6, step=0.5, advanced=True,
     )  # fmt: skip
 
+    share_base: bool = setting(
+        False,
+        "With several processes: each keeps a part of every block, and gets the others' parts when the block is used. "
+        "The base then takes the memory of one card divided by the number of processes, plus two blocks. Without "
+        "previews.",
+        advanced=True,
+    )
+
     @property
     def streams(self) -> bool:
         """Whether an amount to stream is set here."""

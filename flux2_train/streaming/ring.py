@@ -50,6 +50,10 @@ class Direct:
     def __init__(self, device: torch.device):
         self.device, self.pins = device, device.type == "cuda"
 
+    def group(self, weights: Mapping[str, Sequence[Tensor]]) -> Group:
+        """Weights that will be fetched together by these transfers."""
+        return Group(weights)
+
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor lies on the device and not in host memory."""
         return tensor.device.type != "cpu"
@@ -148,6 +152,10 @@ class Group:
                 self.pieces[name].append(piece)
                 self.sources.append((_bytes(tensor), piece.start))
                 self.size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+
+    def fetch(self, transfers: Direct, buffer: Tensor, after: object) -> object:
+        """Begin to put the group into a buffer after the point ``after``. Returns it for ``transfers.wait``."""
+        return transfers.copy(self.pairs(buffer), after)
 
     def pairs(self, buffer: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(source, target) for every tensor that has to be copied into a buffer."""
@@ -256,7 +264,7 @@ class Ring:
             return None
         slot.group = None  # if the copy fails, the buffer holds nothing
         group = self.groups[number]
-        slot.arrival = self.transfers.copy(group.pairs(slot.buffer), slot.free)
+        slot.arrival = group.fetch(self.transfers, slot.buffer, slot.free)
         slot.group = number
         self.copied += group.size
         return slot

@@ -24,9 +24,11 @@ this computer's card.
   python -m flux2_train plan --flavour klein-9b --vram 12 --resolution 768 --rank 32
   python -m flux2_train plan --transformer flux-2-klein-base-9b-fp8.safetensors --vram 12
   python -m flux2_train plan --flavour klein-9b --here
+  python -m flux2_train plan --flavour dev --vram 24 --shared 2
 
 A cell is the precision, how many blocks are streamed from host memory (12s), and seconds per step.
 """
+MOST_SHARES = 4096
 
 
 def add(commands) -> None:
@@ -47,6 +49,10 @@ def add(commands) -> None:
     parser.add_argument("--bus", type=float, metavar="GB/s", help="host to card (default: 20)")
     parser.add_argument("--tflops", type=float, help="what the card computes in bf16 (default: 50)")
     parser.add_argument(
+        "--shared", type=int, default=1, metavar="N",
+        help="with share_base of Memory in N processes, a card each; --bus is then from card to card",
+    )  # fmt: skip
+    parser.add_argument(
         "--here", action="store_true",
         help="this computer's card: its free memory for --vram, and rates measured on it in a few seconds",
     )  # fmt: skip
@@ -56,6 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the table, or one plan."""
     from ..planning.table import cards
 
+    if not 1 <= arguments.shared <= MOST_SHARES:
+        raise UserError(f"--shared is {arguments.shared}; it must be a number of processes from 1 to {MOST_SHARES}.")
     question, seconds = _asked(arguments)
     known = arguments.flavour or arguments.transformer
     if (arguments.vram and not known) or (arguments.flavour and not arguments.vram):
@@ -90,7 +98,7 @@ def _asked(arguments: argparse.Namespace):
     if arguments.tflops:
         machine = replace(machine, flops=arguments.tflops * 1e12)
     question = Question(arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
-                        machine, kernels)  # fmt: skip
+                        machine, kernels, shares=arguments.shared)  # fmt: skip
     rates = f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bus / 1e9:.3g} GB/s from host memory"
     return question, f"seconds: {'given' if arguments.bus or arguments.tflops else source}, {rates}"
 
@@ -98,12 +106,13 @@ def _asked(arguments: argparse.Namespace):
 def _print_one(row: Flavour, question, arguments: argparse.Namespace) -> None:
     """Print one plan in detail. If nothing fits, raises UserError that says why the smallest precision does not."""
     from ..planning.planner import choose
-    from ..planning.table import TRIED, best, machine_of, parts, work_of
+    from ..planning.table import TRIED, best, machine_of, parts, pins_of, work_of
 
     fastest = best(row, arguments.resolution, arguments.vram, question)
     if fastest is None:
         smallest = question.precision or (AS_IN_FILE if question.file else TRIED[-1][-1])
-        choose(work_of(row, smallest, arguments.resolution, question), machine_of(arguments.vram, question))
+        work = work_of(row, smallest, arguments.resolution, question)
+        choose(work, machine_of(arguments.vram, question), pins_of(row, question))
     precision, plan = fastest
     print(f"{row.name}, {precision}\n{parts(plan, row.double_blocks + row.single_blocks)}")
 

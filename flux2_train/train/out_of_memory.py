@@ -16,6 +16,7 @@ from ..host.system.memory import can_spill, free, is_out_of_memory, reset_waterm
 from ..planning.planner import GB, Plan, lower
 from ..planning.table import parts
 from ..settings.training import TrainingSettings
+from ..streaming.gathering import Gathered
 from . import plans
 from .preview_request import PreviewRequest
 
@@ -34,11 +35,14 @@ class RunMemory:
         tokens: int,
         previews: PreviewRequest | None = None,
         references: int = 0,
+        processes: int = 1,
     ):
         self.work, self.pins, self.machine, self.plan = plans.planned(
-            config, model, adapters, tokens, previews, references
+            config, model, adapters, tokens, previews, references, processes
         )
-        self.how = Borrowed(self.plan.layout, pinned=config.memory.pinned_memory * GB)
+        shared = self.work.shares > 1 and torch.distributed.is_initialized()
+        via = Gathered(model.load_device) if shared else None
+        self.how = Borrowed(self.plan.layout, via, config.memory.pinned_memory * GB)
         self.device, self.computes_in = model.load_device, training_dtype(model)
         self.messages: list[str] = []
         self.unpinned = 0
@@ -63,6 +67,8 @@ class RunMemory:
         scaled = ", with loss scaling" if self.computes_in == torch.float16 else ""
         computes = f"{'computes in':12} {NAMES[self.computes_in]}{scaled}"
         plan = parts(self.plan, self.work.weights.double + self.work.weights.single)
+        if self.work.shares > 1:
+            plan = f"{plan}\n{'base':12} shared by {self.work.shares} processes, block by block"
         return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}"
 
     def attempt(self, step: int, compute: Callable[[int], Tensor], undo: Callable[[], None]) -> Tensor:
@@ -78,7 +84,9 @@ class RunMemory:
                     self._step_down(smaller, step)
                 return compute(self.plan.layout.micro_batch)
             except BaseException as error:
-                smaller = lower(self.work, self.machine, self.plan, self.pins) if is_out_of_memory(error) else None
+                alone = self.work.shares == 1  # the others would wait for what this process fetches again
+                tries = alone and is_out_of_memory(error)
+                smaller = lower(self.work, self.machine, self.plan, self.pins) if tries else None
                 if smaller is None:
                     raise
             # Not in the except block: there the exception's frames still hold the step's tensors.

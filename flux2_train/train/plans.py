@@ -126,9 +126,26 @@ def _streamed(config: TrainingSettings, model: ModelPatcher) -> int | None:
         raise UserError(f"blocks_to_swap is {memory.blocks_to_swap}, but {name} has {blocks} blocks; set at most that.")
     if memory.blocks_to_swap or memory.offload_percent:
         return memory.blocks_to_swap or round(blocks * memory.offload_percent / 100)
-    if config.offload == ALL or memory.streams:
+    if config.offload == ALL or memory.streams or memory.share_base:
         return blocks
     return 0 if config.offload == OFF or model.load_device.type != "cuda" else None
+
+
+def require_shareable(config: TrainingSettings, previews: PreviewRequest | None, processes: int) -> None:
+    """Raise UserError for what one process does alone, or some more often than others: a shared base needs all of them.
+
+    Every process must run the model equally often, because each has a part of every block.
+    """
+    if processes < 2:
+        raise UserError("share_base is on, and one process has nobody to share the base with: set processes, or turn "
+                        "share_base off.")  # fmt: skip
+    alone = {
+        "previews": previews is not None, "per_image of Validation Loss": config.validation_loss.per_image,
+        "scheduled sampling": config.rollout.probability > 0,
+    }  # fmt: skip
+    on = [name for name, is_on in alone.items() if is_on]
+    if on:
+        raise UserError(f"share_base is on, which does not go with {' and '.join(on)}: turn one of them off.")
 
 
 def plan(work: Work, pins: Pins, computer: Machine, binding: bool) -> Plan:
@@ -153,10 +170,14 @@ def planned(
     tokens: int,
     previews: PreviewRequest | None = None,
     references: int = 0,
+    processes: int = 1,
 ) -> tuple[Work, Pins, Machine, Plan]:
     """The plan to begin with, and what is needed to find a smaller one later (work, pins, machine)."""
     device: torch.device = model.load_device
     work, pins = work_of(config, model, adapters, tokens, previews, references), pins_of(config, model)
+    if config.memory.share_base:
+        require_shareable(config, previews, processes)
+        work = replace(work, shares=processes)
     computer = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
     binding = device.type == "cuda" or bool(config.memory.memory_limit)
     return work, pins, computer, plan(work, pins, computer, binding)

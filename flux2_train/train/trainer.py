@@ -113,7 +113,8 @@ class Trainer(Steerable):
             self.optimizer = build_optimizer(self.adapters, config)
             self.schedule = Schedule(self.optimizer, self.total, config.optimizer)
             tokens = self.samples.tokens()
-            self.memory = RunMemory(config, model, self.adapters, tokens, previews, self.samples.reference_tokens())
+            references, count = self.samples.reference_tokens(), self.accelerator.num_processes
+            self.memory = RunMemory(config, model, self.adapters, tokens, previews, references, count)
             self.ema = (
                 Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
                 if config.ema.ema_decay

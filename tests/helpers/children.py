@@ -49,8 +49,13 @@ def killed_while_writing(path: Path) -> Path:
 
 def run_in_two_processes(script: str, *arguments) -> subprocess.CompletedProcess:
     """Two processes on the CPU, as ``accelerate launch`` starts them."""
+    return run_in_processes(2, script, *arguments)
+
+
+def run_in_processes(count: int, script: str, *arguments) -> subprocess.CompletedProcess:
+    """Several processes on the CPU, as ``accelerate launch`` starts them."""
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count),
         "--main_process_port", str(free_port()), "--num_cpu_threads_per_process", "1",
         PROCESSES / script, *map(str, arguments),
     ]  # fmt: skip

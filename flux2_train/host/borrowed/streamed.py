@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...planning.layout import SLOTS, Layout, groups
 from ...planning.work import PINNED_SHARE
-from ...streaming.ring import Direct, Group, Ring, transfers
+from ...streaming.ring import Direct, Ring, transfers
 from ..system.memory import is_out_of_memory
 
 SOURCE = "flux2_train_source"  # attribute of a layer: a context manager that gives its weight on the device
@@ -110,7 +110,7 @@ class StreamedWeights:
             weights = [self._pinned(each) if pin else each for each, pin in zip(weights, chosen, strict=True)]
             self.unpinned = sum(t.nbytes for each in weights for tensors in each.values() for t in tensors if _slow(t))
         ahead = self.how.layout.ahead
-        self.ring = Ring([*map(Group, weights)], self.how.via or transfers(self.device, ahead), SLOTS, ahead)
+        self.ring = Ring([*map(self.via.group, weights)], self.how.via or transfers(self.device, ahead), SLOTS, ahead)
         for name, layer in self.layers.items():
             layer.__dict__[SOURCE] = partial(self._read, name, self.masters[name][1])
 
