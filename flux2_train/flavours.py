@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 BASE, DISTILLED = "base", "distilled"
+LONGEST = 512  # tokens to which ComfyUI pads the captions of FLUX.2
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Flavour:
     steps: dict[str, int] = field(default_factory=lambda: {BASE: 20, DISTILLED: 4})
     guidance: float = 4.0
     resolution: int = 1024
+    text_length: int = LONGEST  # tokens to which captions are padded
     text_encoder_config: dict[str, Any] | None = None
     vae_module: Callable[[object], nn.Module] | None = None
     tokenizer_tensor: str = ""  # tensor in the text encoder's file that holds the tokenizer, if ComfyUI brings none

@@ -45,11 +45,15 @@ def short_text(captions: list[str], generator: torch.Generator, fillers: int = 4
     return Text(encode(ids, positions, (ids != PAD).long()), positions.float(), bias)
 
 
-def full_text(captions: list[str]) -> Text:
-    """All 512 positions, as ComfyUI gives them to the model."""
+def full_text(captions: list[str], length: int = TEXT_LENGTH) -> Text:
+    """All positions, as ComfyUI gives them to the model when its tokenizer pads to ``length``.
+
+    A caption of more tokens makes all of them longer, so give such captions alone.
+    """
     rows = [token_ids(c) for c in captions]
-    ids = torch.tensor([row + (PAD,) * (TEXT_LENGTH - len(row)) for row in rows])
-    positions = torch.arange(TEXT_LENGTH).expand(len(rows), -1)
+    length = max(length, *map(len, rows))
+    ids = torch.tensor([row + (PAD,) * (length - len(row)) for row in rows])
+    positions = torch.arange(length).expand(len(rows), -1)
     return Text(encode(ids, positions, (ids != PAD).long()), positions.float(), None)
 
 

@@ -20,7 +20,7 @@ from ...errors import UserError
 from ...flavours import Flavour
 from ...formats import AS_IN_FILE
 from .. import contract, identify
-from ..loading import deferred, quantise, shards, weights
+from ..loading import deferred, quantise, shards, text_length, weights
 from .tokenizers import problem as tokenizer_problem
 
 HEAD = "model.lm_head."  # predicts words, which nothing here does
@@ -119,10 +119,12 @@ def _built(tensors: dict[str, Tensor], flavour: Flavour, options: dict[str, torc
         clip = comfy.text_encoders.flux.klein_te(model_type="qwen3_4b", **comfy.sd.llama_detect([tensors]))
         tokenizer = comfy.text_encoders.flux.KleinTokenizer
 
-    return comfy.sd.CLIP(
+    clip = comfy.sd.CLIP(
         Target,
         embedding_directory=embeddings,
         parameters=comfy.utils.calculate_parameters(tensors),
         state_dict=[tensors],
         model_options={"qwen3_4b_model_config": flavour.text_encoder_config, **options},
     )
+    text_length.pad_clip(clip, flavour)
+    return clip

@@ -25,7 +25,7 @@ from ...settings.model import ModelSettings
 from .. import contract, identify
 from ..encoding.text_encoder import load_text_encoder
 from ..encoding.vae import load_vae as load_vae
-from . import deferred, files, quantise, shards, weights
+from . import deferred, files, quantise, shards, text_length, weights
 
 CPU = torch.device("cpu")
 PARTS = ("transformer", "text_encoder", "vae")
@@ -87,6 +87,7 @@ def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto",
     with safetensors_header.naming(parts[0], "a FLUX.2 transformer that ComfyUI knows, or is damaged"):
         model = _without_weights(parts[0], source)
     computed = precision in quantise.FORMATS and not keep
+    text_length.keeps_length(model)
     deferred.defer(model, partial(_assign_transformer, source), computed, _reads_nothing(source, model.model))
     model.cached_patcher_init = (_reload, (str(parts[0]), precision, via, keep))  # core calls it to load another
     return model
@@ -106,13 +107,17 @@ def _mapped_by_core(source: weights.WeightSource, arguments: tuple) -> ModelPatc
     options = {} if dtype is None else {"dtype": dtype}
     try:
         if len(source.parts) == 1 and not diffusers.is_diffusers(safetensors_header.read(path).tensors):
-            return comfy.sd.load_diffusion_model(str(path), model_options=options)
+            model = comfy.sd.load_diffusion_model(str(path), model_options=options)
+            if text_length.keeps_length(model):
+                model.cached_patcher_init = (_reload, arguments)
+            return model
         tensors, metadata = source.read()
         model = comfy.sd.load_diffusion_model_state_dict(tensors, options, metadata)
     except RuntimeError as error:
         raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows ({error}).") from error
     if model is None:
         raise UserError(f"{path.name} is not a diffusion model that ComfyUI knows.")
+    text_length.keeps_length(model)
     model.cached_patcher_init = (_reload, arguments)
     return model
 

@@ -1,0 +1,84 @@
+"""Trains nano's transformer on the world. Seeded and resumable: kill it at any time and start the same command again.
+
+Text is padded to 64 tokens, all of which are attended to, as ComfyUI gives them to the model. The model's matrix
+products run in bf16; weights and optimizer, whose Newton-Schulz iteration would not converge in bf16, are fp32.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flux2_train.nano.autoencoder import PatchAutoencoder
+
+from .. import flow
+from ..host import ROOT, new_transformer, published, training
+from ..initial import initialise
+from ..optimizer import Optimizer
+from ..train import ADAM_RATE, CLIP, LOG_EVERY, MUON_RATE, note, rate_factor, resume, save, update_average
+from . import data
+from .fit import fit_linear
+
+WORK = ROOT / ".cache" / "nano_world"
+TEXT_LENGTH = 64
+STEPS = 8000
+SAVE_EVERY = 180  # seconds
+
+
+def train(steps: int = STEPS, seed: int = 0, work: Path = WORK) -> None:
+    """Train up to ``steps``; the checkpoint, the log, the autoencoder and at last the weights lie in ``work``.
+
+    Only the learning rate depends on ``steps``: it begins to fall after three tenths of them.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    autoencoder = linear_autoencoder(work)
+    model = new_transformer()
+    initialise(model, seed)
+    average = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = Optimizer(model, MUON_RATE, ADAM_RATE)
+    step = resume(work, model, average, optimizer)
+    saved = noted = time.monotonic()
+    losses = []
+    while step < steps:
+        losses.append(one_step(model, optimizer, step, steps, seed, autoencoder))
+        step += 1
+        update_average(average, model, step)
+        now = time.monotonic()
+        if len(losses) == LOG_EVERY:
+            note(work, step, losses, now - noted)
+            losses, noted = [], now
+        if now - saved > SAVE_EVERY or step == steps:
+            save(work, step, model, average, optimizer)
+            saved = time.monotonic()
+    weights = {n: t.to(torch.bfloat16).contiguous() for n, t in average.items()}
+    meta = {"format": "pt", "modelspec.title": "nano"}
+    save_file(published(weights), work / "transformer.safetensors", metadata=meta)
+
+
+def linear_autoencoder(work: Path) -> PatchAutoencoder:
+    """The autoencoder's linear part, fitted once and kept in ``work``."""
+    path = work / "linear.safetensors"
+    if not path.exists():
+        save_file(fit_linear().state_dict(), path)
+    autoencoder = PatchAutoencoder()
+    autoencoder.load_state_dict(load_file(path))
+    return autoencoder
+
+
+def one_step(
+    model: nn.Module, optimizer: Optimizer, step: int, steps: int, seed: int, autoencoder: PatchAutoencoder
+) -> float:
+    """Forward, backward, update; returns the loss."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    batch = data.batch(seed, step, autoencoder)
+    text = flow.full_text(batch.captions, TEXT_LENGTH)
+    with training(), torch.autocast("cpu", torch.bfloat16):
+        loss = flow.loss(model, batch.latents, text, batch.reference, generator)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step(step + 1, rate_factor(step, steps))
+    return loss.item()
