@@ -68,7 +68,6 @@ def paint(covers: dict[str, np.ndarray], tone: Callable[[str], tuple[int, int, i
 
 def lay(picture: np.ndarray, sprite: np.ndarray, left: int, top: int) -> None:
     """Lay a sprite (h, w, 4) over (H, W, 3), in place; what lies outside the picture is cut off."""
-    height, width = picture.shape[:2]
     rows, columns = slice(max(top, 0), top + sprite.shape[0]), slice(max(left, 0), left + sprite.shape[1])
     part = picture[rows, columns]
     own = sprite[rows.start - top :, columns.start - left :][: part.shape[0], : part.shape[1]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def sampled(
     text = flow.full_text(captions, TEXT_LENGTH)
     x = (1 - t) * latents + t * torch.randn(latents.shape, generator=generator)
     times = torch.linspace(t, 0, steps + 1)
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         with torch.autocast("cpu", torch.bfloat16):
             v = flow.velocity(transformer, x, now.expand(len(x)), text).float()
         x = x + (then - now) * v

@@ -26,7 +26,7 @@ LIFT = {"jumping": 16}
 NUMBERS = {2: "two", 3: "three"}
 _SPAN = 3  # cells of all but the small things
 # Left cells of the small things of a row, by count and by the picture's width in cells.
-_ROWS = {2: {8: (1, 5), 10: (2, 6), 6: (0, 4)}, 3: {8: (0, 3, 6), 10: (1, 4, 7), 6: (0, 2, 4)}}
+ROWS = {2: {8: (1, 5), 10: (2, 6), 6: (0, 4)}, 3: {8: (0, 3, 6), 10: (1, 4, 7), 6: (0, 2, 4)}}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def corners(spec: Spec, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Left and top of each object's sprite, in pixels."""
     cells = size[0] // 16
     if spec.kind == "row":
-        lefts = [16 * cell for cell in _ROWS[len(spec.objects)][cells]]
+        lefts = [16 * cell for cell in ROWS[len(spec.objects)][cells]]
     else:
         places = ("left", "right") if spec.kind == "pair" else (spec.place,)
         lefts = [left_of(place, size[0]) for place in places]

@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 
-import comfy.conds
 import comfy.model_base
 import pytest
 import torch
-from nodes import CLIPSetLastLayer, CLIPTextEncode
 from support import problem
 
 from bench.nano import flow
@@ -15,6 +13,7 @@ from flux2_train import flavours, nano
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host.borrowed.velocity import Condition, model_inputs
 from flux2_train.host.loading import files, load, text_length
+from nodes import CLIPSetLastLayer, CLIPTextEncode
 
 CAPTION = "a red circle left of a blue square"
 
