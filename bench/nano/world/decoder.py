@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from flux2_train.nano.overlap import OverlapAutoencoder
 
 from .. import data, fit, flow
+from ..optimizer import orthogonalise
 from . import scenes, words
 from .train import TEXT_LENGTH, linear_autoencoder
 
 BATCH = 6
-RATE = 2e-3
+RATE, MOMENTUM = 6e-3, 0.95
 NOISE = 0.35  # standard deviation of the strongest noise on latents, whose own is about 1
 LATEST = 0.7  # largest t from which the transformer takes latents back
 FREE_SHARE = 0.25  # pictures that are no scenes: shapes and scenes anywhere on the grid
@@ -36,16 +37,14 @@ def train_decoder(steps: int, work: Path, transformer: nn.Module | None = None, 
     """
     model = OverlapAutoencoder()
     path = work / "vae.safetensors"
+    begin(model, seed)
     model.load_state_dict(load_file(path) if path.exists() else linear_autoencoder(work).state_dict(), strict=False)
-    refining = [p for name, p in model.named_parameters() if name.startswith("refine")]
-    for parameter in refining:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(refining, lr=RATE, betas=(0.9, 0.98))
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1, (n + 1) / 20, 1.5 * (1 - n / steps)))
+    refining = [p.requires_grad_(True) for name, p in model.named_parameters() if name.startswith("refine")]
+    momentum = [torch.zeros_like(p) for p in refining]
     noted, losses = time.monotonic(), []
     for step in range(steps):
-        losses.append(_step(model, optimizer, random.Random(f"{seed}/{step}"), transformer))
-        rate.step()
+        losses.append(_loss(model, random.Random(f"{seed}/{steps}/{step}"), transformer))
+        update(refining, momentum, RATE * min(1, (step + 1) / 20, 1.5 * (1 - step / steps)))
         if step % 50 == 49:
             print(step + 1, f"{np.mean(losses):.4f}", f"{(time.monotonic() - noted) / 50:.2f} s", flush=True)
             noted, losses = time.monotonic(), []
@@ -54,22 +53,43 @@ def train_decoder(steps: int, work: Path, transformer: nn.Module | None = None, 
     return model.requires_grad_(False)
 
 
+@torch.no_grad()
+def begin(model: OverlapAutoencoder, seed: int) -> None:
+    """Weights of the convolutions that keep the size of what goes through (He et al. 2015); the last one stays zero."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.startswith(("refine_in", "refine_blocks")):
+            nn.init.kaiming_normal_(parameter) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+            parameter.mul_(0.3 if ".conv2." in name else 1)
+
+
+@torch.no_grad()
+def update(parameters: list[Tensor], momentum: list[Tensor], rate: float) -> None:
+    """Muon for the kernels, as in ``bench.nano.optimizer``; sign descent for the few biases."""
+    for parameter, mean in zip(parameters, momentum, strict=True):
+        mean.mul_(MOMENTUM).add_(parameter.grad)
+        ahead = parameter.grad + MOMENTUM * mean
+        if parameter.ndim > 1:
+            flat = ahead.flatten(1)
+            change = 0.2 * max(flat.shape) ** 0.5 * orthogonalise(flat).view_as(parameter)
+        else:
+            change = 0.1 * ahead.sign()
+        parameter -= rate * change
+        parameter.grad = None
+
+
 def _save(model: OverlapAutoencoder, path: Path) -> None:
     save_file(model.state_dict(), path, metadata={"format": "pt", "modelspec.title": "nano autoencoder"})
 
 
-def _step(
-    model: OverlapAutoencoder, optimizer: torch.optim.Optimizer, rng: random.Random, transformer: nn.Module | None
-) -> float:
-    """One update by the mean absolute error, which likes flat tones and sharp edges."""
+def _loss(model: OverlapAutoencoder, rng: random.Random, transformer: nn.Module | None) -> float:
+    """Gradients of the mean absolute error, which likes flat tones and sharp edges; returns it."""
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     pixels, latents = example(model, rng, generator, transformer)
     with torch.autocast("cpu", torch.bfloat16):
         painted = model.refined(model.rough(latents))
     loss = (painted.float() - pixels).abs().mean()
-    optimizer.zero_grad()
     loss.backward()
-    optimizer.step()
     return loss.item()
 
 

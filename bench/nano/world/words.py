@@ -7,6 +7,8 @@ import random
 from .scenes import NUMBERS, Object, Spec
 
 OTHERS_SHARE = 0.35  # of the places where another word than the usual one is taken, in training
+OPEN_SHARE = 0.08  # of training captions that leave each of these open: colours, the place, the ground, the sky
+ANY = "creature"  # said of one creature in twelve in training, so that it stands for all of them
 # The usual word first.
 WORDS: dict[str, tuple[str, ...]] = {
     "cat": ("cat", "kitten", "kitty", "tomcat"),
@@ -70,34 +72,46 @@ class Words:
         words = WORDS[name]
         return words[0] if self.rng is None or self.rng.random() > OTHERS_SHARE else self.rng.choice(words[1:])
 
+    def leaves_open(self) -> bool:
+        """Whether a part of the caption is left out; never without ``rng``."""
+        return self.rng is not None and self.rng.random() < OPEN_SHARE
+
     def one_of(self, *choices: str) -> str:
         """Any of some ways to say the same, the first one without ``rng``."""
         return choices[0] if self.rng is None else self.rng.choice(choices)
 
 
-def caption(spec: Spec, rng: random.Random | None = None) -> str:
-    """The spec in words: the usual ones, or with ``rng`` as training says it."""
+def caption(spec: Spec, rng: random.Random | None = None, colours: bool = True, scene: bool = True) -> str:
+    """The spec in words: the usual ones, or with ``rng`` as training says it; colours or the scene may be left out."""
     words = Words(rng)
-    first = spec.objects[0]
-    if spec.kind == "row":
-        text = f"{NUMBERS[len(spec.objects)]} {words(first.colour)} {plural(words(first.name))}"
-    elif spec.kind == "pair":
-        text = f"{named(first, words)} left of {named(spec.objects[1], words)}"
-        if words.one_of("", "", "other"):
-            text = f"{named(first, words)} at the left and {named(spec.objects[1], words)} at the right"
-    else:
-        text = f"{named(first, words)} {words(spec.place)}"
-    parts = [words(spec.ground), words(spec.sky)]
+    colours = colours and not words.leaves_open()
+    text = _who(spec, words, colours)
+    parts = [words(name) for name in (spec.ground, spec.sky) if scene and not words.leaves_open()]
     if words.one_of("", "", "turned"):
         parts.reverse()
-    return f"{text} {' '.join(parts)}"
+    return " ".join([text, *parts])
 
 
-def named(thing: Object, words: Words) -> str:
-    """`a red cat with a crown, waving`, without a comma."""
-    pose, adjective = words(thing.pose) if thing.is_creature else "", words(thing.colour)
+def _who(spec: Spec, words: Words, colours: bool) -> str:
+    """The objects, and where they are."""
+    first, last = spec.objects[0], spec.objects[-1]
+    if spec.kind == "row":
+        colour = f"{words(first.colour)} " if colours else ""
+        return f"{NUMBERS[len(spec.objects)]} {colour}{plural(words(first.name))}"
+    if spec.kind == "one":
+        return named(first, words, colours) + ("" if words.leaves_open() else f" {words(spec.place)}")
+    left, right = named(first, words, colours), named(last, words, colours)
+    if words.one_of("", "", "other"):
+        return f"{left} at the left and {right} at the right"
+    return f"{left} left of {right}"
+
+
+def named(thing: Object, words: Words, with_colour: bool = True) -> str:
+    """`a waving red cat with a crown`, or `a red cat with a crown that waves`."""
+    pose = words(thing.pose) if thing.is_creature else ""
     ahead = pose if pose.endswith("ing") and " " not in pose else ""
-    text = " ".join(filter(None, (ahead, adjective, words(thing.name))))
+    name = ANY if thing.is_creature and words.leaves_open() else words(thing.name)
+    text = " ".join(filter(None, (ahead, words(thing.colour) if with_colour else "", name)))
     if thing.hat:
         text += f" {words.one_of('with', 'wearing', 'in')} {words(thing.hat)}"
     return f"{article(text)} {text}" + (f" {pose}" if pose and not ahead else "")
