@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,37 @@ class Validated:
     step: int
     loss: float
     held_out: bool = False
+
+
+@dataclass(frozen=True)
+class SelectivityMeasured:
+    """How far the LoRA moves the velocity after ``step`` steps: the mean squared difference to the base model.
+
+    ``taught`` is that with the trigger in the caption, ``leaked`` that without it.
+    """
+
+    step: int
+    taught: float
+    leaked: float
+
+    @property
+    def selectivity(self) -> float:
+        """How many times as much changes with the trigger as without it; 1 where nothing changes."""
+        if self.leaked:
+            return self.taught / self.leaked
+        return math.inf if self.taught else 1.0
+
+    def __str__(self) -> str:
+        """In words, for the node, the terminal and the log."""
+        changes = f"change {self.taught:.3g} with the trigger, {self.leaked:.3g} without"
+        return f"selectivity {self.selectivity:.3g} ({changes})"
+
+
+@dataclass(frozen=True)
+class BestSoFar:
+    """After ``step`` steps the LoRA is the best that was measured, see ``evaluate.best``."""
+
+    step: int
 
 
 @dataclass(frozen=True)
@@ -161,6 +193,8 @@ Event = (
     | Warned
     | Stepped
     | Validated
+    | SelectivityMeasured
+    | BestSoFar
     | Previewed
     | ImagesMeasured
     | Steered

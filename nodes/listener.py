@@ -34,6 +34,7 @@ class TrainerListener:
         self.notes: list[str] = []
         self.validation: list[events.Validated] = []
         self.measured: list[events.ImagesMeasured] = []
+        self.selectivity = self.best = ""
         self.now, self.plan, self.name = "", "", trainer.config.name
         self.folder = None
         self.said = self.logged = 0.0
@@ -66,6 +67,10 @@ class TrainerListener:
                 self.say()
             case events.Validated():
                 self.validation.append(event)
+            case events.SelectivityMeasured():
+                self.selectivity = str(event)
+            case events.BestSoFar(step):
+                self.best = f"the best so far is step {step}"
             case events.ImagesMeasured():
                 self.measured = [*self.measured[:1], event]
             case events.Previewed(step):
@@ -142,6 +147,7 @@ class TrainerListener:
         if len(self.validation) > 1:
             kind = "held-out" if self.validation[0].held_out else "validation"
             lines.append(f"{kind} loss {self.validation[0].loss:.4f} -> {self.validation[-1].loss:.4f}")
+        lines += filter(None, (self.selectivity, self.best))
         if len(self.measured) > 1:
             lines += summary(judge(*(event.images for event in self.measured)))
         return lines

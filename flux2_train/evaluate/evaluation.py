@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..data.samples import Sample, Samples
-from ..events import Event, ImageLoss, ImagesMeasured, Phase, Validated, Warned
+from ..data.samples import Sample
+from ..events import BestSoFar, Event, ImageLoss, ImagesMeasured, Phase, Validated, Warned
 from ..host.borrowed.borrow import training_mode
 from ..host.graph_types import ModelPatcher
 from ..train import processes
 from ..train.between_steps import BetweenSteps
 from ..train.held_out import also_trained
 from ..train.trainer import Trainer
+from .best import best_step
 from .fixed_noise import NOISY, OTHERS, TIMES, fixed_loss, fixed_losses, lenders
 from .previews import Previews
+from .selectivity import NO_TRIGGER, Pair, SelectivityMeter, pairs
 
 
 class Evaluation(BetweenSteps):
     """Measures and paints with a trainer's adapters after some of its steps, and yields the results as events."""
 
     def __init__(self, trainer: Trainer, embeds: Mapping[str, Tensor]):
-        self.trainer, self.previews = trainer, None
+        self.trainer, self.previews, self.meter = trainer, None, None
+        if trainer.config.validation_loss.selectivity:
+            self.meter = SelectivityMeter(trainer, self._pairs())
         if trainer.previews is not None:
             method = trainer.config.guidance.references
             self.previews = Previews(trainer.previews, trainer.model, embeds, trainer.adapters, method)
@@ -34,6 +39,8 @@ class Evaluation(BetweenSteps):
         warning = also_trained(self.trainer.held_out, self.trainer.samples)
         if warning:
             yield Warned(warning)
+        if self.meter and not self.meter.pairs and self._validated():
+            yield Phase(NO_TRIGGER)
         if self.previews and self.trainer.is_main:
             yield from self.previews.prepare()
 
@@ -60,7 +67,7 @@ class Evaluation(BetweenSteps):
 
     def _validate(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
         trainer = self.trainer
-        chosen = list(trainer.held_out) or _spread(trainer.samples, trainer.config.validation_items)
+        chosen = self._validated()
         if not chosen:
             return
         predict, losses = self._predict(borrowed), torch.zeros(1, dtype=torch.float64)
@@ -70,10 +77,40 @@ class Evaluation(BetweenSteps):
                 f"validating, image {min(done * trainer.accelerator.num_processes, len(chosen))} of {len(chosen)}"
             )
             with trainer.weights_for("preview"):
-                losses += sum(weight * fixed_loss(predict, chosen[i], trainer.config.seed + i) for i in rows)
+                losses += sum(weight * self._fixed_loss(predict, chosen[i], trainer.config.seed + i) for i in rows)
         loss = trainer.total_of(losses).item()
         trainer.history.validation[step] = loss
         yield Validated(step, loss, bool(trainer.held_out))
+        yield from self._measure_selectivity(predict, step)
+        if step and best_step(trainer.history) == step:
+            yield BestSoFar(step)
+
+    def _validated(self) -> list[Sample]:
+        """The samples whose loss is the validation loss."""
+        trainer = self.trainer
+        return list(trainer.held_out) or [trainer.samples[i] for i in self._spread()]
+
+    def _spread(self) -> list[int]:
+        """The places of ``validation_items`` training samples at even distances, or of all if there are fewer."""
+        count, samples = self.trainer.config.validation_items, self.trainer.samples
+        return list(range(0, len(samples), max(1, len(samples) // max(1, count))))[:count]
+
+    def _pairs(self) -> list[Pair]:
+        """What selectivity is measured on: images of the validation, or training images if those have no trigger."""
+        trainer, seed = self.trainer, self.trainer.config.seed
+        held_out = pairs(trainer.held_out, range(len(trainer.held_out)), seed)
+        return held_out or pairs(trainer.samples, self._spread(), seed)
+
+    def _fixed_loss(self, predict: Callable, sample: Sample, seed: int) -> float:
+        seen = partial(self.meter.see, sample, seed) if self.meter else lambda t, velocity: None
+        return fixed_loss(predict, sample, seed, seen)
+
+    def _measure_selectivity(self, predict: Callable, step: int) -> Iterator[Event]:
+        if not self.meter or not self.meter.pairs:
+            return
+        if step:  # before the first one nothing has changed
+            yield from self.meter.measure(predict, step)
+        self.meter.just_seen.clear()
 
     def _measure_images(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
         """The loss of every single image, trained on or held out, with its own caption and with a few others'."""
@@ -116,8 +153,3 @@ class Evaluation(BetweenSteps):
                 return trainer.predict(borrowed, x_t.to(trainer.device), t.to(trainer.device), batch)
 
         return predict
-
-
-def _spread(samples: Samples, count: int) -> list[Sample]:
-    """``count`` samples at even distances, or all if there are fewer."""
-    return samples[:: max(1, len(samples) // max(1, count))][:count]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,31 +15,38 @@ NOISY = TIMES[2:]  # little of the image is visible at these, so the caption mat
 OTHERS = 3  # captions of other images with which each image is measured
 
 Predict = Callable[[Tensor, Tensor, list[Sample]], Tensor]
+See = Callable[[float, Tensor], None]
 
 
-def fixed_losses(predict: Predict, sample: Sample, seed: int, times: Sequence[float] = TIMES) -> Tensor:
+def fixed_losses(
+    predict: Predict, sample: Sample, seed: int, times: Sequence[float] = TIMES, seen: See = lambda t, v: None
+) -> Tensor:
     """Velocity errors on ``sample`` at each of ``times`` (a part of TIMES), with noise from ``seed``.
 
     ``predict(x_t, t, samples)`` gives the velocity. A training loss depends mostly on the time that was drawn; these
-    losses can be compared between any two steps of a run.
+    losses can be compared between any two steps of a run. ``seen(t, velocity)`` gets every prediction, on the CPU.
     """
-    generator = torch.Generator().manual_seed(seed)
-    x0, losses = sample.latent.float(), []
-    for time in TIMES:
-        noise, t = (
-            torch.randn(x0.shape, generator=generator),
-            torch.tensor([time]),
-        )  # drawn for all TIMES: the noise of one does not depend on ``times``
-        if time not in times:
-            continue
-        predicted = predict(interpolate(x0, noise, t), t, [sample]).cpu()
+    losses, x0 = [], sample.latent.float()
+    for t, noise, x_t in fixed_inputs(x0, seed, times):
+        predicted = predict(x_t, t, [sample]).cpu()
+        seen(t.item(), predicted)
         losses.append(mean_squared_error(predicted, velocity_target(x0, noise)))
     return torch.cat(losses)
 
 
-def fixed_loss(predict: Predict, sample: Sample, seed: int) -> float:
+def fixed_inputs(x0: Tensor, seed: int, times: Sequence[float] = TIMES) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(t (1,), noise, x_t) for each of ``times``, with noise from ``seed`` that is the same whatever ``times`` are."""
+    generator = torch.Generator().manual_seed(seed)
+    for time in TIMES:
+        noise = torch.randn(x0.shape, generator=generator)  # for all TIMES, so that one does not depend on the others
+        if time in times:
+            t = torch.tensor([time])
+            yield t, noise, interpolate(x0, noise, t)
+
+
+def fixed_loss(predict: Predict, sample: Sample, seed: int, seen: See = lambda t, v: None) -> float:
     """The mean of ``fixed_losses``."""
-    return fixed_losses(predict, sample, seed).mean().item()
+    return fixed_losses(predict, sample, seed, seen=seen).mean().item()
 
 
 def lenders(captions: Sequence[str], own: str, place: int) -> list[int]:

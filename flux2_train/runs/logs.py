@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from ..errors import UserError
 from ..evaluate import sheets
-from ..events import Event, ImagesMeasured, Previewed, Stepped, Validated
+from ..events import Event, ImagesMeasured, Previewed, SelectivityMeasured, Stepped, Validated
 from ..settings.training import TrainingSettings
 from .folder import RunFolder
 
@@ -59,6 +59,8 @@ class Log:
                 self.scalars({**values, **preservation}, event.step)
             case Validated(step, loss, held_out):
                 self.scalars({"loss/held out" if held_out else "loss/validation": loss}, step)
+            case SelectivityMeasured(step, taught, leaked):
+                self.scalars({"change/with trigger": taught, "change/without trigger": leaked}, step)
             case ImagesMeasured(step, images):
                 for image in images:
                     error = sum(image.with_caption) / len(image.with_caption)

@@ -17,6 +17,7 @@ from ..adapters.header import REFERENCES, Tensors
 from ..atomic import write_table, write_text
 from ..data.dataset import Dataset
 from ..errors import UserError
+from ..evaluate.best import best_step
 from ..evaluate.plots import loss_plot
 from ..host import identify
 from ..host.graph_types import ModelPatcher
@@ -93,6 +94,11 @@ def report(trainer: Trainer, dataset: Dataset, saved: SavedLora) -> dict:
         "loss_by_t": history.by_band(),
         "left_out_steps": trainer.bad_losses.total,
         "validation_loss": {str(step): loss for step, loss in sorted(history.validation.items())},
+        "selectivity": {
+            str(step): {"taught": taught, "leaked": leaked}
+            for step, (taught, leaked) in sorted(history.selectivity.items())
+        },
+        "best_step": best_step(history),
         "seconds_per_step": statistics.median(history.seconds) if history.seconds else None,
         "peak_memory": peak_memory(trainer.device),
         "planned_peak_memory": trainer.memory.plan.estimate.peak,

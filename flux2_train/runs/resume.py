@@ -31,9 +31,10 @@ SAME_RATE = 1e-9  # relative difference of two learning rates that are one
 MAY_CHANGE = (
     "name", "recipe", "steps", "epochs", "learning_rate", "checkpointing", "validation_items",
     "batch", "accumulate", "processes",  # as long as their product is the same
-    "save", "checkpoints", "guard", "logs", "memory", "offload", "validation_loss.every", "validation_loss.per_image",
-    "validation_loss.per_image_every", "optimizer.schedule", "optimizer.warmup", "optimizer.end", "optimizer.cycles",
-    "optimizer.power", "optimizer.max_grad_norm", "ema.ema_export", "ema.ema_preview",
+    "save", "checkpoints", "guard", "logs", "memory", "offload", "validation_loss.every", "validation_loss.selectivity",
+    "validation_loss.per_image", "validation_loss.per_image_every", "optimizer.schedule", "optimizer.warmup",
+    "optimizer.end", "optimizer.cycles", "optimizer.power", "optimizer.max_grad_norm", "ema.ema_export",
+    "ema.ema_preview",
 )  # fmt: skip
 # What may differ from a finished run that is made longer: more steps, and what changes nothing that is learned.
 LONGER = (

@@ -212,6 +212,11 @@ class ValidationLossSettings(Settings):
         0, "Also measure every image alone after every so many steps. 0 is start and end only.",
         ge=0, le=1_000_000, advanced=True,
     )  # fmt: skip
+    selectivity: bool = setting(
+        True,
+        "With each of these measurements, also say how many times as much the LoRA changes with the trigger as without "
+        "it, on up to four images. Training is the same with it on or off.",
+    )
 
     def is_due(self, step: int, total: int) -> bool:
         """Whether to measure the validation loss after ``step`` of ``total`` steps."""

@@ -126,6 +126,10 @@ class _Listener:
                 self.bar.say(
                     f"{'held-out' if held_out else 'validation'} loss {loss:.4f} after {counted(step, 'step')}"
                 )
+            case events.SelectivityMeasured(step):
+                self.bar.say(f"{event} after {counted(step, 'step')}")
+            case events.BestSoFar(step):
+                self.bar.say(f"the best so far is step {step}")
             case events.Previewed(step, pictures):
                 self.bar.say(f"{counted(len(pictures), 'preview')} painted after {counted(step, 'step')}")
             case events.Stepped():

@@ -44,6 +44,7 @@ class History:
     rates: list[float] = field(default_factory=list)
     bands: Tensor = field(default_factory=lambda: torch.zeros(2, BANDS, dtype=torch.float64))
     validation: dict[int, float] = field(default_factory=dict)
+    selectivity: dict[int, tuple[float, float]] = field(default_factory=dict)  # (taught, leaked) by step
 
     def add(self, loss: float, preservation: float, seconds: float, rate: float, bands: Tensor) -> None:
         """Append one step. The running mean is a plain mean over the first steps, so that it starts unbiased."""
@@ -59,13 +60,15 @@ class History:
     def state_dict(self) -> dict:
         """What ``load_state_dict`` takes."""
         lists = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in LISTS}
-        return {**lists, "bands": self.bands, "validation": dict(self.validation)}
+        measured = {"validation": dict(self.validation), "selectivity": dict(self.selectivity)}
+        return {**lists, "bands": self.bands, **measured}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a state of ``state_dict``."""
         for name in LISTS:
             setattr(self, name, state[name].tolist())
         self.bands, self.validation = state["bands"].clone(), dict(state["validation"])
+        self.selectivity = dict(state.get("selectivity", {}))  # checkpoints of older versions lack it
 
     def by_band(self) -> dict[str, float]:
         """The mean error of every band of t in which a sample fell, by the band's name."""

@@ -1,4 +1,4 @@
-// The losses of a run, drawn by uPlot: each step, smoothed, validation, preservation; checkpoints and previews on the axis.
+// The losses of a run, drawn by uPlot: each step, smoothed, validation, preservation, selectivity; checkpoints and previews on the axis.
 import uPlot from "../vendor/uPlot.esm.js";
 import { button, make } from "./style.js";
 
@@ -9,6 +9,7 @@ const SERIES = [
     { key: "smoothed", label: "smoothed", stroke: "#8f74ff", width: 2.2 },
     { key: "validation", label: "validation", stroke: "#4caf7d", width: 1, points: { show: true, size: 7, fill: "#4caf7d" } },
     { key: "preservation", label: "preservation", stroke: "#e0a030", width: 1.2, dash: [5, 4] },
+    { key: "selectivity", label: "selectivity", stroke: "#4aa3df", width: 1, scale: "times", points: { show: true, size: 6, fill: "#4aa3df" } },
 ];
 const number = (value) => (value === null || value === undefined ? "–" : Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toFixed(4));
 
@@ -23,7 +24,8 @@ export function points(curves, last, from = 0, to = last) {
         if (stride === 1) keep.add(start);
         else for (const step of extremes(curves.loss, start, end)) keep.add(step);
     }
-    for (const key of Object.keys(curves.validation)) if (key >= from && key <= to) keep.add(Number(key));
+    const measured = [...Object.keys(curves.validation), ...Object.keys(curves.selectivity)];
+    for (const key of measured) if (key >= from && key <= to) keep.add(Number(key));
     const steps = [...keep].sort((a, b) => a - b);
     return [steps, ...SERIES.map(({ key }) => steps.map((step) => curves[key][step] ?? null))];
 }
@@ -60,7 +62,7 @@ export class Chart {
         this.logButton = button("log", () => this.setLog(!this.log), { className: "plain", title: "logarithmic losses" });
         this.logButton.setAttribute("aria-pressed", "false");
         this.outButton = button("zoom out", () => this.zoom(null), { className: "plain", disabled: true });
-        this.marks = make("span", { className: "dim", textContent: "▲ checkpoint  ◆ preview  ● validation" });
+        this.marks = make("span", { className: "dim", textContent: "▲ checkpoint  ◆ preview  ● validation  ★ best" });
         this.element = make("div", {}, this.place, make("div", { className: "row" }, this.marks, make("span", {}, this.logButton, this.outButton)));
         this.place.addEventListener("keydown", (event) => this.key(event));
         this.sizes = new ResizeObserver(() => this.resize());
@@ -106,8 +108,9 @@ export class Chart {
         const kinds = ["mousedown", "mouseup", "mousemove", "mouseenter", "mouseleave", "dblclick", "click"];
         this.plot = new uPlot({
             width, height: heightFor(width), padding: [8, 10, 0, 0],
-            scales: { x: { time: false, range: () => this.zoomed ?? [0, this.end()] }, y: { distr: this.log ? 3 : 1 } },
-            axes: [{ ...axis, size: 30, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 2500, 5000, 1e4, 2e4, 5e4, 1e5, 2e5] }, { ...axis, size: 50 }],
+            scales: { x: { time: false, range: () => this.zoomed ?? [0, this.end()] }, y: { distr: this.log ? 3 : 1 }, times: { range: (_, least, most) => [0, Math.max(2, 1.1 * (most ?? 0))] } },
+            axes: [{ ...axis, size: 30, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 2500, 5000, 1e4, 2e4, 5e4, 1e5, 2e5] }, { ...axis, size: 50 },
+                ...(this.shown.includes("selectivity") ? [{ ...axis, scale: "times", side: 1, size: 42, grid: { show: false } }] : [])],
             series: [
                 { label: "step", value: (_, value) => value ?? this.state.step },
                 ...SERIES.map((each) => ({
@@ -179,6 +182,7 @@ export class Chart {
         for (const step of this.state.checkpoints) draw(step, "▲", "#b9b4e6");
         ctx.textBaseline = "bottom";
         for (const step of this.state.previews.keys()) draw(step, "◆", "#e0a030");
+        if (this.state.best) draw(this.state.best, "★", "#4aa3df");
         ctx.restore();
     }
 

@@ -18,6 +18,13 @@ export function clock(seconds) {
 
 const gigabytes = (bytes) => `${(bytes / GB).toFixed(bytes < GB / 10 ? 2 : 1)} GB`;
 
+// what was measured of the trigger, and which step is the best one
+function learnedIn({ change, best }) {
+    const times = change && (change.selectivity ?? "endless");
+    const words = change ? [`selectivity ${times} (change ${change.taught} with the trigger, ${change.leaked} without)`] : [];
+    return [...words, ...(best ? [`best so far: step ${best}`] : [])].join(" · ");
+}
+
 class Panel {
     constructor(run, options) {
         addStyle();
@@ -27,6 +34,7 @@ class Panel {
         this.title.append(this.chip);
         this.pace = make("span");
         this.where = make("p", { className: "dim" });
+        this.learned = make("p", { className: "dim learned" });
         this.fillBar = make("i");
         this.bar = make("div", { className: "bar", role: "progressbar", "aria-label": `steps of ${run}`, "aria-valuemin": "0" }, this.fillBar);
         this.chart = new Chart();
@@ -36,7 +44,7 @@ class Panel {
         this.steering = new Steering(run, options.goOn);
         this.columns = make("div", { className: "columns" }, make("div", {}, this.chart.element, this.memory, this.warnings), this.previews.element);
         this.element = make("section", { className: "flux2-run", "aria-label": `training run ${run}` },
-            make("div", { className: "row" }, this.title, this.pace), this.where, this.bar, this.columns, this.steering.element);
+            make("div", { className: "row" }, this.title, this.pace), this.where, this.learned, this.bar, this.columns, this.steering.element);
         if (options.enlarge) this.title.append(button("enlarge", () => enlarge(run, options), { className: "plain" }));
         for (const kind of ["pointerdown", "wheel", "dblclick"]) {
             // the graph behind must not move; a scroll that this panel does not take belongs to the graph
@@ -55,6 +63,7 @@ class Panel {
         this.chip.className = `chip ${trains ? "training" : BAD.includes(status) ? "bad" : status}`;
         this.where.textContent = [`step ${step} of ${total}`, phase || (trains ? "" : state.why)].filter(Boolean).join(" · ");
         this.pace.textContent = this.paceOf(state);
+        this.learned.textContent = learnedIn(state);
         this.fillBar.style.width = `${total ? (100 * step) / total : 0}%`;
         this.bar.setAttribute("aria-valuemax", total);
         this.bar.setAttribute("aria-valuenow", step);

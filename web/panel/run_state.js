@@ -1,6 +1,6 @@
 // A run as the panel shows it, added up from the lines of its record (docs/run-folder.md). It knows neither page nor server.
 const RECENT = 20; // steps whose mean duration says how long the rest takes
-export const CURVES = ["loss", "smoothed", "validation", "preservation"];
+export const CURVES = ["loss", "smoothed", "validation", "preservation", "selectivity"];
 
 export class RunState {
     constructor() {
@@ -16,6 +16,8 @@ export class RunState {
         this.rate = this.learningRate = null;
         this.prompts = [];
         this.heldOut = false;
+        this.change = null; // what the LoRA changes with and without the trigger, as last measured
+        this.best = 0; // the step that is the best so far
         this.next = 0; // lines that were added up
     }
 
@@ -74,6 +76,15 @@ export class RunState {
     on_validation({ step, loss, held_out: heldOut }) {
         this.curves.validation[step] = loss;
         this.heldOut = heldOut;
+    }
+
+    on_selectivity(line) {
+        this.curves.selectivity[line.step] = line.selectivity ?? undefined; // endless where nothing changed without the trigger
+        this.change = line;
+    }
+
+    on_best({ step }) {
+        this.best = step;
     }
 
     on_preview({ step, pictures }) {

@@ -100,6 +100,11 @@ class Record:
                 return {"kind": "steered", "step": step, "text": text[:MOST_TEXT], **self._now()}
             case events.Validated(step, loss, held_out):
                 return {"kind": "validation", "step": step, "loss": _short(loss), "held_out": held_out}
+            case events.SelectivityMeasured(step, taught, leaked):
+                times = {"taught": _short(taught), "leaked": _short(leaked), "selectivity": _short(event.selectivity)}
+                return {"kind": "selectivity", "step": step, **times}
+            case events.BestSoFar(step):
+                return {"kind": "best", "step": step}
             case events.Previewed(step, pictures):
                 return {"kind": "preview", "step": step, "pictures": list(map(_picture, pictures, range(1, 1000)))}
             case events.Checkpointed(step):

@@ -39,6 +39,8 @@ def lines():
          "smoothed": smooth, "preservation": [0.05] * 400, "seconds": [1.08] * 400},
         *({"kind": "validation", "step": step, "loss": 0.3 - step / 2500, "held_out": True} for step in (0, 250)),
         *({"kind": "preview", "step": step, "pictures": pictures} for step in (0, 250)),
+        {"kind": "selectivity", "step": 250, "taught": 0.041, "leaked": 0.0044, "selectivity": 9.3},
+        {"kind": "best", "step": 250},
         {"kind": "checkpoint", "step": 375}, {"kind": "warning", "text": f"09.jpg {EVIL} cannot be learned"},
         {"kind": "phase", "text": EVIL}, {"kind": "ended", "status": "stopped", "why": EVIL},
     ]  # fmt: skip
@@ -94,6 +96,14 @@ def test_the_chart_is_read_zoomed_and_keyed(page, tmp_path):
     page.keyboard.press("ArrowLeft")
     assert page.locator(".flux2-run .plot").get_attribute("aria-label").startswith("step399, each step")
     page.get_by_role("button", name="linear", exact=True).click()
+
+
+def test_what_the_trigger_changes_is_a_line_of_words_and_a_curve_of_its_own(page):
+    words = "selectivity 9.3 (change 0.041 with the trigger, 0.0044 without) · best so far: step 250"
+    assert page.locator(".flux2-run .learned").text_content() == words
+    assert "selectivity9.3000" in page.evaluate(SERIES)
+    scales = page.evaluate("() => { const s = flux2Panel.panel.chart.plot.scales; return [s.y.max, s.times.max] }")
+    assert scales[0] < 1 < 9.3 < scales[1]  # beside the losses, not above them
 
 
 def test_the_chart_is_read_where_the_graph_is_zoomed(page):

@@ -41,7 +41,13 @@ def test_the_lines_that_are_told_are_those_of_the_file(trainer, tmp_path):
         (step, pytest.approx(loss, rel=1e-4)) for step, loss in made.history.validation.items()
     ]
     kinds = {line["kind"] for line in lines}
-    assert kinds == {"began", "phase", "plan", "memory", "steps", "validation", "checkpoint", "saved", "ended"}
+    measured = {"validation", "selectivity", "best"}
+    assert kinds == {"began", "phase", "plan", "memory", "steps", *measured, "checkpoint", "saved", "ended"}
+    (line,), ((step, changes),) = of(lines, "selectivity"), made.history.selectivity.items()
+    assert (line["step"], line["taught"], line["leaked"]) == (
+        step,
+        *(pytest.approx(each, rel=1e-4) for each in changes),
+    )
     assert lines[0]["kind"] == "began" and lines[-1]["kind"] == "ended"
     assert (lines[-1]["status"], lines[-1]["why"], lines[-1]["total"]) == ("finished", "", lines[0]["total"])
     assert of(lines, "memory")[0]["used"] > 1e6 < of(lines, "plan")[0]["peak"]

@@ -1,0 +1,32 @@
+"""Which moment of a run is the best one, by what is measured without a scorer: validation loss and selectivity.
+
+The score of a step is what its LoRA has gained, times the share of the change that belongs to the trigger:
+
+    score = (L_0 - L) (1 - leaked / taught)
+
+L is the validation loss at that step and L_0 the one before the first step. Where the loss has risen, the score is
+L_0 - L, below 0. Where selectivity is not measured, the second factor is 1, and the lowest loss is the best.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..train.history import History
+
+
+def score(history: History, step: int) -> float:
+    """The score of ``step``, -inf where it was not measured after training began."""
+    loss = history.validation.get(step, math.nan)
+    if not step or not math.isfinite(loss):
+        return -math.inf
+    gained = history.validation.get(0, 0.0) - loss  # without L_0 only the order of losses is known: all are below 0
+    taught, leaked = history.selectivity.get(step, (1.0, 0.0))
+    return gained * (1 - leaked / taught) if gained > 0 and taught else gained
+
+
+def best_step(history: History) -> int | None:
+    """The step with the highest score, the earliest of several; None before anything was measured."""
+    scores = {step: score(history, step) for step in sorted(history.validation)}
+    best = max(scores, key=scores.get, default=None)
+    return best if best is not None and scores[best] > -math.inf else None
