@@ -1,4 +1,8 @@
-"""python -m bench.speed: our step against others', interleaved, each in its own process. --help lists the sizes."""
+"""python -m bench.speed: our step against others', interleaved, each in its own process. --help lists the sizes.
+
+``adds`` is a step's processor time in units of one sum of two small tensors, measured in the same process after it: with
+sizes at which arithmetic costs nothing (--overhead) it is what the step asks of the processor beside a fast card.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,12 @@ from flux2_train.host.system.bootstrap import find_comfyui
 
 from .contenders import CONTENDERS
 from .problem import Problem, write_weights
-from .ratios import ratio
+from .ratios import Ratio, ratio
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = [name for name in CONTENDERS if name != "ours"]
+SIZES = ("hidden", "double", "single", "context", "tokens", "text", "rank")
+OVERHEAD = {"hidden": 128, "double": 8, "single": 24, "context": 64, "tokens": 16, "text": 16, "rank": 4}
 TRAINERS = [name for name in OTHERS if not name.startswith("routed")]
 
 
@@ -51,12 +57,12 @@ class Worker:
 
 
 def measure(problem: Problem, names: list[str], pairs: int, warmup: int, threads: int, log) -> dict[str, dict]:
-    """By name, seconds and peak of each of ``pairs`` steps, or the reason why a contender cannot do it.
+    """By name, seconds, processor time and peak of each of ``pairs`` steps, or the reason why a contender cannot do it.
 
     They step in turn, the order turned round every time, so that what the machine does meanwhile meets all of them.
     """
     workers = {name: Worker(name, problem, threads, log) for name in names}
-    found = {name: {"seconds": [], "peak_mb": [], "loss": []} for name in names}
+    found = {name: {"seconds": [], "adds": [], "peak_mb": [], "loss": []} for name in names}
     try:
         for turn in range(warmup + pairs):
             for name in list(workers) if turn % 2 else reversed(workers):
@@ -75,22 +81,28 @@ def measure(problem: Problem, names: list[str], pairs: int, warmup: int, threads
 
 def report(title: str, found: dict[str, dict]) -> dict:
     """Print medians and ratios of one mode; return them."""
-    print(f"\n{title}\n{'':12} {'s/step':>8} {'peak MB':>8}   ours / it, median and 95 % interval")
+    print(f"\n{title}\n{'':12} {'s/step':>8} {'adds':>8} {'peak MB':>8}   ours / it, median and 95 % interval")
     rows = {}
     for name, values in found.items():
         if "error" in values:
             rows[name] = values
             print(f"{name:12} cannot: {values['error']}")
             continue
-        row = rows[name] = {key: statistics.median(values[key]) for key in ("seconds", "peak_mb")}
+        row = rows[name] = {key: statistics.median(values[key]) for key in ("seconds", "adds", "peak_mb")}
         if name != "ours" and "error" not in found["ours"]:
             times = ratio(found["ours"]["seconds"], values["seconds"])
             row["time_ratio"] = asdict(times)
+            row["adds_ratio"] = asdict(ratio(found["ours"]["adds"], values["adds"]))
             row["memory_ratio"] = statistics.median(found["ours"]["peak_mb"]) / row["peak_mb"]
-        text = f"time {times}, memory {row['memory_ratio']:.2f}" if "time_ratio" in row else ""
-        print(f"{name:12} {row['seconds']:8.3f} {row['peak_mb']:8.0f}   {text}")
-        row |= {"all_seconds": values["seconds"], "losses": values["loss"]}
+        text = _compared(row) if "time_ratio" in row else ""
+        print(f"{name:12} {row['seconds']:8.3f} {row['adds']:8.0f} {row['peak_mb']:8.0f}   {text}")
+        row |= {"all_seconds": values["seconds"], "all_adds": values["adds"], "losses": values["loss"]}
     return rows
+
+
+def _compared(row: dict) -> str:
+    times, adds = Ratio(**row["time_ratio"]), Ratio(**row["adds_ratio"])
+    return f"time {times}, processor {adds.median:.3f} [{adds.low:.3f}, {adds.high:.3f}], memory {row['memory_ratio']:.2f}"
 
 
 def machine(threads: int) -> dict:
@@ -114,8 +126,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     default = Problem("")
     root = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
-    for name in ("hidden", "double", "single", "context", "tokens", "rank"):
-        root.add_argument(f"--{name}", type=int, default=getattr(default, name))
+    for name in SIZES:
+        root.add_argument(f"--{name}", type=int, help=f"default: {getattr(default, name)}")
+    root.add_argument(
+        "--overhead", action="store_true",
+        help="klein-9b's depth at a size where arithmetic is negligible; sizes that are given still count",
+    )  # fmt: skip
     root.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     root.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
     root.add_argument("--pairs", type=int, default=9)
@@ -130,7 +146,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, print, and write the result with the machine it was measured on."""
     options = parser().parse_args()
-    sizes = {n: getattr(options, n) for n in ("hidden", "double", "single", "context", "tokens", "rank")}
+    given = {n: getattr(options, n) for n in SIZES if getattr(options, n) is not None}
+    sizes = (OVERHEAD if options.overhead else {}) | given
     dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     out = options.out or ROOT / "bench" / "results" / f"speed_{options.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def diffusers(problem: Problem, done: Done) -> None:
     text = problem.inputs()[1].to(device, dtype)
     zero, side = torch.tensor([0]), torch.arange(round(problem.tokens**0.5))
     places = torch.cartesian_prod(zero, side, side, zero).to(device)
-    words = torch.cartesian_prod(zero, zero, zero, torch.arange(TEXT)).to(device)
+    words = torch.cartesian_prod(zero, zero, zero, torch.arange(problem.text)).to(device)
 
     def predict(x_t, t):
         tokens = x_t.flatten(2).transpose(1, 2).to(dtype)
@@ -114,7 +114,21 @@ def comfyui_model(problem: Problem):
     import comfy.sd
 
     with torch.inference_mode():
-        return comfy.sd.load_diffusion_model(problem.weights)
+        model = comfy.sd.load_diffusion_model(problem.weights)
+    return model if problem.text == TEXT else with_short_text(model, problem.text)
+
+
+def with_short_text(model, tokens: int):
+    """The MODEL, which from now on reads the last ``tokens`` of the text alone: those before are ComfyUI's padding."""
+    whole = model.model.extra_conds
+
+    def short(**arguments):
+        conditions = whole(**arguments)
+        conditions["c_crossattn"].cond = conditions["c_crossattn"].cond[:, -tokens:]
+        return conditions
+
+    model.model.extra_conds = short
+    return model
 
 
 CONTENDERS = {

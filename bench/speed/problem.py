@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 HEAD = 128
-TEXT = 512  # tokens: ComfyUI pads shorter texts to it
+TEXT = 512  # tokens: ComfyUI pads shorter texts to it, so fewer are cut out behind the padding
 TARGETS = {  # of peft, as regular expressions: what our preset "all" adapts, by diffusers' names
     "diffusers": r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
     r"|ff(_context)?\.linear_(in|out))|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
@@ -20,7 +20,7 @@ TARGETS = {  # of peft, as regular expressions: what our preset "all" adapts, by
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes of the model and of one step; ``tokens`` is a square number, of the image."""
+    """Sizes of the model and of one step; ``tokens`` is a square number, of the image, ``text`` at most 512."""
 
     weights: str
     hidden: int = 1024
@@ -28,6 +28,7 @@ class Problem:
     single: int = 4
     context: int = 512
     tokens: int = 1024
+    text: int = TEXT
     rank: int = 16
     dtype: str = "float32"
     device: str = "cpu"
@@ -41,10 +42,10 @@ class Problem:
         return cls(**json.loads(text))
 
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """The clean latent (1, 128, side, side) and the text (1, 512, context), fp32 on the CPU."""
+        """The clean latent (1, 128, side, side) and the text (1, text, context), fp32 on the CPU."""
         g = torch.Generator().manual_seed(0)
         side = round(self.tokens**0.5)
-        return torch.randn(1, HEAD, side, side, generator=g), torch.randn(1, TEXT, self.context, generator=g)
+        return torch.randn(1, HEAD, side, side, generator=g), torch.randn(1, self.text, self.context, generator=g)
 
 
 def write_weights(problem: Problem) -> None:

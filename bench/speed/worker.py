@@ -15,7 +15,7 @@ from .problem import Problem
 
 
 def main(name: str, problem: Problem, threads: int) -> None:
-    """Answer ``{"seconds": s, "peak_mb": m, "loss": l}`` per line; ``{"error": sentence}`` if the contender cannot."""
+    """Answer ``{"seconds": s, "adds": a, "peak_mb": m, "loss": l}`` per line; ``{"error": sentence}`` if the contender cannot."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     torch.set_num_threads(threads)
@@ -28,8 +28,18 @@ def main(name: str, problem: Problem, threads: int) -> None:
         answers.write(json.dumps({"error": reason}) + "\n")
 
 
+def small_add(times: int = 3000) -> float:
+    """Processor seconds that one sum of two small tensors takes here and now: what a step's overhead is counted in."""
+    with torch.no_grad():
+        a, b = torch.ones(16), torch.ones(16)
+        started = time.process_time()
+        for _ in range(times):
+            torch.add(a, b)
+        return (time.process_time() - started) / times
+
+
 class Meter:
-    """Between two lines: how long, and the most memory the process (or the GPU) held."""
+    """Between two lines: how long, how much processor time, and the most memory the process (or the GPU) held."""
 
     def __init__(self, device: str, answers):
         self.device, self.answers = device, answers
@@ -38,13 +48,14 @@ class Meter:
         if not sys.stdin.readline():
             os._exit(0)  # told to stop: nothing is worth cleaning up
         self._reset_peak()
-        self.started = time.perf_counter()
+        self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
     def done(self, loss: float | None) -> None:
         """A step is done: answer, and wait for the next line."""
         if self.device != "cpu":
             torch.cuda.synchronize()
-        found = {"seconds": time.perf_counter() - self.started, "peak_mb": self._peak() / 2**20, "loss": loss}
+        seconds, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu_started
+        found = {"seconds": seconds, "adds": cpu / small_add(), "peak_mb": self._peak() / 2**20, "loss": loss}
         self.answers.write(json.dumps(found) + "\n")
         self.wait()
 
