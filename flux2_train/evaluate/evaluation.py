@@ -32,7 +32,8 @@ class Evaluation(BetweenSteps):
             self.meter = SelectivityMeter(trainer, self._pairs())
         if trainer.previews is not None:
             method = trainer.config.guidance.references
-            self.previews = Previews(trainer.previews, trainer.model, embeds, trainer.adapters, method)
+            together = trainer.config.memory.share_base
+            self.previews = Previews(trainer.previews, trainer.model, embeds, trainer.adapters, method, together)
 
     def before(self) -> Iterator[Event]:
         """Work to do before the model is borrowed."""
@@ -41,8 +42,12 @@ class Evaluation(BetweenSteps):
             yield Warned(warning)
         if self.meter and not self.meter.pairs and self._validated():
             yield Phase(NO_TRIGGER)
-        if self.previews and self.trainer.is_main:
+        if self.previews and self._paints():
             yield from self.previews.prepare()
+
+    def _paints(self) -> bool:
+        """Whether this process paints: the main one alone, or all of those that share the base."""
+        return self.trainer.is_main or self.trainer.config.memory.share_base
 
     def measure(self, borrowed: ModelPatcher, step: int) -> Iterator[Event]:
         """The losses that are due after ``step`` steps."""
@@ -53,9 +58,9 @@ class Evaluation(BetweenSteps):
             yield from self._measure_images(borrowed, step)
 
     def paint(self, borrowed: ModelPatcher, step: int, asked: bool = False) -> Iterator[Event]:
-        """The previews that are due after ``step`` steps, or were ``asked`` for. Only the main process paints them."""
+        """The previews that are due after ``step`` steps, or were ``asked`` for. Only the main process tells them."""
         trainer, previews = self.trainer, self.previews
-        if not previews or not previews.on or not trainer.is_main:
+        if not previews or not previews.on or not self._paints():
             return
         if asked or previews.config.is_due(step, trainer.total):
             yield from previews.paint(borrowed, step, lambda: trainer.weights_for("preview"), trainer.memory.room)

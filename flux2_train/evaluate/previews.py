@@ -30,8 +30,9 @@ class Previews:
 
     The base model's pictures are painted once and kept. After memory has run out once, ``on`` is false and nothing more
     is painted. ``prompts`` are all that were ever painted, ``shown`` the places of those that are painted now, and
-    ``encode`` gives the embeds of a new text, or raises UserError that says why it cannot. Raises UserError if
-    ``embeds`` lacks a prompt, or if the adapters do not fit the second MODEL.
+    ``encode`` gives the embeds of a new text, or raises UserError that says why it cannot. ``together``: several
+    processes paint the same, because they share the base, so none of them may leave anything out alone. Raises
+    UserError if ``embeds`` lacks a prompt, or if the adapters do not fit the second MODEL.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class Previews:
         embeds: Mapping[str, Tensor],
         adapters: Adapters,
         method: str = INDEX,
+        together: bool = False,
     ):
-        self.request, self.adapters, self.method = request, adapters, method
+        self.request, self.adapters, self.method, self.together = request, adapters, method, together
         self.embeds: ChainMap[str, Tensor] = ChainMap({}, embeds)
         self.encode: Callable[[str], Tensor] = _unknown
         self.config, self.on = request.config, True
@@ -110,7 +112,7 @@ class Previews:
             self.shown = [number for number in self.shown if self.prompts[number].text in self.embeds]
             yield Warned(f"Not all previews were painted after {step} steps: {error}")
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or self.together:
                 raise
             self.on = False
             free()

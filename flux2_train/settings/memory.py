@@ -73,8 +73,7 @@ class MemorySettings(Settings):
     share_base: bool = setting(
         False,
         "With several processes: each keeps a part of every block, and gets the others' parts when the block is used. "
-        "The base then takes the memory of one card divided by the number of processes, plus two blocks. Without "
-        "previews.",
+        "The base then takes 1 / processes of its memory on each card, plus two blocks.",
         advanced=True,
     )
 

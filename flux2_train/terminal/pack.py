@@ -38,9 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
     from .train import in_pack
 
     with progress() as bar, torch.inference_mode():
-        job, _ = in_pack(job, folder.path)
-        packed = pack(folder, job, arguments.to, bar)
-    print(packed.root)
+        job, packed = in_pack(job, folder.path)
+        made = pack(folder, job, arguments.to, bar, packed)
+    print(made.root)
 
 
 def _add_unpack(commands) -> None:

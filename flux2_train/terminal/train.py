@@ -39,23 +39,33 @@ def add(commands) -> None:
         help="auto goes on where the last run of this name was interrupted, as LoRA Trainer does: for jobs that "
         "something starts again after a power cut (default: new)",
     )  # fmt: skip
-    parser.add_argument("--tell", type=Path, help=argparse.SUPPRESS)  # for the program that has started this one
+    # For the program that has started this one: the file to tell it the run's folder, and its number as a process.
+    parser.add_argument("--tell", nargs=2, default=(), help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, and print the LoRA's path."""
     job = read_job(arguments)
     with launched(arguments) as (accelerator, bar):
-        also = _telling(arguments.tell) if arguments.tell else lambda event: None
+        also = telling(Path(arguments.tell[0]), int(arguments.tell[1])) if arguments.tell else lambda event: None
         train_job(*in_pack(job, arguments.config), accelerator, bar, arguments.resume, also)
 
 
-def _telling(path: Path) -> Callable:
-    """A listener that writes the run's folder to a file, as soon as there is one."""
+def telling(path: Path, starter: int) -> Callable:
+    """A listener that writes the run's folder to a file, as soon as there is one, for the process ``starter``.
+
+    It ends the run, whose checkpoint is then saved, after that process has ended: nobody is left to show or stop it.
+    """
+    import psutil
+
     from .. import events
     from ..atomic import write_text
 
+    process = psutil.Process(starter) if psutil.pid_exists(starter) else None
+
     def tell(event) -> None:
+        if process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            raise KeyboardInterrupt
         if isinstance(event, events.Started):
             write_text(path, json.dumps({"folder": str(event.folder)}))
 

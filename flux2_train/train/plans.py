@@ -131,7 +131,7 @@ def _streamed(config: TrainingSettings, model: ModelPatcher) -> int | None:
     return 0 if config.offload == OFF or model.load_device.type != "cuda" else None
 
 
-def require_shareable(config: TrainingSettings, previews: PreviewRequest | None, processes: int) -> None:
+def require_shareable(config: TrainingSettings, processes: int) -> None:
     """Raise UserError for what one process does alone, or some more often than others: a shared base needs all of them.
 
     Every process must run the model equally often, because each has a part of every block.
@@ -140,7 +140,7 @@ def require_shareable(config: TrainingSettings, previews: PreviewRequest | None,
         raise UserError("share_base is on, and one process has nobody to share the base with: set processes, or turn "
                         "share_base off.")  # fmt: skip
     alone = {
-        "previews": previews is not None, "per_image of Validation Loss": config.validation_loss.per_image,
+        "per_image of Validation Loss": config.validation_loss.per_image,
         "scheduled sampling": config.rollout.probability > 0,
     }  # fmt: skip
     on = [name for name, is_on in alone.items() if is_on]
@@ -176,7 +176,7 @@ def planned(
     device: torch.device = model.load_device
     work, pins = work_of(config, model, adapters, tokens, previews, references), pins_of(config, model)
     if config.memory.share_base:
-        require_shareable(config, previews, processes)
+        require_shareable(config, processes)
         work = replace(work, shares=processes)
     computer = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
     binding = device.type == "cuda" or bool(config.memory.memory_limit)

@@ -1,8 +1,10 @@
 """A base that is shared among processes trains the LoRA of the whole one, bit for bit, and moves what the plan says."""
 
+import json
 import pickle
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +19,12 @@ from flux2_train.planning.planner import lora_sites
 from flux2_train.planning.weights import of_flavour
 from flux2_train.planning.work import Machine, Work
 from flux2_train.settings.memory import MemorySettings
-from flux2_train.settings.previews import PreviewSettings, Prompt, ValidationLossSettings
+from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.rollout import RolloutSettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.streaming.gathering import Part
 from flux2_train.streaming.ring import ALIGNMENT, Group
 from flux2_train.train.plans import require_shareable
-from flux2_train.train.preview_request import PreviewRequest
 
 CONFIG = TrainingSettings(steps=6, rank=2, learning_rate=2e-3, preservation=0.5, validation_items=3, seed=5)
 WITHIN = 0.05  # of the plan
@@ -65,19 +66,14 @@ def test_the_parts_one_after_the_other_are_the_group(count):
 
 def test_what_one_process_would_do_alone_is_refused():
     shared = replace(CONFIG, memory=MemorySettings(share_base=True))
-    require_shareable(shared, None, 2)
+    require_shareable(shared, 2)
     with pytest.raises(UserError, match="nobody to share"):
-        require_shareable(shared, None, 1)
-    previews = PreviewRequest(PreviewSettings((Prompt("a"),)), None)
+        require_shareable(shared, 1)
     images = replace(shared, validation_loss=ValidationLossSettings(per_image=True))
     rolled = replace(shared, rollout=RolloutSettings(probability=0.5))
-    for config, request, words in (
-        (shared, previews, "previews"),
-        (images, None, "per_image"),
-        (rolled, None, "sched"),
-    ):
+    for config, words in ((images, "per_image"), (rolled, "scheduled")):
         with pytest.raises(UserError, match=f"does not go with {words}"):
-            require_shareable(config, request, 2)
+            require_shareable(config, 2)
 
 
 def test_the_plan_divides_the_blocks_and_counts_what_comes_from_the_others():
@@ -94,3 +90,18 @@ def test_the_plan_divides_the_blocks_and_counts_what_comes_from_the_others():
         assert shared.parts["weights"] == whole.parts["weights"] - blocks + blocks // count
         assert shared.traffic == streamed.traffic * (count - 1) // count
         assert shared.transfer == pytest.approx(shared.traffic / 20e9)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="own memory is read as Linux tells it")
+def test_memory_of_each_process_and_bytes_gathered_are_what_the_plan_says(tmp_path):
+    """On a base of 1 GB: a part of the weights, two blocks, and what a step takes; 5 % as the planner promises."""
+    done = run_in_processes(2, "share_probe.py", tmp_path / "weights.safetensors", 26, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"out.{rank}").read_text())
+        print(f"process {rank} of 2: {found}")
+        assert found["base"] >= 1e9 and abs(found["kept"] / found["weights"] - 1) < WITHIN
+        assert abs(found["rise"] / found["planned"] - 1) < WITHIN, found
+        per_step = found["received"][2] - found["received"][1]
+        assert abs(per_step / found["traffic"] - 1) < WITHIN, found

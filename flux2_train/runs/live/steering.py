@@ -25,6 +25,10 @@ from ..graph_job import job_of
 from .asking import MOST_BYTES, waiting
 
 NO_CHECKPOINTS = "Checkpoints are off (keep is 0): the run can be neither paused nor saved. Stop and keep ends it."
+ALONE = (
+    "A new prompt cannot be encoded while processes share the base (share_base): write it into Validation, so that it "
+    "is encoded before the first step."
+)
 NO_PREVIEWS = "This run paints no previews: wire Validation into the next one."
 
 
@@ -34,7 +38,7 @@ class FolderRequests(Requests):
     def __init__(self, trainer: Trainer, folder: RunFolder, writer: CheckpointWriter):
         self.trainer, self.folder, self.writer = trainer, folder, writer
         self.previews = getattr(trainer.between_steps, "previews", None)
-        if self.previews:
+        if self.previews and not self.previews.together:
             self.previews.encode = lambda text: encoded(trainer, text)
 
     def are_there(self) -> bool:
@@ -68,6 +72,8 @@ class FolderRequests(Requests):
         if request.ask == CHANGE:
             require_changeable(request.change, self.previews is not None)
             if any(text not in self.previews.embeds for text in request.change.prompts or ()):
+                if self.previews.together:
+                    raise UserError(ALONE)
                 encoder_file(self.trainer)
 
 

@@ -29,17 +29,19 @@ from ..folder import STOPPED, RunFolder
 from ..graph_job import read_dataset
 from ..precision import parts_of
 from ..queue.run_job import Report, encode_all
+from . import reading
 from .contents import CACHE, LORAS, Contents, Pack, Place
 from .copying import copy_file, copy_folder, require_outside
 
 FILES = ("transformer", "text_encoder", "vae")
 
 
-def pack(run: RunFolder, job: Job, to: Path, report: Report) -> Pack:
+def pack(run: RunFolder, job: Job, to: Path, report: Report, packed: Pack | None = None) -> Pack:
     """Write ``run``, whose job is ``job``, into the new folder ``to``, which is there whole or not at all.
 
-    What the caches lack is encoded first. Raises UserError for a run that is being trained, for a job that a file
-    cannot hold, for data that have changed since the last checkpoint, and if ``to`` exists or cannot be written.
+    What the caches lack is encoded first; a run that lies in the pack ``packed`` has all it needs there. Raises
+    UserError for a run that is being trained, for a job that a file cannot hold, for data that have changed since the
+    last checkpoint, and if ``to`` exists or cannot be written.
     """
     job.require_known()
     to = Path(to).absolute()
@@ -48,18 +50,21 @@ def pack(run: RunFolder, job: Job, to: Path, report: Report) -> Pack:
     if to.exists():
         raise UserError(f"{shown(str(to), 300)} exists already; name a folder that does not.")
     last = resume.newest(run)
-    caches, size = _caches(job, report)
+    if packed:
+        caches, size = reading.caches(packed, job, report), packed.contents.transformer
+    else:
+        caches, size = _caches(job, report)
     _require_same(run, last, caches[0][0].dataset)
     for embeds, _ in caches:
         require_outside(to, embeds.dataset)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with apart(to) as root:
-            packed = _write(root, run, job, last, caches, size, report)
+            written = _write(root, run, job, last, caches, size, report)
             move(root, to, new=True)
     except OSError as error:
         raise UserError(f"{shown(str(to), 300)} cannot be written ({reason(error)}); nothing is left of it.") from error
-    return Pack(to, packed)
+    return Pack(to, written)
 
 
 def _caches(job: Job, report: Report) -> tuple[list[tuple[EmbedCache, LatentCache]], int]:

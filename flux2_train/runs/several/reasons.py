@@ -15,7 +15,7 @@ LONGEST = 2000  # characters
 
 def why(log: Path, count: int) -> str:
     """The sentence that a process said first; else which process ended and how, else the last exception."""
-    text = _end_of(log)
+    text = end_of(log)
     said = SAID.search(text)
     if said:
         return said[1].strip()[:LONGEST]
@@ -39,7 +39,8 @@ def _killed(rank: int, number: int, count: int) -> str:
     return f"Process {rank} of {count} (counted from 0) was ended by {name}{memory}."
 
 
-def _end_of(log: Path) -> str:
+def end_of(log: Path) -> str:
+    """The end of what the processes have said, empty if it cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(0, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import logging
+import os
 import subprocess
 import tempfile
 import time
@@ -21,21 +23,24 @@ from ...bounded import from_json, read_text
 from ...data.images import load_rgb, to_tensor
 from ...errors import Paused, UserError
 from ...events import Phase, Recorded, Started
+from ...names import counted
 from ...settings.job import Job, Output
 from ...settings.steering import PAUSE, Request
 from ...settings.training import TrainingSettings
+from .. import checkpoints
 from ..folder import FINISHED, PAUSED, RunFolder
 from ..live.asking import ask
 from ..results import Results
 from ..session import Listen
 from . import launch
 from .following import Followed, Record, size_of
-from .reasons import why
+from .reasons import end_of, why
 
 LOOK = 0.25  # seconds between two looks at the record
 LAST_STEP = 60.0  # seconds, beside twice the longest step, in which a run that was asked to pause has to end
 MOST_BYTES = 1 << 16  # of what a process tells of its folder
 BIGGEST_TABLE = 1 << 28
+SHOWN = 4000  # characters of the processes' log that the console shows after an error
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,17 @@ class Place:
 
 
 def count_of(config: TrainingSettings) -> int:
-    """How many processes a run is to have; 0 in the settings means one for each CUDA device."""
-    return config.processes or max(1, torch.cuda.device_count())
+    """How many processes a run is to have; 0 in the settings means one for each CUDA device.
+
+    Raises UserError for more processes than there are cards, where there is one.
+    """
+    cards = torch.cuda.device_count()
+    if cards and config.processes > cards:
+        raise UserError(
+            f"processes is {config.processes}, and this computer has {counted(cards, 'CUDA card')}: set it to at most "
+            "that; accumulate gives a step more images."
+        )
+    return config.processes or max(1, cards)
 
 
 def train(
@@ -68,7 +82,8 @@ def train(
         job = replace(job, output=Output(str(place.loras.absolute()), str(place.runs.absolute())))
         write_text(path, job.to_json())
         count = job.training.processes
-        words = ["train", str(path), "--resume", resume, "--tell", str(told), launch.comfyui_options(place.options)]
+        tell = ["--tell", str(told), str(os.getpid())]
+        words = ["train", str(path), "--resume", resume, *tell, launch.comfyui_options(place.options)]
         line = launch.command(count, words, torch.get_num_threads() // count)
         listen(Phase(f"starting {count} processes"))
         before = {each: size_of(each) for each in place.runs.glob("*/record.jsonl")}
@@ -136,9 +151,10 @@ def _ended(run: RunFolder | None, log: Path, count: int) -> Exception:
     if about.get("status") == PAUSED:
         step = about.get("step", 0)
         return Paused(step, saved=any(run.checkpoints.glob(f"step_{step:08}*")))
-    step, reason = about.get("step", 0), why(log, count)
-    kept = f" Step {step} is saved, and queueing again goes on from there." if step else ""
-    return UserError(reason + kept)
+    saved = max(map(checkpoints.step_of, checkpoints.paths(run.checkpoints)), default=0) if run else 0
+    kept = f" Step {saved} is saved, and queueing again goes on from there." if saved else ""
+    logging.warning("What the processes have said:\n%s", end_of(log)[-SHOWN:])
+    return UserError(why(log, count) + kept)
 
 
 def _results(run: RunFolder, loras: Path) -> Results:

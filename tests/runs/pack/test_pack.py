@@ -112,6 +112,11 @@ def test_there_with_the_transformer_alone_and_back_again_it_is_the_run_that_stay
         for name in ("text_encoders", "vae", "input"):
             assert not list((tmp_path / "machine" / name).iterdir())
     assert run.about()["status"] == "stopped" and (there / "loras" / f"cut_step{CUT + 1}.safetensors").is_file()
+    with elsewhere(tmp_path / "third"):
+        assert main(["pack", str(run.path), "--to", str(tmp_path / "again")]) == 0  # there, too, without encoders
+    there = tmp_path / "again"
+    assert str(tmp_path / "far").encode() not in b"".join(p.read_bytes() for p in there.rglob("*.json"))
+    capsys.readouterr()
     assert main(["unpack", str(there)]) == 0 and main(["unpack", str(there)]) == 1
     assert "nothing to bring back" in capsys.readouterr().err
     assert main(["resume", "cut"]) == 0

@@ -1,6 +1,7 @@
 """What is told of processes that this one has started: their events, why they ended, and which of them is slow."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from flux2_train.runs.several.following import Followed, Record, size_of
 from flux2_train.runs.several.reasons import why
 from flux2_train.runs.several.training import count_of, losses_of
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.terminal.train import telling
 from flux2_train.train import processes
 
 CONFIG = TrainingSettings()
@@ -116,6 +118,20 @@ def test_as_many_processes_as_cards_and_one_on_a_cpu():
 
     assert count_of(CONFIG) == 1 and count_of(TrainingSettings(processes=3)) == 3
     assert count_of(TrainingSettings(processes=0)) == max(1, torch.cuda.device_count())
+
+
+def test_a_run_ends_with_the_process_that_started_it(tmp_path):
+    tell = telling(tmp_path / "told", os.getpid())
+    tell(events.Started(tmp_path))
+    assert json.loads((tmp_path / "told").read_text()) == {"folder": str(tmp_path)}
+    starter = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    tell = telling(tmp_path / "told", starter.pid)
+    tell(events.Completed(1))
+    starter.communicate(b"\n")
+    with pytest.raises(KeyboardInterrupt):
+        tell(events.Completed(2))
+    with pytest.raises(KeyboardInterrupt):
+        telling(tmp_path / "told", starter.pid)(events.Completed(2))
 
 
 def test_losses_are_read_from_the_table(run):
