@@ -104,9 +104,17 @@ class SelectivityMeasured:
 
 @dataclass(frozen=True)
 class BestSoFar:
-    """After ``step`` steps the LoRA is the best that was measured, see ``evaluate.best``."""
+    """After ``step`` steps the LoRA is the best that was measured, see ``evaluate.best``.
+
+    ``saved`` is its file below the folder of LoRAs, once the run has ended and if it was asked for.
+    """
 
     step: int
+    saved: str = ""
+
+    def __str__(self) -> str:
+        """In words, for the node, the terminal and the log."""
+        return f"the best step is {self.step}: {self.saved}" if self.saved else f"the best so far is step {self.step}"
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class TrainerListener:
                 self.validation.append(event)
             case events.SelectivityMeasured():
                 self.selectivity = str(event)
-            case events.BestSoFar(step):
-                self.best = f"the best so far is step {step}"
+            case events.BestSoFar():
+                self.best = str(event)
             case events.ImagesMeasured():
                 self.measured = [*self.measured[:1], event]
             case events.Previewed(step):

@@ -18,17 +18,29 @@ SHARE = 0.01  # of the time that checkpoints take at most, where the user set no
 SHORTEST = 60.0  # seconds between two of them, however little they take
 
 
+Rank = Callable[[int, float | None], float]
+
+
+def by_loss(step: int, validation: float | None) -> float:
+    """The validation loss, infinite where it was not measured."""
+    return math.inf if validation is None else validation
+
+
 class CheckpointWriter:
     """The checkpoints of one run in ``folder``. ``take`` copies the run's state to the host, as it is now.
 
     A thread writes one file at a time. A checkpoint that becomes due meanwhile waits until the thread is free; the run
     waits only for a new best one. A file that cannot be written gives a warning, and the run goes on. ``epoch`` is the
-    number of steps per epoch.
+    number of steps per epoch. ``rank(step, validation loss)`` is lowest for the best step, infinite for one that cannot
+    be compared: by default it is that loss.
     """
 
-    def __init__(self, folder: Path, config: CheckpointSettings, epoch: int, take: Callable[[], Snapshot]):
+    def __init__(
+        self, folder: Path, config: CheckpointSettings, epoch: int, take: Callable[[], Snapshot], rank: Rank = by_loss
+    ):
         self.folder, self.config, self.epoch, self.take = folder, config, max(1, epoch), take
-        self.written = dict(_losses(folder))  # the validation loss of each file, infinite where it has none
+        self.rank = rank
+        self.written = {path: rank(checkpoints.step_of(path), loss) for path, loss in _losses(folder)}
         self.best, self.last_time = min(self.written.values(), default=math.inf), time.monotonic()
         self.waiting, self.last_step = False, -1  # whether one is due; the step of the last one
         self.cost = 0.0  # seconds that the last one took, copying and writing
@@ -38,9 +50,10 @@ class CheckpointWriter:
 
     def after(self, step: int, validation: float | None = None) -> Iterator[Event]:
         """Call after every step. Yields the result of a write that has ended, and begins a write if one is due."""
-        improved = self.config.keep_best and validation is not None and validation < self.best
+        rank = self.rank(step, validation)
+        improved = self.config.keep_best and rank < self.best
         if improved:
-            self.best = validation
+            self.best = rank
         self.waiting = self.waiting or (self.config.keep > 0 and (improved or self._is_due(step)))
         if self.writing and (self.writing.done() or improved):
             yield from self._result()
@@ -64,7 +77,7 @@ class CheckpointWriter:
         self.thread.shutdown()
 
     def best_path(self) -> Path | None:
-        """The checkpoint with the lowest validation loss, ``None`` if no checkpoint has one."""
+        """The checkpoint with the lowest rank, ``None`` if no checkpoint has one."""
         best = min(self.written, key=self.written.get, default=None)
         return best if best and self.written[best] < math.inf else None
 
@@ -107,8 +120,7 @@ class CheckpointWriter:
                 "room or make the folder writable."
             )
         self.cost = time.monotonic() - began
-        loss = snapshot.about.validation
-        self.written[path] = math.inf if loss is None else loss
+        self.written[path] = self.rank(step, snapshot.about.validation)
         self.prune(self.config.keep)
         return Checkpointed(step, path)
 
@@ -119,9 +131,9 @@ class CheckpointWriter:
             yield event
 
 
-def _losses(folder: Path) -> Iterator[tuple[Path, float]]:
+def _losses(folder: Path) -> Iterator[tuple[Path, float | None]]:
     for path in checkpoints.paths(folder):
         loss = None
         with contextlib.suppress(DamagedCheckpoint):
             loss = checkpoints.read(path).about.validation
-        yield path, math.inf if loss is None else loss
+        yield path, loss

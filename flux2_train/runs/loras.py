@@ -41,8 +41,8 @@ def remove_stopped(folder: RunFolder, loras: Path) -> None:
 
 
 def remove(folder: RunFolder, loras: Path, name: str) -> None:
-    """Remove a LoRA of a step that the run has noted in run.json. A name of another form is left alone."""
-    if re.fullmatch(rf"{re.escape(folder.name)}_step\d+(_\d+)?(\.safetensors|/{re.escape(FILE)})", name):
+    """Remove a LoRA of a step, or the best one, that run.json notes. A name of another form is left alone."""
+    if re.fullmatch(rf"{re.escape(folder.name)}_(step\d+|best)(_\d+)?(\.safetensors|/{re.escape(FILE)})", name):
         with suppress(OSError):  # somebody else has removed it, or it is open
             files.remove(loras / name)
 

@@ -8,11 +8,13 @@ from .. import safetensors_header
 from ..adapters.header import Tensors
 from ..settings import earlier
 from ..settings.base import plain
+from ..settings.saving import RESULT
 from ..train.trainer import Trainer
 from . import resume
 from .folder import FINISHED, RunFolder
 from .graph_job import job_of
 from .results import Results
+from .writers.best_lora import noted_best
 
 COMPARED = ("training", "previews", "held_out")  # sections of a job: new previews need a new run
 WIRED = ("comfyui", "diffusers")  # formats whose files the graph can use as they are
@@ -28,13 +30,16 @@ def finished(trainer: Trainer, loras: Path, runs: Path) -> Results | None:
     if folder is None or folder.is_held() or trainer.config.save.format not in WIRED:
         return None
     about = folder.about()
-    lora = _lora(loras / str(about.get("lora", "")), trainer) if about.get("status") == FINISHED else None
+    path = loras / str(about.get("lora", ""))
+    if trainer.config.checkpoints.best == RESULT:
+        path = loras / noted_best(folder).get("lora", about.get("lora", ""))
+    lora = _lora(path, trainer) if about.get("status") == FINISHED else None
     last = resume.newest(folder) if lora else None
     if last is None or not _is_same(last, trainer):
         return None
     if resume.put(trainer, last.state):
         return None
-    return Results(lora, loras / about["lora"], folder.path, lora.header.get("flux2_train.certificate", ""))
+    return Results(lora, path, folder.path, lora.header.get("flux2_train.certificate", ""))
 
 
 def _is_same(last: resume.Resumption, trainer: Trainer) -> bool:

@@ -22,7 +22,7 @@ from ..train.trainer import Trainer
 from . import checkpoints, dataset_record, logs, resume, reuse
 from .best_effort import BestEffort, could_not
 from .checkpoint_writer import CheckpointWriter
-from .checkpoints import About, DamagedCheckpoint, Snapshot
+from .checkpoints import About, Snapshot
 from .folder import FAILED, FINISHED, PAUSED, RUNNING, STOPPED, RunFolder, now
 from .graph_job import job_of, output_of
 from .live.record import Record
@@ -32,6 +32,7 @@ from .results import Results, write_results
 from .rewind import Rewind
 from .room import require_room
 from .shutdown import saved_at_exit
+from .writers.best_lora import rank_of, restore_best, with_best
 from .writers.image_files import ImageFiles
 from .writers.log_file import LogFile
 from .writers.preview_files import PreviewFiles, save_references
@@ -113,7 +114,8 @@ class Session:
         # the files come first: listen may end the run
         self.listeners = [*(BestEffort(write, what, listen) for what, write in writers.items()), listen]
         epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
-        self.checkpoint_writer = CheckpointWriter(folder.checkpoints, trainer.config.checkpoints, epoch, self.snapshot)
+        config, rank = trainer.config.checkpoints, rank_of(trainer)
+        self.checkpoint_writer = CheckpointWriter(folder.checkpoints, config, epoch, self.snapshot, rank)
         trainer.requests = FolderRequests(trainer, folder, self.checkpoint_writer)
 
     def run(self) -> Results:
@@ -246,31 +248,27 @@ class Session:
         return paused
 
     def _finish(self) -> Results:
-        if self.trainer.plateau.reached(self.trainer.history.validation):
-            self._restore_best()
+        plateau = self.trainer.plateau.reached(self.trainer.history.validation)
+        if plateau:
+            self._tell(*restore_best(self.trainer, self.checkpoint_writer.best_path()))
         ended = {"step": self.trainer.step, "total": self.trainer.total, "ended": now()}
         try:
             set_aside(self.folder, self.loras, self.trainer.config.save.format)
-            results = write_results(self.trainer, self.loras, self.folder, beside=self._beside)
+            last = write_results(self.trainer, self.loras, self.folder, beside=self._beside)
+            best = self.checkpoint_writer.best_path()
+            saved = (last, []) if plateau else with_best(self.trainer, self.loras, self.folder, best, last)
+            results, told = saved  # on a plateau the last one is the best already
+            self._tell(*told)
         except BaseException as error:  # the last checkpoint exists: queueing again only repeats the saving
             ended["why"] = _reason(error)
             self._attempt("run.json", lambda: self.folder.note(status=FAILED, **ended))
             raise
-        ended["lora"] = results.lora_path.relative_to(self.loras).as_posix()
+        ended["lora"] = last.lora_path.relative_to(self.loras).as_posix()
         self._beside("run.json", lambda: self.folder.note(status=FINISHED, **ended))
         self.checkpoint_writer.prune(1)
         self._beside("run.json", lambda: remove_stopped(self.folder, self.loras))
         self._tell(Saved(results.lora_path, stopped=False))
         return results
-
-    def _restore_best(self) -> None:
-        best = self.checkpoint_writer.best_path()
-        if best is None:
-            return
-        try:
-            self.trainer.restore_weights(checkpoints.read(best).load())
-        except DamagedCheckpoint as error:
-            self._tell(Warned(f"The best checkpoint {best.name} cannot be read ({error}); the LoRA is the last one."))
 
     def _rescue(self, error: BaseException) -> None:
         """Save what was trained. A failure here is a warning and does not hide ``error``."""

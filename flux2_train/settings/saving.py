@@ -7,6 +7,7 @@ from typing import Literal
 
 from .base import Settings, setting, settings
 
+NO_BEST, BESIDE, RESULT = "off", "beside", "result"
 BY_COST = -1.0  # every_minutes: as often as the measured cost of a checkpoint allows
 
 
@@ -73,9 +74,18 @@ class CheckpointSettings(Settings):
         4, "How many of these LoRA files stay; the oldest one goes first. 0 keeps all.", ge=0, le=10_000
     )
 
+    best: Literal["off", "beside", "result"] = setting(
+        NO_BEST,
+        "The best step is what has learned most that belongs to the trigger, by validation loss and selectivity. "
+        "'beside' also saves its LoRA, as NAME_best; 'result' gives it to the graph as well. Needs a validation every "
+        "some steps.",
+    )
+
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""
         if BY_COST < self.every_minutes < 0:
             yield f"every_minutes is {self.every_minutes:g}; it must be -1, 0 or more."
         if self.patience and not (self.keep and self.keep_best):
             yield "patience gives the best checkpoint, but none is kept; set keep to 1 or more and keep_best on."
+        if self.best != NO_BEST and not (self.keep and self.keep_best):
+            yield f"best is '{self.best}', but the best is not kept; set keep to 1 or more and keep_best on."

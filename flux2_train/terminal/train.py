@@ -138,8 +138,8 @@ class _Listener:
                 )
             case events.SelectivityMeasured(step):
                 self.bar.say(f"{event} after {counted(step, 'step')}")
-            case events.BestSoFar(step):
-                self.bar.say(f"the best so far is step {step}")
+            case events.BestSoFar():
+                self.bar.say(str(event))
             case events.Previewed(step, pictures):
                 self.bar.say(f"{counted(len(pictures), 'preview')} painted after {counted(step, 'step')}")
             case events.Stepped():

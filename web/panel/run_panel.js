@@ -19,10 +19,10 @@ export function clock(seconds) {
 const gigabytes = (bytes) => `${(bytes / GB).toFixed(bytes < GB / 10 ? 2 : 1)} GB`;
 
 // what was measured of the trigger, and which step is the best one
-function learnedIn({ change, best }) {
+function learnedIn({ change, best, bestFile }) {
     const times = change && (change.selectivity ?? "endless");
     const words = change ? [`selectivity ${times} (change ${change.taught} with the trigger, ${change.leaked} without)`] : [];
-    return [...words, ...(best ? [`best so far: step ${best}`] : [])].join(" · ");
+    return [...words, ...(best ? [bestFile ? `best: step ${best}, ${bestFile}` : `best so far: step ${best}`] : [])].join(" · ");
 }
 
 class Panel {

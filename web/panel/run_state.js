@@ -18,6 +18,7 @@ export class RunState {
         this.heldOut = false;
         this.change = null; // what the LoRA changes with and without the trigger, as last measured
         this.best = 0; // the step that is the best so far
+        this.bestFile = ""; // its LoRA, once the run has ended
         this.next = 0; // lines that were added up
     }
 
@@ -83,8 +84,8 @@ export class RunState {
         this.change = line;
     }
 
-    on_best({ step }) {
-        this.best = step;
+    on_best({ step, file }) {
+        Object.assign(this, { best: step, bestFile: file ?? "" });
     }
 
     on_preview({ step, pictures }) {

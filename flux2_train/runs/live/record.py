@@ -103,8 +103,8 @@ class Record:
             case events.SelectivityMeasured(step, taught, leaked):
                 times = {"taught": _short(taught), "leaked": _short(leaked), "selectivity": _short(event.selectivity)}
                 return {"kind": "selectivity", "step": step, **times}
-            case events.BestSoFar(step):
-                return {"kind": "best", "step": step}
+            case events.BestSoFar(step, saved):
+                return {"kind": "best", "step": step, **({"file": saved} if saved else {})}
             case events.Previewed(step, pictures):
                 return {"kind": "preview", "step": step, "pictures": list(map(_picture, pictures, range(1, 1000)))}
             case events.Checkpointed(step):

@@ -40,8 +40,8 @@ def line_of(event: events.Event) -> str:
             return f"{'held-out' if held_out else 'validation'} loss {loss:.4f} after {step} steps"
         case events.SelectivityMeasured(step):
             return f"{event} after {step} steps"
-        case events.BestSoFar(step):
-            return f"the best so far is step {step}"
+        case events.BestSoFar():
+            return str(event)
         case events.Previewed(step, pictures):
             return f"{len(pictures)} previews painted after {step} steps"
         case events.Checkpointed(step, _):
