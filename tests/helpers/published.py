@@ -123,7 +123,16 @@ LAYOUTS: dict[str, Layout] = {
     "mxfp8 by header": Layout("mxfp8", notes=(("group_size", 32), ("orig_dtype", "torch.bfloat16"))),
     "int8": Layout("int8_tensorwise", marker="comfy_quant"),
     "int8 convrot": Layout("int8_tensorwise", notes=(("convrot", True), ("convrot_groupsize", 256))),
+    "int8 convrot by tensor": Layout(
+        "int8_tensorwise", marker="comfy_quant", notes=(("convrot", True), ("convrot_groupsize", 256))
+    ),
     "int4 convrot": Layout("convrot_w4a4", marker="comfy_quant", notes=(("convrot_groupsize", 256),)),
+    "int4 convrot for int8": Layout(
+        "convrot_w4a4", marker="comfy_quant", notes=(("convrot_groupsize", 256), ("linear_dtype", "int8"))
+    ),
+    "w4a8": Layout("asym_w4a8_int8", marker="comfy_quant", notes=(("group_size", 16), ("convrot_groupsize", 256))),
+    "w4a8 by header": Layout("asym_w4a8_int8", notes=(("group_size", 16), ("convrot_groupsize", 256))),
+    "awq w4a16": Layout("awq_w4a16", marker="comfy_quant", notes=(("group_size", 64),)),
     # before ComfyUI had formats for each layer
     "scaled fp8": Layout(FP8, marker="scaled_fp8", input_scale=True),
     "fp8 cast": Layout("cast", marker=""),
@@ -159,6 +168,17 @@ def _stored(format: str, out: int, into: int) -> dict[str, Entry]:
         },
         "int8_tensorwise": {"weight": ("I8", (out, into)), "weight_scale": ("F32", (out, 1))},
         "convrot_w4a4": {"weight": ("I8", (out, into // 2)), "weight_scale": ("F32", (out,))},
+        "asym_w4a8_int8": {
+            "weight": ("I8", (out, into // 2)),
+            "weight_s_rel": ("F8_E4M3", (out, into // 16)),
+            "weight_s_channel": ("F32", (out,)),
+            "weight_codebook": ("F32", (16,)),
+        },
+        "awq_w4a16": {
+            "weight": ("I8", (out, into // 2)),
+            "weight_scale": ("BF16", (into // 64, out)),
+            "weight_zeros": ("BF16", (into // 64, out)),
+        },
     }[format]
 
 
@@ -209,6 +229,8 @@ def quantised(layer: str, weight: Tensor, layout: Layout) -> tuple[dict[str, Ten
     if layout.format == "cast":
         stored = weight.to(torch.float8_e4m3fn)
         return {"weight": stored}, stored.float()
+    if layout.format == "awq_w4a16":
+        return awq(weight)
     options = dict(layout.notes) if layout.format != "mxfp8" else {}
     if layout.format == "int8_tensorwise":
         options |= {"is_weight": True, "per_channel": True}
@@ -218,6 +240,24 @@ def quantised(layer: str, weight: Tensor, layout: Layout) -> tuple[dict[str, Ten
     if layout.format == "mxfp8":  # safetensors of that time had no type for such scales
         found["weight_scale"] = found["weight_scale"].view(torch.uint8)
     return found, tensor.dequantize().float()
+
+
+def awq(weight: Tensor, group: int = 64) -> tuple[dict[str, Tensor], Tensor]:
+    """A matrix in AWQ's 4 bits as comfy-kitchen reads them, which cannot make them, and the values they stand for.
+
+    Each group of 64 numbers in a row has a scale s and a middle z: w = (q - 8) s + z, q in 0 to 15. Bits 0 to 3 of a
+    byte are the even column, bits 4 to 7 the odd one.
+    """
+    grouped = weight.unflatten(1, (-1, group))
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    scale = ((high - low) / 15).bfloat16()
+    middle = (low + 8 * scale.float()).bfloat16()
+    steps = (grouped - middle.float()[..., None]) / scale.float()[..., None]
+    levels = (steps + 8).round().clamp(0, 15)
+    meant = ((levels - 8) * scale.float()[..., None] + middle.float()[..., None]).flatten(1)
+    numbers = levels.flatten(1).to(torch.uint8)
+    packed = (numbers[:, 0::2] | numbers[:, 1::2] << 4).view(torch.int8)
+    return {"weight": packed, "weight_scale": scale.T, "weight_zeros": middle.T}, meant
 
 
 def tensors(layout: Layout, size: Size, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import comfy.memory_management
 import comfy.sd
@@ -20,10 +21,11 @@ from ...errors import UserError
 from ...flavours import Flavour
 from ...formats import AS_IN_FILE
 from .. import contract, identify
-from ..loading import deferred, quantise, shards, text_length, weights
+from ..loading import deferred, quantise, shards, stored_formats, text_length, weights
 from .tokenizers import problem as tokenizer_problem
 
 HEAD = "model.lm_head."  # predicts words, which nothing here does
+SIGHT = "model.visual."  # the part of a Qwen3-VL that turns pictures into tokens, by the file's names
 
 
 def load_text_encoder(
@@ -31,8 +33,8 @@ def load_text_encoder(
 ) -> CLIP:
     """ComfyUI CLIP of the flavour's text encoder; ``precision``, ``via`` and ``keep`` as for the transformer.
 
-    If the encoder is split, ``path`` may be any of its files. Raises UserError for a missing file, and for files
-    without the tokenizer that ComfyUI needs.
+    If the encoder is split, ``path`` may be any of its files. Raises UserError for a missing file, for files
+    without the tokenizer that ComfyUI needs, and for a format that this ComfyUI does not have.
     """
     contract.require(contract.TEXT)
     parts = shards.parts_of(path)
@@ -40,6 +42,7 @@ def load_text_encoder(
     _check_tokenizer(flavour)
     for part in parts:
         weights.require_unquantised(part, precision)
+    stored_formats.require_known(parts)
     source = weights.WeightSource(tuple(parts), precision, via, weights.kept_folder("text_encoders") if keep else None)
     with safetensors_header.naming(parts[0], f"the text encoder of {flavour.name}, or is damaged"):
         if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:
@@ -72,6 +75,7 @@ def _deferred(source: weights.WeightSource, flavour: Flavour) -> CLIP:
         return _by_core(source, flavour)
     computed = source.precision in quantise.FORMATS and source.kept is None
     inner = _transformer(clip.cond_stage_model)
+    names = set(_for(inner, dict.fromkeys(names)))
     head = {name for name, _ in inner.named_parameters() if name.startswith(HEAD)}  # may be missing
     weights.require_whole(inner, names | head, source.parts[0].name)
     deferred.defer(clip.patcher, partial(_assign, source), computed, _reads_nothing(source, inner))
@@ -83,22 +87,31 @@ def _transformer(model: nn.Module) -> nn.Module:
 
 
 def _assign(source: weights.WeightSource, model: nn.Module) -> None:
-    weights.assign(_transformer(model), _named(*source.read(), source.precision))
+    inner = _transformer(model)
+    weights.assign(inner, _for(inner, _named(*source.read(), source.precision)))
 
 
 def _reads_nothing(source: weights.WeightSource, inner: nn.Module) -> bool:
     """Whether getting the weights only maps the file."""
-    return not source.copies() and weights.as_stored(inner, _named(*source.outline(), AS_IN_FILE))
+    return not source.copies() and weights.as_stored(inner, _for(inner, _named(*source.outline(), AS_IN_FILE)))
 
 
 def _named(tensors: dict[str, Tensor], metadata: dict[str, str], precision: str) -> dict[str, Tensor]:
     """Tensors with the names and the dtype that core's loader expects; it takes the encoder's dtype from them.
 
-    Of a Qwen3-VL only the language model is used; core does not rename its weights for FLUX.2, so it is done here.
+    Core knows a Qwen3-VL by the names of the part that sees pictures, so that part keeps its names here.
     """
     tensors, _ = comfy.utils.convert_old_quants(tensors, model_prefix="", metadata=metadata)
     tensors = comfy.utils.state_dict_prefix_replace(tensors, {"lm_head.": HEAD, "model.language_model.": "model."})
     return weights.narrowed(tensors, precision)
+
+
+def _for(inner: nn.Module, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors by the names of the built text encoder: of a Qwen3-VL, some versions of core build the part that sees.
+
+    The others use the language model alone; then what the file has beside it is left where it is.
+    """
+    return comfy.utils.state_dict_prefix_replace(tensors, {SIGHT: "visual."}) if hasattr(inner, "visual") else tensors
 
 
 def _check_tokenizer(flavour: Flavour) -> None:

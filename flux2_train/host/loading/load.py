@@ -25,7 +25,7 @@ from ...settings.model import ModelSettings
 from .. import contract, identify
 from ..encoding.text_encoder import load_text_encoder
 from ..encoding.vae import load_vae as load_vae
-from . import deferred, files, quantise, shards, text_length, weights
+from . import deferred, files, quantise, shards, stored_formats, text_length, weights
 
 CPU = torch.device("cpu")
 PARTS = ("transformer", "text_encoder", "vae")
@@ -74,12 +74,14 @@ def load_transformer(path: Path, precision: str = AS_IN_FILE, via: str = "auto",
     The weights are mapped, or computed when they are first read (``deferred``). Quantising is computed on the device
     that ``via`` names; with ``keep`` the quantised copy is kept as a file beside the models.
     The file has ComfyUI's names or diffusers'; if the model is split, ``path`` may be any of its files.
-    Raises UserError if the file is no FLUX.2 transformer, or if it is quantised and another precision is asked for.
+    Raises UserError if the file is no FLUX.2 transformer, if it is quantised and another precision is asked for, or if
+    this ComfyUI does not have its format.
     """
     contract.require(contract.LOADING)
     parts = shards.parts_of(path)
     for part in parts:
         weights.require_unquantised(part, precision)
+    stored_formats.require_known(parts)
     kept = weights.kept_folder("diffusion_models") if keep else None
     source = weights.WeightSource(tuple(parts), precision, via, kept)
     if comfy.memory_management.aimdo_enabled and precision not in quantise.FORMATS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import comfy.ops
@@ -20,18 +21,22 @@ from ... import safetensors_header
 from ...adapters import diffusers
 from ...adapters.names import FIRST, Sizes, dimensions_of, sizes_of
 from ...errors import UserError
-from ..loading import mapping
+from ..loading import mapping, stored_formats
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MARK = ".comfy_quant"
-OLD_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}  # of fp8 files before comfy_quant
+OLD_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}  # of fp8 files before comfy_quant
+BESIDE_WEIGHT = ("input_scale", "pre_quant_scale", "comfy_quant")
+UNWRITABLE = (
+    "awq_w4a16",
+)  # formats that only a calibration makes: comfy-kitchen reads them and cannot quantise to them
 
 
 class BaseFile:
     """The transformer in a safetensors file, as a context manager that closes the file.
 
     ``prefix`` stands before the transformer's names if the file is a full checkpoint. Raises UserError if the file is
-    no safetensors file of a FLUX.2.
+    no safetensors file of a FLUX.2, or if this ComfyUI does not have the format of its weights.
     """
 
     def __init__(self, path: Path):
@@ -46,6 +51,7 @@ class BaseFile:
         if first is None or not any(key.endswith("double_stream_modulation_img.lin.weight") for key in self.keys):
             raise UserError(f"{path.name} is not a FLUX.2 transformer in ComfyUI's names.")
         self.prefix = first.removesuffix(FIRST)
+        stored_formats.require_known([path])
         self.sizes = self._sizes()
         self.file = mapping.opened(path)
         self.formats = self._formats()
@@ -72,12 +78,17 @@ class BaseFile:
 
     def names_of(self, name: str) -> dict[str, str]:
         """The keys of a Linear's tensors in the file, by ComfyUI's names for them: ``weight``, ``weight_scale`` ..."""
-        keys = {}
-        for what in ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant"):
-            for spelling in (what, OLD_NAMES.get(what, what)):
-                if f"{self.prefix}{name}.{spelling}" in self.keys:
-                    keys[what] = f"{self.prefix}{name}.{spelling}"
-        return keys
+        return self._by_layer.get(f"{self.prefix}{name}", {})
+
+    @cached_property
+    def _by_layer(self) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for key in self.keys:
+            layer, _, own = key.rpartition(".")
+            what = OLD_NAMES.get(own, own)
+            if what.startswith("weight") or what in BESIDE_WEIGHT:
+                found.setdefault(layer, {})[what] = key
+        return found
 
     def linear(self, name: str) -> torch.nn.Module:
         """ComfyUI's Linear, loaded with the weight from the file."""

@@ -21,7 +21,7 @@ from ...errors import UserError
 from ...flavours import FLAVOURS
 from ...names import counted
 from ..system.heap import freed_at_once
-from .base_file import FLOATS, BaseFile, dequantised, requantised, rounded, scaled_fp8
+from .base_file import FLOATS, UNWRITABLE, BaseFile, dequantised, requantised, rounded, scaled_fp8
 
 SOURCE, FP8 = "source", "fp8"
 PRECISIONS = (SOURCE, *write.DTYPES, FP8)
@@ -68,7 +68,7 @@ def merge(source: Path, loras: Sequence[tuple[Path, float]], output: Path, preci
     blocks and bf16 elsewhere. Layers that no LoRA changes are copied bit by bit if their precision stays. A changed
     quantised layer is dequantised, changed and quantised again; the result says what that lost. Peak memory is a few
     layers. Raises UserError for a LoRA that does not fit, for an existing ``output``, and for layers that scale their
-    input (AWQ).
+    input (AWQ) or whose format cannot be written.
     """
     if precision not in PRECISIONS:
         raise UserError(f"Unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
@@ -76,7 +76,7 @@ def merge(source: Path, loras: Sequence[tuple[Path, float]], output: Path, preci
         raise UserError(_exists(output))
     with BaseFile(source) as base, torch.no_grad(), freed_at_once(comfy.model_management.get_torch_device()):
         changes = [_Change(*_read(base, path), strength) for path, strength in loras]
-        _require_mergeable(base, changes)
+        _require_mergeable(base, changes, precision)
         report = Merged(output)
         tensors = _tensors(base, changes, precision, report)
         names = [*base.keys, *(f"{base.prefix}{n}.{t}" for n in base.sizes for t in ("weight_scale", "comfy_quant"))]
@@ -169,12 +169,17 @@ def _fits(base: BaseFile, name: str, change: Tensor) -> bool:
     return list(change.shape) == base.file.get_slice(f"{base.prefix}{name}").get_shape()
 
 
-def _require_mergeable(base: BaseFile, changes: list[_Change]) -> None:
+def _require_mergeable(base: BaseFile, changes: list[_Change], precision: str) -> None:
     for name in {name for change in changes for name in change.parts}:
         if "pre_quant_scale" in base.names_of(name):
             raise UserError(
                 f"{name} of {base.path.name} scales its input (AWQ), so a LoRA cannot be merged into it; merge into "
                 "the bf16 model, or use the LoRA in bypass."
+            )
+        if precision == SOURCE and base.stored_in(name) in UNWRITABLE:
+            raise UserError(
+                f"{name} of {base.path.name} is stored as {base.stored_in(name)}, a format that nothing here can "
+                "write; choose another precision for the merged file, or use the LoRA in bypass."
             )
 
 

@@ -149,7 +149,7 @@ def test_a_lora_is_trained_saved_and_applied(layout, written, tmp_path):
     saved, base = load_file(found.lora_path), plain(values)
     before, exact = predict(base), predict(lora.apply(base, saved, 1.0, lora.BYPASS))
     fresh = ours(path)
-    if LAYOUTS[layout].format not in ("int8_tensorwise", "convrot_w4a4"):  # these round activations as well
+    if LAYOUTS[layout].format not in ("int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8"):  # round activations too
         there = predict(fresh)
         assert error(predict(lora.apply(fresh, saved, 1.0, lora.BYPASS)) - there, exact - before) <= 1e-3
     assert (exact - before).norm() > 1e-3 * before.norm()
