@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from children import run_in_two_processes
+from children import run_in_processes
 from hypothesis import given
 from hypothesis import strategies as st
 from support import brief_flux2, tiny_caches
@@ -18,6 +18,7 @@ from flux2_train.data.order import epoch_batches
 from flux2_train.data.samples import samples
 from flux2_train.events import Phase, Stepped, Validated
 from flux2_train.runs.prepare import new_trainer
+from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train import processes
 
@@ -86,12 +87,12 @@ def test_accumulation_is_a_larger_batch(caches, whole, batch, accumulate):
     assert_same_preservation(preservation(events), preservation(whole[1]))
 
 
-def launch(tmp_path, caches, config):
-    """What each of two processes gave: (matrices, events, losses)."""
+def launch(tmp_path, caches, config, count=2):
+    """What each of the processes gave: (matrices, events, losses)."""
     (tmp_path / "caches").write_bytes(pickle.dumps(caches))
-    done = run_in_two_processes(SCRIPT, tmp_path / "caches", tmp_path / "out", config.to_json())
+    done = run_in_processes(count, SCRIPT, tmp_path / "caches", tmp_path / "out", config.to_json())
     assert done.returncode == 0, done.stderr
-    return [pickle.loads((tmp_path / f"out.{i}").read_bytes()) for i in (0, 1)]
+    return [pickle.loads((tmp_path / f"out.{i}").read_bytes()) for i in range(count)]
 
 
 def without_phases(events):
@@ -110,6 +111,26 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, caches, whole):
     assert silent == [] and without_phases(received) == without_phases(events)  # each validates its own share
     assert validation(received) == pytest.approx(validation(events), rel=1e-5)
     assert_same_preservation(preservation(received), preservation(events))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "count, changes",
+    [
+        (4, {"batch": 1}),
+        (4, {"batch": 1, "preservation": 0.0}),
+        (4, {"batch": 1, "adapter": AdapterSettings(dora=True)}),
+        (2, {"batch": 1, "accumulate": 2}),
+    ],
+    ids=["preservation", "plain", "dora", "accumulate"],
+)
+def test_any_number_of_processes_learns_the_same(tmp_path, caches, count, changes):
+    config = replace(CONFIG, **changes)
+    found = launch(tmp_path, caches, config, count)
+    trainer, _ = train(caches, replace(config, batch=4, accumulate=1))
+    for ours, _, losses in found:
+        assert_close(ours, matrices(trainer))
+        assert losses == pytest.approx(trainer.history.losses, rel=1e-5)
 
 
 def preservation(events):

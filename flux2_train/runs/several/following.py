@@ -58,7 +58,7 @@ class Record:
         self.followed.total = total
         match kind:
             case "resumed":
-                self.followed.step = step
+                self.followed.step, self.followed.history.losses = step, [0.0] * step  # so many steps are done
                 yield events.Resumed(step, total, self.folder.checkpoints / "the last one")
             case "steps":
                 yield from self._steps(entry)

@@ -56,13 +56,14 @@ class Place:
 def count_of(config: TrainingSettings) -> int:
     """How many processes a run is to have; 0 in the settings means one for each CUDA device.
 
-    Raises UserError for more processes than there are cards, where there is one.
+    Raises UserError for more processes than there are cards, or cores where there is no card.
     """
-    cards = torch.cuda.device_count()
-    if cards and config.processes > cards:
+    cards, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    if config.processes > max(1, cards or cores):
+        there = counted(cards, "CUDA card") if cards else f"no CUDA card and {counted(cores, 'core')}"
         raise UserError(
-            f"processes is {config.processes}, and this computer has {counted(cards, 'CUDA card')}: set it to at most "
-            "that; accumulate gives a step more images."
+            f"processes is {config.processes}, and this computer has {there}: set it to at most that; accumulate gives "
+            "a step more images."
         )
     return config.processes or max(1, cards)
 
@@ -92,7 +93,7 @@ def train(
             run = _Watched(processes, told, followed, listen, check, before).to_the_end()
         finally:
             launch.end(processes)
-        if run is None or run.about().get("status") != FINISHED or processes.returncode:
+        if run is None or run.about().get("status") != FINISHED:  # finished: the LoRA is saved, however they end
             raise _ended(run, log, count)
         return _results(run, place.loras)
 

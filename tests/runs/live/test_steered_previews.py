@@ -66,3 +66,15 @@ def test_without_the_encoders_file_it_is_said_why_not(brief_nano, robot, embeds,
     painted, listener = run(brief_nano, robot, unknown, tmp_path, {2: [PROMPTS]})
     assert any("do not say which text encoder file made them" in e.text for e in listener.of(events.Warned))
     assert [p.label for p in painted[4]] == [KNOWN] and not job.load(listener.folder.job).changes
+
+
+def test_processes_that_paint_together_encode_no_new_prompt(brief_nano, robot, embeds, tmp_path):
+    """One of them would be busy with the text encoder while the others wait for its part of the base."""
+    listener = Asking({2: [PROMPTS]})
+    with torch.inference_mode():
+        request = PreviewRequest(PREVIEWS, brief_nano.vae)
+        trainer = new_trainer(brief_nano.model, embeds, robot.latents, CONFIG, previews=request)
+        trainer.between_steps.previews.together = True
+        train(trainer, tmp_path / "loras", tmp_path / "runs", listener, NEW)
+    assert any("cannot be encoded while processes share the base" in e.text for e in listener.of(events.Warned))
+    assert not job.load(listener.folder.job).changes

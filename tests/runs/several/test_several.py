@@ -11,6 +11,7 @@ import pytest
 from children import run_in_two_processes
 
 from flux2_train import events
+from flux2_train.errors import UserError
 from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.several import launch
 from flux2_train.runs.several.following import Followed, Record, size_of
@@ -47,6 +48,7 @@ def test_a_record_becomes_the_events_that_it_was_written_from(run):
     followed = Followed(CONFIG, 0)
     record = Record(run, followed)
     resumed, recorded = record.news()
+    assert len(followed.history.losses) == 4
     assert (resumed.step, resumed.total, resumed.path.parents[1].name) == (4, 9, run.name)
     assert recorded == events.Recorded(0, ({"kind": "began", "total": 9}, {"kind": "resumed", "step": 4, "total": 9}))
     steps = {"kind": "steps", "first": 5, "total": 9, "loss": [0.5, None], "smoothed": [0.5, 0.4], "seconds": [2, 3]}
@@ -116,7 +118,10 @@ def test_every_process_that_was_started_is_ended():
 def test_as_many_processes_as_cards_and_one_on_a_cpu():
     import torch
 
-    assert count_of(CONFIG) == 1 and count_of(TrainingSettings(processes=3)) == 3
+    most = torch.cuda.device_count() or os.cpu_count()
+    assert count_of(CONFIG) == 1 and count_of(TrainingSettings(processes=most)) == most
+    with pytest.raises(UserError, match=f"processes is {most + 1}, and this computer has .*set it to at most that"):
+        count_of(TrainingSettings(processes=most + 1))
     assert count_of(TrainingSettings(processes=0)) == max(1, torch.cuda.device_count())
 
 
