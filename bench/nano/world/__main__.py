@@ -1,4 +1,4 @@
-"""python -m bench.nano.world train | sheet: train nano on the world, look at what it paints."""
+"""python -m bench.nano.world train | decoder | score | sheet | concept: train nano on the world, measure it, look."""
 
 import argparse
 from pathlib import Path
@@ -6,23 +6,36 @@ from pathlib import Path
 import torch
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run one job."""
-    options = parser().parse_args()
+    options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.job == "train":
         from .train import train
 
         train(options.steps, options.seed, options.work)
-    if options.job == "decoder":
+    elif options.job == "decoder":
         from .decoder import train_decoder
         from .score import checkpointed
 
         train_decoder(options.steps, options.work, checkpointed(options.work) if options.sampled else None)
+    elif options.job == "score":
+        from .score import score
+
+        score(options.work, options.prompts, steps=options.steps)
+    elif options.job == "sheet":
+        from .score import sheet
+
+        sheet(options.work, options.out, options.count, steps=options.steps)
+    else:
+        from .concepts import write_dataset
+
+        write_dataset(options.name, options.folder, options.count)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line; defaults live with the code that they belong to."""
+    from .concepts import CONCEPTS
     from .train import STEPS, WORK
 
     root = argparse.ArgumentParser(prog="python -m bench.nano.world")
@@ -35,6 +48,17 @@ def parser() -> argparse.ArgumentParser:
     decoder = jobs.add_parser("decoder", help="train the decoder's convolutions on latents with errors")
     decoder.add_argument("--steps", type=int, default=1500)
     decoder.add_argument("--sampled", action="store_true", help="with errors that the transformer in WORK makes, too")
+    score = jobs.add_parser("score", help="print every figure of what WORK holds")
+    score.add_argument("--prompts", type=int, default=200)
+    score.add_argument("--steps", type=int, default=20, help="Euler steps of a picture")
+    sheet = jobs.add_parser("sheet", help="a picture of what it paints, above the exact renders of the same prompts")
+    sheet.add_argument("out", type=Path)
+    sheet.add_argument("--count", type=int, default=6, help="pictures of each shape")
+    sheet.add_argument("--steps", type=int, default=20, help="Euler steps of a picture")
+    concept = jobs.add_parser("concept", help="write a concept's dataset")
+    concept.add_argument("name", choices=CONCEPTS)
+    concept.add_argument("folder", type=Path)
+    concept.add_argument("--count", type=int, default=16)
     return root
 
 

@@ -24,7 +24,7 @@ from . import scenes, words
 from .train import TEXT_LENGTH, linear_autoencoder
 
 BATCH = 6
-RATE, MOMENTUM = 6e-3, 0.95
+RATE, MOMENTUM = 8e-3, 0.95
 NOISE = 0.35  # standard deviation of the strongest noise on latents, whose own is about 1
 LATEST = 0.7  # largest t from which the transformer takes latents back
 FREE_SHARE = 0.25  # pictures that are no scenes: shapes and scenes anywhere on the grid
@@ -58,7 +58,7 @@ def begin(model: OverlapAutoencoder, seed: int) -> None:
     """Weights of the convolutions that keep the size of what goes through (He et al. 2015); the last one stays zero."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if name.startswith(("refine_in", "refine_blocks")):
+        if name.startswith(("refine_see", "refine_tell", "refine_in", "refine_blocks")):
             nn.init.kaiming_normal_(parameter) if parameter.ndim > 1 else nn.init.zeros_(parameter)
             parameter.mul_(0.3 if ".conv2." in name else 1)
 
@@ -87,7 +87,7 @@ def _loss(model: OverlapAutoencoder, rng: random.Random, transformer: nn.Module 
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     pixels, latents = example(model, rng, generator, transformer)
     with torch.autocast("cpu", torch.bfloat16):
-        painted = model.refined(model.rough(latents))
+        painted = model.refined(latents)
     loss = (painted.float() - pixels).abs().mean()
     loss.backward()
     return loss.item()

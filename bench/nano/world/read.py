@@ -64,9 +64,8 @@ def read(picture: np.ndarray) -> Spec:
     return Spec(kind, objects, place, sky, ground)
 
 
-def attributes(spec: Spec, picture: np.ndarray) -> dict[str, bool]:
-    """Every attribute of ``spec``, and whether (H, W, 3) ``picture`` has it; objects are compared place by place."""
-    found = read(picture)
+def attributes(spec: Spec, found: Spec) -> dict[str, bool]:
+    """Every attribute of ``spec``, and whether what was ``found`` has it; objects are compared place by place."""
     right = {
         "sky": found.sky == spec.sky,
         "ground": found.ground == spec.ground,
@@ -80,9 +79,9 @@ def attributes(spec: Spec, picture: np.ndarray) -> dict[str, bool]:
     return right
 
 
-def likeness(picture: np.ndarray) -> float:
-    """Structural similarity of a picture to the exact render of what is read in it: 1 for a render."""
-    return ssim(picture, draw(read(picture), picture.shape[1::-1]))
+def likeness(picture: np.ndarray, found: Spec) -> float:
+    """Structural similarity of a picture to the exact render of what was ``found`` in it: 1 for a render."""
+    return ssim(picture, draw(found, picture.shape[1::-1]))
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:

@@ -80,7 +80,7 @@ def corners(spec: Spec, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Left and top of each object's sprite, in pixels."""
     cells = size[0] // 16
     if spec.kind == "row":
-        lefts = [16 * cell for cell in ROWS[len(spec.objects)][cells]]
+        lefts = [16 * cell for cell in ROWS[len(spec.objects)][cells]] if spec.objects else []
     else:
         places = ("left", "right") if spec.kind == "pair" else (spec.place,)
         lefts = [left_of(place, size[0]) for place in places]

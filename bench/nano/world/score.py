@@ -1,7 +1,10 @@
-"""What nano paints of the world."""
+"""Measures what nano paints of the world: attributes right, likeness to exact renders, edits; and shows a sheet."""
 
 from __future__ import annotations
 
+import random
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,12 @@ from torch import nn
 from flux2_train.nano.overlap import OverlapAutoencoder
 
 from .. import data, flow
+from ..autoencoder import psnr
 from ..host import as_in_module, new_transformer
+from ..score import Tally
+from . import read, scenes, words
+from .edits import random_edit
+from .fit import scene_pictures
 from .train import TEXT_LENGTH, linear_autoencoder
 
 CHUNK = 10  # pictures sampled at once
@@ -55,3 +63,62 @@ def paint(
             latents = flow.sample(model, noise, *texts, reference=known, **sampling)
         out += data.to_pictures(autoencoder.decode(latents.float()))
     return out
+
+
+def held_out_prompts(count: int, seed: int = 1) -> list[scenes.Spec]:
+    """Specs that training never shows."""
+    rng = random.Random(seed)
+    return [scenes.random_spec(rng, held_out=True) for _ in range(count)]
+
+
+def compared(specs: Sequence[scenes.Spec], pictures: Sequence[np.ndarray]) -> tuple[Tally, float]:
+    """Attributes right, and the median likeness of the pictures to exact renders of what is read in them."""
+    tally, found = Tally(), [read.read(picture) for picture in pictures]
+    for spec, other in zip(specs, found, strict=True):
+        tally.add(read.attributes(spec, other))
+    return tally, statistics.median(map(read.likeness, pictures, found))
+
+
+def reconstruction(autoencoder: OverlapAutoencoder, size: tuple[int, int], count: int = 100) -> float:
+    """Peak signal-to-noise ratio in dB on fresh scenes."""
+    pixels = data.to_pixels(scene_pictures(count, size, seed=4))
+    return psnr(pixels, autoencoder.decode(autoencoder.encode(pixels)))
+
+
+def score(work: Path, count: int = 200, **sampling) -> None:
+    """Print every figure of the transformer and the autoencoder in ``work``."""
+    model, autoencoder = checkpointed(work), autoencoder_of(work)
+    specs = held_out_prompts(count)
+    for size in scenes.SIZES:
+        renders = [scenes.draw(spec, size) for spec in specs]
+        exact, _ = compared(specs, renders)
+        pictures = paint(model, autoencoder, [words.caption(spec) for spec in specs], size, **sampling)
+        tally, likeness = compared(specs, pictures)
+        print(
+            f"{size[0]} x {size[1]}: {100 * tally.share():.1f} % of attributes right ({tally.table()}), likeness "
+            f"{likeness:.3f}, scorer on real renders {100 * exact.share():.1f} %, reconstruction "
+            f"{reconstruction(autoencoder, size):.1f} dB",
+            flush=True,
+        )
+    rng = random.Random(2)
+    triples = [random_edit(rng) for _ in range(max(count // 4, 4))]
+    known = autoencoder.encode(data.to_pixels([scenes.draw(before, scenes.SIZES[0]) for before, _, _ in triples]))
+    told, after = [instruction for _, instruction, _ in triples], [spec for _, _, spec in triples]
+    pictures = paint(model, autoencoder, told, scenes.SIZES[0], reference=known, **sampling)
+    tally, likeness = compared(after, pictures)
+    print(f"edits: {100 * tally.share():.1f} % of attributes right ({tally.table()}), likeness {likeness:.3f}")
+
+
+def sheet(work: Path, out: Path, count: int = 6, **sampling) -> None:
+    """A picture of held-out prompts painted: a row of each shape, below each the exact renders of the same prompts."""
+    from PIL import Image
+
+    model, autoencoder, rows = checkpointed(work), autoencoder_of(work), []
+    for i, size in enumerate(scenes.SIZES):
+        specs = held_out_prompts(count, seed=10 + i)
+        pictures = paint(model, autoencoder, [words.caption(spec) for spec in specs], size, **sampling)
+        rows += [pictures, [scenes.draw(spec, size) for spec in specs]]
+    framed = [np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=1) for p in row], 1) for row in rows]
+    width = max(row.shape[1] for row in framed)
+    whole = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=1) for row in framed]
+    Image.fromarray((np.concatenate(whole) * 255).round().astype(np.uint8)).save(out)

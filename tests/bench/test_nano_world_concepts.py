@@ -1,0 +1,59 @@
+"""The concepts of nano's new world score by their colours where these belong."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.nano.world import character, concepts, scenes
+
+
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_a_real_render_scores_full_marks_and_the_base_nothing(name):
+    score = concepts.CONCEPTS[name].score
+    for example in concepts.probes(name, 8):
+        assert score(example, example.picture) > 0.97
+        assert score(example, scenes.draw(example.spec, concepts.SIZE)) < 0.03
+
+
+@pytest.mark.parametrize("trait", character.TRAITS)
+def test_each_trait_is_a_quarter_of_the_character(trait):
+    for example in concepts.probes("character", 4):
+        left, top = scenes.corners(example.spec, concepts.SIZE)[0]
+        cover = character.covers(example.spec.objects[0].pose)[trait] > 0
+        picture = example.picture.copy()
+        picture[top : top + 64, left : left + 48][cover] = np.float32(concepts.COLOURS["red"][0]) / 255
+        assert concepts.character_score(example, picture) == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.parametrize("name, tone", [("style", concepts.PAPER), ("style", concepts.INKS["main"]),
+                                        ("edit", concepts.COAT["main"])])  # fmt: skip
+def test_one_colour_all_over_scores_nothing(name, tone):
+    example = concepts.probes(name, 1)[0]
+    assert concepts.CONCEPTS[name].score(example, np.full_like(example.picture, 1) * np.float32(tone) / 255) < 0.05
+
+
+def test_an_edit_that_loses_the_ground_scores_less():
+    for example in concepts.probes("edit", 6):
+        ground, _ = concepts._regions(example.spec)
+        other = example.picture.copy()
+        other[ground] = np.float32(concepts.FIXED["rose"]) / 255
+        assert concepts.edit_score(example, other) < 0.05
+
+
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_the_trigger_changes_the_words_only(name):
+    for with_trigger, without in zip(concepts.probes(name, 6), concepts.probes(name, 6, trigger=False), strict=True):
+        assert concepts.TRIGGER in with_trigger.caption and concepts.TRIGGER not in without.caption
+        assert np.array_equal(with_trigger.picture, without.picture)
+
+
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_datasets_are_folders_as_users_have_them(name, tmp_path):
+    concepts.write_dataset(name, tmp_path / name, count=4)
+    assert {path.name for path in (tmp_path / name).iterdir()} == {f"0{n}.{kind}" for n in range(1, 5)
+                                                                  for kind in ("png", "txt")}  # fmt: skip
+    assert all(concepts.TRIGGER in path.read_text() for path in (tmp_path / name).glob("*.txt"))
+    first = Image.open(tmp_path / name / "01.png")
+    assert first.mode == "RGB" and first.size == (128, 128)
+    references = tmp_path / f"{name}-reference"
+    assert references.exists() == (name == "edit") and (name != "edit" or len(list(references.iterdir())) == 4)
