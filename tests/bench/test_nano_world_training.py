@@ -1,5 +1,7 @@
 """Training nano on its new world, the decoder with overlap, and the commands."""
 
+from dataclasses import replace
+
 import comfy.ops
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ from safetensors.torch import load_file, save_file
 from bench.nano import fit, flow, host, initial
 from bench.nano.autoencoder import PatchAutoencoder
 from bench.nano.world import __main__ as commands
-from bench.nano.world import data, decoder, scenes, score, train, words
+from bench.nano.world import data, decoder, install, scenes, score, train, words
 from bench.nano.world.scenes import Object, Spec
+from flux2_train.flavours import FLAVOURS
+from flux2_train.host.encoding.vae import load_vae
 from flux2_train.nano.overlap import OverlapAutoencoder
+from nodes import VAEDecode, VAEDecodeTiled, VAEEncode
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,28 @@ def test_the_decoder_sees_over_the_edges_of_cells(linear):
     assert changed[28:52, 28:52].float().mean() > 0.9 and changed[20:60, 20:60].float().mean() > 0.5
 
 
+def test_installed_it_is_a_vae_for_every_node(work, linear, comfy_folders):
+    model = OverlapAutoencoder()
+    decoder.begin(model, 0)
+    torch.nn.init.normal_(model.refine_out.weight, std=0.02)
+    model.load_state_dict(linear.state_dict(), strict=False)
+    save_file(model.state_dict(), work / "vae.safetensors")
+    save_file({"average.a": torch.zeros(1)}, work / "checkpoint.safetensors")
+    (work / "out").mkdir()
+    install.install(work, work / "out")
+    assert (work / "out" / "vae.safetensors").stat().st_size < 2e6
+    with torch.inference_mode():
+        vae = load_vae(work / "out" / "vae.safetensors", replace(FLAVOURS["nano"], vae_module=OverlapAutoencoder))
+        picture = torch.from_numpy(scenes.draw(Spec("one", (Object("cat", "red"),), "left", "day", "snow"), (160, 96)))
+        latents = VAEEncode().encode(vae, picture[None])[0]
+        painted = VAEDecode().decode(vae, latents)[0]
+        tiled = VAEDecodeTiled().decode(vae, latents, 96, 32)[0]
+        expected = model.decode(latents["samples"]).movedim(1, -1) / 2 + 0.5
+    assert latents["samples"].shape == (1, 128, 6, 10) and tiled.shape == painted.shape == (1, 96, 160, 3)
+    torch.testing.assert_close(painted, expected, atol=2e-3, rtol=0)
+    assert (tiled - painted).abs().mean() < 5e-3
+
+
 def test_errors_are_those_of_sampling(linear):
     model, generator = OverlapAutoencoder(), torch.Generator().manual_seed(0)
     model.load_state_dict(linear.state_dict(), strict=False)
@@ -104,6 +131,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened_and_paints(work, linear
     assert weights["img_in.weight"].dtype == torch.bfloat16 and any(name.endswith("_norm.scale") for name in weights)
     commands.main(["--threads", "1", "--work", str(work), "sheet", str(work / "a.png"), "--count", "1", "--steps", "1"])
     assert (work / "a.png").exists()
+    save_file(OverlapAutoencoder().state_dict(), work / "vae.safetensors")
+    commands.main(["--work", str(work), "install", str(work / "parts")])
+    installed = load_file(work / "parts" / "transformer.safetensors")
+    assert all(torch.equal(installed[name], weights[name]) for name in weights)
+    (work / "vae.safetensors").unlink()
     commands.main(["--threads", "1", "--work", str(work), "score", "--prompts", "1", "--steps", "1"])
     assert capsys.readouterr().out.count("likeness") == 4
 

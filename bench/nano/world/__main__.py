@@ -1,4 +1,4 @@
-"""python -m bench.nano.world train | decoder | score | sheet | concept: train nano on the world, measure it, look."""
+"""python -m bench.nano.world train | decoder | score | sheet | install | concept: nano on the world."""
 
 import argparse
 from pathlib import Path
@@ -27,6 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
         from .score import sheet
 
         sheet(options.work, options.out, options.count, steps=options.steps)
+    elif options.job == "install":
+        from .install import install
+
+        install(options.work, options.folder)
     else:
         from .concepts import write_dataset
 
@@ -35,6 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; defaults live with the code that they belong to."""
+    from flux2_train.nano import WEIGHTS
+
     from .concepts import CONCEPTS
     from .train import STEPS, WORK
 
@@ -55,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     sheet.add_argument("out", type=Path)
     sheet.add_argument("--count", type=int, default=6, help="pictures of each shape")
     sheet.add_argument("--steps", type=int, default=20, help="Euler steps of a picture")
+    install = jobs.add_parser("install", help="write the weights that the pack ships, from WORK")
+    install.add_argument("folder", type=Path, nargs="?", default=WEIGHTS)
     concept = jobs.add_parser("concept", help="write a concept's dataset")
     concept.add_argument("name", choices=CONCEPTS)
     concept.add_argument("folder", type=Path)
