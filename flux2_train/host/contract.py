@@ -106,6 +106,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         Need("comfy.text_encoders.flux:klein_te", "klein's text encoder", ("model_type",)),
         Need("comfy.text_encoders.flux:KleinTokenizer", "klein's tokenizer"),
         Need("comfy.text_encoders.flux:Flux2Tokenizer", "dev's tokenizer, which counts tokens", ("tokenizer_data",)),
+        _optional("comfy.text_encoders.flux:klein_vl_te", "without it the language model of a Qwen3-VL is used alone"),
         Need("comfy.utils:calculate_parameters", "counts a text encoder's weights"),
     ),
     PICTURES: (

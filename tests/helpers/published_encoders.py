@@ -49,6 +49,27 @@ def shapes(size: Text) -> dict[str, tuple[int, ...]]:
     return found | ({"lm_head.weight": (size.words, h)} if size.head else {})
 
 
+def sight(size: Text) -> dict[str, Entry]:
+    """The part of Qwen3-VL 4B that sees pictures, for a language model of that width, by the names of Hugging Face."""
+    wide, inner, merged, visual = 1024, 4096, 4096, "model.visual"
+    found = {f"{visual}.patch_embed.proj.weight": (wide, 3, 2, 16, 16), f"{visual}.patch_embed.proj.bias": (wide,)}
+    found[f"{visual}.pos_embed.weight"] = (2304, wide)
+
+    def linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+    for n in range(24):
+        block = f"{visual}.blocks.{n}"
+        found |= {f"{block}.norm{k}.{what}": (wide,) for k in (1, 2) for what in ("weight", "bias")}
+        found |= linear(f"{block}.attn.qkv", 3 * wide, wide) | linear(f"{block}.attn.proj", wide, wide)
+        found |= linear(f"{block}.mlp.linear_fc1", inner, wide) | linear(f"{block}.mlp.linear_fc2", wide, inner)
+    mergers = {f"{visual}.merger": wide} | {f"{visual}.deepstack_merger_list.{n}": merged for n in range(3)}
+    for merger, norm in mergers.items():
+        found |= {f"{merger}.norm.{what}": (norm,) for what in ("weight", "bias")}
+        found |= linear(f"{merger}.linear_fc1", merged, merged) | linear(f"{merger}.linear_fc2", size.hidden, merged)
+    return {name: ("BF16", shape) for name, shape in found.items()}
+
+
 def every_matrix(layer: str) -> bool:
     return layer.endswith("_proj")
 

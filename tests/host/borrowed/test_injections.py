@@ -9,12 +9,13 @@ import comfy_extras.nodes_model_advanced
 import pytest
 import torch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
-from support import adapters_for, state_dict, tiny_flux2
+from support import adapters_for, problem, state_dict, tiny_flux2
 from test_neighbour import expected, gradients, replaced, same  # noqa: F401 - expected is a fixture
 
 from flux2_train.errors import UserError
 from flux2_train.host.borrowed import streamed
-from flux2_train.host.borrowed.borrow import Borrowed, borrow, borrow_as
+from flux2_train.host.borrowed.borrow import Borrowed, borrow, borrow_as, linears
+from flux2_train.host.borrowed.velocity import velocity
 from flux2_train.planning.layout import OFF, Layout
 
 
@@ -127,3 +128,17 @@ def test_a_forward_that_somebody_sets_meanwhile_is_not_taken_off():
         layer.forward = theirs = lambda x: x
     assert layer.forward is theirs and replaced(model) == [layer]
     del layer.forward
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("format", ["fp32", "int8"])
+def test_core_calls_every_linear_as_a_module(format):
+    """Adapters and LoRAs sit on those calls. Newer cores have a Linear that is fused with what stands before it."""
+    model = tiny_flux2(format=format)
+    called, layers = set(), linears(model)
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: called.add(name))
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([model])
+        velocity(model, *problem(1, dtype=torch.float32)[:3])
+    assert called == set(layers)

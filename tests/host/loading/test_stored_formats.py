@@ -2,11 +2,12 @@
 
 import json
 
+import comfy.ops
 import comfy.quant_ops
 import pytest
 import torch
 from published import FLAVOURS as SIZES
-from published import LAYOUTS, headers_of, nbytes, write_hollow
+from published import LAYOUTS, awq, headers_of, nbytes, write_hollow
 from published_encoders import QWEN_4B, every_matrix
 from published_encoders import headers_of as text_headers
 
@@ -14,6 +15,7 @@ from flux2_train import safetensors_header
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.formats import AS_IN_FILE
+from flux2_train.host.borrowed.frozen import frozen_linear
 from flux2_train.host.loading import load, stored_formats
 from flux2_train.host.lora.base_file import BaseFile
 from flux2_train.planning import weights
@@ -79,3 +81,23 @@ def test_what_is_no_description_names_no_format(text, tmp_path):
     metadata = {"_quantization_metadata": text}
     path = write_hollow(tmp_path / "odd.safetensors", entries, metadata, {"a.comfy_quant": text.encode()})
     assert stored_formats.formats_of(safetensors_header.read(path)) == set()
+
+
+def test_awq_trains_through_the_values_that_its_numbers_mean():
+    """A Linear as newer versions of ComfyUI make it of such a file: comfy-kitchen had the layout before they did."""
+    kitchen = pytest.importorskip("comfy_kitchen.tensor")
+    if not hasattr(kitchen, "TensorCoreAWQW4A16Layout"):
+        pytest.skip("this comfy-kitchen has no awq_w4a16")
+    torch.manual_seed(0)
+    stored, meant = awq(torch.randn(96, 256))
+    params = kitchen.TensorCoreAWQW4A16Layout.Params(
+        scale=stored["weight_scale"], zeros=stored["weight_zeros"], orig_dtype=torch.bfloat16, orig_shape=(96, 256)
+    )
+    layer = comfy.ops.mixed_precision_ops({}, torch.bfloat16).Linear(256, 96, bias=False, device="cpu")
+    weight = kitchen.QuantizedTensor(stored["weight"], "TensorCoreAWQW4A16Layout", params)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    x, pulled = torch.randn(5, 256, requires_grad=True), torch.randn(5, 96)
+    y = frozen_linear(layer, x)
+    (found,) = torch.autograd.grad(y, x, pulled)
+    assert (y - x @ meant.T).norm() <= 1e-5 * y.norm()
+    assert (found - pulled @ meant).norm() <= 1e-5 * found.norm()
