@@ -102,7 +102,9 @@ def report(title: str, found: dict[str, dict]) -> dict:
 
 def _compared(row: dict) -> str:
     times, adds = Ratio(**row["time_ratio"]), Ratio(**row["adds_ratio"])
-    return f"time {times}, processor {adds.median:.3f} [{adds.low:.3f}, {adds.high:.3f}], memory {row['memory_ratio']:.2f}"
+    return (
+        f"time {times}, processor {adds.median:.3f} [{adds.low:.3f}, {adds.high:.3f}], memory {row['memory_ratio']:.2f}"
+    )
 
 
 def machine(threads: int) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import tempfile
 from dataclasses import replace
@@ -47,7 +48,7 @@ def train_in(
         del trainer
         memory.unload(model)
         listener = TrainerListener(followed, NodeProgress(node, followed.total))
-        here = Path(folder_paths.__file__).parent
+        here = Path(inspect.getfile(folder_paths)).parent
         place = Place(here, sys.argv[1:], files.lora_folder(), files.run_folder())
         with ending_as_interrupted(), listener.saying_how_it_ends():
             results = train(job, followed, place, listener, throw_exception_if_processing_interrupted, resume)
