@@ -46,7 +46,8 @@ PLACES = {
 CUDA = {
     "flux2_train/host/sampling/painter.py", "flux2_train/host/system/facts.py", "flux2_train/host/system/machine.py",
     "flux2_train/host/system/memory.py", "flux2_train/host/system/starting.py", "flux2_train/runs/results.py",
-    "flux2_train/runs/several/training.py", "flux2_train/streaming/ring.py", "flux2_train/streaming/saved_tensors.py", "flux2_train/train/out_of_memory.py",
+    "flux2_train/runs/several/training.py", "flux2_train/streaming/ring.py", "flux2_train/streaming/saved_tensors.py",
+    "flux2_train/train/out_of_memory.py",
 }  # fmt: skip
 
 
