@@ -28,6 +28,7 @@ from flux2_train.train.plans import require_shareable
 
 CONFIG = TrainingSettings(steps=6, rank=2, learning_rate=2e-3, preservation=0.5, validation_items=3, seed=5)
 WITHIN = 0.05  # of the plan
+BESIDE = 100e6  # bytes that no plan counts: what the allocator keeps, and torch.distributed itself
 
 
 @pytest.mark.long
@@ -95,13 +96,13 @@ def test_the_plan_divides_the_blocks_and_counts_what_comes_from_the_others():
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="own memory is read as Linux tells it")
 def test_memory_of_each_process_and_bytes_gathered_are_what_the_plan_says(tmp_path):
-    """On a base of 1 GB: a part of the weights, two blocks, and what a step takes; 5 % as the planner promises."""
+    """On a base of 1 GB: a part of the weights, two blocks, and what a step takes; to 5 %, and what no plan counts."""
     done = run_in_processes(2, "share_probe.py", tmp_path / "weights.safetensors", 26, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         found = json.loads((tmp_path / f"out.{rank}").read_text())
         print(f"process {rank} of 2: {found}")
         assert found["base"] >= 1e9 and abs(found["kept"] / found["weights"] - 1) < WITHIN
-        assert abs(found["rise"] / found["planned"] - 1) < WITHIN, found
+        assert abs(found["rise"] - found["planned"]) < WITHIN * found["planned"] + BESIDE, found
         per_step = found["received"][2] - found["received"][1]
         assert abs(per_step / found["traffic"] - 1) < WITHIN, found
