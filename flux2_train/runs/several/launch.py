@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[3]  # the pack's folder, in which ``-m flux2_train`` is found
+AFTER_KILL = 5.0  # seconds in which the system ends a process that was killed
 PATIENCE = 30.0  # seconds that processes have to end by themselves
 OF_LAUNCHERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -59,6 +60,7 @@ def end(process: subprocess.Popen, patience: float = PATIENCE) -> None:
     for each in left:
         with suppress(psutil.Error):
             each.kill()
+    psutil.wait_procs(left, AFTER_KILL)
     process.wait()
 
 
