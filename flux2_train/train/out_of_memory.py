@@ -17,14 +17,15 @@ from ..planning.planner import GB, Plan, lower
 from ..planning.table import parts
 from ..settings.training import TrainingSettings
 from ..streaming.gathering import Gathered
-from . import plans
+from . import plans, processes
 from .preview_request import PreviewRequest
 
 
 class RunMemory:
     """How a run is laid out in memory, and what happens if the device has too little for that layout.
 
-    ``how`` is the layout as ``borrow`` takes it. ``messages`` are sentences that the user has not seen yet.
+    ``count`` processes train. ``how`` is the layout as ``borrow`` takes it. ``messages`` are sentences that the user
+    has not seen yet.
     """
 
     def __init__(
@@ -35,13 +36,16 @@ class RunMemory:
         tokens: int,
         previews: PreviewRequest | None = None,
         references: int = 0,
-        processes: int = 1,
+        count: int = 1,
     ):
         self.work, self.pins, self.machine, self.plan = plans.planned(
-            config, model, adapters, tokens, previews, references, processes
+            config, model, adapters, tokens, previews, references, count
         )
-        shared = self.work.shares > 1 and torch.distributed.is_initialized()
-        via = Gathered(model.load_device) if shared else None
+        via = None
+        if self.work.shares > 1 and torch.distributed.is_initialized():
+            via = Gathered(model.load_device)
+            plans_of_all = processes.of_all(self.plan)  # one for all: they have to run the model equally often
+            self.plan = min(plans_of_all, key=lambda plan: plan.estimate.peak)
         self.how = Borrowed(self.plan.layout, via, config.memory.pinned_memory * GB)
         self.device, self.computes_in = model.load_device, training_dtype(model)
         self.messages: list[str] = []

@@ -185,6 +185,13 @@ def any_of(accelerator: Accelerator, value: bool) -> bool:
     return bool(total(accelerator, torch.tensor(float(value), device=accelerator.device)).item())
 
 
+def of_all(value: T) -> list[T]:
+    """The value of every process, in the order of their numbers; call it in all of them."""
+    values: list = [value for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def decided(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     """Run ``decide`` in the main process and return its result in every process: files may change between two looks.
 
