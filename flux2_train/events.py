@@ -140,12 +140,24 @@ class Saved:
     stopped: bool
 
 
+@dataclass(frozen=True)
+class Nearest:
+    """The training picture, by its file's name, that a preview is nearest to.
+
+    ``distance`` 1 is the usual distance among the training pictures; ``copied``: the preview is a copy of it.
+    """
+
+    name: str
+    distance: float
+    copied: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class PreviewPicture:
     """A prompt, painted by the base model and with the adapters: (H, W, 3) in 0..1 on the CPU.
 
     ``asked`` holds all settings of the picture, ready for JSON. ``number`` is the prompt's own in its run, from 1, also
-    when other prompts are painted; 0 is its place among the pictures.
+    when other prompts are painted; 0 is its place among the pictures. ``nearest`` is the nearest training one.
     """
 
     label: str
@@ -153,6 +165,7 @@ class PreviewPicture:
     painted: Tensor
     asked: dict
     number: int = 0
+    nearest: Nearest | None = None
 
 
 @dataclass(frozen=True, eq=False)

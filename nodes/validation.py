@@ -42,7 +42,7 @@ class ValidationPrompts(io.ComfyNode):
                 ),
                 *painting.inputs(
                     "negative", "width", "height", "every", "at_start", "seed", "seeds", "steps",
-                    "guidance", "sampler", "strength", "resize_references",
+                    "guidance", "sampler", "strength", "resize_references", "copies",
                 ),
                 io.Combo.Input(
                     "references_for", options=[EACH, EVERY], default=EACH, optional=True, advanced=True,

@@ -18,6 +18,7 @@ from ..train.between_steps import BetweenSteps
 from ..train.held_out import also_trained
 from ..train.trainer import Trainer
 from .best import best_step
+from .copies import TrainingPictures
 from .fixed_noise import NOISY, OTHERS, TIMES, fixed_loss, fixed_losses, lenders
 from .previews import Previews
 from .selectivity import NO_TRIGGER, Pair, SelectivityMeter, pairs
@@ -34,6 +35,8 @@ class Evaluation(BetweenSteps):
             method = trainer.config.guidance.references
             together = trainer.config.memory.share_base
             self.previews = Previews(trainer.previews, trainer.model, embeds, trainer.adapters, method, together)
+            if trainer.previews.config.copies:
+                self.previews.pictures = TrainingPictures(trainer.samples)
 
     def before(self) -> Iterator[Event]:
         """Work to do before the model is borrowed."""

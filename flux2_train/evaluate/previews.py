@@ -21,6 +21,7 @@ from ..host.system.memory import free, is_out_of_memory
 from ..names import counted
 from ..settings.previews import Prompt
 from ..train.preview_request import PreviewRequest
+from .copies import TrainingPictures, warnings_of
 
 Weights = Callable[[], AbstractContextManager]
 
@@ -51,6 +52,9 @@ class Previews:
         self.prompts: list[Prompt] = list(self.config.prompts)
         self.shown = list(range(len(self.prompts)))
         self.base: dict[int, Tensor] = {}
+        self.base_latents: dict[int, Tensor] = {}
+        self.pictures: TrainingPictures | None = None  # what previews are compared with, if they are
+        self.copied: set[tuple[int, str]] = set()  # numbers of prompts, and the pictures that they were found to copy
         self.references: list[list[Tensor]] = [[] for _ in self.config.prompts]
         if any(text not in embeds for text in self.config.texts):
             raise UserError(
@@ -107,7 +111,9 @@ class Previews:
             self.encode_missing([self.prompts[number].text for number in self.shown])
             with self._model(borrowed) as model:
                 latents = yield from self._latents(model, step, weights)
-            yield Previewed(step, tuple(self._pictures(model, step, latents)))
+            pictures = tuple(self._pictures(model, step, latents))
+            yield Previewed(step, pictures)
+            yield from warnings_of(self.copied, step, pictures)
         except UserError as error:  # a run goes on, and a text that it was given cannot be encoded any more
             self.shown = [number for number in self.shown if self.prompts[number].text in self.embeds]
             yield Warned(f"Not all previews were painted after {step} steps: {error}")
@@ -162,11 +168,13 @@ class Previews:
     ) -> Iterator[PreviewPicture]:
         to_decode = [latent for pair in latents for latent in pair if latent is not None]
         decoded = iter([image[0] for image in painter.decode(self.request.vae, to_decode)])
-        for number, (base, _) in zip(self.shown, latents, strict=True):
+        for number, (base, painted) in zip(self.shown, latents, strict=True):
             if base is not None:
-                self.base[number] = next(decoded)
+                self.base[number], self.base_latents[number] = next(decoded), base
             asked = self._settings_used(model, step, number)
-            yield PreviewPicture(self.prompts[number].label, self.base[number], next(decoded), asked, number + 1)
+            nearest = self.pictures.nearest(painted, self.base_latents[number]) if self.pictures else None
+            label, base_picture = self.prompts[number].label, self.base[number]
+            yield PreviewPicture(label, base_picture, next(decoded), asked, number + 1, nearest)
 
     def _settings_used(self, model: ModelPatcher, step: int, number: int) -> dict:
         """All settings that a picture was painted with, as they are written into its file."""

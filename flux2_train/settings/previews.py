@@ -142,6 +142,11 @@ class PreviewSettings(Settings):
         **RARE,
     )
     model: ModelSettings | None = None
+    copies: bool = setting(
+        True,
+        "Say which training picture each preview is nearest to, and warn if it is a copy of one. Costs no prediction.",
+        **RARE,
+    )
 
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""

@@ -30,7 +30,7 @@ def fingerprint(pack):
     ("steps", 7, "steps", 7), ("guidance", 3.5, "guidance", 3.5), ("sampler", "heun", "sampler", "heun"),
     ("seed", 8, "seed", 8), ("seeds", "walking", "seeds", "walking"), ("strength", 0.5, "strength", 0.5),
     ("every", 3, "every", 3), ("at_start", True, "at_start", True),
-    ("resize_references", False, "resize_references", False),
+    ("resize_references", False, "resize_references", False), ("copies", False, "copies", False),
 ])  # fmt: skip
 def test_every_widget_reaches_its_setting(node, widget, value, field, expected):
     assert getattr(node(**{widget: value}).config, field) == expected != getattr(node().config, field)

@@ -152,7 +152,8 @@ def test_out_of_patience_the_run_ends_and_gives_the_best(parts_that_overfit, tmp
     received = []
     trainer, results = session(
         parts_that_overfit, tmp_path, received.append, steps=50, learning_rate=0.02,
-        validation_loss=ValidationLossSettings(share=0.3, every=1, selectivity=False), checkpoints=replace(NEVER, patience=3),
+        validation_loss=ValidationLossSettings(share=0.3, every=1, selectivity=False),
+        checkpoints=replace(NEVER, patience=3),
         optimizer=OptimizerSettings(optimizer), save=SaveSettings(precision="fp32"),
     )  # fmt: skip
     losses = {e.step: e.loss for e in received if isinstance(e, events.Validated) and e.step}
@@ -170,7 +171,8 @@ def test_out_of_patience_the_run_ends_and_gives_the_best(parts_that_overfit, tmp
 def test_patience_and_the_best_are_counted_on_after_an_interruption(parts_that_overfit, tmp_path):
     """Cut two validations after the best one, of the three without gain that end the run."""
     asked = {
-        "steps": 50, "learning_rate": 8e-3, "validation_loss": ValidationLossSettings(share=0.3, every=1, selectivity=False),
+        "steps": 50, "learning_rate": 8e-3,
+        "validation_loss": ValidationLossSettings(share=0.3, every=1, selectivity=False),
         "checkpoints": replace(NEVER, patience=3, keep=1),
     }  # fmt: skip
     whole, expected = session(parts_that_overfit, tmp_path / "whole", **asked)

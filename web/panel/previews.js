@@ -33,10 +33,11 @@ export class Previews {
         this.label = make("span");
         this.seed = make("span", { className: "dim" });
         this.full = button("full size", () => this.open(), { className: "plain" });
+        this.near = make("p", { className: "dim near" });
         this.strip = make("div", { className: "strip", role: "group", "aria-label": "previews through time" });
         this.element = make("div", { className: "previews" }, this.slider,
             make("div", { className: "row" }, make("span", {}, this.before, " ", this.label, " ", this.after), make("span", {}, this.seed, this.full)),
-            this.strip);
+            this.near, this.strip);
         this.slide.addEventListener("input", () => this.cut());
         this.slider.addEventListener("pointerdown", (event) => (this.pressed = [event.clientX, event.clientY]));
         this.slider.addEventListener("click", (event) => {
@@ -65,8 +66,15 @@ export class Previews {
         this.badges[1].textContent = `LoRA, step ${step}`;
         this.label.textContent = `“${this.picture.label}”${all.length > 1 ? ` ${this.place + 1} of ${all.length}` : ""}`;
         this.seed.textContent = `seed ${this.picture.seed}`;
+        this.showNearest(state.previews.get(step)?.find(({ number }) => number === this.picture.number));
         this.before.disabled = this.after.disabled = all.length < 2;
         this.fill(spread(steps, MOST_STRIP), step);
+    }
+
+    // the training picture that this one is nearest to; 1 is the usual distance among the training pictures
+    showNearest({ nearest, distance, copied } = {}) {
+        const words = copied ? "⚠ copies the training picture" : "nearest training picture";
+        this.near.textContent = nearest ? `${words} ${nearest}, distance ${distance}` : "";
     }
 
     source(image, address) {

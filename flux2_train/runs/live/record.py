@@ -178,7 +178,10 @@ def _batches(steps: list[events.Stepped], trainer: Trainer) -> Iterator[dict]:
 
 def _picture(picture: events.PreviewPicture, place: int) -> dict:
     asked = {name: picture.asked.get(name) for name in ("seed", "strength", "width", "height")}
-    return {"number": picture.number or place, "label": picture.label[:MOST_TEXT], **asked}
+    nearest = picture.nearest
+    near = {"nearest": nearest.name[:MOST_TEXT], "distance": _short(nearest.distance)} if nearest else {}
+    near |= {"copied": True} if nearest and nearest.copied else {}
+    return {"number": picture.number or place, "label": picture.label[:MOST_TEXT], **asked, **near}
 
 
 def _short(value: float) -> float | None:

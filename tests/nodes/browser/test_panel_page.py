@@ -30,7 +30,8 @@ CURSOR = "() => { const { plot } = flux2Panel.panel.chart; return plot.cursor.le
 
 def lines():
     """The record of a run with everything in it that a panel shows."""
-    pictures = [{"number": number, "label": f"{EVIL} {number}", "seed": 7} for number in (1, 2)]
+    near = {"nearest": f"{EVIL}.png", "distance": 0.31, "copied": True}
+    pictures = [{"number": number, "label": f"{EVIL} {number}", "seed": 7, **near} for number in (1, 2)]
     smooth = [0.1 + 0.2 * math.exp(-step / 150) for step in STEPS]
     return [
         {"kind": "began", "at": 0, "total": 1000},
@@ -104,6 +105,10 @@ def test_what_the_trigger_changes_is_a_line_of_words_and_a_curve_of_its_own(page
     assert "selectivity9.3000" in page.evaluate(SERIES)
     scales = page.evaluate("() => { const s = flux2Panel.panel.chart.plot.scales; return [s.y.max, s.times.max] }")
     assert scales[0] < 1 < 9.3 < scales[1]  # beside the losses, not above them
+
+
+def test_the_nearest_training_picture_of_a_preview_is_named(page):
+    assert page.locator(".flux2-run .near").text_content() == f"⚠ copies the training picture {EVIL}.png, distance 0.31"
 
 
 def test_the_chart_is_read_where_the_graph_is_zoomed(page):
