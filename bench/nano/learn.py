@@ -9,10 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +18,7 @@ from torch import nn
 
 from . import concepts, data, score
 from .fit import load_autoencoder
-from .host import ROOT, load_flux2, use_comfyui
+from .host import ROOT
 
 if TYPE_CHECKING:
     from flux2_train.settings.job import Job
@@ -54,26 +51,6 @@ def job_of(name: str, seed: int, folder: Path, settings: Sequence[str] = ()) -> 
     return job.read(values)
 
 
-def train_lora(name: str, seed: int, folder: Path, settings: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    """A LoRA on the concept's data set, fp32, with the demo's settings and those that replace some of them."""
-    use_comfyui()
-    from bench.encoding import encoded
-    from flux2_train.adapters import write
-    from flux2_train.data.folder import read_folder
-    from flux2_train.runs.prepare import new_trainer
-
-    concepts.write_dataset(name, folder / name)
-    job = job_of(name, seed, folder, settings)
-    dataset = read_folder(job.dataset[0])
-    model, clip, vae = load_flux2()
-    with torch.inference_mode():
-        trainer = new_trainer(model, *encoded(dataset, clip, vae), job.training)
-        with closing(trainer.run()) as run:
-            for _ in run:
-                pass
-    return write.tensors(trainer.adapters.parts(), "comfyui", torch.float32)
-
-
 def merged(base: nn.Module, lora: dict[str, torch.Tensor]) -> nn.Module:
     """A copy of the transformer with ``B A`` added to its weights."""
     model = copy.deepcopy(base)
@@ -97,18 +74,17 @@ def concept_score(name: str, model: nn.Module, trigger: bool, count: int, short:
 
 
 def learn(names: list[str], seeds: int, count: int, short: bool, settings: Sequence[str] = ()) -> None:
-    """Print a line per concept and seed; ``settings`` replace those of the demo."""
-    base = score.load_transformer()
+    """Print a line per concept and seed; ``settings`` replace those of the demo. ``bench.learning`` measures more."""
+    from bench.learning.cell import Protocol, base_scores, measure
+
     for name in names:
-        before = concept_score(name, base, True, count, short)
+        protocol = Protocol(name, prompts=count, short=short)
+        before = base_scores(protocol)["concept"]
         for seed in range(seeds):
-            started = time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder:
-                lora = train_lora(name, seed, Path(folder), settings)
-            taught, seconds = merged(base, lora), time.perf_counter() - started
-            after, without = (concept_score(name, taught, trigger, count, short) for trigger in (True, False))
+            found = measure(settings, seed, protocol)
+            gained, leaked = found.concept - before, found.leak - before
             print(
-                f"{name} seed {seed}: base {before:.0f}, LoRA {after:.0f} ({after - before:+.0f}), without trigger "
-                f"{without:.0f} ({without - before:+.0f}); {seconds:.0f} s of training",
+                f"{name} seed {seed}: base {before:.0f}, LoRA {found.concept:.0f} ({gained:+.0f}), without trigger "
+                f"{found.leak:.0f} ({leaked:+.0f}); {found.seconds:.0f} s of training",
                 flush=True,
             )

@@ -1,0 +1,57 @@
+"""What the bench asks: for each question its settings, each a name and what it changes of the demo's job.
+
+A change is written as for the command ``train --set``; a name without a section is one of ``training``. Three more are
+the bench's own: ``pictures=N`` (16), ``trainer=node`` (ComfyUI's TrainLoraNode instead of LoRA Trainer), and
+``recipe=none``, which leaves LoRA Trainer as it comes, but for the steps.
+"""
+
+from __future__ import annotations
+
+Settings = dict[str, tuple[str, ...]]
+
+# At preservation s the loss keeps its weight beside a target that is pushed s times as far, and clipping begins s times
+# later: only what differential guidance itself does is left.
+EQUAL_UPDATE = ("training.optimizer.max_grad_norm=3", "preservation=3")
+QUESTIONS: dict[str, Settings] = {
+    "trainer": {
+        "the demo": (), "as it comes": ("recipe=none", "learning_rate=1e-3"),
+        "TrainLoraNode, 5e-4": ("trainer=node", "learning_rate=5e-4"),
+        "TrainLoraNode, 2e-3": ("trainer=node", "learning_rate=2e-3"),
+    },
+    "preservation": {
+        "off": ("preservation=0",), "class 0.3": ("preservation=0.3",), "class 1": (), "class 3": ("preservation=3",),
+        "blank 1": ("training.preservation_options.kind=blank",),
+        "class 1, every 3": ("training.preservation_options.every=3",),
+    },
+    "guidance": {"1": (), "3": ("differential_guidance=3", *EQUAL_UPDATE)},
+    "rate": {
+        "3e-4": ("learning_rate=3e-4",), "1e-3": ("learning_rate=1e-3",), "2e-3": (), "5e-3": ("learning_rate=5e-3",),
+    },
+    "schedule": {
+        "constant": (), "cosine": ("training.optimizer.schedule=cosine",),
+        "prodigy": ("training.optimizer.optimizer=prodigy", "learning_rate=1"),
+        "schedule-free": ("training.optimizer.optimizer=schedulefree",),
+    },
+    "adapter": {
+        "rank 4": ("rank=4",), "rank 16": (), "rank 64": ("rank=64",), "alpha 4": ("alpha=4",),
+        "rsLoRA": ("alpha=64",), "lokr": ("training.adapter.kind=lokr",),
+    },
+    "layers": {"all": (), "attention": ("targets=attention",), "mlp": ("targets=mlp",), "tiny": ("targets=tiny",)},
+    "times": {
+        "sigmoid": (), "uniform": ("training.timesteps.distribution=uniform",),
+        "weighted": ("training.timesteps.distribution=weighted",),
+        "no shift": ("training.timesteps.shift=none",), "high noise": ("training.timesteps.bias=high noise",),
+    },
+    "captions": {"no dropout": (), "dropout 0.1": ("dataset.caption_options.dropout=0.1",)},
+    "ema": {"off": (), "0.9": ("training.ema.ema_decay=0.9",), "0.97": ("training.ema.ema_decay=0.97",)},
+    "passes": {
+        "plain": (), "half of the tokens": ("training.routing.selection_ratio=0.5",),
+        "scheduled sampling 0.3": ("training.rollout.probability=0.3",),
+    },
+    "precision": {
+        "as in file": (), "fp8": ("model.precision=fp8 (scaled)",), "int8": ("model.precision=int8",),
+        "nvfp4": ("model.precision=nvfp4",),
+    },
+    "pictures": {f"{count}": (f"pictures={count}",) for count in (5, 10, 20, 40)},
+}  # fmt: skip
+STANDARD = ("trainer", "preservation", "rate")
