@@ -53,6 +53,7 @@ QUANTISED = {
         {"convrot": True, "convrot_groupsize": 64},
     ),
     "convrot_w4a4": ("convrot_w4a4", {"convrot_groupsize": 64}, {"convrot_groupsize": 64}),
+    "w4a8": ("asym_w4a8_int8", {"convrot_groupsize": 64}, {"group_size": 16, "convrot_groupsize": 64}),
 }
 FORMATS = (*PLAIN, *QUANTISED, "old_scaled_fp8")
 
