@@ -107,6 +107,7 @@ ROWS = (
 PRECISIONS: dict[str, Precision] = {row.name: row for row in ROWS}
 DTYPES: dict[str, str] = {row.name: row.dtype for row in ROWS if not row.format}
 FORMATS: dict[str, Format] = {row.name: row.format for row in ROWS if row.format}
+COSTLIEST = max(ROWS, key=lambda row: row.dequantising).name  # stands for quantised weights whose format has no row
 CHOICES = (AS_IN_FILE, *DTYPES, *FORMATS)  # what Load FLUX.2 offers if ComfyUI and torch are new enough for all
 
 

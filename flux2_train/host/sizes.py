@@ -11,7 +11,7 @@ from comfy.quant_ops import QuantizedTensor
 from comfy.sd import VAE
 from torch import nn
 
-from ..formats import PRECISIONS, of_layout
+from ..formats import COSTLIEST, PRECISIONS, of_layout
 from ..planning.weights import Weights
 from . import describe, identify
 from .borrowed.borrow import linears
@@ -42,11 +42,14 @@ def decoding(vae: VAE, width: int, height: int) -> int:
 def precision_of(model: ModelPatcher) -> str:
     """Load FLUX.2's name for the format of the blocks' matrices, empty if it has none.
 
-    The quantised layers themselves are looked at, because the precision "as in file" does not name a format.
+    The quantised layers themselves are looked at, because the precision "as in file" does not name a format. For a
+    format that files have and Load FLUX.2 does not make, it is the one that takes most memory to dequantise.
     """
     kinds = Counter(getattr(layer.weight, "_layout_cls", "") for n, layer in linears(model).items() if "_blocks." in n)
     layout = max(kinds, key=kinds.get, default="")
-    return of_layout(layout) or describe.precision_of(model) or ""
+    if layout:
+        return of_layout(layout) or COSTLIEST
+    return describe.precision_of(model) or ""
 
 
 def dequantises_in_one_step(precision: str) -> bool:

@@ -1,12 +1,14 @@
 """How many bytes are alive while a quantised matrix becomes numbers, against what the planner takes for it."""
 
+import importlib
+
 import pytest
 import torch
 from comfy_kitchen.backends.eager import quantization
 from counted import Live
 from support import QUANTISED, tiny_flux2
 
-from flux2_train.formats import dequantising
+from flux2_train.formats import COSTLIEST, dequantising
 from flux2_train.host import sizes
 from flux2_train.host.borrowed.borrow import linears
 
@@ -47,6 +49,35 @@ def test_bytes_alive_without_a_kernel(format):
 def test_the_format_of_a_loaded_model_is_seen(format, name):
     model = tiny_flux2(format=format)
     assert sizes.precision_of(model) == name
+
+
+def by_w4a8(weight):
+    params = weight._params
+    codebook = (params.codebook, params.correction, params.group_size, params.convrot_groupsize)
+    eager = importlib.import_module("comfy_kitchen.backends.eager.w4a8_int8")
+    return eager.dequantize_w4a8_int8_weight(weight._qdata, params.scale, params.s_channel, *codebook, torch.bfloat16)
+
+
+@pytest.mark.long
+def test_w4a8_has_no_row_and_takes_no_more_than_is_planned_for_it():
+    weight = weight_of("w4a8")
+    with torch.inference_mode(), Live() as live:
+        plain = by_w4a8(weight)
+    assert sizes.precision_of(tiny_flux2(format="w4a8")) == COSTLIEST
+    assert live.most / plain.numel() <= dequantising(COSTLIEST) * 2, live.most / plain.numel()
+
+
+def test_awq_takes_no_more_than_is_planned_for_a_format_without_a_row():
+    kitchen = pytest.importorskip("comfy_kitchen.tensor")
+    if not hasattr(kitchen, "TensorCoreAWQW4A16Layout"):
+        pytest.skip("this comfy-kitchen has no awq_w4a16")
+    layout, (out, into) = kitchen.TensorCoreAWQW4A16Layout, (1152, 256)
+    scale = torch.ones(into // 64, out, dtype=torch.bfloat16)
+    params = layout.Params(scale=scale, zeros=scale, orig_dtype=torch.bfloat16, orig_shape=(out, into))
+    stored = torch.zeros(out, into // 2, dtype=torch.int8)
+    with torch.inference_mode(), Live() as live:
+        plain = layout.dequantize(stored, params)
+    assert live.most / plain.numel() <= dequantising(COSTLIEST) * 2, live.most / plain.numel()
 
 
 def test_a_kernel_needs_its_backend(monkeypatch):
