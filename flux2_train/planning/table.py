@@ -54,7 +54,7 @@ def work_of(row: Flavour, precision: str, resolution: int, question: Question) -
     sites = lora_sites(weights, select(weights.linears, question.targets), question.rank)
     sizes = [weights.linears[name] for name in sites]
     edges = sum(into + out + 2 * question.rank for into, out in sizes)
-    return Work(weights, sites, (resolution // 16) ** 2, batch=question.batch, optimizer=question.optimizer,
+    return Work(weights, sites, (resolution // 16) ** 2, row.text_length, question.batch, optimizer=question.optimizer,
                 precision=precision, edges=edges, begun=question.rank * sum(into for into, _ in sizes),
                 in_one_step=precision in question.kernels, shares=question.shares)  # fmt: skip
 

@@ -144,8 +144,8 @@ class _Model:
         weights = self.weights
         sites = lora_sites(weights, select(weights.linears, "all"), rank)
         stored = self._format()
-        return Work(weights, sites, (pixels // 16) ** 2, precision=stored, size=self.surroundings.size,
-                    in_one_step=sizes.dequantises_in_one_step(stored))  # fmt: skip
+        return Work(weights, sites, (pixels // 16) ** 2, self.row.text_length, precision=stored,
+                    size=self.surroundings.size, in_one_step=sizes.dequantises_in_one_step(stored))  # fmt: skip
 
     def _format(self) -> str:
         """The name of the precision that the weights have in memory."""

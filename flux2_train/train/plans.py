@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..host import identify, sizes
 from ..host.borrowed.borrow import training_mode
 from ..host.graph_types import ModelPatcher
+from ..host.loading import text_length
 from ..host.system.machine import machine
 from ..host.system.memory import pinnable, without_reserved
 from ..planning.layout import BLOCKS, LEAF, OFF, WHOLE
@@ -62,7 +63,7 @@ def work_of(
     sites = {n: (adapters.kept(n), sum(p.numel() for p in adapters.of_layer(n))) for n in adapters.names}
     trained = adapters.trainable()
     return Work(
-        sizes.weights_of(model), sites, tokens, batch=config.batch, accumulate=config.accumulate,
+        sizes.weights_of(model), sites, tokens, text_length.read_by(model), config.batch, config.accumulate,
         passes=passes_of(config), optimizer=config.optimizer.optimizer, ema=bool(config.ema.ema_decay),
         fp32_adapters=config.adapter.compute == "fp32", precision=sizes.precision_of(model),
         in_one_step=sizes.dequantises_in_one_step(sizes.precision_of(model)),

@@ -41,3 +41,9 @@ def keeps_length(model: ModelPatcher) -> bool:
         return False
     core.__class__ = AsLong
     return True
+
+
+def read_by(model: ModelPatcher) -> int:
+    """How many text tokens a MODEL reads of a caption that is not longer."""
+    row = identify.flavour_of(model) if isinstance(model.model, AsLong) else None
+    return row.text_length if row else LONGEST

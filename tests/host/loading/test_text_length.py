@@ -13,6 +13,7 @@ from flux2_train import flavours, nano
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host.borrowed.velocity import Condition, model_inputs
 from flux2_train.host.loading import files, load, text_length
+from flux2_train.planning.table import Question, work_of
 from nodes import CLIPSetLastLayer, CLIPTextEncode
 
 CAPTION = "a red circle left of a blue square"
@@ -65,3 +66,9 @@ def test_its_model_reads_embeds_as_long_as_they_are(row, monkeypatch, comfy_fold
     assert read(core, embeds).shape == (1, 512, nano.CONTEXT) and not read(core, embeds)[:, :448].any()
     for model in (ours, again, ours.clone()):
         assert torch.equal(read(model, embeds), embeds) and isinstance(model.model, comfy.model_base.Flux2)
+    assert [text_length.read_by(model) for model in (core, ours, ours.clone())] == [512, 64, 64]
+
+
+def test_a_plan_counts_the_text_that_is_read(row):
+    question = Question()
+    assert [work_of(each, "bf16", 128, question).text for each in (row, FLAVOURS["klein-4b"])] == [64, 512]
