@@ -1,7 +1,7 @@
 """python -m bench.speed: our step against others', interleaved, each in its own process. --help lists the sizes.
 
-``adds`` is a step's processor time in units of one sum of two small tensors, measured in the same process after it: with
-sizes at which arithmetic costs nothing (--overhead) it is what the step asks of the processor beside a fast card.
+``adds`` is a step's processor time in units of one sum of two small tensors, measured in the same process after it.
+With sizes at which arithmetic costs nothing (--overhead) it is what the step asks of the processor beside a fast card.
 """
 
 from __future__ import annotations
@@ -102,9 +102,8 @@ def report(title: str, found: dict[str, dict]) -> dict:
 
 def _compared(row: dict) -> str:
     times, adds = Ratio(**row["time_ratio"]), Ratio(**row["adds_ratio"])
-    return (
-        f"time {times}, processor {adds.median:.3f} [{adds.low:.3f}, {adds.high:.3f}], memory {row['memory_ratio']:.2f}"
-    )
+    processor = f"{adds.median:.3f} [{adds.low:.3f}, {adds.high:.3f}]"
+    return f"time {times}, processor {processor}, memory {row['memory_ratio']:.2f}"
 
 
 def machine(threads: int) -> dict:

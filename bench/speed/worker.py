@@ -15,7 +15,7 @@ from .problem import Problem
 
 
 def main(name: str, problem: Problem, threads: int) -> None:
-    """Answer ``{"seconds": s, "adds": a, "peak_mb": m, "loss": l}`` per line; ``{"error": sentence}`` if the contender cannot."""
+    """Answer ``{"seconds": s, "adds": a, "peak_mb": m, "loss": l}`` per line; ``{"error": sentence}`` if it cannot."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     torch.set_num_threads(threads)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..settings.adapter import AdapterSettings
 from .library import peft
-from .parts import Base, Delta, Hadamard, Kronecker, LowRank, Part, mapped
+from .parts import Base, Delta, Factors, Hadamard, Kronecker, LowRank, Part, PlainLora, mapped
 
 NAME = "default"
 Divisor = tuple[Tensor, Tensor | None]  # the norms that DoRA divides rows by (out,), and the base's bias
@@ -98,6 +98,7 @@ class Adapters(nn.Module):
         super().__init__()
         self.sites, self.config, self.names, self.enabled = sites, config, list(sites), True
         self.divisors: dict[str, Divisor] | None = None  # DoRA's, while they are kept
+        self.casts: dict[torch.dtype, dict[str, tuple[Tensor, Tensor]]] | None = None  # LoRA's matrices, while kept
         self.strength = 1.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -134,6 +135,11 @@ class Adapters(nn.Module):
                 part = self.part(name, torch.float32)
                 return part.left[-1].shape[1] * part.right[0].shape[0]
         return site.rank + (2 * site.out_features if self.config.dora else 0)
+
+    @property
+    def draws(self) -> bool:
+        """Whether dropout acts at the moment, which draws random numbers in every pass."""
+        return bool(self.config.dropout) and self.training
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters the optimizer updates, in a fixed order."""
@@ -184,7 +190,7 @@ class Adapters(nn.Module):
         ``x`` (..., in) and ``y`` (..., out) are the Linear's input and output, ``base(dtype, device)`` is a context
         manager giving its weight and bias.
         """
-        return {name: lambda x, y, base, name=name: self._scaled(name, x, y, base) for name in self.names}
+        return {name: _LiveDelta(self, name) for name in self.names}
 
     @contextmanager
     def at_strength(self, strength: float) -> Iterator[None]:
@@ -220,13 +226,39 @@ class Adapters(nn.Module):
         return self.divisors[name]
 
     @contextmanager
-    def keeping_divisors(self) -> Iterator[None]:
-        """Inside, DoRA's norms are computed once per layer and not in every pass; no weight may change meanwhile."""
-        self.divisors = {}
+    def unchanging(self) -> Iterator[None]:
+        """Inside, no weight changes, and what follows from weights alone is computed once and not in every pass.
+
+        These are DoRA's norms, and LoRA's matrices in the dtype of computation.
+        """
+        self.divisors, self.casts = {}, {}
         try:
             yield
         finally:
-            self.divisors = None
+            self.divisors = self.casts = None
+
+    def cast(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A LoRA's ``down`` and ``up`` in ``dtype``, without gradients; the parameters themselves if they have it."""
+        pair = self._matrices(name)
+        if pair[0].dtype == dtype:
+            return pair
+        with torch.no_grad():
+            if self.casts is None:
+                return tuple(matrix.to(dtype) for matrix in pair)
+            if dtype not in self.casts:
+                self.casts[dtype] = self._all_cast(dtype)
+            return self.casts[dtype][name]
+
+    def _all_cast(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+        """Every LoRA's matrices in ``dtype``, written by as few kernels as the device can."""
+        masters = [matrix for name in self.names for matrix in self._matrices(name)]
+        copies = [torch.empty_like(matrix, dtype=dtype, requires_grad=False) for matrix in masters]
+        torch._foreach_copy_(copies, masters)
+        return dict(zip(self.names, zip(copies[::2], copies[1::2], strict=True), strict=True))
+
+    def _matrices(self, name: str) -> tuple[Tensor, Tensor]:
+        layer = self.layer(name)
+        return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
 
     @contextmanager
     def dropping(self, seed: int, step: int) -> Iterator[None]:
@@ -242,6 +274,30 @@ class Adapters(nn.Module):
                 yield
         finally:
             self.eval()
+
+
+class _LiveDelta(PlainLora):
+    """What the adapter of one Linear adds at the moment; see ``Adapters.deltas``."""
+
+    def __init__(self, adapters: Adapters, name: str):
+        self.adapters, self.name, self.layer = adapters, name, adapters.layer(name)
+        self.plain = adapters.config.kind == "lora" and not adapters.config.dora
+
+    def __call__(self, x: Tensor, y: Tensor, base: Base) -> Tensor | None:
+        return self.adapters._scaled(self.name, x, y, base)
+
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """See ``PlainLora``."""
+        return self.adapters._matrices(self.name)
+
+    def factors(self, dtype: torch.dtype) -> Factors | None:
+        """See ``PlainLora``. None also for dropout, and for an adapter in fp32 beside a layer that is not."""
+        adapters = self.adapters
+        off = not adapters.enabled or not adapters.strength
+        apart = adapters.config.compute == "fp32" and dtype != torch.float32
+        if off or apart or not self.plain or adapters.draws:
+            return None
+        return Factors(*adapters.cast(self.name, dtype), self.layer.scaling[NAME] * adapters.strength)
 
 
 @torch.no_grad()

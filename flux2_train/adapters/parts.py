@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,26 @@ from torch import Tensor
 Base = Callable[[torch.dtype, torch.device], AbstractContextManager[tuple[Tensor, Tensor | None]]]
 # Gives what to add to a Linear's output y (..., out), from its input x (..., in), y and the base; None for nothing.
 Delta = Callable[[Tensor, Tensor, Base], Tensor | None]
+
+
+class Factors(NamedTuple):
+    """A LoRA's matrices in the dtype of computation: ``down`` (rank, in), ``up`` (out, rank), and its scale."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+class PlainLora:
+    """A Delta that may be a plain LoRA at the moment, which a Linear can add inside its own matrix product."""
+
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """The trained ``down`` and ``up``."""
+        raise NotImplementedError
+
+    def factors(self, dtype: torch.dtype) -> Factors | None:
+        """What is added now, in ``dtype`` and without gradients; None if the Delta has to be called instead."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

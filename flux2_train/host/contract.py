@@ -165,6 +165,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         _optional(f"{_MEMORY}:get_all_torch_devices", "without it dynamic VRAM is not started in a terminal"),
         _optional(f"{_MEMORY}:is_oom", "without it out of memory is known by its exception"),
         _optional(f"{_MEMORY}:MAX_PINNED_MEMORY", "without it pinned memory has no limit of ComfyUI's"),
+        _optional("comfy.quant_ops:ck.apply_rope", "without it ComfyUI rotates queries and keys, which takes longer"),
         _optional("comfy_api.torch_helpers.torch_compile:COMPILE_KEY", "without it core compiles no models"),
     ),
     SAMPLING: (

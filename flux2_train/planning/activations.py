@@ -58,10 +58,18 @@ class Numbers:
     fp32_adapters: bool = False
     kind: str = "lora"
 
+    @property
+    def added(self) -> bool:
+        """Whether an adapted Linear adds a plain LoRA inside its own product (``host.borrowed.lora_linear``)."""
+        return self.kind == "lora" and not (self.fp32_adapters and self.size < 4)
+
     def adapter(self, tokens: int, into: int, narrow: int, parameters: int) -> float:
-        """Bytes that an adapter keeps beside its input: narrow output, cast matrices, the input cast to fp32."""
+        """Bytes that an adapter keeps beside its input: narrow output, cast matrices, the input cast to fp32.
+
+        A LoRA's matrices are cast once for a whole step: ``estimate`` counts them.
+        """
         size = 4 if self.fp32_adapters else self.size
-        cast = 0 if size == 4 else size * parameters
+        cast = 0 if size == 4 or self.added else size * parameters
         wider = 4 * tokens * into if size > self.size else 0  # the input, cast to fp32
         return size * tokens * narrow + cast + wider
 
@@ -88,11 +96,12 @@ def double_block(n: Numbers, tokens: Tokens, sites: Sites, first: bool, dequanti
         kept += 0 if first else count * (unit + 8)  # the copy that LayerNorm reads, its mean and deviation
         kept += count * (3 * unit + 8 * heads)  # qkv, and RMSNorm's factors of query and key
         kept += count * (unit + 8) + 9 * count * unit  # second LayerNorm; gate and up of the MLP, and the activation
-        inputs = {"attn.qkv": 1, "attn.proj": int(tokens.batch > 1), "mlp.0": 1, "mlp.2": 3}  # proj's input is a slice
+        sliced = int(tokens.batch > 1 and not n.added)  # proj's input is a slice, of which others keep a copy
+        inputs = {"attn.qkv": 1, "attn.proj": sliced, "mlp.0": 1, "mlp.2": 3}
         kept += sum(_site(n, count, sites.get(f"{name}_{at}"), width, at) for at, width in inputs.items())
     attention = tokens.all * (unit + 4 * heads)
     kept += 3 * tokens.all * unit + attention  # rotated query and key, value, and attention's outputs
-    tops = [*_top_of_double(n, streams, unit, dequantised), *_adapters_of_double(n, streams, sites)]
+    tops = [*_top_of_double(streams, unit, 1 if n.added else 3, dequantised), *_adapters_of_double(n, streams, sites)]
     return Block(tokens.all * unit, attention, round(kept), round(max(tops)))
 
 
@@ -112,14 +121,17 @@ def _adapters_of_double(n: Numbers, streams: dict[str, int], sites: Sites) -> It
         yield before + n.inside(streams[name[:3]], name[4:])
 
 
-def _top_of_double(n: Numbers, streams: dict[str, int], unit: int, dequantised: dict[str, int]) -> Iterator[float]:
-    """Bytes alive at the moments at which most may be alive, each counted in tensors of one ``unit`` per token."""
+def _top_of_double(streams: dict[str, int], unit: int, terms: int, dequantised: dict[str, int]) -> Iterator[float]:
+    """Bytes alive at the moments at which most may be alive, each counted in tensors of one ``unit`` per token.
+
+    ``terms``: tensors of an adapted Linear's output, 3 for base, adapter and their sum, 1 where the base is added to.
+    """
     image, text = streams["img"], streams["txt"]
     both = image + text
     before = 14 * both  # both LayerNorms and what they give, qkv, rotated q and k, v, attention (twice), copies
     wide = dequantised.get("img_mlp.0", 0)
-    yield unit * (before + 18 * image)  # forward of the image's first MLP layer: base, adapter and their sum
-    yield unit * (before + 13 * image + 18 * text)  # forward of the text's, while the image's MLP is kept
+    yield unit * (before + 6 * terms * image)  # forward of the image's first MLP layer
+    yield unit * (before + 13 * image + 6 * terms * text)  # forward of the text's, while the image's MLP is kept
     yield unit * (before + 6 * image) + wide  # forward of the image's first MLP layer, while its weight is dequantised
     yield unit * (23 * both - 14 * text + 9 * image + 2 * both)  # backward of the image's activation
     yield unit * (21 * both) + max(wide, dequantised.get("img_mlp.2", 0))

@@ -103,6 +103,12 @@ def _received(work: Work, fetched: int) -> int:
     return fetched * (work.shares - 1) // work.shares if work.shares > 1 else fetched
 
 
+def _cast(work: Work) -> int:
+    """Bytes of LoRA's matrices in the dtype of computation, in which they are kept for a step."""
+    own = work.fp32_adapters or work.size == 4 or work.kind != "lora"
+    return 0 if own else work.size * work.parameters
+
+
 def optimizer_bytes(work: Work) -> int:
     """Bytes that the optimizer keeps between steps."""
     return round(OPTIMIZER_STATE[work.optimizer](work))
@@ -160,9 +166,10 @@ def _moment(work: Work, layout: Layout, blocks: list[Block]) -> dict[str, int]:
     tokens, every = tokens_of(work, layout), 4 * work.parameters
     earlier = every if work.passes.trained * _rounds(work, layout) > 1 else 0  # gradients of an earlier pass
     own = _gradients(work)
-    # kept outside of blocks: rotary embeddings, and the copy of the image that the last norm reads
+    # kept outside of blocks: rotary embeddings, the copy of the image that the last norm reads, cast matrices
     saved = tokens.all * ROPE + tokens.batch * tokens.image * work.weights.hidden * work.size + _skipping(work, tokens)
-    moments = [{"gradients": every, "activations": 0, "workspace": every}]  # the optimizer's step
+    saved += _cast(work)
+    moments = [{"gradients": every, "activations": _cast(work), "workspace": every}]  # the optimizer's step
     for number, block in enumerate(blocks):
         kept = _kept(layout, number, block)
         inside = block.top + (kept if layout.recomputes(number) else 0)

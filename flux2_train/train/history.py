@@ -33,6 +33,33 @@ class Measured:
         return cls(sums[0].item(), sums[1].item(), sums[2:].view(2, BANDS).cpu())
 
 
+@dataclass(frozen=True)
+class Unread:
+    """What one pass has measured, still on the device: reading it would make the processor wait for the device.
+
+    ``loss`` and ``preservation`` () are sums over samples that weigh ``weight`` each; ``t`` and ``errors`` (B,) are the
+    samples' times and errors, both empty where nothing was predicted for the image's own caption.
+    """
+
+    weight: float
+    loss: Tensor
+    preservation: Tensor
+    t: Tensor
+    errors: Tensor
+
+
+def read(passes: list[Unread]) -> Tensor:
+    """The sums over a step's passes for ``Measured.of`` (2 + 2 BANDS,), in float64 on the CPU, in a single transfer."""
+    flat = [torch.cat((p.loss[None], p.preservation[None], p.t, p.errors)) for p in passes]
+    values = torch.cat(flat).cpu().split([len(each) for each in flat])
+    sums = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
+    for one, own in zip(passes, values, strict=True):
+        count = len(one.errors)
+        bands = tally(own[2 : 2 + count], own[2 + count :]) if one.weight else torch.zeros(2, BANDS)
+        sums += torch.cat((one.weight * own[:2].double(), bands.flatten().double()))
+    return sums
+
+
 @dataclass
 class History:
     """What a run has measured so far."""

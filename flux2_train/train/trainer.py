@@ -34,7 +34,7 @@ from .building import build_adapters, build_optimizer, require_taught
 from .ema import Ema
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .held_out import kept_out
-from .history import BANDS, History, Measured, tally
+from .history import History, Measured, Unread, read
 from .loss_scale import LossScale
 from .objective import Objective
 from .out_of_memory import RunMemory
@@ -168,7 +168,7 @@ class Trainer(Steerable):
         started, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
         adapters = self.adapters
         dropping = adapters.dropping(self.config.seed, step)
-        with training_mode(), adapters.keeping_divisors(), dropping, self._undo_if_interrupted():
+        with training_mode(), adapters.unchanging(), dropping, self._undo_if_interrupted():
             measured = self._step(borrowed, step, batch)
         seconds = time.perf_counter() - started
         self.step = step
@@ -197,12 +197,12 @@ class Trainer(Steerable):
         drawn = self.draw(batch, step)
 
         def compute(micro_batch: int) -> Tensor:
-            measured = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
+            measured: list[Unread] = []
             for rows, weight in processes.shares(self.accelerator, len(batch), micro_batch):
                 inputs = step_input(batch, drawn, rows, self.device)
                 inputs = rolled_input(self.config.rollout, inputs, [drawn.offsets[i] for i in rows], objective.predict)
-                measured += self._backward(objective.parts(step), inputs, weight)
-            return measured
+                measured.append(self._backward(objective.parts(step), inputs, weight))
+            return read(measured)
 
         undo = partial(self.optimizer.zero_grad, set_to_none=True)
         share = self.memory.attempt(step, compute, undo)
@@ -281,21 +281,20 @@ class Trainer(Steerable):
 
     def _backward(
         self, parts: list[Callable[[StepInput, Memo], ObjectivePart]], inputs: StepInput, weight: float
-    ) -> Tensor:
-        """Run the parts' backward passes one after the other; each sample weighs ``weight``. Returns the sums."""
+    ) -> Unread:
+        """Run the parts' backward passes one after the other; each sample weighs ``weight``. Waits for none of them."""
         memo: Memo = {}
-        loss = preservation = torch.zeros(())
-        bands = torch.zeros(2, BANDS, dtype=torch.float64)
+        loss = preservation = inputs.t.new_zeros(())
+        errors = inputs.t[:0]
         for compute in parts:
             with self.adapters.at_strength(strength_of(compute)):
                 part = compute(inputs, memo)
                 self.accelerator.backward(self.loss_scale.up(weight * part.loss.sum()))
             if part.velocity_error is not None:
-                loss, bands = part.velocity_error.sum(), tally(inputs.t, part.velocity_error) if weight else bands
+                loss, errors = part.velocity_error.detach().sum(), part.velocity_error.detach()
             if part.preservation is not None:
-                preservation = part.preservation.sum()
-        sums = torch.stack((weight * loss.cpu().double(), weight * preservation.cpu().double()))
-        return torch.cat((sums, bands.flatten()))
+                preservation = part.preservation.detach().sum()
+        return Unread(weight, loss, preservation, inputs.t[: len(errors)], errors)
 
     def total_of(self, measured: Tensor) -> Tensor:
         """The sum over all processes."""

@@ -152,7 +152,7 @@ def step(model, adapters, side, batch, layout, device, routes=()):
     with torch.device(device):
         x, t = torch.zeros(batch, 128, side, side), torch.full((batch,), 0.5)
         text = torch.zeros(1, 512, model.model.diffusion_model.params.context_in_dim)
-    keeping = adapters.keeping_divisors()
+    keeping = adapters.unchanging()
     with borrow_as(model, adapters.deltas(), Borrowed(layout)) as borrowed, training_mode(), keeping, live:
         with saved.hooks():
             loss = velocity(borrowed, x, t, [Condition(text)] * batch, routes).square().mean()

@@ -210,7 +210,7 @@ def gradients_of_a_step(checkpointing, base_model=None, **changes):
     with step(preservation=0.5, checkpointing=checkpointing, **changes) as (trainer, objective, case):
         if base_model:
             objective.base_model = partial(base_model, trainer.adapters)
-        with trainer.adapters.dropping(0, 1), trainer.adapters.keeping_divisors():
+        with trainer.adapters.dropping(0, 1), trainer.adapters.unchanging():
             trainer._backward(objective.parts(1), case, 1.0)
         return [p.grad for p in trainer.adapters.trainable()]
 

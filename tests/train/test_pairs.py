@@ -159,7 +159,7 @@ def check_gradients(nano64, caches, config):
     batch = [taught, next(s for s in others if s.is_reg and s.latent.shape == taught.latent.shape)]
     parameters = trainer.adapters.trainable()
     swap = borrow(nano64, trainer.adapters.deltas(), True)
-    with torch.inference_mode(), swap as borrowed, training_mode(), trainer.adapters.keeping_divisors():
+    with torch.inference_mode(), swap as borrowed, training_mode(), trainer.adapters.unchanging():
         objective = trainer.objective(borrowed)
         case = inputs_of(trainer, batch, objective)
         doubled = {name: value.double() for name in ("x_t", "target", "on_path")

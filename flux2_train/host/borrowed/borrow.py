@@ -2,7 +2,7 @@
 
 Three facts of ComfyUI's Flux decide what is swapped (each is pinned by a gradient test):
 
-* its weights may not be saved by autograd: every Linear becomes a FrozenLinear plus its adapter;
+* its weights may not be saved by autograd: every Linear becomes a FrozenLinear plus its adapter, or a LoraLinear;
 * its blocks add residuals in place, which changes what LayerNorm saved: LayerNorm gets a copy of its input;
 * for the same reason a checkpointed block gets copies of its inputs, or the recomputation would start from
   tensors that the first run has already changed.
@@ -20,12 +20,13 @@ from functools import partial
 import comfy.ldm.flux.layers as flux_layers
 import comfy.model_management
 import torch
+import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
-from ...adapters.parts import Delta
+from ...adapters.parts import Delta, PlainLora
 from ...errors import UserError
 from ...planning.layout import BLOCKS, OFF, Layout
 from ...streaming.ring import Direct
@@ -35,6 +36,7 @@ from ..system.heap import freed_at_once
 from ..system.memory import unload
 from . import placing
 from .frozen import fetched, frozen_linear, frozen_rms_norm
+from .lora_linear import lora_linear
 from .recompute import Recompute
 from .routing import routed
 from .streamed import SOURCE, StreamedWeights, portions_of
@@ -148,7 +150,7 @@ class _Swap:
     def __init__(self, model: ModelPatcher, deltas: dict[str, Delta], how: Borrowed):
         self.transformer, self.deltas, self.how = model.model.diffusion_model, deltas, how
         self.device, self.mapped = model.load_device, deferred.mapped(model)
-        self.recompute = Recompute(how)
+        self.recompute = Recompute(how, _drawing(deltas))
         self.doubles = len(self.transformer.double_blocks)
         self.lay_out: Callable[[], None] = self._stream
         self.swapped: list[nn.Module] = []
@@ -219,15 +221,21 @@ class _Swap:
         if hasattr(module, "in_features") and hasattr(module, "weight"):
             return _Forward(_linear, module, original, self.deltas.get(name))
         if isinstance(module, nn.LayerNorm):
-            return _Forward(_layer_norm, original)
+            return _Forward(_layer_norm, _bare(module, original))
         if isinstance(module, nn.RMSNorm):
-            return _Forward(_rms_norm, module, original)
+            return _Forward(_rms_norm, module, original, {})
         if isinstance(module, BLOCK_KINDS):
             kind, number = name.split(".")[:2]
             return _Forward(
                 routed, self.recompute, original, int(number) + (self.doubles if kind == "single_blocks" else 0)
             )
         return None
+
+
+def _drawing(deltas: dict[str, Delta]) -> Callable[[], bool]:
+    """Says at any time whether a Delta draws random numbers. Of those that are not ours nobody knows, so they may."""
+    sources = {getattr(delta, "adapters", None) for delta in deltas.values()}
+    return lambda: any(source is None or source.draws for source in sources)
 
 
 def _is_taken(module: nn.Module) -> bool:
@@ -243,6 +251,10 @@ class _Forward(partial):
 
 def _linear(module: nn.Module, original: Callable, delta: Delta | None, x: Tensor) -> Tensor:
     frozen = comfy.model_management.in_training or SOURCE in module.__dict__
+    if frozen and isinstance(delta, PlainLora) and torch.is_grad_enabled():
+        factors = delta.factors(x.dtype)
+        if factors is not None:
+            return lora_linear(module, x, *delta.parameters(), factors)
     y = frozen_linear(module, x) if frozen else original(x)
     extra = delta(x, y, partial(fetched, module)) if delta is not None else None
     return y if extra is None else y + extra
@@ -252,5 +264,12 @@ def _layer_norm(original: Callable, x: Tensor) -> Tensor:
     return original(x.clone() if torch.is_grad_enabled() else x)
 
 
-def _rms_norm(module: nn.Module, original: Callable, x: Tensor) -> Tensor:
-    return frozen_rms_norm(module, x) if comfy.model_management.in_training else original(x)
+def _bare(module: nn.LayerNorm, original: Callable) -> Callable:
+    """torch's own LayerNorm where the module has neither scale nor shift, as FLUX.2's: ComfyUI's looks for both."""
+    if module.elementwise_affine:
+        return original
+    return partial(F.layer_norm, normalized_shape=module.normalized_shape, eps=module.eps)
+
+
+def _rms_norm(module: nn.Module, original: Callable, kept: dict[tuple, Tensor], x: Tensor) -> Tensor:
+    return frozen_rms_norm(module, x, kept) if comfy.model_management.in_training else original(x)

@@ -24,6 +24,12 @@ from ...errors import UserError
 from ...streaming.ring import tracked
 from .streamed import SOURCE, arrived
 
+_FETCHED = {
+    SOURCE,
+    "_v",
+    "weight_lowvram_function",
+}  # of layers that are streamed, in dynamic VRAM, or patched on the way
+
 
 @contextmanager
 def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -38,6 +44,24 @@ def fetched(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Itera
         return
     with arrived(layer), _cast(layer, dtype, device) as weight_and_bias:
         yield weight_and_bias
+
+
+def resident(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """The layer's own weight (out, in) if the layer multiplies by exactly that tensor, else None: it must be fetched.
+
+    Such a weight is plain, in ``dtype`` on ``device``, and the layer has no patch and no bias. ComfyUI's casting would
+    look at all this and give the same tensor. Raises ComfyUI's interrupt as ``fetched`` does.
+    """
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    if type(layer).__module__ != "comfy.ops" or not layer.__dict__.keys().isdisjoint(_FETCHED):
+        return None
+    weight = layer._parameters.get("weight")
+    if type(weight) is not nn.Parameter or weight.dtype != dtype or weight.device != device:
+        return None
+    changed = layer.weight_function or "pre_quant_scale" in layer._parameters
+    if changed or layer._parameters.get("bias") is not None:
+        return None
+    return weight.data  # a parameter that was moved outside of inference mode has no version counter
 
 
 @contextmanager
@@ -105,11 +129,17 @@ class FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, layer: nn.Module) -> Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
+        own = resident(layer, x.dtype, x.device)
+        if own is not None:
+            return F.linear(x, own)
         with fetched(layer, x.dtype, x.device) as (weight, bias):
             return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        own = resident(ctx.layer, ctx.dtype, grad.device)
+        if own is not None:
+            return grad.to(ctx.dtype) @ own, None
         with fetched(ctx.layer, ctx.dtype, grad.device) as (weight, _):
             return grad.to(ctx.dtype) @ weight, None
 
@@ -122,8 +152,13 @@ def frozen_linear(layer: nn.Module, x: Tensor) -> Tensor:
         return FrozenLinear.apply(x, layer)
 
 
-def frozen_rms_norm(layer: nn.Module, x: Tensor) -> Tensor:
-    """RMSNorm with a copy of its small scale, because autograd saves the scale and must not save ComfyUI's tensor."""
-    with fetched(layer, x.dtype, x.device) as (weight, _):
-        own = weight.detach().clone()
+def frozen_rms_norm(layer: nn.Module, x: Tensor, kept: dict[tuple, Tensor]) -> Tensor:
+    """RMSNorm with a copy of its small scale, because autograd saves the scale and must not save ComfyUI's tensor.
+
+    The copy stays in ``kept``, which must be a new dictionary whenever the model may have been moved or patched.
+    """
+    own = kept.get((x.dtype, x.device))
+    if own is None:
+        with fetched(layer, x.dtype, x.device) as (weight, _):
+            own = kept[x.dtype, x.device] = weight.detach().clone()
     return F.rms_norm(x, own.shape, own, layer.eps)

@@ -100,10 +100,14 @@ def _keeping_attention() -> tuple:
 
 
 class Recompute:
-    """Runs a block by the layout that ``how`` has at that moment. Block numbers count double blocks first."""
+    """Runs a block by the layout that ``how`` has at that moment. Block numbers count double blocks first.
 
-    def __init__(self, how: How):
-        self.how = how
+    ``draws`` says whether anything in a block draws random numbers: only then their generator's state is kept and set
+    back for the recomputation, which takes time in every block.
+    """
+
+    def __init__(self, how: How, draws: Callable[[], bool] = lambda: True):
+        self.how, self.draws = how, draws
 
     def __call__(self, original: Callable, number: int, *args, **kwargs):
         layout = self.how.layout
@@ -116,7 +120,10 @@ class Recompute:
             contexts = _keeping_attention
         with offloaded() if layout.offload_activations else nullcontext():
             # Passed as arguments of their own, so that hooks on saved tensors, which count or move them, see these too.
-            return checkpoint(run, *args[:1], *streams.values(), use_reentrant=False, context_fn=contexts)
+            tensors = *args[:1], *streams.values()
+            return checkpoint(
+                run, *tensors, use_reentrant=False, context_fn=contexts, preserve_rng_state=self.draws()
+            )  # fmt: skip
 
 
 def _on_copies(original: Callable, args: tuple, kwargs: dict, names: tuple[str, ...], *streams: Tensor):

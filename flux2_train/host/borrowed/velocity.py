@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import comfy.model_management
 import comfy.patcher_extension
 import comfy.utils
 import torch
@@ -13,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...errors import UserError
+from . import rotation
 from .compute import in_training_dtype
 from .recompute import attended
 from .routing import KEY, Route, TokenRouting
@@ -120,6 +122,9 @@ def _transformer_options(model: ModelPatcher, wrapper: Callable) -> dict:
     wrappers = options.setdefault("wrappers", {})
     comfy.patcher_extension.merge_nested_dicts(wrappers, model.wrappers, copy_dict1=False)
     wrappers.setdefault(DIFFUSION_MODEL, {}).setdefault("flux2_train", []).append(wrapper)
+    if rotation.available() and comfy.model_management.in_training:
+        patches = options.setdefault("patches", {})
+        patches["attn1_patch"] = [*patches.get("attn1_patch", ()), rotation.Rotations()]  # a MODEL's own come first
     # Training needs an attention with a gradient, whichever the user chose: sage and flash have none.
     options["optimized_attention_override"] = lambda _, *args, **kwargs: attended(attention_pytorch, *args, **kwargs)
     return options
