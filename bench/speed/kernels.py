@@ -1,8 +1,8 @@
 """python -m bench.speed.kernels: what a step asks of a card, counted: operations that compute, and bytes they move.
 
-One double and one single block of an eighth of klein-9b's width, with an eighth of its tokens at 1024 px and of
-the rank, so that activations and weights are in the same proportion. Each operation reads its inputs once and writes its outputs
-once; views cost nothing. An operation is what torch dispatches: comfy-kitchen's rotation and attention are one each.
+One double and one single block of an eighth of klein-9b's width, with an eighth of its tokens at 1024 px and of the
+rank, so that activations and weights are in the same proportion. Each operation reads its inputs once and writes its
+outputs once; views cost nothing. An operation is what torch dispatches: comfy-kitchen's rotation and attention are one.
 """
 
 from __future__ import annotations

@@ -24,11 +24,8 @@ from ...errors import UserError
 from ...streaming.ring import tracked
 from .streamed import SOURCE, arrived
 
-_FETCHED = {
-    SOURCE,
-    "_v",
-    "weight_lowvram_function",
-}  # of layers that are streamed, in dynamic VRAM, or patched on the way
+# Attributes of layers whose weight is streamed, comes from dynamic VRAM, or is patched on its way
+_FETCHED = {SOURCE, "_v", "weight_lowvram_function"}
 
 
 @contextmanager

@@ -20,9 +20,9 @@ from .streamed import SOURCE
 class LoraLinear(torch.autograd.Function):
     """``y = x W^T + b + s (x A^T) B^T``, with gradients for ``x``, ``A`` and ``B``; ``W`` and ``b`` are never saved.
 
-    ``x`` is (..., in), ``A`` (rank, in), ``B`` (out, rank). ``A`` and ``B`` are the trained parameters; the
-    products are those of their copies in the dtype of ``x`` (``factors``). With ``z = x A^T``: ``dB = s dy^T z``, ``dz = s dy B``,
-    ``dA = dz^T x``, ``dx = dy W + dz A``.
+    ``x`` is (..., in), ``A`` (rank, in), ``B`` (out, rank). ``A`` and ``B`` are the trained parameters; ``factors``
+    are their copies in the dtype of ``x``, which are multiplied. With ``z = x A^T``: ``dB = s dy^T z``,
+    ``dz = s dy B``, ``dA = dz^T x``, ``dx = dy W + dz A``.
     """
 
     @staticmethod
