@@ -1,9 +1,10 @@
 """Writes locales/: what the nodes say in each language, in the format that ComfyUI reads.
 
 ``python scripts/make_locales.py`` (in the environment of scripts/test) takes English from the nodes themselves and from
-``words("...")`` in web/*.js. The other languages come from scripts/locales/LANGUAGE.json, which holds each English text
-once with its translation. A text without a translation stays English in ComfyUI. The script names it, adds it to that
-file with an empty translation, removes what nothing says any more, and exits with 1. Fill them in and run it again.
+``words("...")`` in web/, but for web/vendor/. The other languages come from scripts/locales/LANGUAGE.json, which holds
+each English text once with its translation. A text without a translation stays English in ComfyUI. The script names it,
+adds it to that file with an empty translation, removes what nothing says any more, and exits with 1. Fill them in and
+run it again.
 """
 
 from __future__ import annotations
@@ -53,9 +54,15 @@ def key(name: str) -> str:
     return name.replace(".", "_")
 
 
+def web_files() -> list[Path]:
+    """Our JavaScript, without what others wrote."""
+    web = ROOT / "web"
+    return [path for path in sorted(web.rglob("*.js")) if "vendor" not in path.relative_to(web).parts]
+
+
 def web_texts() -> list[str]:
     """What our JavaScript says, in the order of files and lines."""
-    found = [text for path in sorted((ROOT / "web").glob("*.js")) for text in WEB.findall(path.read_text("utf-8"))]
+    found = [text for path in web_files() for text in WEB.findall(path.read_text("utf-8"))]
     return list(dict.fromkeys(json.loads(f'"{text}"') for text in found))
 
 

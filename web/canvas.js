@@ -1,6 +1,7 @@
 // The older renderer shows advanced inputs among the others. The pack's nodes fold them away in it too, with
 // a button to show them; the newer renderer has a button of its own.
 import { app } from "../../scripts/app.js";
+import { words } from "./words.js";
 
 const PICTURE = "$$canvas-image-preview"; // the frontend's widget for a node's picture
 
@@ -12,13 +13,14 @@ function fold(node) {
     node.getLayoutWidgets = function () {
         return layout.call(this).filter((widget) => this.showAdvanced || !widget.advanced);
     };
-    const name = () => (node.showAdvanced ? "hide advanced inputs" : `show ${folded.length} advanced inputs`);
-    const button = node.addWidget("button", name(), null, () => node.toggleAdvanced(), { canvasOnly: true, serialize: false });
+    const label = () => (node.showAdvanced ? words("hide advanced inputs") : words("show {count} advanced inputs", { count: folded.length }));
+    const button = node.addWidget("button", "advanced inputs", null, () => node.toggleAdvanced(), { canvasOnly: true, serialize: false });
     button.serialize = false;
+    button.label = label();
     const toggle = node.toggleAdvanced;
     node.toggleAdvanced = function () {
         toggle.call(this);
-        button.label = name();
+        button.label = label();
         this.setSize([this.size[0], this.computeSize()[1]]);
     };
     node.setSize(node.computeSize());

@@ -4,6 +4,7 @@ import { Detail } from "./runs/detail.js";
 import { List } from "./runs/list.js";
 import { QueueBox } from "./runs/queue.js";
 import { addStyle } from "./runs/style.js";
+import { words } from "./words.js";
 
 const ID = "flux2_train.runs";
 let shown = null;
@@ -32,7 +33,7 @@ app.registerExtension({
     name: ID,
     setup() {
         app.extensionManager?.registerSidebarTab?.({
-            id: ID, icon: "pi pi-chart-line", title: "FLUX.2 runs", tooltip: "FLUX.2 runs", type: "custom",
+            id: ID, icon: "pi pi-chart-line", title: words("FLUX.2 runs"), tooltip: words("FLUX.2 runs"), type: "custom",
             render: open, destroy: close,
         });
     },

@@ -11,6 +11,9 @@ export function words(english, values = {}) {
     return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
+// One text for one and one for many: {count} in them is the number. A language without a plural has the same text twice.
+export const counted = (number, one, many) => (number === 1 ? one : many).replace("{count}", number);
+
 // A category as ComfyUI shows it: its last part is translated.
 export const categoryOf = (kind) => `FLUX.2/${translations.nodeCategories?.[kind] ?? kind}`;
 

@@ -17,6 +17,15 @@ QUOTED = re.compile(r"(?<!\w)'([^']+)'(?!\w)")  # and not the apostrophe of a ge
 PLACEHOLDER = re.compile(r"\{\w+\}")
 SYNTAX = set("{}@|")  # which vue-i18n reads as more than text
 
+SPOKEN = ("panel", "data", "runs")  # folders of web/ whose texts a person reads
+HOLE = re.compile(r"\$\{(?:[^{}`]|`(?:[^`\\]|\\.)*`|\{[^{}]*\})*\}")
+LITERAL = re.compile(rf'//[^\n]*|"(?:[^"\\\n]|\\.)*"|`(?:{HOLE.pattern}|[^`\\]|\\.)*`')
+SHOWN = re.compile(r'(?:button\(|(?:\b(?:text|textContent|title|placeholder|alt|label)|"aria-label")(?::| =) )$')
+# What may have a space: by what stands before it, and in whole.
+NOT_SHOWN = re.compile(r"(?:className|font|style|STYLE|clipPath|left)(?::| =) $|(?:matches|closest|querySelector)\($|this\[$")
+NAMES_INSIDE = {"no caption", "the caption is empty", "not learnable"}  # the server's; web/data/marks.js translates them
+UNITS_AND_KEYS = {"MB", "GB", "px", "Escape", "Enter"}
+
 
 @pytest.fixture(scope="module")
 def infos(pack):
@@ -130,4 +139,38 @@ def test_a_changed_text_is_missing_and_the_old_one_stale(infos):
 
 
 def test_what_javascript_says_goes_through_words():
-    assert {"Stopped.", "fill in the graph", "options"} <= set(make_locales.web_texts())
+    found = set(make_locales.web_texts())
+    assert {"Stopped.", "fill in the graph", "options", "Pause", "Search and replace", "FLUX.2 runs"} <= found
+
+
+def outside_words(source: str) -> list[str]:
+    """Literals of a JavaScript source that a person may read and that ``words`` does not translate."""
+    found = []
+    for literal in LITERAL.finditer(source):
+        text, before = literal[0], source[max(0, literal.start() - 40) : literal.start()]
+        if text.startswith("//"):
+            continue
+        for hole in HOLE.findall(text) if text[0] == "`" else []:
+            found += outside_words(hole[2:-1])
+        bare = HOLE.sub("", text)[1:-1]
+        read = " " in bare or SHOWN.search(before) or re.fullmatch("[A-Z][a-z]+", bare)
+        known = NOT_SHOWN.search(before) or bare.strip(" ·()") in NAMES_INSIDE | UNITS_AND_KEYS
+        if read and re.search("[A-Za-z]{2}", bare) and not known and not before.endswith("words("):
+            found.append(bare)
+    return found
+
+
+@pytest.mark.parametrize("folder", SPOKEN)
+def test_no_text_of_panel_windows_and_tab_stands_outside_words(folder):
+    paths = sorted((ROOT / "web" / folder).glob("*.js"))
+    loose = {path.name: outside_words(path.read_text("utf-8")) for path in paths}
+    assert len(paths) > 5 and {name: texts for name, texts in loose.items() if texts} == {}
+
+
+def test_a_text_outside_words_is_found():
+    source = """
+        button("log"); button(words("log")); el("p", { className: "row wide", title: "next" }); // not a "text here"
+        say(`${count} of ${total}`); say(words("{count} of {total}")); key("ArrowUp"); say("Cancel"); say(`${left} px`);
+        say(`${word} ${paused ? "in a hole" : `${"deeper in it"}`}`)
+    """
+    assert outside_words(source) == ["log", "next", " of ", "Cancel", "in a hole", "deeper in it"]

@@ -1,4 +1,5 @@
 // Changes of many captions, and what a caption becomes with its trigger: as flux2_train/data/captions.py does it.
+import { words } from "../words.js";
 
 const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 const word = (text) => new RegExp(`(?<![\\p{L}\\p{N}_])${escaped(text)}(?![\\p{L}\\p{N}_])`, "u");
@@ -14,11 +15,11 @@ export const hasTrigger = (text, trigger) => Boolean(trigger) && word(trigger).t
 
 // where the trigger stands, in words
 export function placeOf(caption, trigger, prepend = true) {
-    if (!trigger) return "no trigger is set";
+    if (!trigger) return words("no trigger is set");
     const own = caption.includes("[trigger]") || hasTrigger(caption, trigger);
-    if (!own) return prepend ? "the trigger is put in front" : "the trigger is not in it";
+    if (!own) return prepend ? words("the trigger is put in front") : words("the trigger is not in it");
     const text = withTrigger(caption, trigger, prepend);
-    return text.search(word(trigger)) === 0 ? "trigger at the start" : "trigger in the caption";
+    return text.search(word(trigger)) === 0 ? words("trigger at the start") : words("trigger in the caption");
 }
 
 // [picture, new text] for each caption that holds ``find``

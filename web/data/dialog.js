@@ -1,8 +1,10 @@
 // The browser of pictures: a grid beside an editor, chips that filter, tools for all captions, and what a run said.
-import { button, counted, el, inWords } from "./dom.js";
+import { counted, words } from "../words.js";
+import { button, countedCaptions, countedPictures, el, inWords } from "./dom.js";
 import { Editor } from "./editor.js";
 import { Grid } from "./grid.js";
 import { Model } from "./model.js";
+import { markInWords } from "./marks.js";
 import { replaced, tagged, untagged } from "./captions.js";
 import { read, send, settingsOf } from "./requests.js";
 import { addStyle } from "./style.js";
@@ -26,14 +28,14 @@ class Dialog {
         this.filter = "all";
         this.grid = new Grid(this.model, this.folder, (picture, focus) => this.editor.open(picture ?? null, focus));
         this.editor = new Editor(this.model, this.folder, (step, focus) => this.go(step, focus));
-        this.title = el("h2", { text: `Pictures of ${this.folder}` });
+        this.title = el("h2", { text: words("Pictures of {folder}", { folder: this.folder }) });
         this.counts = el("span", { className: "dim" });
-        this.chips = el("div", { className: "chips", role: "group", "aria-label": "Which pictures are shown" });
-        this.search = el("input", { type: "search", placeholder: "search captions and names", "aria-label": "Search", on: { input: () => this.choose() } });
+        this.chips = el("div", { className: "chips", role: "group", "aria-label": words("Which pictures are shown") });
+        this.search = el("input", { type: "search", placeholder: words("search captions and names"), "aria-label": words("Search"), on: { input: () => this.choose() } });
         this.verdicts = el("div", { className: "verdicts" });
         this.tools = el("div", { className: "tools" });
         this.status = el("span", { className: "dim", role: "status" });
-        this.element = el("dialog", { className: "flux2-data", "aria-label": `Pictures of ${this.folder}` },
+        this.element = el("dialog", { className: "flux2-data", "aria-label": words("Pictures of {folder}", { folder: this.folder }) },
             this.head(), this.verdicts, this.tools, el("div", { className: "body" }, this.grid.element, this.editor.element));
         this.listen();
     }
@@ -41,17 +43,17 @@ class Dialog {
     head() {
         return el("div", { className: "head" },
             el("div", { className: "row wide" }, this.title, this.counts, el("span", { className: "space" }), this.status,
-                button("Undo", () => this.model.undo()), button("Close", () => this.close())),
-            this.chips, this.search, el("span", { className: "space" }), button("Search and replace", () => this.toolbar("replace")),
-            button("Tags", () => this.toolbar("tags")), button("Cache", () => this.toolbar("cache")));
+                button(words("Undo"), () => this.model.undo()), button(words("Close"), () => this.close())),
+            this.chips, this.search, el("span", { className: "space" }), button(words("Search and replace"), () => this.toolbar("replace")),
+            button(words("Tags"), () => this.toolbar("tags")), button(words("Cache"), () => this.toolbar("cache")));
     }
 
     listen() {
         const { model, element } = this;
         model.addEventListener("changed", ({ detail }) => this.changed(detail));
         model.addEventListener("said", ({ detail }) => { this.status.textContent = detail.text; });
-        model.addEventListener("saving", () => { this.status.textContent = "saving ..."; });
-        model.addEventListener("saved", ({ detail }) => { if (!detail.wrong) this.status.textContent = "saved"; });
+        model.addEventListener("saving", () => { this.status.textContent = words("saving ..."); });
+        model.addEventListener("saved", ({ detail }) => { if (!detail.wrong) this.status.textContent = words("saved"); });
         model.addEventListener("undone", ({ detail }) => this.seek(detail.pictures[0]));
         element.addEventListener("keydown", (event) => this.key(event));
         for (const kind of ["keyup", "keypress", "paste", "copy", "cut", "drop", "dragover", "wheel", "contextmenu"]) {
@@ -80,7 +82,8 @@ class Dialog {
         if (open.length && !this.warned) {
             this.warned = true;
             this.seek(open[0]);
-            return this.model.say(`${counted(open.length, "caption")} not saved yet. Close again to leave them.`);
+            return this.model.say(counted(open.length, words("{count} caption not saved yet. Close again to leave them."),
+                words("{count} captions not saved yet. Close again to leave them.")));
         }
         this.model.closed = true;
         this.element.close();
@@ -101,13 +104,13 @@ class Dialog {
 
     shownChips() {
         const { model } = this, known = this.known();
-        this.counts.textContent = `${counted(model.total, "picture")} · ${model.settings.resolution} px`;
+        this.counts.textContent = `${countedPictures(model.total)} · ${model.settings.resolution} px`;
         const focused = document.activeElement?.dataset?.filter;
         this.chips.replaceChildren(...Object.entries(FILTERS).map(([name, holds]) => {
             const number = name === "all" ? model.total : known.filter(holds).length;
             if (!number && !ALWAYS.includes(name)) return null;
             const more = model.complete || name === "all" ? "" : "+";
-            const chip = button(`${name} ${number}${more}`, () => { this.filter = name; this.shownChips(); this.choose(); }, { "aria-pressed": String(this.filter === name) });
+            const chip = button(`${markInWords(name)} ${number}${more}`, () => { this.filter = name; this.shownChips(); this.choose(); }, { "aria-pressed": String(this.filter === name) });
             chip.dataset.filter = name;
             return chip;
         }).filter(Boolean));
@@ -116,12 +119,12 @@ class Dialog {
 
     // which pictures the grid shows
     choose() {
-        const { model } = this, holds = FILTERS[this.filter], words = this.search.value.toLowerCase();
-        const fits = (picture) => !words || picture.name.toLowerCase().includes(words) || picture.caption?.toLowerCase().includes(words);
+        const { model } = this, holds = FILTERS[this.filter], wanted = this.search.value.toLowerCase();
+        const fits = (picture) => !wanted || picture.name.toLowerCase().includes(wanted) || picture.caption?.toLowerCase().includes(wanted);
         const numbers = [];
         for (let number = 0; number < model.total; number += 1) {
             const picture = model.pictures[number];
-            if (picture ? holds(picture) && fits(picture) : this.filter === "all" && !words) numbers.push(number);
+            if (picture ? holds(picture) && fits(picture) : this.filter === "all" && !wanted) numbers.push(number);
         }
         this.grid.show(numbers);
     }
@@ -129,19 +132,20 @@ class Dialog {
     showVerdicts() {
         const { model } = this;
         if (!model.run) return this.verdicts.replaceChildren();
-        const parts = [el("span", { text: `The run ${model.run}:` })];
+        const parts = [el("span", { text: words("The run {run}:", { run: model.run }) })];
         const of = (verdict) => this.known().filter((picture) => picture.verdict === verdict);
         const bad = of("not learnable"), left = bad.filter((picture) => !picture.exclude), wrong = of("mislabelled"), known = of("memorised");
-        if (bad.length) parts.push(el("span", { text: `${counted(bad.length, "picture")} cannot be learned` }));
+        if (bad.length) parts.push(el("span", { text: counted(bad.length, words("{count} picture cannot be learned"), words("{count} pictures cannot be learned")) }));
         if (left.length) {
-            const text = left.length === 1 ? "Exclude the one that cannot be learned" : `Exclude the ${inWords(left.length)} that cannot be learned`;
+            const text = left.length === 1 ? words("Exclude the one that cannot be learned")
+                : words("Exclude the {count} that cannot be learned", { count: inWords(left.length) });
             const act = button(text, () => model.setMarks(left.map((each) => [each, { exclude: true, repeat: each.repeat }])), { className: "main" });
             act.disabled = Boolean(model.readonly);
             parts.push(act);
-        } else if (bad.length) parts.push(el("span", { className: "dim", text: "(excluded: the next run says so)" }));
-        if (wrong.length) parts.push(button(`Show the caption that fits better (${wrong.length} mislabelled)`, () => this.showBetter(wrong)));
-        if (known.length) parts.push(el("span", { text: `${known.length} memorised` }));
-        if (parts.length === 1) parts.push(el("span", { text: "no picture stands out." }));
+        } else if (bad.length) parts.push(el("span", { className: "dim", text: words("(excluded: the next run says so)") }));
+        if (wrong.length) parts.push(button(words("Show the caption that fits better ({count} mislabelled)", { count: wrong.length }), () => this.showBetter(wrong)));
+        if (known.length) parts.push(el("span", { text: words("{count} memorised", { count: known.length }) }));
+        if (parts.length === 1) parts.push(el("span", { text: words("no picture stands out.") }));
         return this.verdicts.replaceChildren(...parts);
     }
 
@@ -177,36 +181,38 @@ class Dialog {
     acted(changes) {
         if (this.model.fixed) return this.model.say(this.model.fixed);
         const number = this.model.setCaptions(changes);
-        this.status.textContent = `${counted(number, "caption")} changed`;
+        this.status.textContent = counted(number, words("{count} caption changed"), words("{count} captions changed"));
         return number;
     }
 
     replaceTools() {
-        const find = el("input", { "aria-label": "Find", placeholder: "find" }), put = el("input", { "aria-label": "Replace with", placeholder: "replace with" });
+        const find = el("input", { "aria-label": words("Find"), placeholder: words("find") }), put = el("input", { "aria-label": words("Replace with"), placeholder: words("replace with") });
         const found = el("span", { className: "dim", role: "status" });
-        const look = () => { found.textContent = find.value ? `in ${counted(replaced(this.chosen(), find.value, "").length, "caption")} of ${this.chosen().length}` : ""; };
+        const hits = () => words("in {captions} of {count}", { captions: countedCaptions(replaced(this.chosen(), find.value, "").length), count: this.chosen().length });
+        const look = () => { found.textContent = find.value ? hits() : ""; };
         find.addEventListener("input", look);
         const act = () => { this.acted(replaced(this.chosen(), find.value, put.value)); look(); };
         put.addEventListener("keydown", (event) => { if (event.key === "Enter") act(); });
-        return [find, put, button("Replace all", act), found];
+        return [find, put, button(words("Replace all"), act), found];
     }
 
     tagsTools() {
-        const tag = el("input", { "aria-label": "Tag", placeholder: "tag" });
+        const tag = el("input", { "aria-label": words("Tag"), placeholder: words("tag") });
         const word = () => tag.value.trim();
-        return [tag, button("Add at the start", () => this.acted(tagged(this.chosen(), word(), true))),
-            button("Add at the end", () => this.acted(tagged(this.chosen(), word(), false))),
-            button("Remove", () => this.acted(untagged(this.chosen(), word()))),
-            el("span", { className: "dim", text: "Acts on the pictures that are shown; tags stand between commas." })];
+        return [tag, button(words("Add at the start"), () => this.acted(tagged(this.chosen(), word(), true))),
+            button(words("Add at the end"), () => this.acted(tagged(this.chosen(), word(), false))),
+            button(words("Remove"), () => this.acted(untagged(this.chosen(), word()))),
+            el("span", { className: "dim", text: words("Acts on the pictures that are shown; tags stand between commas.") })];
     }
 
     cacheTools() {
         const sizes = el("span", { role: "status", text: "..." });
-        const clear = button("Clear what no data set uses", () => send("cache", { clear: "unused" }).then(show, fail));
+        const clear = button(words("Clear what no data set uses"), () => send("cache", { clear: "unused" }).then(show, fail));
         const fail = (error) => { sizes.textContent = error.message; };
         const show = ({ caches }) => {
             const sum = (name) => caches.reduce((total, each) => total + each[name], 0);
-            sizes.textContent = `Cached latents and embeds: ${megabytes(sum("bytes"))}, of which ${megabytes(sum("unused_bytes"))} (${sum("unused")} entries) are of no data set`;
+            sizes.textContent = words("Cached latents and embeds: {size}, of which {unused} ({count} entries) are of no data set",
+                { size: megabytes(sum("bytes")), unused: megabytes(sum("unused_bytes")), count: sum("unused") });
             clear.disabled = !sum("unused");
         };
         read("cache").then(show, fail);

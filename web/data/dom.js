@@ -1,4 +1,5 @@
 // Elements and texts. Nothing of a file's name, a caption or a prompt is ever put into HTML: text is text here.
+import { counted, words } from "../words.js";
 
 export function el(tag, given = {}, ...children) {
     const made = document.createElement(tag);
@@ -14,10 +15,14 @@ export function el(tag, given = {}, ...children) {
 
 export const button = (text, does, given = {}) => el("button", { type: "button", text, on: { click: does }, ...given });
 
-export const counted = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
+export const countedPictures = (number) => counted(number, words("{count} picture"), words("{count} pictures"));
+export const countedCaptions = (number) => counted(number, words("{count} caption"), words("{count} captions"));
 
-const WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
-export const inWords = (number) => WORDS[number] ?? String(number);
+// more than one, as a word where it is a short one
+export const inWords = (number) => ({
+    2: words("two"), 3: words("three"), 4: words("four"), 5: words("five"), 6: words("six"), 7: words("seven"),
+    8: words("eight"), 9: words("nine"), 10: words("ten"), 11: words("eleven"), 12: words("twelve"),
+})[number] ?? String(number);
 
 // calls ``work`` once the last call is ``wait`` ms old; ``now`` calls it at once if it waits
 export function afterwards(work, wait) {
@@ -43,7 +48,7 @@ export function asked(title, body, yes, read) {
         const form = el("form", { method: "dialog", on: { submit: (event) => { event.preventDefault(); end(read()); } } },
             el("h2", { text: title }), ...body,
             el("div", { className: "row" }, el("button", { type: "submit", className: "main", text: yes }),
-                button("Cancel", () => end(null))));
+                button(words("Cancel"), () => end(null))));
         dialog.append(form);
         dialog.addEventListener("cancel", (event) => { event.preventDefault(); end(null); });
         for (const kind of ["keydown", "keyup", "paste", "copy"]) dialog.addEventListener(kind, (e) => e.stopPropagation());

@@ -1,8 +1,10 @@
 // One picture at a size at which it can be judged: its crop, caption, verdict, and what can be done with it.
-import { afterwards, button, counted, el } from "./dom.js";
+import { counted, words } from "../words.js";
+import { afterwards, button, el } from "./dom.js";
 import { drawBoxes } from "./grid.js";
 import { addressOf, flavourOf, send } from "./requests.js";
 import { placeOf, withTrigger } from "./captions.js";
+import { markInWords } from "./marks.js";
 import { paintMask } from "./mask.js";
 
 const MOST_REPEATS = 100;
@@ -14,19 +16,19 @@ export class Editor {
         this.image = el("div", { className: "im" });
         this.facts = el("div", { className: "dim" });
         this.text = el("textarea", {
-            "aria-label": "Caption", spellcheck: true, maxLength: 60000,
+            "aria-label": words("Caption"), spellcheck: true, maxLength: 60000,
             on: { input: () => this.typed(), keydown: (event) => this.key(event), blur: () => this.model.flush() },
         });
         this.trained = el("div", { className: "trained" });
         this.count = el("div", { className: "dim", role: "status" });
         this.notes = el("div", { className: "row" });
-        this.exclude = button("Exclude", () => this.toggle());
+        this.exclude = button(words("Exclude"), () => this.toggle());
         this.repeat = el("input", {
-            type: "number", className: "repeat", min: 1, max: MOST_REPEATS, "aria-label": "How often it is seen",
+            type: "number", className: "repeat", min: 1, max: MOST_REPEATS, "aria-label": words("How often it is seen"),
             on: { change: () => this.repeated() },
         });
-        this.mask = button("Paint mask", () => this.paint());
-        this.element = el("section", { className: "editor", "aria-label": "The picture" });
+        this.mask = button(words("Paint mask"), () => this.paint());
+        this.element = el("section", { className: "editor", "aria-label": words("The picture") });
         this.countSoon = afterwards(() => this.counted(), COUNT_WAIT);
         new ResizeObserver(() => this.boxes()).observe(this.image);
         this.open(null);
@@ -40,11 +42,11 @@ export class Editor {
         const other = picture !== this.picture;
         if (other) { this.model.flush(); this.lent = ""; }
         this.picture = picture;
-        if (!picture) return this.element.replaceChildren(el("p", { className: "dim", text: "Choose a picture." }));
+        if (!picture) return this.element.replaceChildren(el("p", { className: "dim", text: words("Choose a picture.") }));
         if (other || !this.text.isConnected) {
             this.element.replaceChildren(this.image, this.facts, this.text, this.trained, this.count, this.notes,
-                el("div", { className: "row" }, this.exclude, el("label", {}, "Repeat x ", this.repeat), this.mask),
-                el("div", { className: "row" }, button("◀ Previous", () => this.go(-1)), button("Next ▶", () => this.go(1))));
+                el("div", { className: "row" }, this.exclude, el("label", {}, `${words("Repeat x")} `, this.repeat), this.mask),
+                el("div", { className: "row" }, button(words("◀ Previous"), () => this.go(-1)), button(words("Next ▶"), () => this.go(1))));
             this.img = el("img", { alt: picture.name });
             if (picture.width) this.img.src = addressOf("thumbnail", { folder: this.folder, name: picture.name, side: 1024, v: picture.stamp });
             this.boxes();
@@ -67,12 +69,12 @@ export class Editor {
         if (document.activeElement !== this.text || this.text.value !== (picture.caption ?? "")) {
             if (this.text.value !== (picture.caption ?? "")) this.text.value = picture.caption ?? "";
         }
-        Object.assign(this.text, { readOnly: fixed, placeholder: fixed ? model.fixed : "no caption" });
+        Object.assign(this.text, { readOnly: fixed, placeholder: fixed ? model.fixed : words("no caption") });
         for (const each of [this.exclude, this.repeat, this.mask]) each.disabled = Boolean(model.readonly);
-        this.exclude.textContent = picture.exclude ? "Put back" : "Exclude";
+        this.exclude.textContent = picture.exclude ? words("Put back") : words("Exclude");
         this.exclude.setAttribute("aria-pressed", String(picture.exclude));
         this.repeat.value = picture.repeat;
-        this.mask.textContent = picture.mask ? "Change mask" : "Paint mask";
+        this.mask.textContent = picture.mask ? words("Change mask") : words("Paint mask");
         this.showTrained();
         this.notes.replaceChildren(...this.notesOf());
     }
@@ -84,7 +86,8 @@ export class Editor {
         const parts = trigger && !this.settings.is_reg ? whole.split(trigger) : [whole];
         this.trained.replaceChildren(...parts.flatMap((part, number) => (number ? [el("mark", { text: trigger }), part] : [part])));
         this.trained.hidden = !whole;
-        this.count.textContent = `${counted(whole.split(/\s+/).filter(Boolean).length, "word")} · ${placeOf(caption, trigger, this.prepends)}`;
+        const number = whole.split(/\s+/).filter(Boolean).length;
+        this.count.textContent = `${counted(number, words("{count} word"), words("{count} words"))} · ${placeOf(caption, trigger, this.prepends)}`;
         this.countSoon();
     }
 
@@ -95,8 +98,8 @@ export class Editor {
         try {
             const { counts: [number], what } = await send("tokens", { flavour: this.flavour, texts: [whole] });
             if (picture !== this.picture || whole !== this.trained.textContent || what !== "tokens") return;
-            const [words, place] = this.count.textContent.split(" · ");
-            this.count.textContent = `${words}, ${number} of 512 tokens · ${place}`;
+            const [spoken, place] = this.count.textContent.split(" · ");
+            this.count.textContent = `${words("{words}, {number} of 512 tokens", { words: spoken, number })} · ${place}`;
         } catch { /* the words are counted already */ }
     }
 
@@ -106,11 +109,11 @@ export class Editor {
         const note = (text, kind, ...buttons) => notes.push(el("div", { className: `note ${kind}` }, el("div", { text }), ...buttons));
         if (model.fixed) note(model.fixed, "");
         if (picture.theirs) {
-            note("Somebody else changed this caption meanwhile:", "bad", el("div", { className: "trained", text: picture.theirs.caption ?? "no caption" }),
-                button("Take theirs", () => model.settle(picture, false)), button("Keep mine", () => model.settle(picture, true)));
+            note(words("Somebody else changed this caption meanwhile:"), "bad", el("div", { className: "trained", text: picture.theirs.caption ?? words("no caption") }),
+                button(words("Take theirs"), () => model.settle(picture, false)), button(words("Keep mine"), () => model.settle(picture, true)));
         }
-        if (picture.verdict) note(`${picture.verdict}: ${picture.reason}`, "bad", ...this.verdictButtons());
-        if (picture.warnings.length) note(picture.warnings.join("; "), "");
+        if (picture.verdict) note(`${markInWords(picture.verdict)}: ${picture.reason}`, "bad", ...this.verdictButtons());
+        if (picture.warnings.length) note(picture.warnings.map(markInWords).join("; "), "");
         return notes;
     }
 
@@ -119,11 +122,11 @@ export class Editor {
         const lender = picture.verdict === "mislabelled" && model.pictures.find((each) => each && (each.name === picture.better || each.name.endsWith(`/${picture.better}`)));
         if (!lender) return [];
         if (this.lent !== picture.name) {
-            return [button("Show the caption that fits better", () => { this.lent = picture.name; this.fill(); })];
+            return [button(words("Show the caption that fits better"), () => { this.lent = picture.name; this.fill(); })];
         }
-        const use = button("Use it", () => { model.setCaptions([[picture, lender.caption ?? ""]]); this.fill(); });
+        const use = button(words("Use it"), () => { model.setCaptions([[picture, lender.caption ?? ""]]); this.fill(); });
         use.disabled = Boolean(model.fixed);
-        return [el("div", { className: "trained", text: `${lender.name}: ${lender.caption ?? "no caption"}` }), use];
+        return [el("div", { className: "trained", text: `${lender.name}: ${lender.caption ?? words("no caption")}` }), use];
     }
 
     typed() {

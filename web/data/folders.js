@@ -1,6 +1,7 @@
 // Choosing a folder instead of typing its name, and a new data set of pictures that are dropped on the node.
 import { api } from "../../../scripts/api.js";
-import { asked, counted, el } from "./dom.js";
+import { counted, words } from "../words.js";
+import { asked, countedPictures, el } from "./dom.js";
 import { read, send } from "./requests.js";
 import { addStyle } from "./style.js";
 
@@ -13,10 +14,10 @@ export async function chooseFolder(current) {
     const folders = (await read("folders")).folders.filter(({ pictures }) => pictures);
     const rows = folders.map(({ name, pictures, used }) => el("label", {},
         el("input", { type: "radio", name: "folder", value: name, checked: name === current }),
-        el("span", {}, name, " ", el("span", { className: "dim", text: `${counted(pictures, "picture")}${used ? ", used before" : ""}` }))));
-    const list = el("div", { className: "folders", role: "radiogroup", "aria-label": "Folders" }, ...rows);
-    const nothing = el("p", { className: "dim", text: "ComfyUI's input folder holds no folder with pictures yet. Drop pictures on Dataset Folder to make one." });
-    return asked("Choose a folder of pictures", [folders.length ? list : nothing], "Choose",
+        el("span", {}, name, " ", el("span", { className: "dim", text: used ? words("{pictures}, used before", { pictures: countedPictures(pictures) }) : countedPictures(pictures) }))));
+    const list = el("div", { className: "folders", role: "radiogroup", "aria-label": words("Folders") }, ...rows);
+    const nothing = el("p", { className: "dim", text: words("ComfyUI's input folder holds no folder with pictures yet. Drop pictures on Dataset Folder to make one.") });
+    return asked(words("Choose a folder of pictures"), [folders.length ? list : nothing], words("Choose"),
         () => list.querySelector("input:checked")?.value ?? null);
 }
 
@@ -62,7 +63,7 @@ async function upload(name, { file, into }) {
     form.append("type", "input");
     form.append("subfolder", [name, ...into.map(clean)].join("/"));
     const answer = await api.fetchApi("/upload/image", { method: "POST", body: form });
-    if (!answer.ok) throw new Error(`${file.name} was not uploaded (${answer.status} ${answer.statusText}).`);
+    if (!answer.ok) throw new Error(words("{name} was not uploaded ({why}).", { name: file.name, why: `${answer.status} ${answer.statusText}` }));
     return [...into.map(clean), (await answer.json()).name].join("/");
 }
 
@@ -96,12 +97,12 @@ async function uploadAll(name, files, progress) {
 export async function newDataset(dropped, say) {
     addStyle();
     const pictures = dropped.files.filter(({ file }) => PICTURE.test(file.name)).length;
-    const input = el("input", { "aria-label": "Name of the new folder", value: await freeName(clean(dropped.name) || "pictures") });
-    const chosen = await asked(`A new data set of ${counted(pictures, "picture")}`,
-        [el("p", { className: "dim", text: "The pictures are copied into a new folder in ComfyUI's input folder, with the .txt files of the same names." }),
-            el("label", {}, "Name ", input)], "Upload", () => clean(input.value));
+    const input = el("input", { "aria-label": words("Name of the new folder"), value: await freeName(clean(dropped.name) || "pictures") });
+    const chosen = await asked(counted(pictures, words("A new data set of {count} picture"), words("A new data set of {count} pictures")),
+        [el("p", { className: "dim", text: words("The pictures are copied into a new folder in ComfyUI's input folder, with the .txt files of the same names.") }),
+            el("label", {}, `${words("Name")} `, input)], words("Upload"), () => clean(input.value));
     if (!chosen) return null;
     const name = await freeName(chosen);
-    const wrong = await uploadAll(name, dropped.files, (done, total) => say(`uploading ${done} of ${total} ...`));
+    const wrong = await uploadAll(name, dropped.files, (done, total) => say(words("uploading {done} of {total} ...", { done, total })));
     return { name, wrong };
 }

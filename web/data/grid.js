@@ -1,5 +1,7 @@
 // A grid of cards of which only those that are seen exist, so that 5,000 pictures scroll as 50 do.
+import { words } from "../words.js";
 import { el } from "./dom.js";
+import { markInWords } from "./marks.js";
 import { addressOf } from "./requests.js";
 
 const WIDTH = 190, GAP = 12, TEXT = 64; // pixels: the least width of a card, between cards, below the picture
@@ -20,12 +22,12 @@ export function drawBoxes(picture, width, height) {
 
 export function badgesOf(picture) {
     const badges = [];
-    if (picture.verdict) badges.push([picture.verdict, "bad"]);
-    if (picture.exclude) badges.push(["excluded", ""]);
+    if (picture.verdict) badges.push([markInWords(picture.verdict), "bad"]);
+    if (picture.exclude) badges.push([words("excluded"), ""]);
     if (picture.repeat > 1) badges.push([`x ${picture.repeat}`, ""]);
-    if (picture.mask) badges.push(["mask", ""]);
-    if (picture.theirs) badges.push(["changed by somebody else", "bad"]);
-    badges.push(...picture.warnings.map((warning) => [warning, "warn"]));
+    if (picture.mask) badges.push([words("mask"), ""]);
+    if (picture.theirs) badges.push([words("changed by somebody else"), "bad"]);
+    badges.push(...picture.warnings.map((warning) => [markInWords(warning), "warn"]));
     return badges.slice(0, 4).map(([text, kind]) => el("span", { className: `badge ${kind}`, text }));
 }
 
@@ -34,7 +36,7 @@ export class Grid {
         Object.assign(this, { model, folder, onOpen, shown: [], at: 0, cards: new Map() });
         this.inner = el("div", { role: "presentation" });
         this.element = el("div", {
-            className: "grid", role: "listbox", tabIndex: 0, "aria-label": "Pictures",
+            className: "grid", role: "listbox", tabIndex: 0, "aria-label": words("Pictures"),
             on: { scroll: () => this.later(), keydown: (event) => this.key(event), click: (event) => this.click(event) },
         }, this.inner);
         new ResizeObserver(() => this.layout()).observe(this.element);
@@ -111,7 +113,7 @@ export class Grid {
         img.dataset.name = picture.name;
         image.append(img, ...(picture.width ? drawBoxes(picture, this.card - 2, this.image) : []),
             el("div", { className: "badges" }, ...badgesOf(picture)));
-        const text = picture.caption ? el("p", { text: picture.caption }) : el("p", {}, el("span", { className: "none", text: "no caption" }));
+        const text = picture.caption ? el("p", { text: picture.caption }) : el("p", {}, el("span", { className: "none", text: words("no caption") }));
         const size = `${picture.name} · ${picture.width} x ${picture.height} → ${picture.sizes.join(", ")}`;
         return card.replaceChildren(image, text, el("small", { text: size }));
     }

@@ -1,5 +1,6 @@
 // Paints a mask over a picture: what is painted counts in the loss. With the pointer, or with arrow keys and the space bar.
 import { api } from "../../../scripts/api.js";
+import { words } from "../words.js";
 import { button, el } from "./dom.js";
 import { addressOf, send } from "./requests.js";
 
@@ -12,7 +13,7 @@ class Painter {
         this.canvas = el("canvas", {
             width: Math.max(16, Math.round(picture.width * scale)), height: Math.max(16, Math.round(picture.height * scale)),
             tabIndex: 0, role: "application",
-            "aria-label": "Mask. Arrow keys move the brush, the space bar paints, E changes to erasing.",
+            "aria-label": words("Mask. Arrow keys move the brush, the space bar paints, E changes to erasing."),
         });
         this.context = this.canvas.getContext("2d", { willReadFrequently: true });
         Object.assign(this, { size: Math.round(this.canvas.width / 12), erases: false, steps: [], at: [this.canvas.width / 2, this.canvas.height / 2] });
@@ -89,7 +90,7 @@ class Painter {
     // takes the white of a mask's PNG as painted
     async take(address) {
         const answer = await api.fetchApi(address);
-        if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? "The mask cannot be read.");
+        if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? words("The mask cannot be read."));
         const content = await answer.blob();
         if (content.size) {
             const picture = await createImageBitmap(content);
@@ -120,18 +121,18 @@ class Painter {
 }
 
 function toolsOf(painter) {
-    const erase = button("Erase", () => { painter.erases = !painter.erases; erase.setAttribute("aria-pressed", String(painter.erases)); }, { "aria-pressed": "false" });
-    const size = el("input", { type: "range", min: 4, max: Math.round(painter.canvas.width / 2), value: painter.size, "aria-label": "Size of the brush", on: { input: () => { painter.size = Number(size.value); } } });
-    return [el("label", {}, "Brush ", size), erase, button("All", () => painter.fill(true)), button("Nothing", () => painter.fill(false)),
-        button("Invert", () => painter.invert()), button("Undo", () => painter.undo())];
+    const erase = button(words("Erase"), () => { painter.erases = !painter.erases; erase.setAttribute("aria-pressed", String(painter.erases)); }, { "aria-pressed": "false" });
+    const size = el("input", { type: "range", min: 4, max: Math.round(painter.canvas.width / 2), value: painter.size, "aria-label": words("Size of the brush"), on: { input: () => { painter.size = Number(size.value); } } });
+    return [el("label", {}, `${words("Brush")} `, size), erase, button(words("All"), () => painter.fill(true)), button(words("Nothing"), () => painter.fill(false)),
+        button(words("Invert"), () => painter.invert()), button(words("Undo"), () => painter.undo())];
 }
 
 // Resolves to whether the picture has a mask afterwards, null if nothing was saved.
 export function paintMask(model, folder, picture) {
     return new Promise((resolve) => {
         const painter = new Painter(picture);
-        const said = el("span", { className: "dim", role: "status", text: "Paint what counts. The rest is ignored, or counts as little as Mask Options says." });
-        const dialog = el("dialog", { className: "flux2-mask", "aria-label": `Mask of ${picture.name}` });
+        const said = el("span", { className: "dim", role: "status", text: words("Paint what counts. The rest is ignored, or counts as little as Mask Options says.") });
+        const dialog = el("dialog", { className: "flux2-mask", "aria-label": words("Mask of {name}", picture) });
         let mark = "", end = (value) => { dialog.close(); dialog.remove(); resolve(value); };
         const save = async () => {
             const png = painter.png();
@@ -144,8 +145,8 @@ export function paintMask(model, folder, picture) {
         const paint = el("div", { className: "paint" },
             el("img", { alt: "", src: addressOf("thumbnail", { folder, name: picture.name, side: 1024, v: picture.stamp }) }), painter.canvas);
         paint.style.cssText = `width:${picture.width * scale}px;height:${picture.height * scale}px`;
-        dialog.append(el("h2", { text: `Mask of ${picture.name}` }), el("div", { className: "row" }, ...toolsOf(painter)), paint,
-            el("div", { className: "row" }, button("Save", save, { className: "main" }), button("Cancel", () => end(null)), said));
+        dialog.append(el("h2", { text: words("Mask of {name}", picture) }), el("div", { className: "row" }, ...toolsOf(painter)), paint,
+            el("div", { className: "row" }, button(words("Save"), save, { className: "main" }), button(words("Cancel"), () => end(null)), said));
         dialog.addEventListener("cancel", (event) => { event.preventDefault(); end(null); });
         for (const kind of ["keydown", "keyup"]) dialog.addEventListener(kind, (event) => event.stopPropagation());
         document.body.append(dialog);

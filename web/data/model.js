@@ -1,4 +1,5 @@
 // The pictures of one folder in the browser: loaded page by page, changed here first, then saved by themselves.
+import { words } from "../words.js";
 import { afterwards } from "./dom.js";
 import { send } from "./requests.js";
 
@@ -77,7 +78,7 @@ export class Model extends EventTarget {
 
     // saves what waits; several calls follow each other
     flush() {
-        this.saving = this.saving.then(() => this.saveAll()).catch((error) => this.say(`Not saved: ${error.message}`));
+        this.saving = this.saving.then(() => this.saveAll()).catch((error) => this.say(words("Not saved: {why}", { why: error.message })));
         return this.saving;
     }
 
@@ -96,7 +97,7 @@ export class Model extends EventTarget {
             const wrong = Object.entries(answer.wrong).map(([name, sentence]) => `${name}: ${sentence}`);
             if (wrong.length) this.say(wrong.slice(0, 3).join(" "));
             const changed = Object.keys(answer.changed);
-            if (changed.length) this.say(`Somebody else changed the caption of ${changed.slice(0, 3).join(", ")}: it was not overwritten.`);
+            if (changed.length) this.say(words("Somebody else changed the caption of {names}: it was not overwritten.", { names: changed.slice(0, 3).join(", ") }));
             this.tell("saved", { wrong: wrong.length + changed.length });
             this.tell("changed", { pictures: some });
         }
@@ -133,7 +134,7 @@ export class Model extends EventTarget {
 
     async undo() {
         const last = this.undone.pop();
-        if (!last) return this.say("There is nothing to undo.");
+        if (!last) return this.say(words("There is nothing to undo."));
         if (last.captions) this.putCaptions(last.captions);
         else await this.setMarks(last.marks, false);
         this.tell("undone", { pictures: (last.captions ?? last.marks).map(([picture]) => picture) });

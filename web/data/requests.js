@@ -1,6 +1,7 @@
 // What is asked of the server, and what a node's widgets and wired option nodes say about its data set.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { words } from "../words.js";
 
 const ROUTE = "/flux2_train/data";
 const WIDGETS = ["folder", "captions", "prompt", "resolution", "trigger", "class_word", "references", "subfolders", "is_reg"];
@@ -13,7 +14,7 @@ export const addressOf = (what, query) => api.apiURL(`${ROUTE}/${what}?${new URL
 
 export class Refused extends Error {
     constructor(found, status) {
-        super(found.error ?? "The server does not answer.");
+        super(found.error ?? words("The server does not answer."));
         Object.assign(this, { now: found.now, status });
     }
 }

@@ -1,15 +1,16 @@
 // The losses of a run, drawn by uPlot: each step, smoothed, validation, preservation, selectivity; checkpoints and previews on the axis.
 import uPlot from "../vendor/uPlot.esm.js";
+import { words } from "../words.js";
 import { button, make } from "./style.js";
 
 const heightFor = (width) => Math.max(170, Math.min(320, Math.round(width * 0.48)));
 const MOST = 1400; // points that are drawn; of more, each place keeps its highest and its lowest
 const SERIES = [
-    { key: "loss", label: "each step", stroke: "#888888aa", width: 1 },
-    { key: "smoothed", label: "smoothed", stroke: "#8f74ff", width: 2.2 },
-    { key: "validation", label: "validation", stroke: "#4caf7d", width: 1, points: { show: true, size: 7, fill: "#4caf7d" } },
-    { key: "preservation", label: "preservation", stroke: "#e0a030", width: 1.2, dash: [5, 4] },
-    { key: "selectivity", label: "selectivity", stroke: "#4aa3df", width: 1, scale: "times", points: { show: true, size: 6, fill: "#4aa3df" } },
+    { key: "loss", label: () => words("each step"), stroke: "#888888aa", width: 1 },
+    { key: "smoothed", label: () => words("smoothed"), stroke: "#8f74ff", width: 2.2 },
+    { key: "validation", label: () => words("validation"), stroke: "#4caf7d", width: 1, points: { show: true, size: 7, fill: "#4caf7d" } },
+    { key: "preservation", label: () => words("preservation"), stroke: "#e0a030", width: 1.2, dash: [5, 4] },
+    { key: "selectivity", label: () => words("selectivity"), stroke: "#4aa3df", width: 1, scale: "times", points: { show: true, size: 6, fill: "#4aa3df" } },
 ];
 const number = (value) => (value === null || value === undefined ? "–" : Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toFixed(4));
 
@@ -59,10 +60,10 @@ export class Chart {
         this.log = false;
         this.zoomed = null; // [first, last] step
         this.place = make("div", { className: "plot", tabIndex: 0, role: "img" });
-        this.logButton = button("log", () => this.setLog(!this.log), { className: "plain", title: "logarithmic losses" });
+        this.logButton = button(words("log"), () => this.setLog(!this.log), { className: "plain", title: words("logarithmic losses") });
         this.logButton.setAttribute("aria-pressed", "false");
-        this.outButton = button("zoom out", () => this.zoom(null), { className: "plain", disabled: true });
-        this.marks = make("span", { className: "dim", textContent: "▲ checkpoint  ◆ preview  ● validation  ★ best" });
+        this.outButton = button(words("zoom out"), () => this.zoom(null), { className: "plain", disabled: true });
+        this.marks = make("span", { className: "dim", textContent: words("▲ checkpoint  ◆ preview  ● validation  ★ best") });
         this.element = make("div", {}, this.place, make("div", { className: "row" }, this.marks, make("span", {}, this.logButton, this.outButton)));
         this.place.addEventListener("keydown", (event) => this.key(event));
         this.sizes = new ResizeObserver(() => this.resize());
@@ -84,8 +85,8 @@ export class Chart {
     describe() {
         const { step, curves } = this.state, loss = curves.smoothed[step];
         this.place.setAttribute("aria-label", step
-            ? `Loss of ${step} steps, now ${number(loss)} smoothed. Drag to zoom, arrow keys read values.`
-            : "No step is trained yet.");
+            ? words("Loss of {steps} steps, now {loss} smoothed. Drag to zoom, arrow keys read values.", { steps: step, loss: number(loss) })
+            : words("No step is trained yet."));
     }
 
     data() {
@@ -112,10 +113,10 @@ export class Chart {
             axes: [{ ...axis, size: 30, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 2500, 5000, 1e4, 2e4, 5e4, 1e5, 2e5] }, { ...axis, size: 50 },
                 ...(this.shown.includes("selectivity") ? [{ ...axis, scale: "times", side: 1, size: 42, grid: { show: false } }] : [])],
             series: [
-                { label: "step", value: (_, value) => value ?? this.state.step },
+                { label: words("step"), value: (_, value) => value ?? this.state.step },
                 ...SERIES.map((each) => ({
                     points: { show: false }, ...each, show: this.shown.split(",").includes(each.key), spanGaps: true,
-                    label: each.key === "validation" && this.state.heldOut ? "held-out" : each.label,
+                    label: each.key === "validation" && this.state.heldOut ? words("held-out") : each.label(),
                     value: (_, value, __, at) => number(at === null ? this.state.curves[each.key].at(-1) : value),
                 })),
             ],
@@ -155,7 +156,7 @@ export class Chart {
     setLog(on) {
         this.log = on;
         this.logButton.setAttribute("aria-pressed", String(on));
-        this.logButton.textContent = on ? "linear" : "log";
+        this.logButton.textContent = on ? words("linear") : words("log");
         this.build();
     }
 

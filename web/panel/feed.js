@@ -1,5 +1,6 @@
 // Keeps the state of runs up to date: from ComfyUI's websocket while this server trains them, else by asking the server.
 import { api } from "../../../scripts/api.js";
+import { words } from "../words.js";
 import { RunState } from "./run_state.js";
 
 const EVENT = "flux2_train.run";
@@ -16,7 +17,7 @@ export async function steer(run, what, change = undefined) {
     const body = JSON.stringify({ run, ask: what, ...(change ? { change } : {}) });
     const answer = await api.fetchApi("/flux2_train/steer", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     if (answer.ok) return "";
-    return (await answer.json().catch(() => ({}))).error ?? `The server answered ${answer.status}.`;
+    return (await answer.json().catch(() => ({}))).error ?? words("The server answered {status}.", { status: answer.status });
 }
 
 export class Feed {

@@ -1,5 +1,6 @@
 // The previews of a run: base and LoRA under a slider, the same prompt through time, every prompt by arrows, full size.
 import { api } from "../../../scripts/api.js";
+import { words } from "../words.js";
 import { button, make, openDialog } from "./style.js";
 
 const MOST_STRIP = 40; // pictures in the strip; of more, evenly chosen ones and the last
@@ -22,19 +23,19 @@ export class Previews {
         this.run = run;
         this.place = 0; // of the prompt among all that were painted
         this.step = null; // the one that was clicked; null follows the newest
-        this.under = make("img", { alt: "by the base model" });
-        this.over = make("img", { alt: "with the LoRA", className: "over" });
-        this.slide = make("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "base to LoRA" });
+        this.under = make("img", { alt: words("by the base model") });
+        this.over = make("img", { alt: words("with the LoRA"), className: "over" });
+        this.slide = make("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": words("base to LoRA") });
         this.line = make("div", { className: "line" });
-        this.badges = [make("span", { className: "badge", style: "left: 6px", textContent: "base" }), make("span", { className: "badge", style: "right: 6px" })];
+        this.badges = [make("span", { className: "badge", style: "left: 6px", textContent: words("base") }), make("span", { className: "badge", style: "right: 6px" })];
         this.slider = make("div", { className: "slider" }, this.under, this.over, this.slide, this.line, ...this.badges);
-        this.before = button("◀", () => this.turn(-1), { title: "previous prompt", "aria-label": "previous prompt" });
-        this.after = button("▶", () => this.turn(1), { title: "next prompt", "aria-label": "next prompt" });
+        this.before = button("◀", () => this.turn(-1), { title: words("previous prompt"), "aria-label": words("previous prompt") });
+        this.after = button("▶", () => this.turn(1), { title: words("next prompt"), "aria-label": words("next prompt") });
         this.label = make("span");
         this.seed = make("span", { className: "dim" });
-        this.full = button("full size", () => this.open(), { className: "plain" });
+        this.full = button(words("full size"), () => this.open(), { className: "plain" });
         this.near = make("p", { className: "dim near" });
-        this.strip = make("div", { className: "strip", role: "group", "aria-label": "previews through time" });
+        this.strip = make("div", { className: "strip", role: "group", "aria-label": words("previews through time") });
         this.element = make("div", { className: "previews" }, this.slider,
             make("div", { className: "row" }, make("span", {}, this.before, " ", this.label, " ", this.after), make("span", {}, this.seed, this.full)),
             this.near, this.strip);
@@ -63,9 +64,10 @@ export class Previews {
         this.at = step;
         this.source(this.under, base(this.run, this.picture));
         this.source(this.over, painted(this.run, step, this.picture));
-        this.badges[1].textContent = `LoRA, step ${step}`;
-        this.label.textContent = `“${this.picture.label}”${all.length > 1 ? ` ${this.place + 1} of ${all.length}` : ""}`;
-        this.seed.textContent = `seed ${this.picture.seed}`;
+        this.badges[1].textContent = words("LoRA, step {step}", { step });
+        const place = all.length > 1 ? [words("{number} of {count}", { number: this.place + 1, count: all.length })] : [];
+        this.label.textContent = [`“${this.picture.label}”`, ...place].join(" ");
+        this.seed.textContent = words("seed {seed}", { seed: this.picture.seed });
         this.showNearest(state.previews.get(step)?.find(({ number }) => number === this.picture.number));
         this.before.disabled = this.after.disabled = all.length < 2;
         this.fill(spread(steps, MOST_STRIP), step);
@@ -88,12 +90,12 @@ export class Previews {
         this.filled = key;
         const children = steps.map((step) => {
             const image = make("img", { src: painted(this.run, step, this.picture), alt: "", loading: "lazy" });
-            const made = button("", () => this.choose(step), { "aria-label": `preview after step ${step}` });
+            const made = button("", () => this.choose(step), { "aria-label": words("preview after step {step}", { step }) });
             made.setAttribute("aria-current", String(step === chosen));
-            made.append(image, step ? String(step) : "start");
+            made.append(image, step ? String(step) : words("start"));
             return made;
         });
-        if (due) children.push(make("span", { className: "due", title: "the next preview", textContent: String(Math.min(due, this.state.total)) }));
+        if (due) children.push(make("span", { className: "due", title: words("the next preview"), textContent: String(Math.min(due, this.state.total)) }));
         this.strip.replaceChildren(...children);
         if (this.step === null) this.strip.scrollLeft = this.strip.scrollWidth;
     }
@@ -116,8 +118,8 @@ export class Previews {
     }
 
     open() {
-        const figure = (image, words) => make("figure", {}, make("img", { src: image.src, alt: image.alt }), make("figcaption", { textContent: words }));
-        openDialog(make("dialog", { className: "flux2-full", "aria-label": "preview in full size" },
-            make("div", { className: "pair" }, figure(this.under, "base model"), figure(this.over, `LoRA, step ${this.at}: ${this.picture.label}`))));
+        const figure = (image, caption) => make("figure", {}, make("img", { src: image.src, alt: image.alt }), make("figcaption", { textContent: caption }));
+        openDialog(make("dialog", { className: "flux2-full", "aria-label": words("preview in full size") },
+            make("div", { className: "pair" }, figure(this.under, words("base model")), figure(this.over, `${words("LoRA, step {step}", { step: this.at })}: ${this.picture.label}`))));
     }
 }

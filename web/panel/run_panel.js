@@ -1,5 +1,7 @@
 // The panel of one run: how far it is, its losses, its previews, what to know and what can be done. For any run, training or
 // ended: ``runPanel(name)`` returns an element, whose ``close`` ends it and whose ``feed.state`` is the run.
+import { stateInWords } from "../states.js";
+import { words } from "../words.js";
 import { Chart } from "./chart.js";
 import { Feed } from "./feed.js";
 import { Previews } from "./previews.js";
@@ -7,8 +9,10 @@ import { Steering } from "./steer.js";
 import { addStyle, button, make, openDialog } from "./style.js";
 
 const GB = 1e9;
-const WORDS = { running: "training", killed: "was cut off" };
 const BAD = ["failed", "killed", "stopped"];
+
+// a state as the panel says it, which says of two more than the list of runs
+const inPanel = (status) => ({ running: words("training"), killed: words("was cut off") })[status] ?? stateInWords(status);
 
 export function clock(seconds) {
     const whole = Math.round(seconds), minutes = Math.floor(whole / 60) % 60, hours = Math.floor(whole / 3600);
@@ -20,9 +24,10 @@ const gigabytes = (bytes) => `${(bytes / GB).toFixed(bytes < GB / 10 ? 2 : 1)} G
 
 // what was measured of the trigger, and which step is the best one
 function learnedIn({ change, best, bestFile }) {
-    const times = change && (change.selectivity ?? "endless");
-    const words = change ? [`selectivity ${times} (change ${change.taught} with the trigger, ${change.leaked} without)`] : [];
-    return [...words, ...(best ? [bestFile ? `best: step ${best}, ${bestFile}` : `best so far: step ${best}`] : [])].join(" · ");
+    const times = change && (change.selectivity ?? words("endless"));
+    const parts = change ? [words("selectivity {times} (change {taught} with the trigger, {leaked} without)", { ...change, times })] : [];
+    if (best) parts.push(bestFile ? words("best: step {step}, {file}", { step: best, file: bestFile }) : words("best so far: step {step}", { step: best }));
+    return parts.join(" · ");
 }
 
 class Panel {
@@ -36,16 +41,16 @@ class Panel {
         this.where = make("p", { className: "dim" });
         this.learned = make("p", { className: "dim learned" });
         this.fillBar = make("i");
-        this.bar = make("div", { className: "bar", role: "progressbar", "aria-label": `steps of ${run}`, "aria-valuemin": "0" }, this.fillBar);
+        this.bar = make("div", { className: "bar", role: "progressbar", "aria-label": words("steps of {run}", { run }), "aria-valuemin": "0" }, this.fillBar);
         this.chart = new Chart();
         this.previews = new Previews(run);
         this.memory = make("details", {}, make("summary"), make("pre"));
-        this.warnings = make("div", { className: "scroll", role: "log", "aria-label": "warnings" });
+        this.warnings = make("div", { className: "scroll", role: "log", "aria-label": words("warnings") });
         this.steering = new Steering(run, options.goOn);
         this.columns = make("div", { className: "columns" }, make("div", {}, this.chart.element, this.memory, this.warnings), this.previews.element);
-        this.element = make("section", { className: "flux2-run", "aria-label": `training run ${run}` },
+        this.element = make("section", { className: "flux2-run", "aria-label": words("training run {run}", { run }) },
             make("div", { className: "row" }, this.title, this.pace), this.where, this.learned, this.bar, this.columns, this.steering.element);
-        if (options.enlarge) this.title.append(button("enlarge", () => enlarge(run, options), { className: "plain" }));
+        if (options.enlarge) this.title.append(button(words("enlarge"), () => enlarge(run, options), { className: "plain" }));
         for (const kind of ["pointerdown", "wheel", "dblclick"]) {
             // the graph behind must not move; a scroll that this panel does not take belongs to the graph
             this.element.addEventListener(kind, (event) => {
@@ -59,9 +64,9 @@ class Panel {
 
     show(state) {
         const { step, total, status, phase } = state, trains = state.trains;
-        this.chip.textContent = trains ? "training" : WORDS[status] ?? status;
+        this.chip.textContent = inPanel(trains ? "running" : status);
         this.chip.className = `chip ${trains ? "training" : BAD.includes(status) ? "bad" : status}`;
-        this.where.textContent = [`step ${step} of ${total}`, phase || (trains ? "" : state.why)].filter(Boolean).join(" · ");
+        this.where.textContent = [words("step {step} of {total}", { step, total }), phase || (trains ? "" : state.why)].filter(Boolean).join(" · ");
         this.pace.textContent = this.paceOf(state);
         this.learned.textContent = learnedIn(state);
         this.fillBar.style.width = `${total ? (100 * step) / total : 0}%`;
@@ -79,18 +84,18 @@ class Panel {
     paceOf(state) {
         const each = state.secondsPerStep;
         if (!each) return "";
-        const pace = `${each < 0.095 ? each.toFixed(3) : each.toFixed(2)} s a step`;
+        const pace = words("{seconds} s a step", { seconds: each < 0.095 ? each.toFixed(3) : each.toFixed(2) });
         if (!state.trains) return state.saved ? `${pace} · ${state.saved}` : pace;
         const ends = new Date(Date.now() + state.secondsLeft * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-        return `${pace} · ${clock(state.secondsLeft)} left · ends ${ends}`;
+        return [pace, words("{time} left", { time: clock(state.secondsLeft) }), words("ends {time}", { time: ends })].join(" · ");
     }
 
     showMemory({ plan, used, whole }) {
         this.memory.hidden = !plan;
         if (!plan) return;
         const parts = Object.entries(plan.parts).sort((a, b) => b[1] - a[1]).map(([name, size]) => `${name.padEnd(22)} ${gigabytes(size)}`);
-        const measured = !used ? "" : whole ? `, the whole program ${gigabytes(used)} at most` : `, used ${gigabytes(used)} at most`;
-        this.memory.firstChild.textContent = `Memory: plan ${gigabytes(plan.peak)}${measured}`;
+        const measured = !used ? "" : whole ? words(", the whole program {size} at most", { size: gigabytes(used) }) : words(", used {size} at most", { size: gigabytes(used) });
+        this.memory.firstChild.textContent = words("Memory: plan {size}", { size: gigabytes(plan.peak) }) + measured;
         this.memory.lastChild.textContent = [...parts, "", plan.text].join("\n");
     }
 
@@ -117,5 +122,5 @@ export function runPanel(run, options = {}) {
 
 function enlarge(run, options) {
     const inner = runPanel(run, { ...options, enlarge: false });
-    openDialog(make("dialog", { className: "flux2-full large", "aria-label": `training run ${run}` }, inner), () => inner.close());
+    openDialog(make("dialog", { className: "flux2-full large", "aria-label": words("training run {run}", { run }) }, inner), () => inner.close());
 }

@@ -1,4 +1,6 @@
 // A run as the panel shows it, added up from the lines of its record (docs/run-folder.md). It knows neither page nor server.
+import { words } from "../words.js";
+
 const RECENT = 20; // steps whose mean duration says how long the rest takes
 export const CURVES = ["loss", "smoothed", "validation", "preservation", "selectivity"];
 
@@ -71,7 +73,7 @@ export class RunState {
     on_resumed({ step, total }) {
         if (step < this.step) this.forget(step + 1);
         Object.assign(this, { step, total });
-        this.notes.push(`went on after step ${step}`);
+        this.notes.push(words("went on after step {step}", { step }));
     }
 
     on_validation({ step, loss, held_out: heldOut }) {
@@ -116,7 +118,7 @@ export class RunState {
     on_steered({ step, text, learning_rate: learningRate, total, prompts }) {
         Object.assign(this, { learningRate, total });
         if (prompts?.length) this.prompts = prompts;
-        const note = `after step ${step}: ${text}`;
+        const note = words("after step {step}: {text}", { step, text });
         if (!this.notes.includes(note)) this.notes.push(note); // a run that goes back makes its changes again
     }
 

@@ -1,27 +1,28 @@
 // The buttons of a run. Each says in words what came of it.
+import { words } from "../words.js";
 import { steer } from "./feed.js";
 import { button, make } from "./style.js";
 
-const DONE = {
-    stop: "It ends after the step in progress and keeps its LoRA.",
-    pause: "It saves a checkpoint after the step in progress and ends; Go on continues from there.",
-    save: "A checkpoint is saved after the step in progress.",
-    preview: "Previews are painted after the step in progress.",
-    change: "Changed from the next step on.",
-};
+const done = (what) => ({
+    stop: words("It ends after the step in progress and keeps its LoRA."),
+    pause: words("It saves a checkpoint after the step in progress and ends; Go on continues from there."),
+    save: words("A checkpoint is saved after the step in progress."),
+    preview: words("Previews are painted after the step in progress."),
+    change: words("Changed from the next step on."),
+})[what];
 
 export class Steering {
     constructor(run, goOn) {
         this.run = run;
         const act = (name, text, title, properties = {}) => button(text, () => this.ask(name), { title, ...properties });
         this.buttons = [
-            act("stop", "Stop and keep", "End after the step in progress, as if it were the last; the rest of the graph runs", { className: "main" }),
-            act("pause", "Pause", "Save a checkpoint and end the job, so that the card is free"),
-            act("save", "Save now", "Write a checkpoint"),
-            act("preview", "Preview now", "Paint the previews"),
-            button("Change …", () => this.toggle(), { title: "Learning rate, steps and preview prompts", "aria-expanded": "false" }),
+            act("stop", words("Stop and keep"), words("End after the step in progress, as if it were the last; the rest of the graph runs"), { className: "main" }),
+            act("pause", words("Pause"), words("Save a checkpoint and end the job, so that the card is free")),
+            act("save", words("Save now"), words("Write a checkpoint")),
+            act("preview", words("Preview now"), words("Paint the previews")),
+            button(words("Change …"), () => this.toggle(), { title: words("Learning rate, steps and preview prompts"), "aria-expanded": "false" }),
         ];
-        this.goOn = goOn && button("Go on", () => this.continue(goOn), { className: "main", title: "Queue the same graph: the run goes on where it ended" });
+        this.goOn = goOn && button(words("Go on"), () => this.continue(goOn), { className: "main", title: words("Queue the same graph: the run goes on where it ended") });
         this.said = make("p", { className: "said", role: "status" });
         this.form = this.makeForm();
         this.row = make("div", { className: "buttons" }, ...this.buttons, ...(this.goOn ? [this.goOn] : []));
@@ -32,11 +33,11 @@ export class Steering {
         const field = (name, properties) => make("input", { id: `flux2-${name}-${this.run}`, ...properties });
         this.rate = field("rate", { type: "number", step: "any", min: 0, max: 1 });
         this.steps = field("steps", { type: "number", step: 1, min: 1 });
-        this.prompts = make("textarea", { rows: 4, "aria-label": "preview prompts, one per line" });
+        this.prompts = make("textarea", { rows: 4, "aria-label": words("preview prompts, one per line") });
         const label = (text, input) => make("label", { htmlFor: input.id, textContent: text });
-        const form = make("form", { hidden: true, "aria-label": "change the run" }, label("learning rate", this.rate), this.rate,
-            label("steps", this.steps), this.steps, this.prompts,
-            make("div", { className: "row" }, make("span", { className: "dim", textContent: "preview prompts, one per line" }), make("button", { type: "submit", className: "main", textContent: "Apply" })));
+        const form = make("form", { hidden: true, "aria-label": words("change the run") }, label(words("learning rate"), this.rate), this.rate,
+            label(words("steps"), this.steps), this.steps, this.prompts,
+            make("div", { className: "row" }, make("span", { className: "dim", textContent: words("preview prompts, one per line") }), make("button", { type: "submit", className: "main", textContent: words("Apply") })));
         form.addEventListener("submit", (event) => {
             event.preventDefault();
             this.apply();
@@ -71,18 +72,18 @@ export class Steering {
         if (this.rate.value && rate !== state.learningRate) change.learning_rate = rate;
         if (this.steps.value && steps !== state.total) change.steps = steps;
         if (state.prompts.length && prompts.join("\n") !== state.prompts.join("\n")) change.prompts = prompts;
-        if (!Object.keys(change).length) return this.say("Nothing is different.", false);
+        if (!Object.keys(change).length) return this.say(words("Nothing is different."), false);
         if (await this.ask("change", change)) this.toggle();
     }
 
     async ask(what, change) {
-        const wrong = await steer(this.run, what, change).catch(() => "The server cannot be reached.");
-        this.say(wrong || DONE[what], Boolean(wrong));
+        const wrong = await steer(this.run, what, change).catch(() => words("The server cannot be reached."));
+        this.say(wrong || done(what), Boolean(wrong));
         return !wrong;
     }
 
     async continue(goOn) {
-        this.say("Queued: it goes on when its turn comes.", false);
+        this.say(words("Queued: it goes on when its turn comes."), false);
         await goOn();
     }
 

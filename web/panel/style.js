@@ -111,7 +111,7 @@ export function button(text, act, properties = {}) {
 
 // Opens a dialog above the page. Escape and a click beside it close it: the page would take the key for itself.
 export function openDialog(dialog, closed = () => {}) {
-    const close = button("close", () => dialog.close());
+    const close = button(words("close"), () => dialog.close());
     dialog.append(close);
     dialog.addEventListener("close", () => {
         dialog.remove();

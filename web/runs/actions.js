@@ -1,5 +1,6 @@
 // What can be done with a run. Each button says what it will do; what cannot be undone is asked for first.
 import { app } from "../../../scripts/app.js";
+import { counted, words } from "../words.js";
 import { ask, field } from "./ask.js";
 import { get, post, queueGraph, say, trying } from "./server.js";
 import { bytes, button, make } from "./words.js";
@@ -15,16 +16,16 @@ export function actionsOf(run, detail) {
         if ((await trying(action)) !== undefined) detail.changed();
     };
     const all = [
-        running && button("Stop and keep", done(() => stop(run)), { className: "first" }),
-        run.graph.workflow && button("Load into the graph", done(() => load(run)), { className: running ? "" : "first" }),
+        running && button(words("Stop and keep"), done(() => stop(run)), { className: "first" }),
+        run.graph.workflow && button(words("Load into the graph"), done(() => load(run)), { className: running ? "" : "first" }),
         ENDED.includes(run.state) && run.checkpoints.length > 0
-            && button(run.state === "finished" ? "Go on for more steps …" : "Go on", () => goOnFrom(run, detail)),
-        run.job && button("Queue variations …", done(() => vary(run, detail))),
-        run.job && button("Compare …", done(() => compare(run, detail)),
-            { title: "Ctrl and a click on another run in the list does the same." }),
-        run.job && button("Copy job file", () => copied(run, detail)),
-        run.checkpoints.length > 0 && button("LoRA from a checkpoint …", done(() => loraOf(run))),
-        !running && button("Delete …", done(() => remove(run, detail)), { className: "danger" }),
+            && button(run.state === "finished" ? words("Go on for more steps …") : words("Go on"), () => goOnFrom(run, detail)),
+        run.job && button(words("Queue variations …"), done(() => vary(run, detail))),
+        run.job && button(words("Compare …"), done(() => compare(run, detail)),
+            { title: words("Ctrl and a click on another run in the list does the same.") }),
+        run.job && button(words("Copy job file"), () => copied(run, detail)),
+        run.checkpoints.length > 0 && button(words("LoRA from a checkpoint …"), done(() => loraOf(run))),
+        !running && button(words("Delete …"), done(() => remove(run, detail)), { className: "danger" }),
     ];
     return make("div", { className: "actions" }, ...all.filter(Boolean));
 }
@@ -33,23 +34,23 @@ async function compare(run, detail) {
     const { runs } = await get("runs", { count: 200 });
     const others = runs.filter(({ name }) => name !== run.name);
     if (!others.length) {
-        say("info", "There is no other run yet.");
+        say("info", words("There is no other run yet."));
         return undefined;
     }
     const other = make("select", { name: "other" }, ...others.map(({ name }) => make("option", { value: name }, name)));
-    const given = await ask(`Compare ${run.name}`, { yes: "Compare", fields: [field("with", other)] });
+    const given = await ask(words("Compare {run}", { run: run.name }), { yes: words("Compare"), fields: [field(words("with"), other)] });
     if (given) detail.onCompare([run, others.find(({ name }) => name === given.other)]);
     return undefined;
 }
 
 async function copied(run, detail) {
     await detail.copyJob(run.name);
-    say("success", "The job file is in the clipboard: save it, and python -m flux2_train train repeats the run.");
+    say("success", words("The job file is in the clipboard: save it, and python -m flux2_train train repeats the run."));
 }
 
 async function stop(run) {
     await post("stop", { run: run.name });
-    say("info", `${run.name} ends after the step in progress; its LoRA is kept.`);
+    say("info", words("{run} ends after the step in progress; its LoRA is kept.", { run: run.name }));
     return true;
 }
 
@@ -68,7 +69,8 @@ async function goOn(run, detail) {
     const { prompt, workflow } = run.newest && run.graph.prompt ? await get("runs/graph", { run: run.name }) : {};
     if (prompt && prepare(prompt, asked.steps)) await queueGraph(prompt, workflow);
     else await post("queue/add", { run: run.name, set: asked.steps ? { steps: asked.steps } : {} });
-    say("success", `${run.name} goes on${asked.steps ? ` to ${asked.steps} steps` : ""}, as soon as ComfyUI comes to it.`);
+    say("success", asked.steps ? words("{run} goes on to {steps} steps, as soon as ComfyUI comes to it.", { run: run.name, steps: asked.steps })
+        : words("{run} goes on, as soon as ComfyUI comes to it.", { run: run.name }));
     detail.onQueued();
     return true;
 }
@@ -80,8 +82,8 @@ export async function goOnFrom(run, detail) {
 function askSteps(run) {
     const steps = make("input", { type: "number", name: "steps", min: run.step + 1, max: 1_000_000, required: true,
         value: String(run.step * 2) });
-    return ask(`Go on with ${run.name}`, { yes: "Go on", fields: [
-        field("steps in all", steps, `${run.step} are done.`)] });
+    return ask(words("Go on with {run}", { run: run.name }), { yes: words("Go on"), fields: [
+        field(words("steps in all"), steps, words("{count} are done.", { count: run.step }))] });
 }
 
 // Sets what going on needs in the trainer of a kept graph; false if the graph does not say it itself.
@@ -98,16 +100,15 @@ function prepare(prompt, steps) {
 async function vary(run, detail) {
     const rows = [0, 1].map((number) => {
         const choices = VARIED.map((name) => make("option", { value: name }, name));
-        const setting = make("select", { name: `setting${number}`, "aria-label": `Setting ${number + 1}` },
-            make("option", { value: "" }, "nothing more"), ...choices);
+        const setting = make("select", { name: `setting${number}`, "aria-label": words("Setting {number}", { number: number + 1 }) },
+            make("option", { value: "" }, words("nothing more")), ...choices);
         setting.value = number ? "" : "rank";
         const values = make("input", { name: `values${number}`, placeholder: "8, 16, 32", "aria-label":
-            `Values of setting ${number + 1}, with commas between`, required: number === 0 });
+            words("Values of setting {number}, with commas between", { number: number + 1 }), required: number === 0 });
         return make("div", { className: "line" }, setting, values);
     });
-    const given = await ask(`Queue variations of ${run.name}`, { yes: "Add to the queue", fields: rows,
-        text: "One job is added for every combination of these values. The server trains them one after the other when "
-            + "ComfyUI has nothing else to do." });
+    const given = await ask(words("Queue variations of {run}", { run: run.name }), { yes: words("Add to the queue"), fields: rows,
+        text: words("One job is added for every combination of these values. The server trains them one after the other when ComfyUI has nothing else to do.") });
     if (!given) return undefined;
     const chosen = {};
     for (const number of [0, 1]) {
@@ -115,27 +116,27 @@ async function vary(run, detail) {
         if (given[`setting${number}`] && texts.length) chosen[given[`setting${number}`]] = texts;
     }
     const { added } = await post("queue/add", { run: run.name, vary: chosen });
-    say("success", `${added.length} ${added.length === 1 ? "job waits" : "jobs wait"}.`);
+    say("success", counted(added.length, words("{count} job waits."), words("{count} jobs wait.")));
     detail.onQueued();
     return true;
 }
 
 async function loraOf(run) {
     const steps = make("select", { name: "step" }, ...[...run.checkpoints].reverse().map((step) =>
-        make("option", { value: step }, `step ${step}`)));
-    const given = await ask(`LoRA from a checkpoint of ${run.name}`, { yes: "Write the LoRA file",
-        fields: [field("checkpoint", steps)],
-        text: "It is written into models/loras under the run's name with the step behind it; nothing is overwritten." });
+        make("option", { value: step }, words("step {step}", { step }))));
+    const given = await ask(words("LoRA from a checkpoint of {run}", { run: run.name }), { yes: words("Write the LoRA file"),
+        fields: [field(words("checkpoint"), steps)],
+        text: words("It is written into models/loras under the run's name with the step behind it; nothing is overwritten.") });
     if (!given) return undefined;
     await post("runs/lora", { run: run.name, step: Number(given.step) });
-    say("success", `The LoRA of step ${given.step} is being written; it is in ComfyUI's queue.`);
+    say("success", words("The LoRA of step {step} is being written; it is in ComfyUI's queue.", { step: given.step }));
     return true;
 }
 
 async function remove(run, detail) {
-    const given = await ask(`Delete ${run.name}?`, { yes: `Delete ${bytes(run.size)}`, danger: true,
-        text: `Its checkpoints, previews, curve and log are removed from the disk for good. ${run.lora
-            ? `Its LoRA ${run.lora} stays.` : "LoRAs that it saved stay."}` });
+    const given = await ask(words("Delete {run}?", { run: run.name }), { yes: words("Delete {size}", { size: bytes(run.size) }), danger: true,
+        text: [words("Its checkpoints, previews, curve and log are removed from the disk for good."), run.lora
+            ? words("Its LoRA {file} stays.", { file: run.lora }) : words("LoRAs that it saved stay.")].join(" ") });
     if (!given) return undefined;
     await post("runs/delete", { run: run.name });
     detail.onClose();

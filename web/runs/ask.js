@@ -1,4 +1,5 @@
 // A question in a dialog that the keyboard closes: what is asked, fields, and a button that says what it does.
+import { words } from "../words.js";
 import { button, make } from "./words.js";
 
 // Resolves to the form's values by the names of its fields, or to null.
@@ -14,7 +15,7 @@ export function ask(title, { text = "", fields = [], yes = "OK", danger = false 
         };
         form.append(make("div", { className: "actions" },
             make("button", { type: "submit", className: danger ? "danger" : "first" }, yes),
-            button("Cancel", () => done(null))));
+            button(words("Cancel"), () => done(null))));
         form.addEventListener("submit", (event) => {
             event.preventDefault();
             done(Object.fromEntries(new FormData(form)));

@@ -1,5 +1,6 @@
 // Curves of one run or of two, drawn by uPlot in the colours of ComfyUI's theme.
 import uPlot from "../vendor/uPlot.esm.js";
+import { words } from "../words.js";
 
 export const COLOURS = ["#8b6cff", "#2f95ef"];
 const HEIGHT = 230;
@@ -25,13 +26,13 @@ export function chart(holder, curves) {
     const { steps, column } = columns(curves.map(({ rows }) => rows));
     const faint = lookUp("--flux2-line", holder, "#8884"), text = lookUp("--flux2-dim", holder, "#999");
     const axis = { stroke: text, grid: { stroke: faint, width: 1 }, ticks: { stroke: faint, width: 1 } };
-    const series = [{ label: "step" }], data = [steps];
+    const series = [{ label: words("step") }], data = [steps];
     if (curves.length === 1) {
-        series.push({ label: "each step", stroke: text, width: 1, spanGaps: true, points: { show: false }, alpha: 0.5 });
+        series.push({ label: words("each step"), stroke: text, width: 1, spanGaps: true, points: { show: false }, alpha: 0.5 });
         data.push(column(curves[0].rows, 1));
     }
     curves.forEach(({ name, rows }, number) => {
-        const label = curves.length === 1 ? "loss, smoothed" : name;
+        const label = curves.length === 1 ? words("loss, smoothed") : name;
         series.push({ label, stroke: COLOURS[number], width: 2, spanGaps: true, points: { show: false } });
         data.push(column(rows, 2));
     });

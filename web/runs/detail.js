@@ -1,4 +1,5 @@
 // One run, or two laid over each other, beside the sidebar.
+import { words } from "../words.js";
 import { actionsOf, goOnFrom } from "./actions.js";
 import { chart, COLOURS } from "./chart.js";
 import { pictures } from "./pictures.js";
@@ -21,7 +22,7 @@ export class Detail {
     constructor(beside, changed) {
         this.beside = beside;
         this.changed = changed;
-        this.element = make("section", { className: "flux2-runs flux2-run-detail", tabIndex: -1, "aria-label": "Run",
+        this.element = make("section", { className: "flux2-runs flux2-run-detail", tabIndex: -1, "aria-label": words("Run"),
             onkeydown: (event) => this.key(event) });
         this.clean = [];
         this.runs = [];
@@ -87,7 +88,7 @@ export class Detail {
         const [run, { rows }] = await Promise.all([get("runs/details", { run: name }), get("runs/curve", { run: name })]);
         if (!this.current(asked)) return;
         const holder = make("div", { className: "holder" });
-        this.fill(`Run ${name}`, this.head(make("h3", { title: run.name }, run.name), chip(run.state)), facts(run),
+        this.fill(words("Run {run}", { run: name }), this.head(make("h3", { title: run.name }, run.name), chip(run.state)), facts(run),
             actionsOf(run, this), holder, log(run));
         await this.drawOne(holder, run, rows, asked);
         if (LIVE.includes(run.state)) this.timer = setTimeout(() => this.again(run, asked), EVERY);
@@ -105,7 +106,7 @@ export class Detail {
         const plot = make("div", { className: "curves", role: "img", "aria-label": inWords(rows) });
         holder.append(plot);
         if (rows.length) this.clean.push(chart(plot, [{ name: run.name, rows }]));
-        else plot.append(make("p", { className: "dim" }, "No losses are on disk yet."));
+        else plot.append(make("p", { className: "dim" }, words("No losses are on disk yet.")));
         holder.append(...pictures(run));
     }
 
@@ -127,10 +128,10 @@ export class Detail {
         const both = await Promise.all([one, other].map(({ name }) => get("runs/details", { run: name })));
         if (!this.current(asked)) return;
         const plot = make("div", { className: "curves", role: "img",
-            "aria-label": `Losses of ${one.name} and of ${other.name}` });
-        this.fill(`${one.name} against ${other.name}`,
-            this.head(make("h3", {}, named(one, 0), " against ", named(other, 1))),
-            make("p", { className: "dim differs" }, `what differs: ${said.sentence}`), plot,
+            "aria-label": words("Losses of {one} and of {other}", { one: one.name, other: other.name }) });
+        this.fill(words("{one} against {other}", { one: one.name, other: other.name }),
+            this.head(make("h3", {}, named(one, 0), ` ${words("against")} `, named(other, 1))),
+            make("p", { className: "dim differs" }, words("what differs: {sentence}", said)), plot,
             table(said.differences, one.name, other.name),
             make("div", { className: "beside" }, ...both.map((run) => make("div", {}, make("b", {}, run.name),
                 ...pictures(run, true)))));
@@ -140,7 +141,7 @@ export class Detail {
 
     head(...parts) {
         return make("div", { className: "line" }, ...parts, make("span", { className: "grow" }),
-            button("×", () => this.onClose(), { "aria-label": "Close", className: "close" }));
+            button("×", () => this.onClose(), { "aria-label": words("Close"), className: "close" }));
     }
 
     async copyJob(name) {
@@ -165,19 +166,20 @@ function facts(run) {
 }
 
 function inWords(rows) {
-    if (!rows.length) return "No losses yet";
+    if (!rows.length) return words("No losses yet");
     const [first, last] = [rows[0], rows[rows.length - 1]];
-    return `Loss, smoothed: ${first[2].toPrecision(3)} at step ${first[0]}, ${last[2].toPrecision(3)} at step ${last[0]}`;
+    const values = { start: first[2].toPrecision(3), first: first[0], end: last[2].toPrecision(3), last: last[0] };
+    return words("Loss, smoothed: {start} at step {first}, {end} at step {last}", values);
 }
 
 function log({ log: text }) {
     if (!text) return make("div");
-    const pre = make("pre", { tabIndex: 0, "aria-label": "Log" }, text);
-    return make("details", { ontoggle: () => { pre.scrollTop = pre.scrollHeight; } }, make("summary", {}, "Log"), pre);
+    const pre = make("pre", { tabIndex: 0, "aria-label": words("Log") }, text);
+    return make("details", { ontoggle: () => { pre.scrollTop = pre.scrollHeight; } }, make("summary", {}, words("Log")), pre);
 }
 
 function table(differences, one, other) {
     const row = (kind, cells) => make("tr", {}, ...cells.map((cell) => make(kind, {}, cell)));
     const rows = differences.map((cells) => row("td", cells));
-    return make("table", { className: "settings" }, make("thead", {}, row("th", ["setting", one, other])), make("tbody", {}, ...rows));
+    return make("table", { className: "settings" }, make("thead", {}, row("th", [words("setting"), one, other])), make("tbody", {}, ...rows));
 }

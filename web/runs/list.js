@@ -1,4 +1,5 @@
 // The list of runs. Only the rows in sight are elements, and only the pages in sight are asked for.
+import { words } from "../words.js";
 import { get, pictureOf, trying } from "./server.js";
 import { spark } from "./spark.js";
 import { bytes, chip, make, stepsOf, when } from "./words.js";
@@ -19,17 +20,17 @@ export class List {
         this.chosen = [];
         this.facts = make("span", { className: "dim" });
         this.search = make("input", {
-            type: "search", placeholder: "Search names and settings", "aria-label": "Search runs",
+            type: "search", placeholder: words("Search names and settings"), "aria-label": words("Search runs"),
             oninput: () => this.later(),
         });
         this.head = make(
             "div", { className: "head" },
-            make("div", { className: "line" }, make("h2", {}, "FLUX.2 runs"), this.facts), this.search,
+            make("div", { className: "line" }, make("h2", {}, words("FLUX.2 runs")), this.facts), this.search,
         );
         this.space = make("div", { className: "space", role: "presentation" });
         this.empty = make("p", { className: "dim empty" });
         this.element = make("div", {
-            className: "list", role: "listbox", tabIndex: 0, "aria-label": "Runs", "aria-multiselectable": "true",
+            className: "list", role: "listbox", tabIndex: 0, "aria-label": words("Runs"), "aria-multiselectable": "true",
             onscroll: () => this.draw(), onkeydown: (event) => this.key(event),
         }, this.space);
         this.rows = new Map(); // drawn ones, by their number
@@ -81,8 +82,8 @@ export class List {
         this.found = answer.found;
         this.active = Math.max(0, Math.min(this.active, this.found - 1));
         this.facts.textContent = `${answer.total} · ${bytes(answer.size)}`;
-        this.empty.textContent = this.found ? "" : word ? "No run has this in its name or settings."
-            : "Nothing has been trained yet. Every run of LoRA Trainer is listed here, also those of a terminal.";
+        this.empty.textContent = this.found ? "" : word ? words("No run has this in its name or settings.")
+            : words("Nothing has been trained yet. Every run of LoRA Trainer is listed here, also those of a terminal.");
         this.space.style.height = `${this.found * ROW}px`;
         this.draw();
     }
@@ -131,7 +132,7 @@ export class List {
             "aria-posinset": number + 1 });
         element.style.top = `${number * ROW}px`;
         if (!run) {
-            element.setAttribute("aria-label", "loading");
+            element.setAttribute("aria-label", words("loading"));
             return element;
         }
         const picture = run.preview
@@ -186,6 +187,6 @@ export class List {
 // what a person tells runs apart by, in one line
 export function settingsOf({ settings }) {
     const { flavour, rank, learning_rate: rate, folder } = settings ?? {};
-    const parts = [flavour, rank && `rank ${rank}`, rate && `rate ${rate}`, folder];
+    const parts = [flavour, rank && words("rank {rank}", { rank }), rate && words("rate {rate}", { rate }), folder];
     return parts.filter(Boolean).join(" · ");
 }

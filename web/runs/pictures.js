@@ -1,10 +1,11 @@
 // The previews of a run through time: a row for each prompt, a click shows one large.
+import { words } from "../words.js";
 import { pictureOf } from "./server.js";
 import { button, make } from "./words.js";
 
 const SMALL = 512, LARGE = 2048;
 
-const labelOf = ({ step }) => (step === null ? "base" : `step ${step}`);
+const labelOf = ({ step }) => (step === null ? words("base") : words("step {step}", { step }));
 
 // One row of pictures for each prompt; ``newest`` shows the newest alone.
 export function pictures(run, newest = false) {
@@ -12,7 +13,7 @@ export function pictures(run, newest = false) {
     return prompts.map((prompt) => {
         const all = run.pictures.filter((each) => each.prompt === prompt);
         const shown = newest ? all.slice(-1) : all;
-        const row = make("div", { className: "through", role: "group", "aria-label": `Previews of prompt ${prompt}` },
+        const row = make("div", { className: "through", role: "group", "aria-label": words("Previews of prompt {number}", { number: prompt }) },
             ...shown.map((each) => thumbnail(run, each, all)));
         queueMicrotask(() => { row.scrollLeft = row.scrollWidth; });
         return row;
@@ -21,7 +22,7 @@ export function pictures(run, newest = false) {
 
 function thumbnail(run, each, all) {
     const label = labelOf(each);
-    return make("button", { type: "button", className: "thumb", "aria-label": `${run.name}, ${label}: show large`,
+    return make("button", { type: "button", className: "thumb", "aria-label": words("{picture}: show large", { picture: `${run.name}, ${label}` }),
         onclick: () => enlarge(run, each, all) },
         make("img", { src: pictureOf(run, each.file, SMALL), alt: "", loading: "lazy", decoding: "async" }),
         make("span", {}, label));
@@ -35,16 +36,16 @@ function enlarge(run, each, all) {
         place = (place + by + all.length) % all.length;
         image.src = pictureOf(run, all[place].file, LARGE);
         image.alt = `${run.name}, ${labelOf(all[place])}`;
-        label.textContent = `${image.alt} · ${place + 1} of ${all.length}`;
+        label.textContent = `${image.alt} · ${words("{number} of {count}", { number: place + 1, count: all.length })}`;
     };
-    const dialog = make("dialog", { className: "flux2-ask large", "aria-label": `Previews of ${run.name}` });
+    const dialog = make("dialog", { className: "flux2-ask large", "aria-label": words("Previews of {run}", { run: run.name }) });
     const close = () => {
         dialog.close();
         dialog.remove();
     };
     dialog.append(image, make("div", { className: "actions" },
-        button("◀", () => go(-1), { "aria-label": "Earlier" }), label, button("▶", () => go(1), { "aria-label": "Later" }),
-        button("Close", close)));
+        button("◀", () => go(-1), { "aria-label": words("Earlier") }), label, button("▶", () => go(1), { "aria-label": words("Later") }),
+        button(words("Close"), close)));
     dialog.addEventListener("keydown", (event) => {
         event.stopPropagation();
         if (event.key === "ArrowLeft") go(-1);

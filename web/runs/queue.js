@@ -1,4 +1,6 @@
 // The queue of jobs above the list of runs: what trains, what waits, what failed and why.
+import { stateInWords } from "../states.js";
+import { words } from "../words.js";
 import { get, post, trying } from "./server.js";
 import { button, chip, make } from "./words.js";
 
@@ -7,12 +9,12 @@ const STATES = { running: "running", waiting: "stopped", failed: "failed", done:
 
 export class QueueBox {
     constructor() {
-        this.title = make("summary", {}, "Queue");
+        this.title = make("summary", {}, words("Queue"));
         this.jobs = make("ol", {});
-        this.pause = button("Pause", () => this.change("queue/pause", { paused: !this.paused }));
+        this.pause = button(words("Pause"), () => this.change("queue/pause", { paused: !this.paused }));
         this.element = make("details", { className: "queue", hidden: true }, this.title,
             make("div", { className: "line" }, this.pause, make("small", { className: "dim" },
-                "Trained one after the other when ComfyUI has nothing else to do.")), this.jobs);
+                words("Trained one after the other when ComfyUI has nothing else to do."))), this.jobs);
         this.paused = false;
         this.written = "";
     }
@@ -49,9 +51,10 @@ export class QueueBox {
         this.written = text;
         this.paused = paused;
         const count = (state) => jobs.filter((job) => job.state === state).length;
-        const counts = ["running", "waiting", "failed", "done"].filter(count).map((state) => `${count(state)} ${state}`);
-        this.title.textContent = `Queue: ${counts.join(", ") || "empty"}${paused ? " (paused)" : ""}`;
-        this.pause.textContent = paused ? "Go on" : "Pause";
+        const counts = ["running", "waiting", "failed", "done"].filter(count).map((state) => `${count(state)} ${stateInWords(state)}`);
+        const texts = [words("Queue: {jobs}", { jobs: counts.join(", ") || words("empty") }), ...(paused ? [`(${words("paused")})`] : [])];
+        this.title.textContent = texts.join(" ");
+        this.pause.textContent = paused ? words("Go on") : words("Pause");
         this.element.hidden = !jobs.length && !paused;
         const waiting = jobs.filter((job) => job.state === "waiting");
         const held = document.activeElement?.dataset?.key; // the focus stays on the button that was pressed
@@ -67,10 +70,10 @@ export class QueueBox {
             return made;
         };
         const all = [
-            place > 0 && does("↑", "Earlier", { do: "move", place: place - 1 }),
-            place >= 0 && place < count - 1 && does("↓", "Later", { do: "move", place: place + 1 }),
-            (job.state === "failed" || job.state === "done") && does("↻", "Again", { do: "again" }),
-            job.state !== "running" && does("×", "Remove", { do: "remove" }),
+            place > 0 && does("↑", words("Earlier"), { do: "move", place: place - 1 }),
+            place >= 0 && place < count - 1 && does("↓", words("Later"), { do: "move", place: place + 1 }),
+            (job.state === "failed" || job.state === "done") && does("↻", words("Again"), { do: "again" }),
+            job.state !== "running" && does("×", words("Remove"), { do: "remove" }),
         ];
         const state = chip(job.state);
         state.className = `chip ${STATES[job.state]}`;

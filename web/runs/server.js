@@ -1,20 +1,22 @@
 // What the tab asks the server for. Every route is in docs/routes.md.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { words } from "../words.js";
 
 export function say(severity, detail) {
-    app.extensionManager?.toast?.add({ severity, summary: "FLUX.2 runs", detail, life: severity === "error" ? 12000 : 5000 });
+    app.extensionManager?.toast?.add({ severity, summary: words("FLUX.2 runs"), detail, life: severity === "error" ? 12000 : 5000 });
 }
 
 async function answered(answer) {
     if (answer.ok) return answer;
+    const instead = words("The server answered {status}.", { status: answer.status });
     let error;
     try {
         ({ error } = await answer.json());
     } catch {
-        error = `The server answered ${answer.status}.`;
+        error = instead;
     }
-    throw new Error(typeof error === "string" ? error : error?.message ?? `The server answered ${answer.status}.`);
+    throw new Error(typeof error === "string" ? error : error?.message ?? instead);
 }
 
 const pathOf = (path, query) => `/flux2_train/${path}${query ? `?${new URLSearchParams(query)}` : ""}`;
