@@ -14,6 +14,12 @@ export function words(english, values = {}) {
 // One text for one and one for many: {count} in them is the number. A language without a plural has the same text twice.
 export const counted = (number, one, many) => (number === 1 ? one : many).replace("{count}", number);
 
+// The state of a run or of a job in words. In classes, comparisons and answers of the server it stays English.
+export const stateInWords = (state) => ({
+    running: words("running"), finished: words("finished"), stopped: words("stopped"), failed: words("failed"),
+    killed: words("killed"), paused: words("paused"), broken: words("broken"), waiting: words("waiting"), done: words("done"),
+})[state] ?? state;
+
 // A category as ComfyUI shows it: its last part is translated.
 export const categoryOf = (kind) => `FLUX.2/${translations.nodeCategories?.[kind] ?? kind}`;
 

@@ -1,9 +1,13 @@
 """The nodes in the reader's own language, as ComfyUI's frontend shows them in a browser of that language."""
 
 import json
+import re
 
 import pytest
+from browsing import LOOK_AT, load
 from frontend import RENDERERS, WORKFLOWS, frontend, open_graph, queued, server_of, shipped, use_renderer
+from made_runs import make_run
+from pictures import picture
 from workflow_templates import TEMPLATES
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
@@ -32,13 +36,47 @@ SAID = """type => {
              sockets: node.inputs.filter(i => !i.widget).map(i => i.label || i.localized_name || i.name),
              colour: node.color, id: node.id }
 }"""
+# Every text, tooltip and name in an element; the names of settings that a menu offers are values.
+READ = """selector => [...document.querySelectorAll(selector)].flatMap(root => {
+    const found = [], walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT)
+    while (walker.nextNode()) {
+        const { data, parentElement: parent } = walker.currentNode
+        if (!(parent.tagName === 'OPTION' && parent.value === data)) found.push(data)
+    }
+    for (const each of [root, ...root.querySelectorAll('*')])
+        for (const name of ['title', 'placeholder', 'aria-label', 'alt']) found.push(each.getAttribute(name) ?? '')
+    return found
+})"""
+BUTTONS = "selector => [...document.querySelectorAll(`${selector} button`)].map(button => button.textContent)"
+CUT_OFF = """selector => [...document.querySelectorAll(`${selector} button`)]
+    .filter(button => button.scrollWidth > button.clientWidth + 1).map(button => button.textContent)"""
+STEERED = ("Stop and keep", "Pause", "Save now", "Preview now", "Change …", "Apply", "Go on", "zoom out", "full size")
+MANAGED = ("Go on", "Queue variations …", "Compare …", "Copy job file", "LoRA from a checkpoint …", "Delete …")
+CURATED = ("Undo", "Close", "Search and replace", "Tags", "Cache", "Exclude", "Paint mask", "◀ Previous", "Next ▶")
+RECORD = (
+    {"kind": "began", "at": 0, "total": 40},
+    {"kind": "plan", "text": "", "peak": 2_000_000_000, "parts": {"LoRA": 1_000_000_000}},
+    {"kind": "steps", "first": 1, "total": 40, "rate": 1e-4, "loss": [0.2] * 20, "smoothed": [0.2] * 20,
+     "preservation": [0.1] * 20, "seconds": [1.0] * 20},
+    {"kind": "validation", "step": 20, "loss": 0.3, "held_out": True},
+    {"kind": "preview", "step": 20, "pictures": [{"number": 1, "label": "vorn", "seed": 7}]},
+    {"kind": "selectivity", "step": 20, "taught": 0.04, "leaked": 0.005, "selectivity": 8.0},
+    {"kind": "best", "step": 20}, {"kind": "memory", "used": 1_000_000_000, "whole": False},
+    {"kind": "resumed", "step": 20, "total": 40}, {"kind": "ended", "status": "stopped", "why": ""},
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=CASES)
-def tab(request):
+def seat(request):
+    """(server, language) of a case."""
+    return server_of(request), request.param.partition(", ")[2]
+
+
+@pytest.fixture(scope="module")
+def tab(seat):
     """(page, its language's texts of the trainer, its language) with the quick start opened."""
-    language = request.param.partition(", ")[2]
-    with frontend(server_of(request), locale=LANGUAGES[language]) as page:
+    server, language = seat
+    with frontend(server, locale=LANGUAGES[language]) as page:
         open_graph(page, json.loads((WORKFLOWS / f"{TEMPLATES[0].title}.json").read_text()))
         yield page, json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))[TRAINER], language
 
@@ -112,3 +150,83 @@ def test_values_and_what_is_queued_stay_the_same(tab):
         return {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()}
 
     assert without_titles(queued(tab[0])) == without_titles(shipped(TEMPLATES[0].slug))
+
+
+@pytest.fixture
+def run(seat):
+    """The name of a stopped run with everything in it that panel and tab show."""
+    server, language = seat
+    name = f"vorn_{language}"
+    path = make_run(server.folder / "output" / "flux2_train", name, 20, status="stopped", rank=16)
+    (path / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in RECORD))
+    return name
+
+
+@pytest.fixture
+def pictures(seat, tab):
+    """The name of a folder of pictures, opened in Dataset Folder alone; the quick start is opened again afterwards."""
+    (server, language), page = seat, tab[0]
+    name = f"pictures_{language}"
+    for number in range(2):
+        picture(server.folder / "input" / name / f"{number}.png", size=(128, 128), caption="vorn" if number else "")
+    load(page, {"1": {"class_type": "Flux2DatasetFolder", "inputs": {"folder": name, "resolution": 128}}})
+    page.evaluate(LOOK_AT, ["1", 1])
+    yield name
+    open_graph(page, json.loads((WORKFLOWS / f"{TEMPLATES[0].title}.json").read_text()))
+
+
+def english_left(page, selector: str, language: str) -> list[str]:
+    """What an element says in English although the language has other words for it."""
+    words = main_words(language)["flux2_train"]
+    known = [re.sub(r"\\{\w+\\}", ".+", re.escape(english)) for english, own in words.items() if own != english]
+    pattern = re.compile("|".join(known))
+    texts = [text for text in page.evaluate(READ, selector) if "learning_rate" not in text]  # the job's own settings
+    parts = [re.sub(r" \d+\+?$", "", part.strip()) for text in texts for part in text.split(" · ")]
+    assert len([part for part in parts if part]) > 8, parts
+    return [part for part in parts if pattern.fullmatch(part)]
+
+
+def in_own_words(page, selector: str, language: str, buttons: tuple[str, ...] = ()) -> None:
+    """An element has these buttons in the language, fits all of its buttons, and has no English left."""
+    words = main_words(language)["flux2_train"]
+    assert {words[button] for button in buttons} - set(page.evaluate(BUTTONS, selector)) == set()
+    assert english_left(page, selector, language) == []
+    assert page.evaluate(CUT_OFF, selector) == []
+
+
+def test_the_tab_of_runs_and_a_runs_panel_are_in_the_readers_language(tab, run, screenshots):
+    page, _, language = tab
+    own = main_words(language)["flux2_train"]
+    page.get_by_role("button", name=own["FLUX.2 runs"]).first.click()
+    page.get_by_role("option").filter(has=page.get_by_text(run, exact=True)).click()
+    page.locator(".flux2-run-detail .flux2-run canvas").wait_for()
+    page.wait_for_function("() => document.querySelectorAll('.flux2-run .u-series').length > 3")
+    assert page.locator(".flux2-runs .head h2").inner_text() == own["FLUX.2 runs"]
+    assert own["held-out"] in page.locator(".flux2-run .u-legend").inner_text()
+    in_own_words(page, ".flux2-run", language, STEERED)
+    in_own_words(page, ".flux2-runs", language, MANAGED)
+    page.screenshot(path=screenshots / f"runs {language}.png")
+    page.get_by_role("button", name=own["Queue variations …"]).click()
+    in_own_words(page, ".flux2-ask", language, ("Add to the queue", "Cancel"))
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name=own["FLUX.2 runs"]).first.click()
+
+
+def test_the_browser_of_pictures_is_in_the_readers_language(tab, pictures, screenshots):
+    page, _, language = tab
+    own = main_words(language)["flux2_train"]
+    page.get_by_role("button", name=own["Open pictures"]).click()
+    page.wait_for_function("() => document.querySelectorAll('.flux2-data .card img[src]').length === 2")
+    shown = page.locator("dialog.flux2-data")
+    assert shown.locator("h2").inner_text() == own["Pictures of {folder}"].replace("{folder}", pictures)
+    in_own_words(page, ".flux2-data", language, CURATED)
+    page.screenshot(path=screenshots / f"pictures {language}.png")
+    for tool in ("Search and replace", "Tags", "Cache"):
+        shown.get_by_role("button", name=own[tool], exact=True).click()
+        in_own_words(page, ".flux2-data", language)
+    shown.get_by_role("button", name=own["Paint mask"], exact=True).click()
+    in_own_words(page, ".flux2-mask", language, ("Erase", "All", "Nothing", "Invert", "Undo", "Save", "Cancel"))
+    page.screenshot(path=screenshots / f"mask {language}.png")
+    page.keyboard.press("Escape")
+    shown.get_by_role("button", name=own["Close"], exact=True).click()
+    shown.wait_for(state="detached")

@@ -22,8 +22,8 @@ HOLE = re.compile(r"\$\{(?:[^{}`]|`(?:[^`\\]|\\.)*`|\{[^{}]*\})*\}")
 LITERAL = re.compile(rf'//[^\n]*|"(?:[^"\\\n]|\\.)*"|`(?:{HOLE.pattern}|[^`\\]|\\.)*`')
 SHOWN = re.compile(r'(?:button\(|(?:\b(?:text|textContent|title|placeholder|alt|label)|"aria-label")(?::| =) )$')
 # What may have a space: by what stands before it, and in whole.
-NOT_SHOWN = re.compile(r"(?:className|font|style|STYLE|clipPath|left)(?::| =) $|(?:matches|closest|querySelector)\($|this\[$")
-NAMES_INSIDE = {"no caption", "the caption is empty", "not learnable"}  # the server's; web/data/marks.js translates them
+NOT_SHOWN = re.compile(r"(?:className|font|style|STYLE|clipPath|left)(?::| =) $|(?:matches|closest)\($|this\[$")
+NAMES_INSIDE = {"no caption", "the caption is empty", "not learnable"}  # the server's; web/data/marks.js has ours
 UNITS_AND_KEYS = {"MB", "GB", "px", "Escape", "Enter"}
 
 

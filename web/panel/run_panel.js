@@ -1,7 +1,6 @@
 // The panel of one run: how far it is, its losses, its previews, what to know and what can be done. For any run, training or
 // ended: ``runPanel(name)`` returns an element, whose ``close`` ends it and whose ``feed.state`` is the run.
-import { stateInWords } from "../states.js";
-import { words } from "../words.js";
+import { stateInWords, words } from "../words.js";
 import { Chart } from "./chart.js";
 import { Feed } from "./feed.js";
 import { Previews } from "./previews.js";

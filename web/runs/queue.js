@@ -1,6 +1,5 @@
 // The queue of jobs above the list of runs: what trains, what waits, what failed and why.
-import { stateInWords } from "../states.js";
-import { words } from "../words.js";
+import { stateInWords, words } from "../words.js";
 import { get, post, trying } from "./server.js";
 import { button, chip, make } from "./words.js";
 

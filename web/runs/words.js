@@ -1,6 +1,5 @@
 // Sizes, times and states as a person reads them, and elements made without HTML.
-import { stateInWords } from "../states.js";
-import { words } from "../words.js";
+import { stateInWords, words } from "../words.js";
 
 export function bytes(count) {
     const units = ["B", "kB", "MB", "GB", "TB"];
