@@ -75,8 +75,9 @@ export class Previews {
 
     // the training picture that this one is nearest to; 1 is the usual distance among the training pictures
     showNearest({ nearest, distance, copied } = {}) {
-        const words = copied ? "⚠ copies the training picture" : "nearest training picture";
-        this.near.textContent = nearest ? `${words} ${nearest}, distance ${distance}` : "";
+        const said = copied ? words("⚠ copies the training picture {nearest}, distance {distance}", { nearest, distance })
+            : words("nearest training picture {nearest}, distance {distance}", { nearest, distance });
+        this.near.textContent = nearest ? said : "";
     }
 
     source(image, address) {
