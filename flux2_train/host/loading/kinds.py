@@ -8,7 +8,7 @@ from ... import safetensors_header
 from ...errors import UserError
 from ...flavours import Flavour, by_sizes
 from ...planning.weights import of_files
-from . import shards
+from . import shards, stored_formats
 
 EMBEDDING = "embed_tokens.weight"  # (words, width) in every text encoder of FLUX.2
 STATISTICS = "bn.running_mean"  # FLUX.2's autoencoder normalises its latents, no other known one does
@@ -16,9 +16,10 @@ LAYERS = 3  # hidden states that FLUX.2 reads side by side: context = 3 * width
 
 
 def wrong_transformer(path: Path, row: Flavour) -> str:
-    """Why a file is no transformer of that flavour, empty if it is one."""
+    """Why a file is no transformer of that flavour that this ComfyUI can read, empty if it is one."""
     try:
         weights = of_files(shards.parts_of(path))
+        stored_formats.require_known(shards.parts_of(path))
     except (UserError, OSError) as error:
         return str(error)
     if (weights.hidden, weights.double, weights.single) == row.sizes[:3]:
@@ -28,9 +29,10 @@ def wrong_transformer(path: Path, row: Flavour) -> str:
 
 
 def wrong_text_encoder(path: Path, row: Flavour) -> str:
-    """Why a file is no text encoder of that flavour, empty if it is one."""
+    """Why a file is no text encoder of that flavour that this ComfyUI can read, empty if it is one."""
     try:
         entries = [safetensors_header.read(part).tensors for part in shards.parts_of(path)]
+        stored_formats.require_known(shards.parts_of(path))
     except (UserError, OSError) as error:
         return str(error)
     widths = [entry.shape[-1] for each in entries for name, entry in each.items() if name.endswith(EMBEDDING)]

@@ -1,6 +1,7 @@
 """A file in a quantised format that the running ComfyUI does not have: it is planned, and refused in one sentence."""
 
 import json
+import re
 
 import comfy.ops
 import comfy.quant_ops
@@ -12,12 +13,15 @@ from published_encoders import QWEN_4B, every_matrix
 from published_encoders import headers_of as text_headers
 
 from flux2_train import safetensors_header
+from flux2_train.adapters import files, write
+from flux2_train.adapters.parts import LowRank
 from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.formats import AS_IN_FILE
 from flux2_train.host.borrowed.frozen import frozen_linear
-from flux2_train.host.loading import load, stored_formats
+from flux2_train.host.loading import kinds, load, stored_formats
 from flux2_train.host.lora.base_file import BaseFile
+from flux2_train.host.lora.merge import merge
 from flux2_train.planning import weights
 from flux2_train.terminal.main import main
 
@@ -44,6 +48,7 @@ def test_a_format_that_this_comfyui_lacks_is_refused_by_name(layout, tmp_path, m
         load.load_transformer(path, AS_IN_FILE)
     with pytest.raises(UserError, match=wanted):
         BaseFile(path)
+    assert re.match(wanted, kinds.wrong_transformer(path, FLAVOURS["klein-4b"]))
 
 
 def test_a_text_encoder_in_such_a_format_is_refused_as_well(tmp_path):
@@ -53,8 +58,20 @@ def test_a_text_encoder_in_such_a_format_is_refused_as_well(tmp_path):
     path = write_hollow(
         tmp_path / "text.safetensors", entries, {"_quantization_metadata": json.dumps(described)}, texts
     )
-    with pytest.raises(UserError, match="text.safetensors stores its weights as float3. This ComfyUI"):
+    wanted = "text.safetensors stores its weights as float3. This ComfyUI"
+    with pytest.raises(UserError, match=wanted):
         load.load_text_encoder(path, FLAVOURS["klein-4b"])
+    assert kinds.wrong_text_encoder(path, FLAVOURS["klein-4b"]).startswith(wanted)
+
+
+def test_a_lora_is_not_merged_into_awq_in_its_own_format(tmp_path, monkeypatch):
+    known = {"storage_t": torch.int8, "parameters": set(), "comfy_tensor_layout": "TensorCoreAWQW4A16Layout"}
+    monkeypatch.setitem(comfy.quant_ops.QUANT_ALGOS, "awq_w4a16", known)  # as newer ones have it
+    parts = {"single_blocks.0.linear2": LowRank(torch.randn(2, 4 * 3072), torch.randn(3072, 2))}
+    path = files.save(write.tensors(parts), tmp_path / "lora.safetensors", {})
+    with pytest.raises(UserError, match="single_blocks.0.linear2 of model.safetensors is stored as awq_w4a16"):
+        merge(hollow(tmp_path, "awq w4a16"), [(path, 1.0)], tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 @pytest.mark.parametrize("layout", NEW)
