@@ -27,9 +27,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MARK = ".comfy_quant"
 OLD_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}  # of fp8 files before comfy_quant
 BESIDE_WEIGHT = ("input_scale", "pre_quant_scale", "comfy_quant")
-UNWRITABLE = (
-    "awq_w4a16",
-)  # formats that only a calibration makes: comfy-kitchen reads them and cannot quantise to them
+UNWRITABLE = frozenset({"awq_w4a16"})  # a calibration makes these formats: comfy-kitchen cannot quantise to them
 
 
 class BaseFile:
