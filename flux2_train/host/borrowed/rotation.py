@@ -57,8 +57,10 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, pe: Tensor, rotations: Rotations) -> tuple[Tensor, Tensor]:
         ctx.pe, ctx.rotations = pe, rotations
-        return comfy.quant_ops.ck.apply_rope(q, k, pe)
+        return comfy.quant_ops.ck.apply_rope(q.detach(), k.detach(), pe)  # the kernel refuses what requires gradients
 
     @staticmethod
     def backward(ctx, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_q.stride() != grad_k.stride():  # the kernel is only known with both in the same layout
+            grad_q, grad_k = grad_q.contiguous(), grad_k.contiguous()
         return *comfy.quant_ops.ck.apply_rope(grad_q, grad_k, ctx.rotations.back(ctx.pe)), None, None
