@@ -49,6 +49,17 @@ def test_text_is_padded_to_64_tokens_that_are_all_read():
     torch.testing.assert_close(text.embeds, whole.embeds[:, :64])
 
 
+def test_the_velocity_at_64_tokens_is_comfyuis_own():
+    model, generator = host.new_transformer(), torch.Generator().manual_seed(3)
+    initial.initialise(model, seed=0)
+    x, reference = torch.randn(2, 1, 128, 4, 6, generator=generator)
+    text, t = flow.full_text(["a red cat at the left"], train.TEXT_LENGTH), torch.tensor([0.6])
+    with torch.no_grad():
+        official = model(x, t, text.embeds, ref_latents=[reference])
+        ours = flow.velocity(model, x, t, text, reference)
+    torch.testing.assert_close(ours, official, atol=1e-4, rtol=1e-4)
+
+
 def test_new_convolutions_change_nothing(linear):
     model = OverlapAutoencoder()
     model.load_state_dict(linear.state_dict(), strict=False)
