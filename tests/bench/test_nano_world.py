@@ -39,6 +39,7 @@ def test_different_specs_have_different_captions():
     assert len({words.caption(spec) for spec in unique}) == len(unique)
 
 
+@pytest.mark.long
 def test_every_word_is_said_in_training_and_fits_into_the_text():
     rng = random.Random(8)
     said = [words.caption(spec, rng) for spec in specs(4000)]
@@ -56,6 +57,7 @@ def test_held_out_specs_are_never_trained_on():
     assert not any(scenes.is_held_out(edits.random_edit(rng)[2]) for _ in range(300))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", scenes.SIZES)
 def test_objects_lie_on_the_grid_inside_and_apart(size):
     for spec in specs(300):

@@ -7,7 +7,7 @@ from PIL import Image
 from bench.nano.world import character, concepts, scenes
 
 
-@pytest.mark.parametrize("name", concepts.CONCEPTS)
+@pytest.mark.parametrize("name", ["character", *(pytest.param(n, marks=pytest.mark.long) for n in ("style", "edit"))])
 def test_a_real_render_scores_full_marks_and_the_base_nothing(name):
     score = concepts.CONCEPTS[name].score
     for example in concepts.probes(name, 8):
@@ -32,6 +32,7 @@ def test_one_colour_all_over_scores_nothing(name, tone):
     assert concepts.CONCEPTS[name].score(example, np.full_like(example.picture, 1) * np.float32(tone) / 255) < 0.05
 
 
+@pytest.mark.long
 def test_an_edit_that_loses_the_ground_scores_less():
     for example in concepts.probes("edit", 6):
         ground, _ = concepts._regions(example.spec)

@@ -35,12 +35,14 @@ def test_a_batch_depends_on_its_step_alone(linear):
     assert first.captions == again.captions != other.captions and torch.equal(first.latents, again.latents)
 
 
+@pytest.mark.long
 def test_every_shape_and_edits_have_their_share(linear):
     batches = [data.batch(1, step, linear) for step in range(40)]
     shapes = [tuple(b.latents.shape[2:]) for b in batches if b.reference is None]
     assert {shapes.count(shape) > 5 for shape in ((8, 8), (6, 10), (10, 6))} == {True} and len(shapes) < 40
 
 
+@pytest.mark.long
 def test_text_is_padded_to_64_tokens_that_are_all_read():
     text = flow.full_text(["a red cat", ""], train.TEXT_LENGTH)
     assert text.embeds.shape[:2] == (2, 64) and text.bias is None
@@ -49,6 +51,7 @@ def test_text_is_padded_to_64_tokens_that_are_all_read():
     torch.testing.assert_close(text.embeds, whole.embeds[:, :64])
 
 
+@pytest.mark.long
 def test_the_velocity_at_64_tokens_is_comfyuis_own():
     model, generator = host.new_transformer(), torch.Generator().manual_seed(3)
     initial.initialise(model, seed=0)
@@ -79,6 +82,7 @@ def test_the_decoder_sees_over_the_edges_of_cells(linear):
     assert changed[28:52, 28:52].float().mean() > 0.9 and changed[20:60, 20:60].float().mean() > 0.5
 
 
+@pytest.mark.long
 def test_installed_it_is_a_vae_for_every_node(work, linear, comfy_folders):
     model = OverlapAutoencoder()
     decoder.begin(model, 0)
@@ -101,6 +105,7 @@ def test_installed_it_is_a_vae_for_every_node(work, linear, comfy_folders):
     assert (tiled - painted).abs().mean() < 5e-3
 
 
+@pytest.mark.long
 def test_errors_are_those_of_sampling(linear):
     model, generator = OverlapAutoencoder(), torch.Generator().manual_seed(0)
     model.load_state_dict(linear.state_dict(), strict=False)
@@ -151,6 +156,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened_and_paints(work, linear
     assert capsys.readouterr().out.count("likeness") == 4
 
 
+@pytest.mark.long
 def test_the_tally_of_exact_renders_is_whole():
     specs = [Spec("one", (Object("owl", "green"),), "right", "sunset", "beach")]
     tally, likeness = score.compared(specs, [scenes.draw(specs[0], scenes.SIZES[2])])
