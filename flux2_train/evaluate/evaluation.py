@@ -43,7 +43,7 @@ class Evaluation(BetweenSteps):
         warning = also_trained(self.trainer.held_out, self.trainer.samples)
         if warning:
             yield Warned(warning)
-        if self.meter and not self.meter.pairs and self._validated():
+        if self.meter and not self.meter.pairs and (len(self.trainer.held_out) or self._spread()):
             yield Phase(NO_TRIGGER)
         if self.previews and self._paints():
             yield from self.previews.prepare()

@@ -27,6 +27,7 @@ from ..train.trainer import Trainer
 from .fixed_noise import NOISY, Predict, fixed_inputs
 
 MOST = 4  # images, evenly chosen
+SEEN = tuple(torch.tensor(NOISY).tolist())  # NOISY as the model gets them, in fp32
 NO_TRIGGER = (
     "selectivity is not measured: no caption holds a trigger word, so nothing should change less than the rest. Set "
     "trigger on Dataset Folder"
@@ -85,7 +86,7 @@ class SelectivityMeter:
     def see(self, sample: Sample, seed: int, t: float, velocity: Tensor) -> None:
         """Keep a prediction of the validation, with the LoRA as it is now, if it need not be made again."""
         alone = self.trainer.accelerator.num_processes == 1  # several must all run the model equally often
-        if alone and t in NOISY and any((p.seed, p.item) == (seed, sample.item) for p in self.pairs):
+        if alone and t in SEEN and any((p.seed, p.item) == (seed, sample.item) for p in self.pairs):
             self.just_seen[seed, t] = velocity
 
     def measure(self, predict: Predict, step: int) -> Iterator[Event]:

@@ -72,6 +72,20 @@ def test_it_is_the_change_with_the_trigger_over_the_change_without(metered):
 
 
 @pytest.mark.long
+def test_a_round_costs_two_predictions_an_image_and_the_first_four_more():
+    """Beside the validation's four an image, before the first step and after each of the two."""
+    made = []
+    for loss in (ON, OFF):
+        trainer = new_trainer(brief_flux2(), *tiny_caches(2), replace(SHORT, validation_loss=loss))
+        calls, predict = [], trainer.predict
+        trainer.predict = lambda *args, calls=calls, predict=predict: calls.append(1) or predict(*args)
+        with torch.inference_mode(), closing(trainer.run()) as run:
+            list(run)
+        made.append(len(calls))
+    assert made == [2 * (3 * 4 + 2 * 2 + 4) + 2, 2 * 3 * 4 + 2]  # two images; two steps
+
+
+@pytest.mark.long
 def test_it_is_measured_with_the_validation_loss_and_changes_no_bit(metered):
     trainer, received = metered
     without, silent = trained(OFF)
