@@ -15,6 +15,7 @@ from flux2_train.data.folder import read_folder
 from flux2_train.errors import UserError
 from flux2_train.events import Completed
 from flux2_train.host.loading import files
+from flux2_train.names import same_file
 from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.pack import contents, copying
 from flux2_train.settings import job as jobs
@@ -253,3 +254,15 @@ def test_a_table_of_pictures_is_written_anew_without_its_paths(tmp_path, named):
     dataset, again, written = packed_again(tmp_path, settings)
     assert len(dataset.items) == 2 and again.fingerprint == dataset.fingerprint
     assert OWNER.encode() not in written and str(tmp_path).encode() not in written
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("a.safetensors", "a.safetensors", True), ("a.safetensors", "/models/x/a.safetensors", True),
+        ("sub\\a.safetensors", "a.safetensors", True), ("x/a.safetensors", "y/a.safetensors", False),
+        ("a.safetensors", "b.safetensors", False), ("", "", True), ("", "a.safetensors", False), ("", "x/", False),
+    ],
+)  # fmt: skip
+def test_a_file_without_a_folder_may_lie_in_any(one, other, same):
+    assert same_file(one, other) is same_file(other, one) is same
