@@ -40,14 +40,15 @@ class Gathered(Direct):
     """Transfers between the processes of a run. ``received`` counts the bytes that came from the others.
 
     A collective waits by itself for what the device was asked to do before, so a buffer is not overwritten while it is
-    being read. Call after torch.distributed was initialised.
+    being read. But two collectives may run at the same time, so one that was begun for a wrong guess is waited for
+    before its buffer is filled again. Call after torch.distributed was initialised.
     """
 
     def __init__(self, device: torch.device):
         super().__init__(device)
         self.pins = False
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
-        self.under_way: list[dist.Work] = []
+        self.under_way: dict[int, dist.Work] = {}  # the last one into each buffer, by its address
         self.received = 0
 
     def group(self, weights: Mapping[str, Sequence[Tensor]]) -> Part:
@@ -56,9 +57,10 @@ class Gathered(Direct):
 
     def gather(self, own: Tensor, buffer: Tensor) -> dist.Work:
         """Begin to put the parts of all processes into ``buffer``, one after the other. Returns it for ``wait``."""
+        self.wait(self.under_way.get(buffer.data_ptr()))
         work = dist.all_gather_into_tensor(buffer, own, async_op=True)
         self.received += buffer.nbytes - own.nbytes
-        self.under_way = [each for each in self.under_way if not each.is_completed()] + [work]
+        self.under_way[buffer.data_ptr()] = work
         return work
 
     def wait(self, arrival: dist.Work | None) -> None:
@@ -69,4 +71,4 @@ class Gathered(Direct):
     def finish(self) -> None:
         """See ``Direct``."""
         while self.under_way:
-            self.under_way.pop().wait()
+            self.under_way.popitem()[1].wait()

@@ -51,6 +51,16 @@ def test_shared_base_gives_the_bits_of_the_whole_one_and_the_bytes_of_the_plan(t
                       f"{found['planned']}; {found['kept']} bytes kept of {found['whole']}")  # fmt: skip
 
 
+@pytest.mark.long
+def test_in_any_order_every_process_reads_what_was_cut(tmp_path):
+    """Also where the ring has guessed wrong: the buffer that is then filled again may still be arriving."""
+    done = run_in_processes(2, "gather_probe.py", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"out.{rank}").read_text())
+        assert found["wrong"] == 0 and found["missed"] > found["reads"] // 4, found
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_parts_one_after_the_other_are_the_group(count):
     generator = torch.Generator().manual_seed(1)
