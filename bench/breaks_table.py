@@ -226,6 +226,9 @@ AROUND = (
           "if process is None", "tests/runs/several/test_several.py", "ends_with_the_process"),
     Break("part-of-the-first", "flux2_train/streaming/gathering.py", "source[first - start : last - start]",
           "source[: last - first]", "tests/streaming/test_gathering.py", "parts_one_after"),
+    Break("gather-into-one-on-its-way", "flux2_train/streaming/gathering.py",
+          "        self.wait(self.under_way.get(buffer.data_ptr()))\n", "",
+          "tests/streaming/test_gathering.py", "in_any_order"),
     Break("failure-exits-0", "scripts/setup.sh", 'fail() { echo "error: $*" >&2; exit 1; }',
           'fail() { echo "error: $*" >&2; exit; }', "tests/test_scripts.py", "wrong_comfyui"),
 )
