@@ -1,4 +1,5 @@
-// A run as the panel shows it, added up from the lines of its record (docs/run-folder.md). It knows neither page nor server.
+// A run as the panel shows it, added up from the lines of its record (docs/run-folder.md). It knows neither page nor
+// server, only the language.
 import { words } from "../words.js";
 
 const RECENT = 20; // steps whose mean duration says how long the rest takes
