@@ -167,6 +167,17 @@ def test_no_text_of_panel_windows_and_tab_stands_outside_words(folder):
     assert len(paths) > 5 and {name: texts for name, texts in loose.items() if texts} == {}
 
 
+def test_whoever_calls_words_imports_it():
+    """A module that does not fails when the text is shown, which may be in a window that no test opens."""
+    sources = {
+        path: path.read_text("utf-8") for path in sorted((ROOT / "web").rglob("*.js")) if "vendor" not in path.parts
+    }
+    calling = {path.name: text for path, text in sources.items() if re.search(r"\bwords\(", text)}
+    assert len(calling) > 20
+    known = re.compile(r"import \{[^}]*\bwords\b[^}]*\} from|export function words")
+    assert [name for name, text in calling.items() if not known.search(text)] == []
+
+
 def test_a_text_outside_words_is_found():
     source = """
         button("log"); button(words("log")); el("p", { className: "row wide", title: "next" }); // not a "text here"

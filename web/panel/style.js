@@ -1,4 +1,6 @@
 // What the panel of a run looks like, in the colours of ComfyUI's theme.
+import { words } from "../words.js";
+
 const SHEET = new URL("../vendor/uPlot.min.css", import.meta.url).href;
 const STYLE = `
 .flux2-run { --ours: #8f74ff; --good: #4caf7d; --warn: #e0a030; --bad: #e8746b; --text: var(--fg-color, #ddd);
