@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "accelerate", "peft", "numpy", "scipy", "PIL")
 COMMANDS = (
     "train", "resume", "stop", "pause", "save", "preview", "change", "queue", "pack", "unpack", "sample", "merge",
-    "convert", "cache latents", "cache embeds", "cache prune", "dataset check", "flavours", "settings", "import",
-    "plan", "doctor",
+    "convert", "publish", "cache latents", "cache embeds", "cache prune", "dataset check", "flavours", "settings",
+    "import", "plan", "doctor",
 )  # fmt: skip
 PACKAGES = [m.name for m in pkgutil.walk_packages(flux2_train.__path__, "flux2_train.") if m.ispkg]
 # Runs command lines one after the other, each as `python -m flux2_train` does, and says what they have imported.

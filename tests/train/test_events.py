@@ -91,6 +91,10 @@ EXPECTED = {
     events.Validated: lambda found: (
         [(e.step, e.held_out) for e in found] == [(0, False), (STEPS, False)] and all(e.loss > 0 for e in found)
     ),
+    events.SelectivityMeasured: lambda found: (
+        [e.step for e in found] == [STEPS] and all(e.taught > 0 and e.leaked > 0 for e in found)
+    ),
+    events.BestSoFar: lambda found: [e.step for e in found] == [STEPS],
     events.Previewed: lambda found: [(e.step, [p.label for p in e.pictures]) for e in found] == [(STEPS, [PROMPT])],
     events.ImagesMeasured: lambda found: [(e.step, len(e.images)) for e in found] == [(0, 6), (STEPS, 6)],
     events.Steered: lambda found: [(e.step, e.text) for e in found] == [(2, "learning rate 0.003")],
@@ -127,9 +131,11 @@ def test_what_happens_is_told_in_its_order(received):
         assert type(part[0]) is events.Started and part[-1] == events.Saved(part[-1].path, stopped)
         assert type(part[-2]) is events.Checkpointed
         assert kinds.index(events.Planned) < kinds.index(events.Validated) < kinds.index(events.Stepped)
-    last = [kind for kind in map(type, second) if kind is not events.Phase][-7:]
-    assert last == [events.Stepped, events.Validated, events.ImagesMeasured, events.Previewed, events.Completed,
-                    events.Checkpointed, events.Saved]  # fmt: skip
+    last = [kind for kind in map(type, second) if kind is not events.Phase][-9:]
+    assert last == [
+        events.Stepped, events.Validated, events.SelectivityMeasured, events.BestSoFar, events.ImagesMeasured,
+        events.Previewed, events.Completed, events.Checkpointed, events.Saved,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)

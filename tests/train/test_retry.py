@@ -15,6 +15,7 @@ from flux2_train import events
 from flux2_train.errors import UserError
 from flux2_train.host.borrowed import borrow
 from flux2_train.host.borrowed.frozen import FrozenLinear
+from flux2_train.host.borrowed.lora_linear import LoraLinear
 from flux2_train.host.borrowed.streamed import within
 from flux2_train.host.system import machine
 from flux2_train.host.system.memory import is_out_of_memory
@@ -24,6 +25,7 @@ from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
 
 CPU = torch.device("cpu")
+LINEARS = (FrozenLinear, LoraLinear)
 SHORT = TrainingSettings(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0)
 
 
@@ -49,20 +51,25 @@ def plain(parts):
 
 @contextmanager
 def failing(where, at):
-    """The device has no memory left at the ``at``-th call of a frozen Linear's forward or backward, once."""
-    original, calls = getattr(FrozenLinear, where), [0]
+    """The device has no memory left at the ``at``-th call of a Linear's forward or backward, once.
 
-    def fail(*args):
-        calls[0] += 1
-        if calls[0] == at:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 byte")
-        return original(*args)
+    Linears are frozen ones, and frozen ones with a LoRA, which are one function with it.
+    """
+    calls = [0]
 
-    setattr(FrozenLinear, where, staticmethod(fail))
-    try:
+    def fail(original):
+        def call(*args):
+            calls[0] += 1
+            if calls[0] == at:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 byte")
+            return original(*args)
+
+        return staticmethod(call)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for function in LINEARS:
+            patch.setattr(function, where, fail(getattr(function, where)))
         yield calls
-    finally:
-        setattr(FrozenLinear, where, staticmethod(original))
 
 
 @pytest.mark.parametrize("changes", [
@@ -174,11 +181,12 @@ def test_without_a_level_left_the_error_is_the_devices_own(parts):
 def test_other_errors_are_not_repeated(parts, monkeypatch):
     calls = []
 
-    def fail(ctx, x, layer):
-        calls.append(layer)
+    def fail(ctx, x, *rest):
+        calls.append(rest)
         raise ValueError("no")
 
-    monkeypatch.setattr(FrozenLinear, "forward", staticmethod(fail))
+    for function in LINEARS:
+        monkeypatch.setattr(function, "forward", staticmethod(fail))
     with pytest.raises(ValueError, match="no"):
         train(parts, checkpointing=False)
     assert len(calls) == 1
