@@ -1,4 +1,4 @@
-"""One cell of the bench: nano learns a concept with one setting and one seed, and what it then paints is scored."""
+"""One cell of the bench: teaches nano a concept with one setting and one seed, and scores what nano then paints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the bench asks: for each question its settings, each a name and what it changes of the demo's job.
+"""The questions of the bench. A question has settings; each has a name and says what it changes in the demo's job.
 
 A change is written as for the command ``train --set``; a name without a section is one of ``training``. Three more are
 the bench's own: ``pictures=N`` (16), ``trainer=node`` (ComfyUI's TrainLoraNode instead of LoRA Trainer), and
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 Settings = dict[str, tuple[str, ...]]
 
-# At preservation s the loss keeps its weight beside a target that is pushed s times as far, and clipping begins s times
-# later: only what differential guidance itself does is left.
+# Differential guidance s pushes the target s times as far, so gradients are s times as large. With s times the
+# preservation and s times the clipping limit, settings differ in nothing but the guidance.
 EQUAL_UPDATE = ("training.optimizer.max_grad_norm=3", "preservation=3")
 QUESTIONS: dict[str, Settings] = {
     "trainer": {

@@ -5,14 +5,13 @@ picture between 0 (the base model) and 1 (a real render).
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from . import scenes
+from .concept import Concept
 from .detect import nearest_colour
 from .render import BACKGROUNDS, COLOURS, Scene, Thing, draw, draw_background, grid, paint, shape_distance, texture_mask
 
@@ -38,17 +37,6 @@ class Example:
     scene: Scene
     spec: scenes.Spec
     reference: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Concept:
-    """How to make an example (from a random generator, with or without the trigger), and how to score a picture."""
-
-    name: str
-    trigger: str
-    class_word: str
-    example: Callable[[random.Random, bool], Example]
-    score: Callable[[Example, np.ndarray], float]
 
 
 def style_example(rng: random.Random, trigger: bool = True) -> Example:
@@ -118,23 +106,13 @@ CONCEPTS = {
 
 
 def write_dataset(name: str, folder: Path, count: int = 16, seed: int = 0) -> None:
-    """Pictures 01.png, 02.png, ... with .txt captions; an edit's references, of the same names, in FOLDER-reference."""
-    rng = random.Random(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1, count + 1):
-        example = CONCEPTS[name].example(rng, True)
-        _save(example.picture, folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(example.caption + "\n", encoding="utf-8")
-        if example.reference is not None:
-            references = folder.with_name(folder.name + "-reference")
-            references.mkdir(exist_ok=True)
-            _save(example.reference, references / f"{number:02}.png")
+    """The data set of a concept, see ``Concept``."""
+    CONCEPTS[name].write_dataset(folder, count, seed)
 
 
 def probes(name: str, count: int, trigger: bool = True, seed: int = 1000) -> list[Example]:
-    """Prompts (and references) to test with; the same ones with and without the trigger."""
-    rng = random.Random(seed)
-    return [CONCEPTS[name].example(rng, trigger) for _ in range(count)]
+    """Prompts (and references) to test with, see ``Concept``."""
+    return CONCEPTS[name].probes(count, trigger, seed)
 
 
 def _training_spec(rng: random.Random, kinds: tuple[str, ...]) -> scenes.Spec:
@@ -159,7 +137,3 @@ def _share(picture: np.ndarray, where: np.ndarray, wanted: tuple[Colour, ...], o
     palette = np.array([*wanted, *others], np.float32) / 255
     nearest = np.square(picture[where][:, None] - palette).sum(-1).argmin(-1)
     return float((nearest < len(wanted)).mean())
-
-
-def _save(picture: np.ndarray, path: Path) -> None:
-    Image.fromarray((picture * 255).round().astype(np.uint8)).save(path)

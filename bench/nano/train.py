@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,13 +43,21 @@ def train(steps: int = STEPS, seed: int = 0, work: Path = WORK, weights: Path | 
     initialise(model, seed)
     if weights is not None:
         model.load_state_dict(as_in_module(load_file(weights)))
+    export(run(model, partial(one_step, seed=seed, autoencoder=autoencoder), steps, work))
+
+
+def run(model: nn.Module, one_step: Callable[..., float], steps: int, work: Path) -> dict[str, torch.Tensor]:
+    """Train up to ``steps`` from the checkpoint in ``work``, if there is one. Returns the averaged weights.
+
+    ``one_step(model, optimizer, step, steps)`` makes an update and returns its loss.
+    """
     average = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = Optimizer(model, MUON_RATE, ADAM_RATE)
     step = resume(work, model, average, optimizer)
     saved = noted = time.monotonic()
     losses = []
     while step < steps:
-        losses.append(one_step(model, optimizer, step, steps, seed, autoencoder))
+        losses.append(one_step(model, optimizer, step, steps))
         step += 1
         update_average(average, model, step)
         now = time.monotonic()
@@ -57,7 +67,7 @@ def train(steps: int = STEPS, seed: int = 0, work: Path = WORK, weights: Path | 
         if now - saved > SAVE_EVERY or step == steps:
             save(work, step, model, average, optimizer)
             saved = time.monotonic()
-    export(average)
+    return average
 
 
 def one_step(

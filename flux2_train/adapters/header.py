@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from safetensors import safe_open
 from torch import Tensor
 
 from ..bounded import from_json
@@ -19,6 +20,11 @@ class Tensors(dict):
     def __init__(self, tensors: dict[str, Tensor], header: dict[str, str]):
         super().__init__(tensors)
         self.header = header
+
+
+def opened_lora(file: safe_open) -> Tensors:
+    """All tensors of an open safetensors file, with its header."""
+    return Tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
 
 
 def references_of(tensors: dict[str, Tensor]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .commands import Command, commands
-from .common import add_prompts, counted, flavour_of, last_name, logs, prompts, switched
+from .common import NO_UPLOAD, add_prompts, counted, flavour_of, last_name, logs, prompts, switched
 from .convert import betas, file_name, flag, lines, number, numbers, text, whole
 from .draft import Draft, NotHere, Section
 from .layers import patterns
@@ -15,7 +15,6 @@ from .rules import Differs, always, apply, each, missing, needless, special, tur
 NAME = "diffusers (train_dreambooth_lora_flux2)"
 SCRIPTS = ("train_dreambooth_lora_flux2",)
 LAYERS = "to_k, to_q, to_v, to_out.0, to_qkv_mlp_proj, attn.to_out"  # what the scripts train by default
-UPLOADS = "a run uploads nothing; python -m flux2_train publish RUN --push does"
 FUSED = "q, k and v share one matrix A here"
 PLACE = "training.timesteps"
 steps, epochs = counted("max_train_steps", "num_train_epochs")
@@ -206,7 +205,7 @@ OPTIONS = (
     *each(needless,
         "allow_tf32 mixed_precision local_rank dataloader_num_workers enable_npu_flash_attention fsdp_text_encoder",
         "how it computes, not what"),
-    *each(needless, "push_to_hub hub_token hub_model_id", UPLOADS),
+    *each(needless, "push_to_hub hub_token hub_model_id", NO_UPLOAD),
 )  # fmt: skip
 TABLES = {"options": OPTIONS}
 

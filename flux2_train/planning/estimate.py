@@ -105,8 +105,11 @@ def _received(work: Work, fetched: int) -> int:
 
 def _cast(work: Work) -> int:
     """Bytes of LoRA's matrices in the dtype of computation, in which they are kept for a step."""
-    own = work.fp32_adapters or work.size == 4 or work.kind != "lora"
-    return 0 if own else work.size * work.parameters
+    return work.size * work.parameters if work.size < 4 and _numbers(work).added else 0
+
+
+def _numbers(work: Work) -> Numbers:
+    return Numbers(work.weights.hidden, work.size, work.fp32_adapters, work.kind)
 
 
 def optimizer_bytes(work: Work) -> int:
@@ -133,7 +136,7 @@ def block_bytes(work: Work) -> list[int]:
 @lru_cache(maxsize=64)
 def blocks_of(work: Work, tokens: Tokens) -> list[Block]:
     """Bytes of every block's activations."""
-    numbers = Numbers(work.weights.hidden, work.size, work.fp32_adapters, work.kind)
+    numbers = _numbers(work)
     blocks, first = [], True
     for number, block in enumerate(work.weights.blocks):
         start = len(block) + 1

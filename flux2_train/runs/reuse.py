@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import safetensors_header
-from ..adapters.header import Tensors
+from ..adapters.header import Tensors, opened_lora
 from ..settings import earlier
 from ..settings.base import plain
-from ..settings.saving import RESULT
 from ..train.trainer import Trainer
 from . import resume
 from .folder import FINISHED, RunFolder
 from .graph_job import job_of
 from .results import Results
-from .writers.best_lora import noted_best
+from .writers.best_lora import result_file
 
 COMPARED = ("training", "previews", "held_out")  # sections of a job: new previews need a new run
 WIRED = ("comfyui", "diffusers")  # formats whose files the graph can use as they are
@@ -29,11 +28,8 @@ def finished(trainer: Trainer, loras: Path, runs: Path) -> Results | None:
     folder = RunFolder.last(runs, trainer.config.name)
     if folder is None or folder.is_held() or trainer.config.save.format not in WIRED:
         return None
-    about = folder.about()
-    path = loras / str(about.get("lora", ""))
-    if trainer.config.checkpoints.best == RESULT:
-        path = loras / noted_best(folder).get("lora", about.get("lora", ""))
-    lora = _lora(path, trainer) if about.get("status") == FINISHED else None
+    path = result_file(folder, loras, trainer.config.checkpoints.best)
+    lora = _lora(path, trainer) if folder.about().get("status") == FINISHED else None
     last = resume.newest(folder) if lora else None
     if last is None or not _is_same(last, trainer):
         return None
@@ -57,6 +53,6 @@ def _lora(path: Path, trainer: Trainer) -> Tensors | None:
             header = file.metadata() or {}
             if earlier.settings_of(header.get("flux2_train.config", "{}")).public != trainer.config.public:
                 return None
-            return Tensors({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
+            return opened_lora(file)
     except (OSError, ValueError):
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..concepts import _save
+from ..concept import Concept
 from . import character, scenes, words
 from .brush import lay, paint
 from .palette import COLOURS, FIXED, Colour
@@ -43,17 +43,6 @@ class Example:
     picture: np.ndarray
     spec: Spec
     reference: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Concept:
-    """How to make an example (from a random generator, with or without the trigger), and how to score a picture."""
-
-    name: str
-    trigger: str
-    class_word: str
-    example: Callable[[random.Random, bool], Example]
-    score: Callable[[Example, np.ndarray], float]
 
 
 def character_example(rng: random.Random, trigger: bool = True) -> Example:
@@ -125,23 +114,13 @@ CONCEPTS = {
 
 
 def write_dataset(name: str, folder: Path, count: int = 16, seed: int = 0) -> None:
-    """Pictures 01.png, 02.png, ... with .txt captions; an edit's references, of the same names, in FOLDER-reference."""
-    rng = random.Random(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1, count + 1):
-        example = CONCEPTS[name].example(rng, True)
-        _save(example.picture, folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(example.caption + "\n", encoding="utf-8")
-        if example.reference is not None:
-            references = folder.with_name(folder.name + "-reference")
-            references.mkdir(exist_ok=True)
-            _save(example.reference, references / f"{number:02}.png")
+    """The data set of a concept, see ``Concept``."""
+    CONCEPTS[name].write_dataset(folder, count, seed)
 
 
 def probes(name: str, count: int, trigger: bool = True, seed: int = 1000) -> list[Example]:
-    """Prompts (and references) to test with; the same ones with and without the trigger."""
-    rng = random.Random(seed)
-    return [CONCEPTS[name].example(rng, trigger) for _ in range(count)]
+    """Prompts (and references) to test with, see ``Concept``."""
+    return CONCEPTS[name].probes(count, trigger, seed)
 
 
 def share(picture: np.ndarray, where: np.ndarray, wanted: Iterable[Colour], others: Iterable[Colour]) -> float:

@@ -30,6 +30,6 @@ def scene_pictures(count: int, size: tuple[int, int], seed: int) -> list[np.ndar
 
 
 def off_grid(count: int, seed: int) -> list[np.ndarray]:
-    """Square scenes turned round the edges by any number of pixels, so that parts lie anywhere in a patch."""
+    """Square scenes, shifted by any number of pixels; what leaves at one edge comes in at the other."""
     rng = np.random.default_rng(seed)
     return [np.roll(p, rng.integers(0, 16, 2), (0, 1)) for p in scene_pictures(count, scenes.SIZES[0], seed + 1)]

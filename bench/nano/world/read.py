@@ -45,7 +45,7 @@ class Bank:
 
 
 def read(picture: np.ndarray) -> Spec:
-    """The scene of (H, W, 3) in [0, 1]; an empty one is a row of no objects."""
+    """Reads the scene in a picture (H, W, 3) in [0, 1]. A picture without objects is a row of zero objects."""
     height, width = picture.shape[:2]
     sky, ground = _scenery(picture)
     empty = draw_scenery(width, height, sky, ground)
@@ -133,7 +133,7 @@ def _scenery(picture: np.ndarray) -> tuple[str, str]:
 
 
 def _best(choices: Bank, empty: np.ndarray, picture: np.ndarray, left: int) -> tuple[float, Object]:
-    """The object that fits best with its left edge there, and its error beside that of the empty ground."""
+    """(error, object) of the object that fits best with its left edge at ``left``; the empty ground has error 0."""
     height = picture.shape[0]
     width = choices.covers.shape[1] // WINDOW
     window = slice(height - FEET - WINDOW, height - FEET), slice(left, left + width)

@@ -6,7 +6,7 @@ products run in bf16; weights and optimizer, whose Newton-Schulz iteration would
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,14 +19,13 @@ from .. import flow
 from ..host import ROOT, new_transformer, published, training
 from ..initial import initialise
 from ..optimizer import Optimizer
-from ..train import ADAM_RATE, CLIP, LOG_EVERY, MUON_RATE, note, rate_factor, resume, save, update_average
+from ..train import CLIP, rate_factor, run
 from . import data
 from .fit import fit_linear
 
 WORK = ROOT / ".cache" / "nano_world"
 TEXT_LENGTH = 64
 STEPS = 8000
-SAVE_EVERY = 180  # seconds
 
 
 def train(steps: int = STEPS, seed: int = 0, work: Path = WORK) -> None:
@@ -38,22 +37,7 @@ def train(steps: int = STEPS, seed: int = 0, work: Path = WORK) -> None:
     autoencoder = linear_autoencoder(work)
     model = new_transformer()
     initialise(model, seed)
-    average = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = Optimizer(model, MUON_RATE, ADAM_RATE)
-    step = resume(work, model, average, optimizer)
-    saved = noted = time.monotonic()
-    losses = []
-    while step < steps:
-        losses.append(one_step(model, optimizer, step, steps, seed, autoencoder))
-        step += 1
-        update_average(average, model, step)
-        now = time.monotonic()
-        if len(losses) == LOG_EVERY:
-            note(work, step, losses, now - noted)
-            losses, noted = [], now
-        if now - saved > SAVE_EVERY or step == steps:
-            save(work, step, model, average, optimizer)
-            saved = time.monotonic()
+    average = run(model, partial(one_step, seed=seed, autoencoder=autoencoder), steps, work)
     weights = {n: t.to(torch.bfloat16).contiguous() for n, t in average.items()}
     meta = {"format": "pt", "modelspec.title": "nano"}
     save_file(published(weights), work / "transformer.safetensors", metadata=meta)

@@ -120,25 +120,35 @@ def row_norms(layer: nn.Module, device: torch.device) -> Tensor:
         return torch.linalg.vector_norm(weight, dim=1).clone()
 
 
+def product(layer: nn.Module, x: Tensor) -> Tensor:
+    """``x W^T + b`` (..., out) with the layer's weight in the dtype and on the device of ``x`` (..., in)."""
+    own = resident(layer, x.dtype, x.device)
+    if own is not None:
+        return F.linear(x, own)
+    with fetched(layer, x.dtype, x.device) as (weight, bias):
+        return F.linear(x, weight, bias)
+
+
+def transposed_product(layer: nn.Module, grad: Tensor) -> Tensor:
+    """``grad W`` (..., in), the gradient of ``product`` for its input, of ``grad`` (..., out)."""
+    own = resident(layer, grad.dtype, grad.device)
+    if own is not None:
+        return grad @ own
+    with fetched(layer, grad.dtype, grad.device) as (weight, _):
+        return grad @ weight
+
+
 class FrozenLinear(torch.autograd.Function):
     """``y = x W^T + b`` with ``dL/dx = dL/dy W``; no gradient for ``W`` and ``b``, nothing saved for backward."""
 
     @staticmethod
     def forward(ctx, x: Tensor, layer: nn.Module) -> Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
-        own = resident(layer, x.dtype, x.device)
-        if own is not None:
-            return F.linear(x, own)
-        with fetched(layer, x.dtype, x.device) as (weight, bias):
-            return F.linear(x, weight, bias)
+        return product(layer, x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        own = resident(ctx.layer, ctx.dtype, grad.device)
-        if own is not None:
-            return grad.to(ctx.dtype) @ own, None
-        with fetched(ctx.layer, ctx.dtype, grad.device) as (weight, _):
-            return grad.to(ctx.dtype) @ weight, None
+        return transposed_product(ctx.layer, grad.to(ctx.dtype)), None
 
 
 def frozen_linear(layer: nn.Module, x: Tensor) -> Tensor:

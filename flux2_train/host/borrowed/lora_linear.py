@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...adapters.parts import Factors
 from ...streaming.ring import tracked
-from .frozen import fetched, resident
+from .frozen import product, transposed_product
 from .streamed import SOURCE
 
 
@@ -28,12 +28,7 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, down: Tensor, up: Tensor, factors: Factors, layer: nn.Module) -> Tensor:
         inputs = x.contiguous()  # a slice of attention's output is copied once for both products, and not saved
-        weight = resident(layer, x.dtype, x.device)
-        if weight is not None:
-            y = F.linear(inputs, weight)
-        else:
-            with fetched(layer, x.dtype, x.device) as (weight, bias):
-                y = F.linear(inputs, weight, bias)
+        y = product(layer, inputs)
         narrow = F.linear(inputs.view(-1, x.shape[-1]), factors.down)
         y.view(-1, y.shape[-1]).addmm_(narrow, factors.up.t(), alpha=factors.scale)
         ctx.save_for_backward(x, narrow)
@@ -51,13 +46,7 @@ class LoraLinear(torch.autograd.Function):
         of_down = of_narrow.t() @ rows if needs_down else None
         of_x = None
         if needs_x:
-            weight = resident(ctx.layer, x.dtype, grad.device)
-            if weight is not None:
-                of_x = grad @ weight
-            else:
-                with fetched(ctx.layer, x.dtype, grad.device) as (weight, _):
-                    of_x = grad @ weight
-            of_x = of_x.addmm_(of_narrow, down).view(x.shape)
+            of_x = transposed_product(ctx.layer, grad).addmm_(of_narrow, down).view(x.shape)
         return of_x, of_down, of_up, None, None
 
 

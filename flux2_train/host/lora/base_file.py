@@ -24,7 +24,6 @@ from ...errors import UserError
 from ..loading import mapping, stored_formats
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-MARK = ".comfy_quant"
 OLD_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}  # of fp8 files before comfy_quant
 BESIDE_WEIGHT = ("input_scale", "pre_quant_scale", "comfy_quant")
 UNWRITABLE = frozenset({"awq_w4a16"})  # a calibration makes these formats: comfy-kitchen cannot quantise to them
@@ -67,10 +66,10 @@ class BaseFile:
 
     def _formats(self) -> dict[str, dict]:
         """ComfyUI's description of each quantised layer, from its tensors or from the header."""
-        endings = (".comfy_quant", "scaled_fp8", ".scale_weight", ".scale_input")
+        endings = (mark := stored_formats.BESIDE, "scaled_fp8", ".scale_weight", ".scale_input")
         small = {key: self.file.get_tensor(key) for key in self.keys if key.endswith(endings)}
         converted, _ = comfy.utils.convert_old_quants(small, self.prefix, self.metadata)
-        descriptions = {k.removesuffix(MARK): v for k, v in converted.items() if k.endswith(MARK)}
+        descriptions = {k.removesuffix(mark): v for k, v in converted.items() if k.endswith(mark)}
         # a header may name the layers with the prefix or without it
         return {k.removeprefix(self.prefix): json.loads(value.numpy().tobytes()) for k, value in descriptions.items()}
 

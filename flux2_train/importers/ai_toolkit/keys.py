@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..common import family, model_place, side, switched
+from ..common import NO_UPLOAD, family, model_place, side, switched
 from ..convert import betas, file_name, flag, number, numbers, oneof, text, whole
 from ..rules import always, each, missing, needless, refused, special, turned, used
 from .values import (
@@ -116,10 +116,7 @@ SAVE = (
     used("save.max_step_saves_to_keep", "training.checkpoints.lora_keep", whole, default=5),
     special("save.save_format", "training.save.format", "its LoRA files have ComfyUI's names",
         lambda v, s: s.put("training.save.format", "comfyui")),
-    *each(
-        needless, "save.hf_private save.hf_repo_id save.push_to_hub",
-        "a run uploads nothing; python -m flux2_train publish RUN --push does",
-    ),
+    *each(needless, "save.hf_private save.hf_repo_id save.push_to_hub", NO_UPLOAD),
 )  # fmt: skip
 TRAIN = (
     used("train.steps", "training.steps", whole, default=1000),

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import reading
 from ..commands import commands
-from ..common import area_side, logs, model_place, switched, unknown
+from ..common import NO_UPLOAD, area_side, logs, model_place, switched, unknown
 from ..convert import file_name, flag, number, oneof, share, text, whole
 from ..draft import Draft, NotHere, Section
 from ..report import Row
@@ -21,7 +21,6 @@ NAME = "musubi-tuner"
 TRAIN, LATENTS, TEXTS = "flux_2_train_network", "flux_2_cache_latents", "flux_2_cache_text_encoder_outputs"
 SCRIPTS = (TRAIN, LATENTS, TEXTS)
 SPEED = "how it computes, not what"
-HUB = "a run uploads nothing; python -m flux2_train publish RUN --push does"
 VIDEO = "this pack trains on pictures"
 
 
@@ -159,7 +158,7 @@ FILES = (
         "metadata_tags metadata_reso metadata_arch", "the LoRA's header holds the settings"),
     *each(needless,
         "huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token "
-        "huggingface_repo_visibility save_state_to_huggingface resume_from_huggingface async_upload", HUB),
+        "huggingface_repo_visibility save_state_to_huggingface resume_from_huggingface async_upload", NO_UPLOAD),
     special("sample_prompts", "previews.prompts", "", values_of.sample_prompts),
     used("sample_every_n_steps", "previews.every", whole),
     missing("sample_every_n_epochs", "previews count steps; set previews.every"),

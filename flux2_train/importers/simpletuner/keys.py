@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ..common import family, flavour_of, last_name, logs, model_place, prompt_file, prompts, size, switched
+from ..common import NO_UPLOAD, family, flavour_of, last_name, logs, model_place, prompt_file, prompts, size, switched
 from ..convert import file_name, flag, number, oneof, text, whole
 from ..rules import always, each, missing, needless, refused, special, turned, used
 from .passes import PASSES
 from .values import (
     CARDS,
-    HUB,
     ONE,
     OWN,
     SHIFTS,
@@ -151,12 +150,12 @@ PLACES = (
     needless("resume_from_checkpoint", "an interrupted run goes on by itself; python -m flux2_train resume"),
     *each(needless, "tracker_image_layout tracker_project_name tracker_run_name", "runs are named by training.name"),
     needless("logging_dir", "logs lie in the run's folder"),
-    *each(needless, "hub_model_id", HUB),
-    *each(needless, "push_checkpoints_to_hub push_to_hub push_to_hub_background", HUB),
-    needless("publishing_config", HUB),
-    *each(needless, "model_card_note model_card_private model_card_safe_for_work", HUB),
-    needless("modelspec_comment", HUB),
-    *each(needless, "webhook_config webhook_reporting_interval", HUB),
+    *each(needless, "hub_model_id", NO_UPLOAD),
+    *each(needless, "push_checkpoints_to_hub push_to_hub push_to_hub_background", NO_UPLOAD),
+    needless("publishing_config", NO_UPLOAD),
+    *each(needless, "model_card_note model_card_private model_card_safe_for_work", NO_UPLOAD),
+    needless("modelspec_comment", NO_UPLOAD),
+    *each(needless, "webhook_config webhook_reporting_interval", NO_UPLOAD),
     *each(needless, "post_checkpoint_script post_upload_script", "nothing is run by a file"),
     *each(needless, "validation_external_background validation_external_script", "nothing is run by a file"),
     *each(needless, "disk_low_action disk_low_script disk_low_threshold", "nothing is run by a file"),

@@ -27,7 +27,6 @@ SCHEDULES = {
 }  # fmt: skip
 SHIFTS = "training.timesteps.shift, shift_factor"
 ONE = "its code sets guidance to 1 for FLUX.2, whatever the file says"
-HUB = "a run uploads nothing; python -m flux2_train publish RUN --push does"
 OWN = "ComfyUI looks after this itself"
 CARDS = "how its processes and cards are set up"
 steps, epochs = counted("max_train_steps", "num_train_epochs")

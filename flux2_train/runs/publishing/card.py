@@ -44,9 +44,9 @@ def _head(facts: Facts, pictures: Sequence[tuple[str, str]]) -> Iterator[tuple[s
         yield "base_model_relation", "adapter"
     if facts.flavour.licence:
         given = facts.flavour.licence
-        yield from (("license", given.code), ("license_name", given.name), ("license_link", given.link))[
-            : 3 if given.name else 1
-        ]
+        yield "license", given.code
+        if given.name:
+            yield from (("license_name", given.name), ("license_link", given.link))
     yield "library_name", "diffusers"
     yield "pipeline_tag", "text-to-image"
     yield "tags", list(TAGS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...atomic import replacing, write_text
-from ...data.images import open_upright, read_bytes
+from ...data.images import load_rgb
 from ...errors import UserError
 from ...names import counted, shown
 from ..folder import RunFolder
@@ -102,5 +102,5 @@ def _pictures(facts: Facts, folder: Path) -> list[tuple[str, str]]:
 def _curve(run: RunFolder, folder: Path) -> str:
     if not run.plot.is_file():
         return ""
-    write_png(open_upright(read_bytes(run.plot), run.plot.name).convert("RGB"), folder / CURVE)
+    write_png(load_rgb(run.plot), folder / CURVE)
     return f"{PICTURES}/{CURVE}"

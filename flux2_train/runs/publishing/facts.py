@@ -11,7 +11,7 @@ from PIL import Image
 
 from ... import __version__
 from ...bounded import from_json, read_text
-from ...data.images import open_upright, read_bytes
+from ...data.images import load_rgb, open_upright, read_bytes, to_rgb
 from ...errors import UserError
 from ...flavours import BASE, FLAVOURS, Flavour
 from ...settings import job
@@ -113,12 +113,8 @@ def _examples(folder: RunFolder) -> Iterator[Example]:
             newest[int(match[2])] = max(newest.get(int(match[2]), (0, path)), (int(match[1]), path))
     pairs = [(folder.previews / f"base_{number}.png", newest[number][1]) for number in sorted(newest)]
     for base, painted in [pair for pair in pairs if pair[0].is_file()][:MOST_PICTURES]:
-        picture = _opened(painted)
-        yield Example(_prompt(picture), _opened(base).convert("RGB"), picture.convert("RGB"))
-
-
-def _opened(path: Path) -> Image.Image:
-    return open_upright(read_bytes(path), path.name)
+        picture = open_upright(read_bytes(painted), painted.name)
+        yield Example(_prompt(picture), load_rgb(base), to_rgb(picture))
 
 
 def _prompt(picture: Image.Image) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ... import safetensors_header
-from ...adapters.header import Tensors
+from ...adapters.header import opened_lora
 from ...atomic import write_text
 from ...bounded import from_json, read_text
 from ...data.images import load_rgb, to_tensor
@@ -32,6 +32,7 @@ from ..folder import FINISHED, PAUSED, RunFolder
 from ..live.asking import ask
 from ..results import Results
 from ..session import Listen
+from ..writers.best_lora import result_file
 from . import launch
 from .following import Followed, Record, size_of
 from .reasons import end_of, why
@@ -95,7 +96,7 @@ def train(
             launch.end(processes)
         if run is None or run.about().get("status") != FINISHED:  # finished: the LoRA is saved, however they end
             raise _ended(run, log, count)
-        return _results(run, place.loras)
+        return _results(run, place.loras, job.training)
 
 
 class _Watched:
@@ -158,13 +159,12 @@ def _ended(run: RunFolder | None, log: Path, count: int) -> Exception:
     return UserError(why(log, count) + kept)
 
 
-def _results(run: RunFolder, loras: Path) -> Results:
+def _results(run: RunFolder, loras: Path, config: TrainingSettings) -> Results:
     """The results of a finished run, from its files."""
-    path = loras / str(run.about()["lora"])
+    path = result_file(run, loras, config.checkpoints.best)
     with safetensors_header.opened(path) as file:
-        header = file.metadata() or {}
-        tensors = Tensors({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118
-    return Results(tensors, path, run.path, header.get("flux2_train.certificate", ""))
+        lora = opened_lora(file)
+    return Results(lora, path, run.path, lora.header.get("flux2_train.certificate", ""))
 
 
 def losses_of(run: Path) -> list[float]:

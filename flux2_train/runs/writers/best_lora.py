@@ -91,6 +91,12 @@ def _forget(folder: RunFolder, loras: Path) -> None:
         folder.note(**{BEST: {}})
 
 
+def result_file(folder: RunFolder, loras: Path, best: str) -> Path:
+    """The LoRA that a finished run has given to the graph: that of its best step if ``best`` says so, else the last."""
+    last = str(folder.about().get("lora", ""))
+    return loras / (noted_best(folder).get("lora", last) if best == RESULT else last)
+
+
 def noted_best(folder: RunFolder) -> dict:
     """The best step and its file as run.json has them; empty if there are none, or if they are not as we wrote them."""
     noted = folder.about().get(BEST)

@@ -5,18 +5,22 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 from children import run_in_two_processes
+from safetensors.torch import save_file
 
 from flux2_train import events
 from flux2_train.errors import UserError
 from flux2_train.runs.folder import RunFolder
-from flux2_train.runs.several import launch
+from flux2_train.runs.several import launch, training
 from flux2_train.runs.several.following import Followed, Record, size_of
 from flux2_train.runs.several.reasons import why
 from flux2_train.runs.several.training import count_of, losses_of
+from flux2_train.settings.saving import CheckpointSettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.terminal.train import telling
 from flux2_train.train import processes
@@ -31,6 +35,15 @@ Root Cause (first observed failure):
   exitcode  : {code} (pid: 7)
   traceback : {said}
 """
+
+
+@pytest.mark.parametrize("best, file", [("off", "zbot"), ("beside", "zbot"), ("result", "zbot_best")])
+def test_the_graph_gets_the_lora_that_checkpoints_asks_for(run, tmp_path, best, file):
+    for name in ("zbot", "zbot_best"):
+        save_file({name: torch.ones(1)}, tmp_path / f"{name}.safetensors", metadata={"flux2_train.certificate": "true"})
+    run.note(lora="zbot.safetensors", best={"step": 1, "lora": "zbot_best.safetensors"})
+    found = training._results(run, tmp_path, replace(CONFIG, checkpoints=CheckpointSettings(best=best)))
+    assert list(found.lora) == [file] and found.lora_path.stem == file and found.certificate == "true"
 
 
 @pytest.fixture
