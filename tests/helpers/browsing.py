@@ -49,6 +49,18 @@ LOOK_AT = """([id, scale]) => {
     app.canvas.draw(true, true)
 }"""
 
+# An element's box, once it has been the same for ten frames.
+STEADY = """element => new Promise(done => {
+    let last = '', same = 0
+    const look = () => {
+        const { x, y, width, height } = element.getBoundingClientRect(), now = [x, y, width, height].join()
+        same = now === last ? same + 1 : 0
+        last = now
+        same < 10 ? requestAnimationFrame(look) : done({ x, y, width, height })
+    }
+    look()
+})"""
+
 
 @contextmanager
 def browser():
@@ -120,6 +132,23 @@ def shown(page, node: str, until: str = "") -> dict:
 def says(page, text: str) -> None:
     """Wait for a toast with that text in it: the frontends name toasts differently, so anything but a node's own."""
     page.wait_for_function(TOLD, arg=text)
+
+
+def steady_box(locator) -> dict:
+    """The box of an element on the page once it lies still: widgets follow the canvas some frames later."""
+    return locator.evaluate(STEADY)
+
+
+def click_until(page, place, opened, count: int = 1) -> None:
+    """Click at ``place()`` until the locator ``opened`` is seen, as a person clicks once more where the view moved."""
+    for _ in range(10):
+        page.mouse.click(*place(), click_count=count)
+        for _ in range(50):
+            if opened.first.is_visible():
+                return
+            page.wait_for_timeout(100)
+        page.keyboard.press("Escape")
+    raise AssertionError("ten clicks opened nothing")
 
 
 def clear_toasts(page) -> None:

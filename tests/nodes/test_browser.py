@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from browsing import click_until
 from frontend import (
     FRONTENDS,
     PACK,
@@ -63,18 +64,24 @@ def inputs(prompt, kind) -> dict:
     return next(node["inputs"] for node in prompt.values() if node["class_type"] == kind)
 
 
+def place(page, kind, widget) -> list[float]:
+    """Where on the page that widget is, once the canvas shows its node."""
+    page.evaluate(LOOK_AT, kind)
+    return page.evaluate(PLACE, [kind, widget])
+
+
 def choose(page, kind, widget, value):
     """Pick a value in a dropdown that is drawn on the canvas."""
-    page.evaluate(LOOK_AT, kind)
-    page.mouse.click(*page.evaluate(PLACE, [kind, widget]))
-    page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True).click()
+    entry = page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True)
+    click_until(page, lambda: place(page, kind, widget), entry)
+    entry.click()
 
 
 def type_in(page, kind, widget, value):
     """Write a number into a widget that is drawn on the canvas."""
-    page.evaluate(LOOK_AT, kind)
-    page.mouse.dblclick(*page.evaluate(PLACE, [kind, widget]))
-    page.locator(".graphdialog input").fill(value)
+    entry = page.locator(".graphdialog input")
+    click_until(page, lambda: place(page, kind, widget), entry, count=2)
+    entry.fill(value)
     page.keyboard.press("Enter")
     page.locator(".graphdialog").wait_for(state="detached")
 

@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 from axe import serious_findings
-from browsing import photograph
+from browsing import photograph, steady_box
 from curating import DROP, EVIL, SCROLL, SIDECAR, card, judge, until
 from PIL import Image
 
@@ -127,8 +127,7 @@ def test_a_mask_is_painted_with_pointer_and_keyboard(tab, folder, dialog, tmp_pa
     card(shown, "00.png").click()
     shown.get_by_role("button", name="Paint mask").click()
     canvas = page.locator(".flux2-mask canvas")
-    box = canvas.bounding_box()
-    page.wait_for_timeout(300)
+    box = steady_box(canvas)
     page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.5)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5, steps=4)

@@ -53,8 +53,10 @@ export class Feed {
         try {
             const answer = await ask({ run: this.run, after });
             if (!answer.run) return;
-            if (answer.next < this.state.next) {
-                this.state = new RunState(); // another run has this name now
+            // A record only grows. One shorter than it was when we asked is another run's that has this name now; the
+            // websocket may have brought lines since then.
+            if (answer.next < after) {
+                this.state = new RunState();
                 setTimeout(() => this.refresh(0));
                 return;
             }

@@ -4,7 +4,7 @@ On the frontend that ComfyUI pins, in its older renderer; under --all in the new
 """
 
 import pytest
-from browsing import WATCH, clear_toasts, load, open_tab, photograph, run, says
+from browsing import WATCH, clear_toasts, load, open_tab, photograph, run, says, steady_box
 from comfy_server import ComfyServer
 from mistakes import TRAINER, write_files
 from panels import FITS, LIGHT, begin, graph, look, press, state, until
@@ -81,7 +81,7 @@ def test_the_slider_is_dragged_and_pictures_and_panel_open_large(training, tmp_p
     page.evaluate("id => app.canvas.centerOnNode(app.graph.getNodeById(Number(id)))", TRAINER)
     slider = page.locator(".flux2-run .slider")
     page.wait_for_function("() => [...document.querySelectorAll('.flux2-run .slider img')].every(i => i.naturalWidth)")
-    box = slider.bounding_box()
+    box = steady_box(slider)
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + 40, steps=5)

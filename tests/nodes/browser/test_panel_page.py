@@ -8,7 +8,7 @@ import math
 import re
 
 import pytest
-from browsing import browser, open_tab, photograph
+from browsing import browser, open_tab, photograph, steady_box
 from PIL import Image
 
 from flux2_train.runs.folder import RunFolder
@@ -23,6 +23,17 @@ OPEN = """async run => {
     window.flux2Panel.style.cssText = 'position: fixed; left: 80px; top: 60px; width: 760px; z-index: 999999; '
         + 'transform-origin: 0 0; background: var(--comfy-menu-bg)'
     document.body.append(window.flux2Panel)
+}"""
+# A feed of the run asks the server; while the answer is on its way, the websocket brings ``lines``.
+OVERTAKE = """async lines => {
+    const { api } = window.comfyAPI.api, names = await (await api.fetchApi('/extensions')).json()
+    const { Feed } = await import(api.fileURL(names.find(name => name.endsWith('/panel/feed.js'))))
+    const feed = new Feed('in_the_page', () => {})
+    while (!feed.state.next || feed.asking) await new Promise(done => setTimeout(done, 20))
+    const before = feed.state, { next } = before, answered = feed.refresh(next)
+    feed.hear({ first: next, lines })
+    await answered
+    return { kept: feed.state === before, added: feed.state.next - next, points: feed.state.curves.loss.filter(Boolean).length }
 }"""
 SERIES = "() => [...document.querySelectorAll('.flux2-run .u-series')].map(row => row.textContent).join()"
 CURSOR = "() => { const { plot } = flux2Panel.panel.chart; return plot.cursor.left / plot.over.offsetWidth }"
@@ -67,7 +78,7 @@ def page(server):
 
 def hover(page, share):
     """Move the mouse over the chart, at that share of its width."""
-    box = page.locator(".u-over").bounding_box()
+    box = steady_box(page.locator(".u-over"))
     page.mouse.move(box["x"] + share * box["width"], box["y"] + 30)
     page.wait_for_timeout(100)
     return box
@@ -97,6 +108,11 @@ def test_the_chart_is_read_zoomed_and_keyed(page, tmp_path):
     page.keyboard.press("ArrowLeft")
     assert page.locator(".flux2-run .plot").get_attribute("aria-label").startswith("step399, each step")
     page.get_by_role("button", name="linear", exact=True).click()
+
+
+def test_an_answer_that_the_websocket_overtakes_forgets_nothing(page):
+    step = {"kind": "steps", "first": 401, "total": 1000, "rate": 1e-4, "loss": [0.1], "smoothed": [0.1]}
+    assert page.evaluate(OVERTAKE, [step]) == {"kept": True, "added": 1, "points": 401}
 
 
 def test_what_the_trigger_changes_is_a_line_of_words_and_a_curve_of_its_own(page):
