@@ -33,7 +33,8 @@ OVERTAKE = """async lines => {
     const before = feed.state, { next } = before, answered = feed.refresh(next)
     feed.hear({ first: next, lines })
     await answered
-    return { kept: feed.state === before, added: feed.state.next - next, points: feed.state.curves.loss.filter(Boolean).length }
+    const points = feed.state.curves.loss.filter(Boolean).length
+    return { kept: feed.state === before, added: feed.state.next - next, points }
 }"""
 SERIES = "() => [...document.querySelectorAll('.flux2-run .u-series')].map(row => row.textContent).join()"
 CURSOR = "() => { const { plot } = flux2Panel.panel.chart; return plot.cursor.left / plot.over.offsetWidth }"
