@@ -16,6 +16,7 @@ LEAST_KEPT = 2 / 3  # of an image's area: a crop that keeps less is worth a warn
 
 def advice(settings: DatasetSettings, images: list[UsableImage], items: tuple[Item, ...]) -> Iterator[str]:
     """One sentence for each thing worth knowing about sizes, captions, trigger and duplicates."""
+    items = tuple(item for item in items if not item.view.crop.angle)  # turned ones lose a little more by themselves
     small = list(dict.fromkeys(i.path.name for i in items if _scaled_up(i)))
     if small:
         count = counted(len(small), "image is smaller than it is", "images are smaller than they are")

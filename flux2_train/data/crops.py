@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from ..geometry import MULTIPLE, bucket
 from ..settings.dataset_folder import (
@@ -28,6 +28,7 @@ from ..settings.dataset_folder import (
     UPSCALE,
     CropSettings,
 )
+from . import variations
 
 ACCEPT = "accept"
 MEGAPIXEL = 1024**2
@@ -39,25 +40,35 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of
 
 @dataclass(frozen=True)
 class Crop:
-    """``box`` of the upright source, scaled to ``size``, then flipped."""
+    """``box`` of the upright source, turned around its centre, scaled to ``size``, flipped, then recoloured.
+
+    ``angle`` is in degrees; the picture turns counter-clockwise. ``colours`` are empty or those of ``variations``.
+    """
 
     box: Box
     size: Size
     flip_x: bool = False
     flip_y: bool = False
+    angle: float = 0.0
+    colours: tuple[float, ...] = ()
 
     def on(self, width: int, height: int, other: Size) -> Crop:
         """The same part of a partner of size ``other``, for a source of ``width`` x ``height``."""
         x, y = other[0] / width, other[1] / height
         left, top, right, bottom = self.box
         box = (left * x, top * y, min(right * x, float(other[0])), min(bottom * y, float(other[1])))
-        return Crop(box, self.size, self.flip_x, self.flip_y)
+        return replace(self, box=box)
 
     @property
     def room(self) -> float:
         """How many times larger than ``size`` the box is."""
         left, top, right, bottom = self.box
         return min((right - left) / self.size[0], (bottom - top) / self.size[1])
+
+    def canonical(self) -> dict:
+        """Its fields, for a hash. The two that came later are left out where they do nothing."""
+        later = {"angle": self.angle, "colours": self.colours}
+        return {name: value for name, value in asdict(self).items() if name not in later or later[name]}
 
     def shrunk(self, times: int) -> Crop:
         """The same part of the source at that fraction of its size."""
@@ -116,17 +127,31 @@ def crops(
     options: CropSettings,
     face: Point | None = None,
 ) -> tuple[Crop, ...]:
-    """Every crop of an image of that size and content: one per resolution, number and flip.
+    """Every crop of an image of that size and content: one per resolution, number, variation and flip.
 
     ``face`` is the point that crop style 'face' centres on; without one it takes the image's centre.
     """
     unflipped = []
     for side in _sides(width, height, resolution, options):
         for number in range(options.crops):
-            rng = random.Random(f"{options.seed}/{digest}/{side:g}/{number}")
-            unflipped.append(_crop(width, height, side, options, rng, face))
+            seed = f"{options.seed}/{digest}/{side:g}/{number}"
+            crop = _crop(width, height, side, options, random.Random(seed), face)
+            unflipped += [crop, *_variations(crop, seed, options)]
     flips = [(x, y) for y in _either(options.flip_y) for x in _either(options.flip_x)]
-    return tuple(dict.fromkeys(Crop(c.box, c.size, x, y) for x, y in flips for c in unflipped))
+    return tuple(dict.fromkeys(replace(c, flip_x=x, flip_y=y) for x, y in flips for c in unflipped))
+
+
+def _variations(crop: Crop, seed: str, options: CropSettings) -> list[Crop]:
+    """The crop turned and recoloured at random, as often as the options say."""
+    if not options.varies:
+        return []
+    made = []
+    for number in range(options.variations):
+        rng = random.Random(f"{seed}/variation {number}")
+        angle = rng.uniform(-options.rotation, options.rotation)
+        colours = variations.draw_colours(rng, options.color_jitter) if options.color_jitter else ()
+        made.append(replace(crop, box=variations.turned_within(crop.box, angle), angle=angle, colours=colours))
+    return made
 
 
 def _either(on: bool) -> tuple[bool, ...]:

@@ -30,7 +30,7 @@ class View:
 
     def canonical(self) -> dict:
         """Everything that its latents depend on; path and date are not part of it."""
-        return {"format": FORMAT, "digest": self.digest, "background": self.background, **asdict(self.crop)}
+        return {"format": FORMAT, "digest": self.digest, "background": self.background, **self.crop.canonical()}
 
 
 @dataclass(frozen=True)

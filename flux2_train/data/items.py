@@ -73,7 +73,7 @@ def caption_pair(caption: str, settings: DatasetSettings) -> tuple[str, str]:
 def items_of(
     image: UsableImage, settings: DatasetSettings, partners: Mapping[Path, Known], face: crops.Point | None = None
 ) -> list[Item]:
-    """One item per crop, size and flip; ``face`` is the point that crop style 'face' centres on."""
+    """One item per crop, size, variation and flip; ``face`` is the point that crop style 'face' centres on."""
     variants = texts.variants(image.captions, settings.caption_options, image.digest, image.path.name)
     pairs = list(dict.fromkeys(caption_pair(variant, settings) for variant in variants))
     return [
@@ -98,7 +98,8 @@ def _reference(path: Path, digest: str, facts: Facts, crop: Crop, image: Facts, 
         return _view(path, digest, facts, crop.on(*image.size, facts.size), settings)
     side = settings.reference_options.resolution or (crop.size[0] * crop.size[1]) ** 0.5
     own = crops.crops(*facts.size, digest, side, CropSettings(crop_aspect=PRESERVE))[0]
-    return _view(path, digest, facts, replace(own, flip_x=crop.flip_x, flip_y=crop.flip_y), settings)
+    alike = replace(own, flip_x=crop.flip_x, flip_y=crop.flip_y, colours=crop.colours)
+    return _view(path, digest, facts, alike, settings)
 
 
 def _mask(image: UsableImage, partners: Mapping[Path, Known], crop: Crop, settings: DatasetSettings) -> Mask | None:
@@ -106,5 +107,5 @@ def _mask(image: UsableImage, partners: Mapping[Path, Known], crop: Crop, settin
         return None
     digest, facts = partners[image.mask]
     options = settings.mask_options
-    view = View(image.mask, digest, crop.on(*image.facts.size, facts.size))
+    view = View(image.mask, digest, replace(crop.on(*image.facts.size, facts.size), colours=()))
     return Mask(view, options.alpha, options.invert, options.minimum)

@@ -87,7 +87,7 @@ def _draw(sheet: Image.Image, at: tuple[int, int], items: list[Item]) -> None:
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     sheet.paste(thumbnail, at)
     scale = thumbnail.width / width
-    for item in items:
+    for item in (each for each in items if not each.view.crop.angle):
         left, top, right, bottom = (value * scale for value in item.view.crop.box)
         draw.rectangle((at[0] + left, at[1] + top, at[0] + right - 1, at[1] + bottom - 1), outline="#d22")
     sizes = ", ".join(dict.fromkeys(f"{i.size[0]}x{i.size[1]}" for i in items))

@@ -13,6 +13,7 @@ from .toml_data import Levels, batch, buckets, ending, flat, no_upscale, resolut
 
 NAME = "kohya (sd-scripts, a data set file)"
 ORDERS = 10  # of shuffled captions; each is encoded once
+WEAK = 0.1  # color_aug's change of colours, as our strength
 SIZES = "buckets are multiples of 16 pixels of about one area"
 
 
@@ -24,6 +25,13 @@ def _shuffle(value: Any, section: Section) -> str | None:
 def _faces(value: Any, section: Section) -> str:
     section.put("dataset.crop_options.crop_style", "face")
     return Differs("around the largest face, without a random size")
+
+
+def _colours(value: Any, section: Section) -> str | None:
+    if not flag(value):
+        return "off"
+    section.put("dataset.crop_options.color_jitter", WEAK)
+    return f"{WEAK}, in one more variation of each picture; there a weak change of hue and gamma at each step"
 
 
 def _flip(value: Any, section: Section) -> str | None:
@@ -59,7 +67,7 @@ DATA = (
     special("random_crop", "dataset.crop_options.crop_style", "",
         switched("dataset.crop_options.crop_style", "random", "center")),
     special("face_crop_aug_range", "dataset.crop_options.crop_style", "", _faces),
-    missing("color_aug", "colours are not changed here"),
+    special("color_aug", "dataset.crop_options.color_jitter", "", _colours),
     missing("caption_prefix", "set dataset.trigger, which is put in front of captions"),
     missing("caption_suffix", "edit the caption files"),
     missing("caption_dropout_every_n_epochs", "captions are dropped by chance; set caption_options.dropout"),

@@ -109,6 +109,21 @@ class CropSettings(Settings):
     )
     flip_x: bool = setting(False, "Also train on every image mirrored left to right. Not for faces or text.")
     flip_y: bool = setting(False, "Also train on every image upside down. For textures, hardly for anything else.")
+    rotation: float = setting(
+        0.0,
+        "Also train on the image turned by a random angle of at most so many degrees, cut so that no corner is empty. "
+        "5 is much for people and houses; 0 is off.",
+        ge=0, le=45, step=1,
+    )  # fmt: skip
+    color_jitter: float = setting(
+        0.0,
+        "Also train on the image with brightness, contrast, saturation and hue changed at random by at most this "
+        "share. 0.1 is seen at once; 0 is off. Not where colours belong to what is taught.",
+        ge=0, le=1, step=0.05,
+    )  # fmt: skip
+    variations: int = setting(
+        1, "How many images turned and recoloured at random are made of each, besides the image as it is.", ge=1, le=64
+    )
     resolutions: Ratios = setting((), "Several resolutions instead of Dataset Folder's one, such as 512, 768, 1024.")
     use: Literal["each", "nearest"] = setting(
         EACH, "See every image once at each of the resolutions, or only at the one nearest its own size."
@@ -147,8 +162,15 @@ class CropSettings(Settings):
         """Whether faces have to be found before an image can be cut."""
         return self.crop and self.crop_style == FACE
 
+    @property
+    def varies(self) -> bool:
+        """Whether turned or recoloured images are made."""
+        return bool(self.rotation or self.color_jitter)
+
     def problems(self) -> Iterator[str]:
         """See ``Settings``."""
+        if self.variations > 1 and not self.varies:
+            yield f"variations is {self.variations}, but rotation and color_jitter are 0, so all would be the same."
         if any(not 0 < r < 1e5 for r in self.resolutions):
             yield f"resolutions are {list(self.resolutions)}; each must be above 0, such as 512, 768, 1024."
         if any(not 1 / LONGEST <= a <= LONGEST for a in self.aspects):

@@ -17,7 +17,9 @@ from .values import nothing, resolution
 
 NAME = "OneTrainer"
 ENTRY = re.compile(r"(concepts|samples)\[(\d+)\]\.")
-COLOURS = "colours and angles of pictures are not changed"
+FIXED = "pictures are only varied at random here, not all changed alike"
+CHANNELS = ("brightness", "contrast", "saturation", "hue")
+STEEPEST = 45.0  # degrees
 ORDERS = 10  # of shuffled captions; each is encoded once
 
 
@@ -74,6 +76,34 @@ def _tag_dropout(value: Any, section: Section) -> str | None:
     return f"in {ORDERS} variations of each caption, each of which is encoded"
 
 
+def _rotation(value: Any, section: Section) -> str | None:
+    if not flag(value):
+        return "off"
+    angle = number(section.get("image.random_rotate_max_angle", 0.0))
+    section.put("dataset.crop_options.rotation", min(angle, STEEPEST))
+    return (
+        "as variations besides the picture as it is" if angle <= STEEPEST else Differs(f"at most {STEEPEST:g} degrees")
+    )
+
+
+def _colours(value: Any, section: Section) -> str | None:
+    if not flag(value):
+        return "off"
+    on = [name for name in CHANNELS if flag(section.get(f"image.enable_random_{name}", False))]
+    strengths = [number(section.get(f"image.random_{name}_max_strength", 0.0)) for name in on]
+    section.put("dataset.crop_options.color_jitter", min(max(strengths), 1.0))
+    return Differs("brightness, contrast, saturation and hue change together, by the largest of its strengths")
+
+
+def _variations(value: Any, section: Section) -> str | None:
+    if whole(value) <= 1:
+        return "one"
+    if not any(flag(section.get(f"image.enable_random_{name}", False)) for name in ("rotate", *CHANNELS)):
+        raise NotHere("pictures are neither turned nor recoloured; crop_options.crops makes several random crops")
+    section.put("dataset.crop_options.variations", whole(value))
+    return "besides the picture as it is"
+
+
 CONCEPT = (
     special("path", "dataset.folder", "", lambda v, s: s.put_folder("dataset.folder", text(v))),
     special("type", "dataset.is_reg, dataset.base_target", "", _kind),
@@ -103,14 +133,16 @@ CONCEPT = (
     special("image.enable_resolution_override", "dataset.resolution", "see resolution_override", nothing),
     special("image.resolution_override", "dataset.resolution", "", _own_size),
     *each(missing,
-        "image.enable_random_rotate image.enable_fixed_rotate image.enable_random_brightness "
-        "image.enable_fixed_brightness image.enable_random_contrast image.enable_fixed_contrast "
-        "image.enable_random_saturation image.enable_fixed_saturation image.enable_random_hue image.enable_fixed_hue "
-        "image.enable_random_circular_mask_shrink image.enable_random_mask_rotate_crop", COLOURS),
-    *each(needless,
-        "image.random_rotate_max_angle image.random_brightness_max_strength image.random_contrast_max_strength "
-        "image.random_saturation_max_strength image.random_hue_max_strength", COLOURS),
-    missing("image_variations", "crop_options.crops makes several random crops", off=(None, 1)),
+        "image.enable_fixed_rotate image.enable_fixed_brightness image.enable_fixed_contrast "
+        "image.enable_fixed_saturation image.enable_fixed_hue", FIXED),
+    *each(missing, "image.enable_random_circular_mask_shrink image.enable_random_mask_rotate_crop",
+        "masks are not changed by themselves"),
+    special("image.enable_random_rotate", "dataset.crop_options.rotation", "", _rotation),
+    special("image.random_rotate_max_angle", "dataset.crop_options.rotation", "see enable_random_rotate", nothing),
+    *(special(f"image.enable_random_{name}", "dataset.crop_options.color_jitter", "", _colours) for name in CHANNELS),
+    *(special(f"image.random_{name}_max_strength", "dataset.crop_options.color_jitter", f"see enable_random_{name}",
+        nothing) for name in CHANNELS),
+    special("image_variations", "dataset.crop_options.variations", "", _variations),
     missing("text_variations", "one line of several is drawn per step", off=(None, 1)),
     needless("name", "folders are named by their paths"),
     needless("seed", "training.seed fixes everything"),
