@@ -54,7 +54,7 @@ class DatasetFolder(io.ComfyNode):
                 ),
                 *fields.inputs(
                     DatasetSettings, "probability", "loss_weight", "is_reg", "base_target", "timestep_offset",
-                    "balance",
+                    "balance", "batch",
                 ),
             ],
             outputs=[FluxDataset.Output(display_name="dataset")],

@@ -94,7 +94,8 @@ class Source:
     An epoch sees ``repeats`` x ``probability`` of its items. ``is_reg`` marks regularisation images, which teach no
     trigger; with ``base_target`` they are trained towards the base model's prediction instead of the image.
     ``timestep_offset`` moves its times on the logit scale, above 0 towards noise. With ``balance`` above 0 an epoch
-    sees as many images of it as its share of all folders' balance says.
+    sees as many images of it as its share of all folders' balance says. With ``batch`` above 0 so
+    many of its images share a batch, however many the run says.
     """
 
     folder: Path = Path()
@@ -112,10 +113,11 @@ class Source:
     reference_sampling: str = COMBINED
     timestep_offset: float = 0.0
     balance: float = 0.0
+    batch: int = 0
 
     def canonical(self) -> dict:
         """All that matters for training. What earlier versions had not is left out where it does nothing."""
-        left_out = {"folder"} | ({"balance"} if not self.balance else set())
+        left_out = {"folder"} | {name for name in ("balance", "batch") if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 

@@ -48,6 +48,7 @@ def source_of(settings: DatasetSettings) -> Source:
         base_target=settings.base_target,
         timestep_offset=settings.timestep_offset,
         balance=settings.balance,
+        batch=settings.batch,
         trigger=settings.trigger,
         class_word=settings.class_word,
         caption_dropout=captions.dropout,

@@ -13,9 +13,10 @@ from .samples import Sample, Samples
 AHEAD = 2  # batches that are read while one is trained on
 
 
-def epoch_batches(samples: Samples, batch: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(samples: Samples, batch: int, seed: int, epoch: int, times: int = 1) -> list[list[int]]:
     """Indices of one epoch in batches of equal latent shape; the last batch of a shape may be smaller.
 
+    A step takes ``batch`` images, or ``times`` those of a folder that has a batch of its own.
     Regularisation images and others never share a batch. Images whose references have equal shapes are put into the
     same batch where possible, because the model can then compute them together.
     """
@@ -24,10 +25,11 @@ def epoch_batches(samples: Samples, batch: int, seed: int, epoch: int) -> list[l
     for index in _seen(samples, seed, epoch):
         groups[samples.group(index)].append(index)
     batches = []
-    for _, indices in sorted(groups.items()):
+    for (*_, own), indices in sorted(groups.items()):
         rng.shuffle(indices)
         indices.sort(key=samples.shape)
-        batches += [indices[i : i + batch] for i in range(0, len(indices), batch)]
+        size = own * times or batch
+        batches += [indices[i : i + size] for i in range(0, len(indices), size)]
     rng.shuffle(batches)
     return batches
 
@@ -67,11 +69,11 @@ def _share(indices: list[int], count: int, seed: str, epoch: int) -> list[int]:
     return sorted(at(place) for place in range(epoch * count, (epoch + 1) * count))
 
 
-def batches(samples: Samples, batch: int, seed: int, steps: int, epochs: int) -> Iterator[list[int]]:
+def batches(samples: Samples, batch: int, seed: int, steps: int, epochs: int, times: int = 1) -> Iterator[list[int]]:
     """``steps`` batches, or those of ``epochs`` epochs where ``steps`` is 0."""
     epoch, done = 0, 0
     while done < steps if steps else epoch < epochs:
-        for indices in epoch_batches(samples, batch, seed, epoch):
+        for indices in epoch_batches(samples, batch, seed, epoch, times):
             if steps and done == steps:
                 return
             yield indices
@@ -79,11 +81,11 @@ def batches(samples: Samples, batch: int, seed: int, steps: int, epochs: int) ->
         epoch += 1
 
 
-def step_count(samples: Samples, batch: int, steps: int, epochs: int) -> int:
+def step_count(samples: Samples, batch: int, steps: int, epochs: int, times: int = 1) -> int:
     """How many batches ``batches`` will give."""
     if steps or all(source.probability == 1 and not source.balance for source in samples.sources):
-        return steps or epochs * len(epoch_batches(samples, batch, 0, 0))
-    return sum(len(epoch_batches(samples, batch, 0, epoch)) for epoch in range(epochs))
+        return steps or epochs * len(epoch_batches(samples, batch, 0, 0, times))
+    return sum(len(epoch_batches(samples, batch, 0, epoch, times)) for epoch in range(epochs))
 
 
 def drawn(samples: Samples, order: Iterable[list[int]], seed: int, first: int = 1) -> Iterator[list[Sample]]:

@@ -109,7 +109,7 @@ class Samples(Sequence[Sample]):
         """What has to be equal for samples to share a batch."""
         item = self.items[index]
         source = self.sources[item.source]
-        return item.view.latent_shape, source.is_reg, source.base_target
+        return item.view.latent_shape, source.is_reg, source.base_target, source.batch
 
     def tokens(self) -> int:
         """The most image tokens a sample has, those of its references included."""

@@ -54,11 +54,13 @@ def ending(value: Any, section: Section) -> str | None:
 
 
 def batch(value: Any, section: Section) -> str | None:
-    """One batch size for all data sets."""
+    """The run's batch size is that of the first data set; others have their own."""
     before = section.ours("training.batch")
-    if before is not None and before != whole(value):
-        return Differs(f"one batch size for all data sets: {before}")
-    section.put("training.batch", whole(value))
+    if before is None:
+        section.put("training.batch", whole(value))
+    elif before != whole(value):
+        section.put("dataset.batch", whole(value))
+        return "dataset.batch of this data set, beside the first one's"
     return None
 
 

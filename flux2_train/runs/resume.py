@@ -249,6 +249,8 @@ def differences(
             yield f"{name} was {was[name]!r} and is {is_now[name]!r}"
     if about.step_size != trainer.step_size:
         yield f"a step had {_step(about.step_size, about.job)} and has {_step(trainer.step_size, now)}"
+    elif about.job["training"]["batch"] != now["training"]["batch"] and any(s.batch for s in trainer.dataset.sources):
+        yield "a folder has a batch of its own, so batch and accumulate may not change for one another"
     for name in MODEL:
         if not _alike(name, about.job["model"].get(name), now["model"][name]):
             yield f"{name.replace('_', ' ')} was {about.job['model'].get(name)!r} and is {now['model'][name]!r}"

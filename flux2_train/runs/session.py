@@ -113,9 +113,9 @@ class Session:
         writers |= {"job.json": self._note_changes, "The record": self.record}
         # the files come first: listen may end the run
         self.listeners = [*(BestEffort(write, what, listen) for what, write in writers.items()), listen]
-        epoch = len(epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0))
+        order = epoch_batches(trainer.samples, trainer.step_size, trainer.config.seed, 0, trainer.batches_of_step)
         config, rank = trainer.config.checkpoints, rank_of(trainer)
-        self.checkpoint_writer = CheckpointWriter(folder.checkpoints, config, epoch, self.snapshot, rank)
+        self.checkpoint_writer = CheckpointWriter(folder.checkpoints, config, len(order), self.snapshot, rank)
         trainer.requests = FolderRequests(trainer, folder, self.checkpoint_writer)
 
     def run(self) -> Results:

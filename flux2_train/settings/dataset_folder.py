@@ -109,21 +109,6 @@ class CropSettings(Settings):
     )
     flip_x: bool = setting(False, "Also train on every image mirrored left to right. Not for faces or text.")
     flip_y: bool = setting(False, "Also train on every image upside down. For textures, hardly for anything else.")
-    rotation: float = setting(
-        0.0,
-        "Also train on the image turned by a random angle of at most so many degrees, cut so that no corner is empty. "
-        "5 is much for people and houses; 0 is off.",
-        ge=0, le=45, step=1,
-    )  # fmt: skip
-    color_jitter: float = setting(
-        0.0,
-        "Also train on the image with brightness, contrast, saturation and hue changed at random by at most this "
-        "share. 0.1 is seen at once; 0 is off. Not where colours belong to what is taught.",
-        ge=0, le=1, step=0.05,
-    )  # fmt: skip
-    variations: int = setting(
-        1, "How many images turned and recoloured at random are made of each, besides the image as it is.", ge=1, le=64
-    )
     resolutions: Ratios = setting((), "Several resolutions instead of Dataset Folder's one, such as 512, 768, 1024.")
     use: Literal["each", "nearest"] = setting(
         EACH, "See every image once at each of the resolutions, or only at the one nearest its own size."
@@ -155,7 +140,22 @@ class CropSettings(Settings):
         "What to do with images above the maximum: scale them down, leave them out, or stop and name them.",
         advanced=True,
     )
-    seed: int = setting(0, "Fixes random crops, shapes and samples.", **SEED)
+    seed: int = setting(0, "Fixes random crops, shapes, variations and samples.", **SEED)
+    rotation: float = setting(
+        0.0,
+        "Also train on the image turned by a random angle of at most so many degrees, cut so that no corner is empty. "
+        "5 is much for people and houses; 0 is off.",
+        ge=0, le=45, step=1,
+    )  # fmt: skip
+    color_jitter: float = setting(
+        0.0,
+        "Also train on the image with brightness, contrast, saturation and hue changed at random by at most this "
+        "share. 0.1 is seen at once; 0 is off. Not where colours belong to what is taught.",
+        ge=0, le=1, step=0.05,
+    )  # fmt: skip
+    variations: int = setting(
+        1, "How many images turned and recoloured at random are made of each, besides the image as it is.", ge=1, le=64
+    )
 
     @property
     def wants_faces(self) -> bool:
@@ -317,6 +317,12 @@ class DatasetSettings(Settings):
         "Balances chained folders: in an epoch their images come as often as these weights are to each other, 2 twice "
         "as often as 1, however many a folder has. 0 is off.",
         ge=0, le=1000, step=0.5, **RARE,
+    )  # fmt: skip
+    batch: int = setting(
+        0,
+        "How many of this folder's images share a batch; 0 takes LoRA Trainer's batch. Smaller for a folder of larger "
+        "images.",
+        ge=0, le=256, **RARE,
     )  # fmt: skip
     timestep_offset: float = setting(
         0.0,

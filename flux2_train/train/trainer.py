@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -90,8 +91,11 @@ class Trainer(Steerable):
         self.slider = slider_embeds(config.slider, embeds.embeds)
         require_taught(latents.dataset, config)
         self.device = model.load_device
-        self.step_size = config.batch * config.accumulate * self.accelerator.num_processes
-        self.total = self.asked_total = step_count(self.samples, self.step_size, config.steps, config.epochs)
+        self.batches_of_step = config.accumulate * self.accelerator.num_processes
+        self.step_size = config.batch * self.batches_of_step
+        self.total = self.asked_total = step_count(
+            self.samples, self.step_size, config.steps, config.epochs, self.batches_of_step
+        )
         self.router = Router(config.routing, sum(identify.sizes(model)[1:3]), self.total)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0  # steps done, including those left out for a bad loss
@@ -114,7 +118,8 @@ class Trainer(Steerable):
             self.schedule = Schedule(self.optimizer, self.total, config.optimizer)
             tokens = self.samples.tokens()
             references, count = self.samples.reference_tokens(), self.accelerator.num_processes
-            self.memory = RunMemory(config, model, self.adapters, tokens, previews, references, count)
+            largest = replace(config, batch=max(source.batch or config.batch for source in self.samples.sources))
+            self.memory = RunMemory(largest, model, self.adapters, tokens, previews, references, count)
             self.ema = (
                 Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
                 if config.ema.ema_decay
@@ -140,7 +145,8 @@ class Trainer(Steerable):
             yield Warned(f"{identify.flavour_name(self.model)} has no guidance input; the guidance set is ignored.")
         yield Phase("loading")
         config = self.config
-        order = islice(batches(self.samples, self.step_size, config.seed, ENDLESS, 0), self.step, None)
+        steps = batches(self.samples, self.step_size, config.seed, ENDLESS, 0, self.batches_of_step)
+        order = islice(steps, self.step, None)
         yield from self.between_steps.before()
         yield Planned(self.memory.describe())
         with borrow_as(self.model, self.adapters.deltas(), self.memory.how, self.memory.room) as borrowed:

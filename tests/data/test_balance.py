@@ -8,7 +8,7 @@ import pytest
 from pictures import picture, read
 from test_weighting import cached, edits, folder, seen
 
-from flux2_train.data.order import step_count
+from flux2_train.data.order import epoch_batches, step_count
 from flux2_train.errors import UserError
 from flux2_train.settings.dataset_folder import DatasetSettings
 
@@ -29,6 +29,23 @@ def test_balanced_folders_come_by_their_weights(folder, tmp_path):
     assert balanced.fingerprint != plain.fingerprint and "balance" not in plain.sources[0].canonical()
     with pytest.raises(UserError, match="balance is on.*set repeats and probability to 1"):
         DatasetSettings(folder, balance=1.0, repeats=2)
+
+
+def test_a_folder_may_have_a_batch_of_its_own(folder, tmp_path):
+    """8 pictures by the run's batch, 6 of another folder by its own 2, times what a step accumulates."""
+    for number in range(6):
+        picture(tmp_path / "large" / f"{number}.png", colour=(9, number, 1))
+    plain, own = (read(folder).chained(read(tmp_path / "large", batch=batch)) for batch in (0, 2))
+
+    def sizes(dataset, **changes):
+        order = epoch_batches(cached(dataset), seed=0, epoch=0, **changes)
+        return {n: sorted(len(b) for b in order if {dataset.items[i].source for i in b} == {n}) for n in (0, 1)}
+
+    assert sizes(own, batch=4) == {0: [4, 4], 1: [2, 2, 2]}
+    assert sizes(own, batch=8, times=2) == {0: [8], 1: [2, 4]}
+    assert len(epoch_batches(cached(plain), 4, 0, 0)) == 4 == step_count(cached(plain), 4, 0, 1)
+    assert step_count(cached(own), 4, 0, 2) == 10 and step_count(cached(own), 8, 0, 1, times=2) == 3
+    assert own.fingerprint != plain.fingerprint and "batch" not in plain.sources[0].canonical()
 
 
 def test_references_may_be_numbered_in_one_folder(folder, edits, tmp_path):

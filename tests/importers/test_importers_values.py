@@ -267,14 +267,15 @@ def test_musubis_data_inherits_from_general(tmp_path):
 
 
 @TOML
-def test_kohyas_subsets_inherit_and_two_batch_sizes_are_told(tmp_path):
+def test_kohyas_subsets_inherit_and_each_data_set_keeps_its_batch_size(tmp_path):
     result = importing.import_file(peers.write(tmp_path / "data.toml", peers.KOHYA))
     assert [each.caption_options.keep_tokens for each in result.job.dataset] == [2, 3, 1, 1]
     assert [each.resolution for each in result.job.dataset] == [512, 512, 512, 768]
     assert [each.is_reg for each in result.job.dataset] == [False, False, True, False]
     told = {row.key: row for row in result.rows}
-    assert result.job.training.batch == 4 and told["datasets[1].batch_size"].differs
-    assert "one batch size for all data sets: 4" in told["datasets[1].batch_size"].text
+    assert result.job.training.batch == 4 and not told["datasets[1].batch_size"].differs
+    assert [each.batch for each in result.job.dataset] == [0, 0, 0, 2]
+    assert "dataset.batch of this data set" in told["datasets[1].batch_size"].text
 
 
 def test_onetrainers_times_against_its_densities(tmp_path):

@@ -164,6 +164,7 @@ TABLE = [
     ("DatasetFolder", {"loss_weight": 0.25}, lambda d: d.source.weight == 0.25),
     ("DatasetFolder", {"is_reg": True}, lambda d: d.source.is_reg and d.said["wide"] == ("toy wide",)),
     ("DatasetFolder", {"is_reg": True, "base_target": True}, lambda d: d.source.base_target),
+    ("DatasetFolder", {"batch": 3}, lambda d: d.source.batch == 3),
     ("DatasetFolder", {"balance": 2.0}, lambda d: d.source.balance == 2),
     ("DatasetFolder", {"timestep_offset": -0.5}, lambda d: d.source.timestep_offset == -0.5),
 ]  # fmt: skip

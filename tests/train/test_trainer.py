@@ -67,6 +67,14 @@ def test_the_same_seed_gives_the_same_lora(nano, robot, plain):
     assert not same(plain, lora_of(nano, robot, seed=1))
 
 
+def test_a_folders_own_batch_is_trained_and_planned_like_the_runs(nano, robot):
+    dataset = replace(robot.latents.dataset, sources=(replace(robot.latents.dataset.sources[0], batch=2),))
+    own = replace(robot, embeds=replace(robot.embeds, dataset=dataset), latents=replace(robot.latents, dataset=dataset))
+    trainer, received = train(nano, own)
+    assert trainer.memory.work.batch == 2 and len([e for e in received if isinstance(e, events.Stepped)]) == 3
+    assert same(state_dict(trainer.adapters, torch.float32), lora_of(nano, robot, batch=2))
+
+
 @pytest.mark.parametrize("change", [
     {"alpha": 8.0}, {"batch": 2}, {"accumulate": 2}, {"learning_rate": 1e-3}, {"preservation": 1.0},
     {"differential_guidance": 3.0}, {"targets": "tiny"}, {"rank": 2}, {"steps": 2},

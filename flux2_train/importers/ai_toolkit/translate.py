@@ -122,7 +122,7 @@ DATA = (
     always("cache_text_embeddings", "embeds are always cached"),
     *each(always, "cache_clip_vision_to_disk cache_tensors_to_disk", "caches are kept by themselves"),
     always("load_image_when_caching_latents", "caches"),
-    missing("batch_size", "one batch size for all data sets"),
+    used("batch_size", "dataset.batch", whole),
     always("buckets", "pictures are grouped by size"),
     always("bucket_tolerance", "sizes are multiples of 16"),
     needless("type", "pictures"),
