@@ -22,6 +22,6 @@ class Paused(Exception):
     """A run has ended after a step because somebody paused it. ``saved``: whether its checkpoint is on disk."""
 
     def __init__(self, step: int, saved: bool):
-        self.saved = saved
+        self.step, self.saved = step, saved
         goes_on = "Go on queues the same graph" if saved else "its checkpoint could not be written"
         super().__init__(f"Paused after step {step}; {goes_on}.")

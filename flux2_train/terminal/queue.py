@@ -32,7 +32,7 @@ def add(commands) -> None:
     adding.add_argument(
         "--vary", action="append", default=[], metavar="NAME=VALUE,VALUE", help="values of a setting; repeatable"
     )
-    actions.add_parser("list", help="print every job: its state, its name, why it failed")
+    actions.add_parser("list", help="print every job: its state, its name, why it ended")
     for name, help in (
         ("remove", "remove a job"),
         ("again", "let an ended job wait again"),
@@ -95,15 +95,11 @@ def _run_of(config: Path) -> str:
 
 
 def _list(queue) -> None:
-    from ..errors import UserError
     from ..names import shown
 
     for entry in queue.entries():
-        try:
-            why = entry.values().get("why", "")
-        except UserError as error:
-            why = str(error)
-        print(f"{entry.state:8} {shown(entry.name, 200)}{': ' + shown(str(why), 500) if why else ''}")
+        why = entry.why()
+        print(f"{entry.state:8} {shown(entry.name, 200)}{': ' + shown(why, 500) if why else ''}")
     if queue.paused:
         print("The queue is paused: no job begins until it goes on.")
 
@@ -113,14 +109,14 @@ def _work(arguments: argparse.Namespace) -> None:
 
     with launched(arguments) as (accelerator, bar):
         from ..runs.queue.place import how_of
-        from ..runs.queue.work import require_mine, work
+        from ..runs.queue.work import follow, work
 
         queue = _queue(arguments, started=True)
         if accelerator.num_processes > 1:
             raise UsageError("queue trains in one process; start it without accelerate launch, once for each card.")
 
         def train(job, claim) -> None:
-            train_job(job, None, accelerator, bar, how_of(claim), lambda event: require_mine(claim))
+            train_job(job, None, accelerator, bar, how_of(claim), lambda event: follow(claim, event))
 
         done, failed = work(queue, train, bar.say)
         bar.say(f"{counted(done, 'job is', 'jobs are')} done, {failed} failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -13,13 +14,14 @@ from ...flux2_train.names import shown
 from ...flux2_train.runs.folder import RunFolder
 from ...flux2_train.runs.library.listing import job_values
 from ...flux2_train.runs.library.removal import existing
-from ...flux2_train.runs.queue.folder import DONE, FAILED, RUNNING, WAITING, Entry
+from ...flux2_train.runs.queue.folder import DONE, FAILED, PAUSED, RUNNING, STOPPED, WAITING, Entry, Queue
 from ...flux2_train.runs.queue.grid import require_free, variations
 from ...flux2_train.runs.queue.place import own_queue
 from ...flux2_train.settings.base import plain
 from ...flux2_train.settings.job import changed
 from .requests import body, in_words, run_name
 
+LISTED = (RUNNING, WAITING, PAUSED, STOPPED, FAILED, DONE)
 MOST_BYTES = 1 << 14
 MOST_SETTINGS, MOST_TEXT = 16, 300
 LONGEST_NAME = 400
@@ -36,23 +38,23 @@ async def waiting(request: web.Request) -> web.Response:
 
 def _shown() -> dict[str, Any]:
     queue = own_queue()
-    return {"paused": queue.paused, "jobs": [_row(entry) for entry in queue.entries(RUNNING, WAITING, FAILED, DONE)]}
+    return {"paused": queue.paused, "jobs": [_row(entry) for entry in queue.entries(*LISTED)]}
 
 
 def _row(entry: Entry) -> dict[str, str]:
-    try:
+    values = {}
+    with suppress(UserError):  # ``why`` says it
         values = entry.values()
-    except UserError as error:
-        values = {"why": str(error)}
-    texts = {name: shown(str(values.get(name, "")), 1000) for name in ("of", "added", "why")}
-    return {"name": entry.name, "title": entry.title, "state": entry.state, **texts}
+    texts = {"of": values.get("of", ""), "added": values.get("added", ""), "why": entry.why()}
+    told = {name: shown(str(text), 1000) for name, text in texts.items()}
+    return {"name": entry.name, "title": entry.title, "state": entry.state, **told}
 
 
 @in_words
 async def add(request: web.Request) -> web.Response:
     """POST ADD: put a run's job into the queue, with ``set`` changed, once for every combination of ``vary``.
 
-    Without ``vary`` the job keeps its name, so that the run goes on.
+    Without ``vary`` the job keeps its name, so that the run goes on; a job of it that was paused or stopped is no more.
     """
     given = await body(request, ADD, MOST_BYTES)
     name = run_name(given.get("run"))
@@ -79,8 +81,19 @@ def _add(name: str, vary: dict[str, list[str]], sets: dict[str, str]) -> list[st
     values = _changed(folder, sets)
     what = ", ".join(f"{setting} {text}" for setting, text in sets.items())
     jobs = variations(values, vary)
+    if not vary:
+        _remove_ended_early(queue, name)
     return [queue.add(job, ", ".join(filter(None, (folder.name, what, title if vary else ""))), folder.name, not vary)
             for title, job in jobs]  # fmt: skip
+
+
+def _remove_ended_early(queue: Queue, run: str) -> None:
+    """Remove the jobs that were paused or stopped and would go on with this very run: a new one does so."""
+    for entry in queue.entries(PAUSED, STOPPED):
+        with suppress(UserError):  # one that cannot be read, or that somebody has just let wait again
+            values = entry.values()
+            if values.get("goes_on") is True and values.get("of") == run:
+                queue.remove(entry.name)
 
 
 def _changed(folder: RunFolder, sets: dict[str, str]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 
 from ...flux2_train.events import Event
-from ...flux2_train.runs.queue.folder import FAILED, Claim
+from ...flux2_train.runs.queue.folder import STOPPED, Claim
 from ...flux2_train.runs.queue.place import how_of, own_queue
 from ...flux2_train.runs.queue.run_job import run_job
-from ...flux2_train.runs.queue.work import require_mine, train_claimed
+from ...flux2_train.runs.queue.work import follow, train_claimed
 from ...flux2_train.settings.job import Job
 from ...flux2_train.train.trainer import Trainer
 from ..browser.shown import keep
@@ -67,16 +67,21 @@ def _train(node: str, shown: dict, job: Job, claim: Claim) -> None:
         listener = TrainerListener(trainer, NodeProgress(node, trainer.total))
         listeners.append(listener)
         with listener.saying_how_it_ends():
-            yield lambda event: (require_mine(claim), listener(event))
+            yield lambda event: (follow(claim, event), listener(event))
 
     try:
         results = run_job(job, None, _Said(NodeProgress(node, 1)), listening, how_of(claim))
     except InterruptProcessingException:
-        claim.end(FAILED, "cancelled; its last checkpoint is kept, and once it waits again it goes on from there")
+        claim.end(STOPPED, _said_of(claim))
         raise
     listener = listeners[0]
     text = f"{claim.entry.title}\n{listener.finished(results)}"
     shown |= {"file": results.lora_path.name, "ui": keep(node, text)}
+
+
+def _said_of(claim: Claim) -> str:
+    kept = "its last checkpoint is kept, and once it waits again it goes on from there"
+    return f"cancelled; {kept if claim.run else 'nothing was saved'}"
 
 
 class _Said:

@@ -67,6 +67,27 @@ def test_the_server_trains_what_waits_and_the_failure_of_one_does_not_stop_the_r
     assert "goes on after step 2 of 4" in longer["log"] and longer["log"].count("begins in") == 2
 
 
+def test_a_job_that_is_paused_or_cancelled_is_listed_as_that_and_goes_on(server, trained):
+    """Not as a failure. The next one begins; once the job waits again, its run goes on."""
+    server.post("/flux2_train/queue/add", {"run": RUN, "vary": {"steps": ["100000"], "rank": ["1"]}})
+    title, name = f"{RUN}, steps 100000, rank 1", f"{RUN} steps 100000 rank 1"
+    wait(lambda: details(server, name).get("curve"))
+    server.post("/flux2_train/steer", {"run": name, "ask": "pause"})
+    wait(lambda: jobs(server)[title] == "paused")
+    (job,) = [job for job in server.get("/flux2_train/queue")["jobs"] if job["title"] == title]
+    paused = details(server, name)
+    assert paused["state"] == "paused" and job["of"] == name
+    assert job["why"] == f"paused after step {paused['step']}; once the job waits again it goes on from there"
+    server.post("/flux2_train/queue/change", {"job": job["name"], "do": "again"})
+    wait(lambda: f"goes on after step {paused['step']} of" in details(server, name)["log"])
+    server.post("/interrupt", {})
+    wait(lambda: jobs(server)[title] == "stopped")
+    assert details(server, name)["state"] == "stopped"
+    server.post("/flux2_train/queue/pause", {"paused": True})
+    server.post("/flux2_train/queue/add", {"run": name, "set": {}})  # what Go on in the tab does
+    assert [state for each, state in jobs(server).items() if name in each or each == title] == ["waiting"]
+
+
 def test_a_checkpoint_becomes_a_lora_file(server, trained):
     step = details(server, RUN)["checkpoints"][-1]
     server.post("/flux2_train/runs/lora", {"run": RUN, "step": step})

@@ -1,10 +1,12 @@
-// The queue of jobs above the list of runs: what trains, what waits, what failed and why.
+// The queue of jobs above the list of runs: what trains, what waits, what has ended and why.
 import { stateInWords, words } from "../words.js";
 import { get, post, trying } from "./server.js";
 import { button, chip, make } from "./words.js";
 
 const EVERY = 4000; // ms
-const STATES = { running: "running", waiting: "stopped", failed: "failed", done: "finished" }; // colours of the runs
+const STATES = { running: "running", waiting: "waiting", paused: "paused", stopped: "stopped", failed: "failed", done: "finished" }; // colours of the runs
+
+const ENDED = ["paused", "stopped", "failed", "done"];
 
 export class QueueBox {
     constructor() {
@@ -50,7 +52,7 @@ export class QueueBox {
         this.written = text;
         this.paused = paused;
         const count = (state) => jobs.filter((job) => job.state === state).length;
-        const counts = ["running", "waiting", "failed", "done"].filter(count).map((state) => `${count(state)} ${stateInWords(state)}`);
+        const counts = Object.keys(STATES).filter(count).map((state) => `${count(state)} ${stateInWords(state)}`);
         const texts = [words("Queue: {jobs}", { jobs: counts.join(", ") || words("empty") }), ...(paused ? [`(${words("paused")})`] : [])];
         this.title.textContent = texts.join(" ");
         this.pause.textContent = paused ? words("Go on") : words("Pause");
@@ -71,7 +73,7 @@ export class QueueBox {
         const all = [
             place > 0 && does("↑", words("Earlier"), { do: "move", place: place - 1 }),
             place >= 0 && place < count - 1 && does("↓", words("Later"), { do: "move", place: place + 1 }),
-            (job.state === "failed" || job.state === "done") && does("↻", words("Again"), { do: "again" }),
+            ENDED.includes(job.state) && does("↻", words("Again"), { do: "again" }),
             job.state !== "running" && does("×", words("Remove"), { do: "remove" }),
         ];
         const state = chip(job.state);

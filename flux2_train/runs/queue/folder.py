@@ -1,7 +1,8 @@
 """A queue of jobs as a plain folder: one JSON file per job, which lies in the folder that says how far it is.
 
-``waiting``, ``running``, ``done`` and ``failed`` are the folders. A job is claimed by renaming its file from
-``waiting`` to ``running``; only one of several workers succeeds in that. Described in docs/run-folder.md.
+``waiting``, ``running``, ``done``, ``failed``, ``stopped`` and ``paused_jobs`` are the folders. A job is claimed by
+renaming its file from ``waiting`` to ``running``; only one of several workers succeeds in that. Described in
+docs/run-folder.md.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from ...settings.base import plain
 from ...settings.job import MAX_BYTES, Job, Output
 from ..folder import now
 
-WAITING, RUNNING, DONE, FAILED = STATES = ("waiting", "running", "done", "failed")
-PAUSED = "paused"  # while a file of that name is there, nobody takes another job
+WAITING, RUNNING, DONE, FAILED, STOPPED, PAUSED = STATES = ("waiting", "running", "done", "failed", "stopped", "paused")
+ENDED = (DONE, FAILED, STOPPED, PAUSED)
+NO_MORE = "paused"  # while a file of that name is there, nobody takes another job
+_FOLDERS = {PAUSED: "paused_jobs"}  # of a state whose name the mark above has
 MOST_WAITING = 1000
-MOST_ENDED = 100  # files in ``done`` and in ``failed``
+MOST_ENDED = 100  # files of each state in which a job has ended
 SILENT = 300.0  # seconds without a sign of life after which a claimed job waits again
 STEP = 10  # between two numbers, so that few files are renamed when one is moved
 _FILE = re.compile(r"(?P<number>\d{6,9}) (?P<title>.+?)(?:@(?P<owner>[0-9a-f]+-\d+-\d+))?\.json", re.DOTALL)
@@ -59,6 +62,14 @@ class Entry:
             raise UserError(f"The queued job {shown(self.title)} holds no job.")
         return found
 
+    def why(self) -> str:
+        """Why the job has ended before its last step, or what is wrong with its file."""
+        try:
+            values = self.values()
+        except UserError as error:
+            return str(error)
+        return str(values.get("why", "")) if self.state in (FAILED, STOPPED, PAUSED) else ""
+
 
 class Queue:
     """The jobs in a folder, which is made when the first one is added."""
@@ -70,12 +81,15 @@ class Queue:
         """The jobs in these states, or all of them; those of a state in the order in which they are worked at."""
         return [entry for state in states or STATES for entry in self._of(state)]
 
+    def _place(self, state: str) -> Path:
+        return self.folder / _FOLDERS.get(state, state)
+
     def _of(self, state: str) -> list[Entry]:
         try:
-            names = os.listdir(self.folder / state)
+            names = os.listdir(self._place(state))
         except OSError:
             return []
-        found = [(match, self.folder / state / name) for name in names if (match := _FILE.fullmatch(name))]
+        found = [(match, self._place(state) / name) for name in names if (match := _FILE.fullmatch(name))]
         entries = [
             Entry(f"{match['number']} {match['title']}", match["title"], state, path, match["owner"] or "")
             for match, path in found
@@ -94,7 +108,7 @@ class Queue:
         values["job"] = {**plain(job), "output": plain(Output())}
         text = json.dumps(values, indent=1) + "\n"
         for state in STATES:
-            (self.folder / state).mkdir(parents=True, exist_ok=True)
+            self._place(state).mkdir(parents=True, exist_ok=True)
         while True:
             if len(self._of(WAITING)) >= MOST_WAITING:
                 raise UserError(f"{MOST_WAITING} jobs wait already; remove some of them.")
@@ -115,11 +129,11 @@ class Queue:
 
     def remove(self, name: str) -> None:
         """Remove a job that nobody works at."""
-        self.find(name, WAITING, DONE, FAILED).path.unlink(missing_ok=True)
+        self.find(name, WAITING, *ENDED).path.unlink(missing_ok=True)
 
     def again(self, name: str) -> None:
         """Let a job that has ended wait again, as the last one."""
-        self._put(self.find(name, DONE, FAILED), WAITING, self._next_number())
+        self._put(self.find(name, *ENDED), WAITING, self._next_number())
 
     def move(self, name: str, place: int) -> None:
         """Make a waiting job the one at that place; 0 is the next one."""
@@ -140,11 +154,12 @@ class Queue:
 
     def _put(self, entry: Entry, state: str, number: int) -> bool:
         """Rename a job's file into a state; False if somebody else has taken it. Nothing is ever overwritten."""
-        path = self.folder / state / f"{number:06d} {entry.title}.json"
+        path = self._place(state) / f"{number:06d} {entry.title}.json"
         if path == entry.path:
             return True
+        path.parent.mkdir(exist_ok=True)  # an earlier version made fewer folders
         if path.exists():
-            path = self.folder / state / f"{self._next_number():06d} {entry.title}.json"
+            path = path.parent / f"{self._next_number():06d} {entry.title}.json"
         return self._rename(entry.path, path)
 
     def _rename(self, old: Path, new: Path) -> bool:
@@ -157,15 +172,15 @@ class Queue:
 
     @property
     def paused(self) -> bool:
-        return (self.folder / PAUSED).exists()
+        return (self.folder / NO_MORE).exists()
 
     def pause(self, on: bool) -> None:
         """Take no more jobs, or go on taking them. A job that runs is not touched."""
         if on:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / PAUSED).touch()
+            (self.folder / NO_MORE).touch()
         else:
-            (self.folder / PAUSED).unlink(missing_ok=True)
+            (self.folder / NO_MORE).unlink(missing_ok=True)
 
     def claim(self, name: str = "") -> Claim | None:
         """Take the next waiting job, or the one of that name, for this thread alone; ``None`` if there is none."""
@@ -205,16 +220,20 @@ class Queue:
 
     def prune(self) -> None:
         """Keep the newest MOST_ENDED jobs of those that have ended."""
-        for state in (DONE, FAILED):
+        for state in ENDED:
             for entry in self._of(state)[:-MOST_ENDED]:
                 entry.path.unlink(missing_ok=True)
 
 
 class Claim:
-    """A job that this worker alone trains. ``lost`` is true once somebody else has taken it for abandoned."""
+    """A job that this worker alone trains. ``lost`` is true once somebody else has taken it for abandoned.
+
+    ``run`` is the run that has a checkpoint of it, empty while there is none.
+    """
 
     def __init__(self, queue: Queue, entry: Entry):
         self.queue, self.entry, self.lost, self.ended = queue, entry, False, False
+        self.run = ""
 
     def beat(self) -> None:
         """Give a sign of life."""
@@ -224,21 +243,25 @@ class Claim:
             self.lost = self.lost or isinstance(error, FileNotFoundError)
 
     def end(self, state: str, why: str = "") -> None:
-        """Say how the job has ended: DONE, FAILED with the reason, or WAITING to give it back."""
+        """Say how the job has ended: DONE, another of ENDED with the reason, or WAITING to give it back.
+
+        A job that was paused or stopped goes on with its run once it waits again.
+        """
         if self.lost or self.ended:
             return
         self.ended = True
         if why:
-            self._note(why)
+            goes_on = {"of": self.run, "goes_on": True} if self.run and state in (STOPPED, PAUSED) else {}
+            self._note({"why": shown(why, 1000), **goes_on})
         self.queue._put(self.entry, state, self.entry.number)
         self.queue.prune()
 
-    def _note(self, why: str) -> None:
+    def _note(self, news: dict[str, Any]) -> None:
         try:
             values = self.entry.values()
         except UserError:  # nobody can read it: what is wrong is told where it is listed
             return
-        write_text(self.entry.path, json.dumps({**values, "why": shown(why, 1000)}, indent=1) + "\n")
+        write_text(self.entry.path, json.dumps({**values, **news}, indent=1) + "\n")
 
 
 def _file_title(title: str) -> str:

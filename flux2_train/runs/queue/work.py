@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ...errors import UserError
+from ...errors import Paused, UserError
+from ...events import Checkpointed, Event, Resumed
 from ...settings import job
-from .folder import DONE, FAILED, WAITING, Claim, Queue
+from .folder import DONE, FAILED, PAUSED, STOPPED, WAITING, Claim, Queue
 
 BEAT = 20.0  # seconds between two signs of life
 Train = Callable[[job.Job, Claim], None]
@@ -17,7 +18,8 @@ Train = Callable[[job.Job, Claim], None]
 def work(queue: Queue, train: Train, say: Callable[[str], None]) -> tuple[int, int]:
     """Train every waiting job, also those that are added meanwhile. Returns how many were done and how many failed.
 
-    Ctrl-C ends it; the job in progress then waits again and goes on from its last checkpoint.
+    A job that somebody pauses is neither. Ctrl-C ends the work; the job in progress waits again and goes on from its
+    last checkpoint.
     """
     done = failed = 0
     while claim := queue.claim():
@@ -25,6 +27,8 @@ def work(queue: Queue, train: Train, say: Callable[[str], None]) -> tuple[int, i
         try:
             train_claimed(claim, train)
             done += 1
+        except Paused as paused:
+            say(f"{claim.entry.title}: {_said_of(paused)}")
         except Exception as error:
             failed += 1
             say(f"{claim.entry.title}: failed: {said(error)}")
@@ -36,6 +40,9 @@ def train_claimed(claim: Claim, train: Train) -> None:
     try:
         with signs_of_life(claim):
             train(job.read(claim.entry.values()["job"]), claim)
+    except Paused as paused:
+        claim.end(PAUSED if paused.saved else STOPPED, _said_of(paused))
+        raise
     except Exception as error:
         claim.end(FAILED, said(error))
         raise
@@ -43,6 +50,20 @@ def train_claimed(claim: Claim, train: Train) -> None:
         claim.end(WAITING)
         raise
     claim.end(DONE)
+
+
+def _said_of(paused: Paused) -> str:
+    goes_on = (
+        "once the job waits again it goes on from there" if paused.saved else "its checkpoint could not be written"
+    )
+    return f"paused after step {paused.step}; {goes_on}"
+
+
+def follow(claim: Claim, event: Event) -> None:
+    """Keep in mind which run goes on with the job. Raises as ``require_mine``."""
+    require_mine(claim)
+    if isinstance(event, Checkpointed | Resumed):
+        claim.run = event.path.parents[1].name
 
 
 def require_mine(claim: Claim) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flux2_train.errors import UserError
+from flux2_train.errors import Paused, UserError
+from flux2_train.events import Checkpointed
 from flux2_train.runs.queue import folder as queue_folder
 from flux2_train.runs.queue import work
-from flux2_train.runs.queue.folder import DONE, FAILED, RUNNING, SILENT, WAITING, Queue
+from flux2_train.runs.queue.folder import DONE, FAILED, PAUSED, RUNNING, SILENT, STOPPED, WAITING, Queue
 from flux2_train.runs.queue.grid import MOST, variations
 from flux2_train.settings.base import plain
 from flux2_train.settings.dataset_folder import DatasetSettings
@@ -150,6 +151,35 @@ def test_the_failure_of_one_does_not_stop_the_rest(queue):
     assert work.work(queue, train, said.append) == (2, 1)
     assert trained == ["a", "b", "c"] and titles(queue, DONE) == ["a", "c"] and titles(queue, FAILED) == ["b"]
     assert "b: failed: no memory" in said
+
+
+@pytest.mark.parametrize("saved, state", [(True, PAUSED), (False, STOPPED)])
+def test_a_paused_job_is_no_failure_and_goes_on_with_its_run(queue, tmp_path, saved, state):
+    queue.add(JOB, "a", "another run"), queue.add(JOB, "b")
+
+    def train(given, claim):
+        if claim.entry.title == "a":
+            if saved:
+                work.follow(claim, Checkpointed(7, tmp_path / "vorn_2" / "checkpoints" / "step_00000007.safetensors"))
+            raise Paused(7, saved)
+
+    said = []
+    assert work.work(queue, train, said.append) == (1, 0)
+    assert titles(queue, DONE) == ["b"] and titles(queue, state) == ["a"] and not titles(queue, FAILED)
+    (entry,) = queue.entries(state)
+    assert entry.why().startswith("paused after step 7; ") and f"a: {entry.why()}" in said
+    values = entry.values()
+    assert (values["of"], values["goes_on"]) == (("vorn_2", True) if saved else ("another run", False))
+    queue.again(entry.name)
+    assert titles(queue, WAITING) == ["a"] and queue.entries(WAITING)[0].why() == ""
+
+
+def test_a_queue_of_an_earlier_version_takes_a_job_that_is_stopped(queue):
+    queue.add(JOB, "a")
+    for state in (STOPPED, PAUSED):
+        queue._place(state).rmdir()
+    queue.claim().end(STOPPED, "cancelled")
+    assert titles(queue, STOPPED) == ["a"]
 
 
 def test_an_unreadable_job_fails_alone(queue):
