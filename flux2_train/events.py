@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+LOWER_RATE = "lower_rate"  # a change of the learning rate to a lower one
+
 
 @dataclass(frozen=True)
 class Started:
@@ -49,9 +51,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something the user should know that does not stop the run."""
+    """Something the user should know that does not stop the run.
+
+    ``remedies`` are what could be asked of the run to mend it: requests of settings/steering.py, or LOWER_RATE.
+    ``pictures`` are the files of the data set that the text is about.
+    """
 
     text: str
+    remedies: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

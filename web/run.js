@@ -1,6 +1,7 @@
 // LoRA Trainer shows its run in a panel: while it trains, after a reload, in every tab, and when its graph is opened again.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { showPicture } from "./data/find.js";
 import { ask } from "./panel/feed.js";
 import { runPanel } from "./panel/run_panel.js";
 import { nodeOf } from "./shown.js";
@@ -34,7 +35,7 @@ class RunWidget {
         if (run === this.run) return;
         this.panel?.close();
         this.run = run;
-        this.panel = runPanel(run, { goOn: () => app.queuePrompt(0, 1), enlarge: true });
+        this.panel = runPanel(run, { goOn: () => app.queuePrompt(0, 1), enlarge: true, showPicture });
         this.holder.replaceChildren(this.panel);
         this.sizes ??= new ResizeObserver(() => this.fit());
         this.sizes.disconnect();

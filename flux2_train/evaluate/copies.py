@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..data.samples import Samples
-from ..events import Nearest, PreviewPicture, Warned
+from ..events import LOWER_RATE, Nearest, PreviewPicture, Warned
 from ..names import counted, shown
 
 GRID = 8
@@ -88,5 +88,7 @@ def warnings_of(told: set[tuple[int, str]], step: int, pictures: Sequence[Previe
                 f"Preview {picture.number} ({shown(picture.label, 40)}) copies the training picture "
                 f"{shown(nearest.name)} after {counted(step, 'step')}: it is {nearest.distance:.2f} of the usual "
                 "distance between training pictures away. The run memorises: take an earlier step, add pictures, or "
-                "lower repeats or the learning rate."
+                "lower repeats or the learning rate.",
+                (LOWER_RATE,),
+                (nearest.name,),
             )

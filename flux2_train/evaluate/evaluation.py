@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.samples import Sample
-from ..events import BestSoFar, Event, ImageLoss, ImagesMeasured, Phase, Validated, Warned
+from ..events import BestSoFar, Event, ImageLoss, ImagesMeasured, Phase, Validated
 from ..host.borrowed.borrow import training_mode
 from ..host.graph_types import ModelPatcher
 from ..train import processes
@@ -42,7 +42,7 @@ class Evaluation(BetweenSteps):
         """Work to do before the model is borrowed."""
         warning = also_trained(self.trainer.held_out, self.trainer.samples)
         if warning:
-            yield Warned(warning)
+            yield warning
         if self.meter and not self.meter.pairs and (len(self.trainer.held_out) or self._spread()):
             yield Phase(NO_TRIGGER)
         if self.previews and self._paints():

@@ -20,6 +20,7 @@ from ..host.sampling.references import INDEX
 from ..host.system.memory import free, is_out_of_memory
 from ..names import counted
 from ..settings.previews import Prompt
+from ..settings.steering import CHANGE
 from ..train.preview_request import PreviewRequest
 from .copies import TrainingPictures, warnings_of
 
@@ -116,7 +117,7 @@ class Previews:
             yield from warnings_of(self.copied, step, pictures)
         except UserError as error:  # a run goes on, and a text that it was given cannot be encoded any more
             self.shown = [number for number in self.shown if self.prompts[number].text in self.embeds]
-            yield Warned(f"Not all previews were painted after {step} steps: {error}")
+            yield Warned(f"Not all previews were painted after {step} steps: {error}", (CHANGE,))
         except Exception as error:
             if not is_out_of_memory(error) or self.together:
                 raise

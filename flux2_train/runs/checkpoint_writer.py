@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..events import Checkpointed, Event, Warned
 from ..settings.saving import BY_COST, CheckpointSettings
+from ..settings.steering import SAVE
 from . import checkpoints
 from .checkpoints import DamagedCheckpoint, Snapshot
 
@@ -117,7 +118,8 @@ class CheckpointWriter:
             self.has_warned = True
             return Warned(
                 f"The checkpoint of step {step} could not be written to {self.folder} ({error}); the run goes on. Make "
-                "room or make the folder writable."
+                "room or make the folder writable.",
+                (SAVE,),
             )
         self.cost = time.monotonic() - began
         self.written[path] = self.rank(step, snapshot.about.validation)

@@ -6,6 +6,7 @@ import random
 
 from ..data.samples import Samples
 from ..errors import UserError
+from ..events import Warned
 from ..names import counted
 from ..settings.previews import ValidationLossSettings
 
@@ -32,14 +33,15 @@ def kept_out(samples: Samples, config: ValidationLossSettings) -> tuple[Samples,
     return samples.only(groups[0]), samples.only(groups[1])
 
 
-def also_trained(held_out: Samples, trained: Samples) -> str:
-    """A warning that names held-out images which are trained on as well; empty if there are none."""
+def also_trained(held_out: Samples, trained: Samples) -> Warned | None:
+    """A warning that names held-out images which are trained on as well; ``None`` if there are none."""
     trained_on = {item.view.digest for item in trained.items}
     names = sorted({item.path.name for item in held_out.items if item.view.digest in trained_on})
     if not names:
-        return ""
+        return None
     images = counted(len(names), "held-out image is", "held-out images are")
-    return (
+    return Warned(
         f"{images} trained on as well ({', '.join(names[:3])}): the held-out "
-        "loss says nothing about images it was not trained on. Take each of them out of one of the two data sets."
+        "loss says nothing about images it was not trained on. Take each of them out of one of the two data sets.",
+        pictures=tuple(names[:3]),
     )

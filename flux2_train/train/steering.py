@@ -98,7 +98,8 @@ class Steerable(Resumable):
 
     def _change(self, change: Change) -> Iterator[Event]:
         if change.steps is not None and change.steps < change.after:
-            yield Warned(f"{change.after} steps are done already: steps was not changed to {change.steps}.")
+            done = f"{change.after} steps are done already"
+            yield Warned(f"{done}: steps was not changed to {change.steps}.", (CHANGE,))
             change = replace(change, steps=None)
         if change.is_empty:
             return

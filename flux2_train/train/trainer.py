@@ -19,7 +19,7 @@ from ..data.cache import EmbedCache, LatentCache
 from ..data.order import batches, drawn, step_count
 from ..data.samples import Sample, samples
 from ..errors import UserError
-from ..events import Completed, Event, Phase, Planned, Stepped, Warned
+from ..events import LOWER_RATE, Completed, Event, Phase, Planned, Stepped, Warned
 from ..flow.guidance import embedded
 from ..host import identify
 from ..host.borrowed.borrow import borrow_as, training_mode
@@ -28,6 +28,7 @@ from ..host.borrowed.routing import Route
 from ..host.borrowed.velocity import Condition, check_embeds, velocity
 from ..host.describe import lora_warning
 from ..host.graph_types import ModelPatcher
+from ..settings.steering import PAUSE
 from ..settings.training import TrainingSettings
 from . import processes, timesteps
 from .between_steps import BetweenSteps
@@ -178,23 +179,22 @@ class Trainer(Steerable):
             measured = self._step(borrowed, step, batch)
         seconds = time.perf_counter() - started
         self.step = step
-        if not isinstance(measured, str):
+        if not isinstance(measured, Warned):
             self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
         self._end_update()
         for message in self.memory.new_messages():
             yield Warned(message)
             yield Planned(self.memory.describe())
-        if isinstance(measured, str):
-            yield Warned(f"Step {step} was left out: {measured}.")
+        if isinstance(measured, Warned):
+            yield measured
             return
         slow = self.slow_steps.check(seconds, self.memory.expected, self.memory.spills, self.device.type == "cpu")
-        for warning in (self.divergence.check(measured.loss), slow, self.pace.slow()):
-            if warning:
-                yield Warned(warning)
+        told = ((self.divergence.check(measured.loss), (LOWER_RATE,)), (slow, (PAUSE,)), (self.pace.slow(), ()))
+        yield from (Warned(warning, remedies) for warning, remedies in told if warning)
         yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)
 
-    def _step(self, borrowed: ModelPatcher, step: int, batch: list[Sample]) -> Measured | str:
-        """One optimizer step on the samples of all processes. Returns the reason as a text if the update is left out.
+    def _step(self, borrowed: ModelPatcher, step: int, batch: list[Sample]) -> Measured | Warned:
+        """One optimizer step on the samples of all processes. Returns the reason if the update is left out.
 
         Every process draws noise and times for all samples, so that they do not depend on how samples are shared.
         """
@@ -220,12 +220,16 @@ class Trainer(Steerable):
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm or math.inf).item()
         if math.isfinite(measured.loss) and self.loss_scale.overflowed(math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            return f"its gradients were too large for fp16; the loss scale is {self.loss_scale.scale:g} now"
+            scale = f"the loss scale is {self.loss_scale.scale:g} now"
+            return Warned(f"Step {step} was left out: its gradients were too large for fp16; {scale}.")
         checked = measured.loss + measured.preservation + 0 * norm  # not finite if any of the three is not
         names = [s.item.path.name for s in batch]
         if self.bad_losses.skip(checked, names, len(self.history.losses)):
             self.optimizer.zero_grad(set_to_none=True)
-            return f"its loss is no number ({', '.join(sorted(set(names)))})"
+            bad = sorted(set(names))
+            return Warned(
+                f"Step {step} was left out: its loss is no number ({', '.join(bad)}).", pictures=tuple(bad[:3])
+            )
         self._update(measured.loss)
         return measured
 

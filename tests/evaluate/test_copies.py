@@ -71,6 +71,7 @@ def test_a_copy_is_told_once():
     pictures = [PreviewPicture("a", None, None, {}, number, each) for number, each in ((3, near), (4, far), (5, None))]
     (warning,) = warnings_of(told, 20, pictures)
     assert "Preview 3 (a) copies the training picture" in warning.text and "after 20 steps" in warning.text
+    assert warning.remedies == (events.LOWER_RATE,) and warning.pictures == ("a<b>.png",)
     assert not list(warnings_of(told, 40, pictures))
 
 

@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 from axe import serious_findings
-from browsing import photograph, steady_box
+from browsing import photograph, says, steady_box
 from curating import DROP, EVIL, SCROLL, SIDECAR, card, judge, until
 from PIL import Image
 
@@ -60,6 +60,25 @@ def test_captions_are_edited_by_keyboard_saved_by_themselves_and_undone(tab, fol
     page.keyboard.press("Escape")
     shown.wait_for(state="detached")
     assert page.evaluate("() => app.graph._nodes.length") == 1  # no key reached the graph
+
+
+OPEN_AT = """async name => {
+    const { api } = window.comfyAPI.api, names = await (await api.fetchApi('/extensions')).json()
+    const { showPicture } = await import(api.fileURL(names.find(each => each.endsWith('/data/find.js'))))
+    await showPicture(name)
+}"""
+
+
+def test_a_picture_that_a_warning_means_is_opened_where_the_graph_has_it(tab, folder, dialog):
+    page, _, _ = tab
+    dialog().get_by_role("button", name="Close").click()
+    page.evaluate(OPEN_AT, "07.png")
+    shown = page.locator("dialog.flux2-data")
+    shown.locator(".editor .dim").get_by_text("07.png").wait_for()
+    page.keyboard.press("Escape")
+    shown.wait_for(state="detached")
+    page.evaluate(OPEN_AT, "nowhere.png")
+    says(page, "No Dataset Folder of this graph has nowhere.png.")
 
 
 def test_a_missing_caption_is_written_and_undo_removes_its_file(tab, folder, dialog):

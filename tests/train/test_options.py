@@ -246,9 +246,10 @@ def test_losses_are_told_by_noise_band():
 def test_a_diverging_run_is_told_of_and_stopped_if_wanted():
     def warnings(**guard):  # below 1 every mean is "divergence": when it should be told is tested with the guard
         received = run(steps=21, rank=1, guard=GuardSettings(**guard))[1]
-        return [e.text for e in received if isinstance(e, events.Warned) and "training diverges" in e.text]
+        return [e for e in received if isinstance(e, events.Warned) and "training diverges" in e.text]
 
-    assert len(warnings(divergence=0.5)) == 1 and not warnings()
+    (warned,) = warnings(divergence=0.5)
+    assert warned.remedies == (events.LOWER_RATE,) and not warnings()
     with pytest.raises(UserError, match="training diverges"):
         warnings(divergence=0.5, stop_on_divergence=True)
 

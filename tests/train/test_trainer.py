@@ -212,7 +212,8 @@ def test_a_loss_that_is_no_number_leaves_its_step_out(nano, robot):
     trainer = spoiled(nano, robot, {name}, replace(SHORT, steps=6))
     with torch.inference_mode(), closing(trainer.run()) as run:
         received = list(run)
-    assert [e.text for e in received if isinstance(e, events.Warned) and name in e.text and "left out" in e.text]
+    (warned,) = [e for e in received if isinstance(e, events.Warned) and "left out" in e.text]
+    assert name in warned.text and warned.pictures == (name,)
     assert len(trainer.history.losses) == 5 and trainer.bad_losses.total == 1
     assert all(torch.isfinite(p).all() for p in trainer.adapters.parameters())
 

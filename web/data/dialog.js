@@ -3,7 +3,7 @@ import { counted, words } from "../words.js";
 import { button, countedCaptions, countedPictures, el, inWords } from "./dom.js";
 import { Editor } from "./editor.js";
 import { Grid } from "./grid.js";
-import { Model } from "./model.js";
+import { isNamed, Model } from "./model.js";
 import { markInWords } from "./marks.js";
 import { replaced, tagged, untagged } from "./captions.js";
 import { read, send, settingsOf } from "./requests.js";
@@ -21,8 +21,9 @@ const FILTERS = {
 const ALWAYS = ["all", "no caption", "warnings", "excluded"];
 
 class Dialog {
-    constructor(node) {
-        this.node = node;
+    // ``wanted`` is the name of the picture to begin with
+    constructor(node, wanted) {
+        Object.assign(this, { node, wanted });
         this.folder = node.widgets.find(({ name }) => name === "folder").value;
         this.model = new Model(settingsOf(node));
         this.filter = "all";
@@ -67,8 +68,9 @@ class Dialog {
         this.element.showModal();
         this.grid.element.focus();
         try {
+            const { wanted } = this;
             await this.model.load();
-            this.grid.select(0, false);
+            if (!wanted || this.wanted) this.grid.select(0, false);
         } catch (error) {
             this.status.textContent = error.message;
             this.editor.element.replaceChildren(el("p", { className: "note bad", text: error.message }));
@@ -97,6 +99,7 @@ class Dialog {
         if (all) this.choose();
         else this.grid.refresh(pictures);
         if (all && !this.editor.picture) this.editor.open(this.model.pictures[this.grid.shown[this.grid.at]] ?? null);
+        if (all) this.seekWanted();
         if (this.editor.picture && (all || pictures?.includes(this.editor.picture))) this.editor.fill();
     }
 
@@ -161,6 +164,14 @@ class Dialog {
         const find = () => this.grid.shown.findIndex((number) => this.model.pictures[number] === picture);
         if (find() < 0) { this.filter = "all"; this.search.value = ""; this.shownChips(); this.choose(); }
         this.grid.select(find());
+    }
+
+    // goes to the wanted picture once its page is there
+    seekWanted() {
+        const found = this.wanted && this.known().find((picture) => isNamed(picture, this.wanted));
+        if (!found) return;
+        this.wanted = "";
+        this.seek(found);
     }
 
     go(step, focus = false) {
@@ -246,9 +257,9 @@ class Dialog {
 
 const megabytes = (bytes) => (bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`);
 
-export function openPictures(node) {
+export function openPictures(node, wanted = "") {
     addStyle();
-    const dialog = new Dialog(node);
+    const dialog = new Dialog(node, wanted);
     dialog.open();
     return dialog;
 }

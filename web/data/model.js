@@ -10,6 +10,9 @@ const MOST_AT_ONCE = 500;
 const sameMark = (a, b) => a.exclude === b.exclude && a.repeat === b.repeat;
 const markOf = ({ exclude, repeat }) => ({ exclude, repeat });
 
+// whether that is the picture's file, with or without its folder
+export const isNamed = (picture, name) => picture.name === name || picture.name.endsWith(`/${name}`);
+
 export class Model extends EventTarget {
     constructor(settings) {
         super();

@@ -6,6 +6,7 @@ import { Feed } from "./feed.js";
 import { Previews } from "./previews.js";
 import { Steering } from "./steer.js";
 import { addStyle, button, make, openDialog } from "./style.js";
+import { Warnings } from "./warnings.js";
 
 const GB = 1e9;
 const BAD = ["failed", "killed", "stopped"];
@@ -44,9 +45,9 @@ class Panel {
         this.chart = new Chart();
         this.previews = new Previews(run);
         this.memory = make("details", {}, make("summary"), make("pre"));
-        this.warnings = make("div", { className: "scroll", role: "log", "aria-label": words("warnings") });
         this.steering = new Steering(run, options.goOn);
-        this.columns = make("div", { className: "columns" }, make("div", {}, this.chart.element, this.memory, this.warnings), this.previews.element);
+        this.warnings = new Warnings(this.steering, options.showPicture);
+        this.columns = make("div", { className: "columns" }, make("div", {}, this.chart.element, this.memory, this.warnings.element), this.previews.element);
         this.element = make("section", { className: "flux2-run", "aria-label": words("training run {run}", { run }) },
             make("div", { className: "row" }, this.title, this.pace), this.where, this.learned, this.bar, this.columns, this.steering.element);
         if (options.enlarge) this.title.append(button(words("enlarge"), () => enlarge(run, options), { className: "plain" }));
@@ -75,8 +76,8 @@ class Panel {
         this.previews.show(state);
         this.columns.classList.toggle("both", state.previews.size > 0);
         this.showMemory(state);
-        this.showWarnings(state);
         this.steering.show(state);
+        this.warnings.show(state);
         this.element.dispatchEvent(new CustomEvent("flux2shown"));
     }
 
@@ -98,22 +99,14 @@ class Panel {
         this.memory.lastChild.textContent = [...parts, "", plan.text].join("\n");
     }
 
-    showWarnings({ warnings, notes }) {
-        const key = JSON.stringify([warnings, notes]);
-        if (key === this.warned) return;
-        this.warned = key;
-        this.warnings.replaceChildren(
-            ...warnings.map((text) => make("p", { className: "note warning", textContent: `⚠ ${text}` })),
-            ...notes.map((text) => make("p", { className: "note", textContent: text })));
-    }
-
     close() {
         this.feed.stop();
         this.chart.close();
     }
 }
 
-// ``goOn`` queues the run's graph; ``enlarge`` adds a button that opens the panel large.
+// ``goOn`` queues the run's graph; ``enlarge`` adds a button that opens the panel large; ``showPicture`` opens a picture of
+// the data set.
 export function runPanel(run, options = {}) {
     const panel = new Panel(run, options);
     return Object.assign(panel.element, { close: () => panel.close(), feed: panel.feed, panel });

@@ -12,6 +12,7 @@ export class RunState {
         this.checkpoints = new Set();
         this.previews = new Map(); // by step: pictures
         this.warnings = [];
+        this.helps = new Map(); // by warning: what could be asked of the run, and which pictures it is about
         this.notes = [];
         this.plan = null;
         this.step = this.total = this.used = 0;
@@ -112,7 +113,8 @@ export class RunState {
         Object.assign(this, { used, whole });
     }
 
-    on_warning({ text }) {
+    on_warning({ text, remedies = [], pictures = [] }) {
+        this.helps.set(text, { remedies, pictures });
         if (!this.warnings.includes(text)) this.warnings.push(text);
     }
 

@@ -34,6 +34,8 @@ const STYLE = `
 .flux2-run summary { cursor: pointer; }
 .flux2-run details pre { white-space: pre-wrap; margin: 4px 0 0; font: 11px/1.35 ui-monospace, monospace; }
 .flux2-run .warning { border-left: 3px solid var(--warn); }
+.flux2-run .helps { display: flex; flex-wrap: wrap; gap: 6px; margin-top: 4px; }
+.flux2-run .helps:not(:has(button:not([hidden]))) { display: none; }
 .flux2-run .failed { border-left: 3px solid var(--bad); }
 .flux2-run .scroll { max-height: 130px; overflow-y: auto; }
 .flux2-run button, .flux2-run input, .flux2-run textarea { font: inherit; color: inherit; border-radius: 6px;

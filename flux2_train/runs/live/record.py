@@ -91,7 +91,8 @@ class Record:
             case events.Phase(text):
                 return {"kind": "phase", "text": text[:MOST_TEXT]}
             case events.Warned(text):
-                return {"kind": "warning", "text": text[:MOST_TEXT]}
+                helps = {name: list(found) for name in ("remedies", "pictures") if (found := getattr(event, name))}
+                return {"kind": "warning", "text": text[:MOST_TEXT], **helps}
             case events.Planned(text):
                 estimate = self.trainer.memory.plan.estimate
                 parts = {name: int(size) for name, size in estimate.parts.items() if size}

@@ -67,7 +67,7 @@ class Record:
             case "plan":
                 yield events.Planned(entry["text"])
             case "warning":
-                yield events.Warned(entry["text"])
+                yield events.Warned(entry["text"], *(tuple(entry.get(name, ())) for name in ("remedies", "pictures")))
             case "steered":
                 yield events.Steered(step, entry["text"])
             case "validation":

@@ -24,6 +24,23 @@ OPEN = """async run => {
         + 'transform-origin: 0 0; background: var(--comfy-menu-bg)'
     document.body.append(window.flux2Panel)
 }"""
+# The same with a place for a picture that it should show, and under an id of its own.
+OPEN_WARNED = """async run => {
+    const { api } = window.comfyAPI.api, names = await (await api.fetchApi('/extensions')).json()
+    const { runPanel } = await import(api.fileURL(names.find(name => name.endsWith('/panel/run_panel.js'))))
+    const panel = runPanel(run, { showPicture: name => { window.flux2Wanted = name } })
+    panel.id = 'flux2-warned'
+    panel.style.cssText = 'position: fixed; left: 80px; top: 60px; width: 700px; z-index: 1000000; '
+        + 'background: var(--comfy-menu-bg)'
+    document.body.append(panel)
+}"""
+# Whether the first row is the same element after the websocket has brought ``line``, and how many there are.
+STAYS = """async line => {
+    const panel = document.querySelector('#flux2-warned'), row = panel.querySelector('.warning')
+    panel.feed.hear({ first: panel.feed.state.next, lines: [line] })
+    await new Promise(done => setTimeout(done, 100))
+    return [row === panel.querySelector('.warning'), panel.querySelectorAll('.warning').length]
+}"""
 # A feed of the run asks the server; while the answer is on its way, the websocket brings ``lines``.
 OVERTAKE = """async lines => {
     const { api } = window.comfyAPI.api, names = await (await api.fetchApi('/extensions')).json()
@@ -60,8 +77,13 @@ def lines():
 
 
 @pytest.fixture(scope="module")
-def page(server):
-    folder = RunFolder.create(server.folder / "output" / "flux2_train", "in_the_page")
+def runs(server):
+    return server.folder / "output" / "flux2_train"
+
+
+@pytest.fixture(scope="module")
+def page(server, runs):
+    folder = RunFolder.create(runs, "in_the_page")
     folder.note(name="in_the_page", status="stopped", step=400, total=1000, why=EVIL)
     previews = {"prompts": [{"text": EVIL}], "every": 250}
     folder.job.write_text(json.dumps({"training": {"learning_rate": 1e-4}, "previews": previews}))
@@ -114,6 +136,35 @@ def test_the_chart_is_read_zoomed_and_keyed(page, tmp_path):
 def test_an_answer_that_the_websocket_overtakes_forgets_nothing(page):
     step = {"kind": "steps", "first": 401, "total": 1000, "rate": 1e-4, "loss": [0.1], "smoothed": [0.1]}
     assert page.evaluate(OVERTAKE, [step]) == {"kept": True, "added": 1, "points": 401}
+
+
+def test_a_warning_has_buttons_for_what_the_panel_can_do_about_it(page, runs):
+    """They stay while it is told of others, ask the run, and are gone when it has ended."""
+    folder = RunFolder.create(runs, "warned")
+    folder.note(name="warned", status="running", step=20, total=90)
+    folder.job.write_text(json.dumps({"training": {"learning_rate": 3e-4}}))
+    bad = {"kind": "warning", "text": f"It diverges {EVIL}", "remedies": ["lower_rate", "save", "fly"],
+           "pictures": [f"{EVIL}.png"]}  # fmt: skip
+    folder.record.write_text("".join(json.dumps(line) + "\n" for line in ({"kind": "began", "total": 90}, bad)))
+    with folder.held():
+        page.evaluate(OPEN_WARNED, "warned")
+        row = page.locator("#flux2-warned .warning")
+        half = row.get_by_role("button", name="Halve the learning rate to 0.00015")
+        half.wait_for()
+        assert row.get_by_role("button").all_inner_texts() == [
+            "Halve the learning rate to 0.00015", "Save now", f"Show {EVIL}.png",
+        ]  # fmt: skip
+        assert page.evaluate(STAYS, {"kind": "warning", "text": "another"}) == [True, 2]
+        half.click()
+        page.locator("#flux2-warned .said").get_by_text("Changed from the next step on.").wait_for()
+        (asked,) = folder.asked.iterdir()
+        assert json.loads(asked.read_text())["change"]["learning_rate"] == 1.5e-4
+        row.get_by_role("button", name="Show").click()
+        assert page.evaluate("() => window.flux2Wanted") == f"{EVIL}.png"
+    page.evaluate("() => document.querySelector('#flux2-warned').feed.hear({ first: 99, lines: [] })")
+    half.wait_for(state="hidden")
+    assert row.first.get_by_role("button").all_inner_texts() == [f"Show {EVIL}.png"]
+    page.evaluate("() => { const panel = document.querySelector('#flux2-warned'); panel.close(); panel.remove() }")
 
 
 def test_what_the_trigger_changes_is_a_line_of_words_and_a_curve_of_its_own(page):

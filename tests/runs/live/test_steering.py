@@ -12,11 +12,12 @@ from flux2_train import events
 from flux2_train.errors import Paused, UserError
 from flux2_train.runs import checkpoints
 from flux2_train.runs.folder import FINISHED, PAUSED, RunFolder
+from flux2_train.runs.live import record
 from flux2_train.runs.live.asking import MOST_WAITING, ask
 from flux2_train.settings import job
 from flux2_train.settings.optimizer import OptimizerSettings
 from flux2_train.settings.saving import CheckpointSettings
-from flux2_train.settings.steering import Change, Request
+from flux2_train.settings.steering import CHANGE, Change, Request
 from flux2_train.settings.training import TrainingSettings
 
 RATE, STEPS = Request("change", Change(learning_rate=5e-4)), Request("change", Change(steps=8))
@@ -86,7 +87,8 @@ def test_steps_that_are_done_already_are_refused(trainer, tmp_path):
     made, listener = steered(trainer, tmp_path, {4: [Request("change", Change(steps=2))]})
     assert made.step == 5 and not made.changes
     (warned,) = listener.of(events.Warned)
-    assert warned.text == "4 steps are done already: steps was not changed to 2."
+    assert warned.text == "4 steps are done already: steps was not changed to 2." and warned.remedies == (CHANGE,)
+    assert {"kind": "warning", "text": warned.text, "remedies": [CHANGE]} in record.read(listener.folder)[0]
 
 
 def test_stop_ends_the_run_with_the_step_in_progress(trainer, tmp_path):

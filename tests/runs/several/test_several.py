@@ -65,10 +65,15 @@ def test_a_record_becomes_the_events_that_it_was_written_from(run):
     assert (resumed.step, resumed.total, resumed.path.parents[1].name) == (4, 9, run.name)
     assert recorded == events.Recorded(0, ({"kind": "began", "total": 9}, {"kind": "resumed", "step": 4, "total": 9}))
     steps = {"kind": "steps", "first": 5, "total": 9, "loss": [0.5, None], "smoothed": [0.5, 0.4], "seconds": [2, 3]}
-    write(run, steps, {"kind": "warning", "text": "w"}, {"kind": "saved", "file": "a.safetensors", "stopped": True})
+    write(
+        run,
+        steps,
+        {"kind": "warning", "text": "w", "pictures": ["a.png"]},
+        {"kind": "saved", "file": "a.safetensors", "stopped": True},
+    )
     first, second, warned, saved, recorded = record.news()
     assert first == events.Stepped(5, 9, 0.5, 0.5, 0.0, 2) and second == events.Stepped(6, 9, 0.0, 0.4, 0.0, 3)
-    assert warned == events.Warned("w") and saved.stopped and saved.path.name == "a.safetensors"
+    assert warned == events.Warned("w", pictures=("a.png",)) and saved.stopped and saved.path.name == "a.safetensors"
     assert recorded.first == 2 and (followed.step, followed.total, followed.history.seconds) == (6, 9, [2, 3])
     assert not list(record.news())
 
