@@ -3,13 +3,15 @@
 On the frontend that ComfyUI pins, and under --all on the newest one. Pictures are kept in the test's folder.
 """
 
+import copy
 import json
 import shutil
 
 import pytest
 from axe import serious_findings
-from browsing import open_tab, photograph, says
+from browsing import load, open_tab, photograph, says
 from made_runs import make_run
+from mistakes import GRAPH, TRAINER, write_files
 
 from flux2_train.runs.folder import RUNNING, STOPPED, RunFolder
 
@@ -87,6 +89,11 @@ def five_runs(folder):
 def states(page):
     rows = page.locator(".flux2-runs .run").all()
     return {row.locator("b").inner_text(): row.locator(".chip").inner_text() for row in rows}
+
+
+WIDGETS = "id => app.graph.getNodeById(Number(id)).widgets.map(each => [each.name, each.value])"
+FINISHED = """count => [...document.querySelectorAll('.flux2-runs .run .chip')]
+    .filter(each => each.textContent === 'finished').length === count"""
 
 
 @pytest.mark.parametrize("palette", ["dark", "light"])
@@ -209,6 +216,47 @@ def test_variations_are_queued_ordered_and_removed(opened, runs, tmp_path):
     assert left == [
         f"one, rank {rank}, learning_rate {rate}" for rank, rate in ((8, "2e-4"), (16, "1e-4"), (16, "2e-4"))
     ]
+
+
+def test_the_open_graph_is_queued_with_other_values(opened, runs, tmp_path):
+    """Each training has a name and a workflow that say what differs, and the graph on the canvas stays as it is."""
+    page, server, name = opened
+    write_files(server.folder)
+    open_runs(page, 0)
+    vary = page.get_by_role("button", name="Vary the open graph …")
+    page.evaluate("() => app.graph.clear()")
+    vary.click()
+    says(page, "The open graph has no LoRA Trainer.")
+    prompt = copy.deepcopy(GRAPH)
+    prompt[TRAINER]["inputs"].update(name="varied", steps=1)
+    load(page, prompt)
+    before = page.evaluate(WIDGETS, TRAINER)
+
+    def ask(values):
+        vary.click()
+        page.get_by_label("Values of setting 1, with commas between").fill(values)
+        page.get_by_role("button", name="Add to the queue").click()
+
+    ask("1, many")
+    says(page, "many is no number, and rank must be one.")
+    vary.click()
+    choices = page.get_by_role("combobox", name="Setting 1").locator("option").all_inner_texts()
+    assert choices[:5] == ["nothing more", "rank", "alpha", "learning_rate", "steps"] and "folder" in choices
+    assert not {"name", "resume", "control_after_generate"} & set(choices)
+    photograph(page, tmp_path, f"{name}_vary_graph")
+    assert serious_findings(page, ".flux2-ask") == []
+    page.keyboard.press("Escape")
+    ask("1, 2")
+    says(page, "2 trainings are queued.")
+    assert page.evaluate(WIDGETS, TRAINER) == before
+    page.wait_for_function(FINISHED, arg=2)
+    for rank in (1, 2):
+        folder = RunFolder(runs / f"varied rank {rank}")
+        assert json.loads(folder.job.read_text())["training"]["rank"] == rank
+        trainers = [
+            each for each in json.loads(folder.workflow.read_text())["nodes"] if each["type"].endswith("Trainer")
+        ]
+        assert folder.name in trainers[0]["widgets_values"]
 
 
 def test_a_runs_workflow_and_job_file_come_back(opened, runs):

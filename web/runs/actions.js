@@ -3,6 +3,7 @@ import { app } from "../../../scripts/app.js";
 import { counted, words } from "../words.js";
 import { ask, field } from "./ask.js";
 import { get, post, queueGraph, say, trying } from "./server.js";
+import { askVariations } from "./variations.js";
 import { bytes, button, make } from "./words.js";
 
 const TRAINER = "Flux2LoraTrainer";
@@ -98,23 +99,9 @@ function prepare(prompt, steps) {
 }
 
 async function vary(run, detail) {
-    const rows = [0, 1].map((number) => {
-        const choices = VARIED.map((name) => make("option", { value: name }, name));
-        const setting = make("select", { name: `setting${number}`, "aria-label": words("Setting {number}", { number: number + 1 }) },
-            make("option", { value: "" }, words("nothing more")), ...choices);
-        setting.value = number ? "" : "rank";
-        const values = make("input", { name: `values${number}`, placeholder: "8, 16, 32", "aria-label":
-            words("Values of setting {number}, with commas between", { number: number + 1 }), required: number === 0 });
-        return make("div", { className: "line" }, setting, values);
-    });
-    const given = await ask(words("Queue variations of {run}", { run: run.name }), { yes: words("Add to the queue"), fields: rows,
-        text: words("One job is added for every combination of these values. The server trains them one after the other when ComfyUI has nothing else to do.") });
-    if (!given) return undefined;
-    const chosen = {};
-    for (const number of [0, 1]) {
-        const texts = given[`values${number}`].split(",").map((text) => text.trim()).filter(Boolean);
-        if (given[`setting${number}`] && texts.length) chosen[given[`setting${number}`]] = texts;
-    }
+    const chosen = await askVariations(words("Queue variations of {run}", { run: run.name }),
+        words("One job is added for every combination of these values. The server trains them one after the other when ComfyUI has nothing else to do."), VARIED);
+    if (!chosen) return undefined;
     const { added } = await post("queue/add", { run: run.name, vary: chosen });
     say("success", counted(added.length, words("{count} job waits."), words("{count} jobs wait.")));
     detail.onQueued();

@@ -2,7 +2,8 @@
 import { words } from "../words.js";
 import { get, pictureOf, trying } from "./server.js";
 import { spark } from "./spark.js";
-import { bytes, chip, make, stepsOf, when } from "./words.js";
+import { varyOpenGraph } from "./variations.js";
+import { bytes, button, chip, make, stepsOf, when } from "./words.js";
 
 const ROW = 70; // pixels
 const PAGE = 100; // rows that are asked for at once
@@ -26,6 +27,8 @@ export class List {
         this.head = make(
             "div", { className: "head" },
             make("div", { className: "line" }, make("h2", {}, words("FLUX.2 runs")), this.facts), this.search,
+            button(words("Vary the open graph …"), () => trying(varyOpenGraph),
+                { className: "small", title: words("Queue the training of the open graph with other values: ranks, learning rates, seeds, data sets") }),
         );
         this.space = make("div", { className: "space", role: "presentation" });
         this.empty = make("p", { className: "dim empty" });
