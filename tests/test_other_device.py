@@ -27,17 +27,22 @@ MORE = [
     "streamed_text",
     "trainer",
 ]  # with --all
+# Of the tests of a model split over cards; the rest with --all.
+SPLIT = (
+    "clipped or accumulate or streamed or routed or number_of_cards or cancel or weights_lie or refused or plan_says"
+)
 NOT_THERE = {
     "latents_in_batches": "the device's storages cannot be copied by copy.deepcopy",
     "whose_numbers_the_device_lacks": "compares the device's rounding with the CPU's",
 }
 
 
-def run(files: list[str], arguments: str = "", chosen: str = "") -> str:
-    """What pytest says of the files' tests, or of those whose names are ``chosen``, on the device."""
+def run(files: list[str], arguments: str = "", chosen: str = "", cards: int = 1) -> str:
+    """What pytest says of the files' tests, or of those whose names are ``chosen``, on the device or so many of it."""
     left_out = " and ".join([*(f"not {name}" for name in NOT_THERE), *([f"({chosen})"] if chosen else [])])
     command = ["-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-k", left_out, *files]
-    variables = {**os.environ, "FLUX2_DEVICE": "other", "FLUX2_ARGUMENTS": arguments, "OMP_NUM_THREADS": "1"}
+    own = {"FLUX2_DEVICE": "other", "FLUX2_CARDS": str(cards), "FLUX2_ARGUMENTS": arguments, "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, **own}
     done = forks.run(command, variables, ROOT)
     assert done.returncode == 0, done.stdout[-8000:]
     return done.stdout.splitlines()[-1]
@@ -46,9 +51,10 @@ def run(files: list[str], arguments: str = "", chosen: str = "") -> str:
 MIXED = """
 import other_device, torch
 with other_device.installed():
-    there, here = torch.ones(2, 2, device="npu"), torch.ones(2, 2)
+    there, here, second = torch.ones(2, 2, device="npu"), torch.ones(2, 2), torch.ones(2, 2, device="npu:1")
 joined = lambda: torch.cat((there, here))
-for mix in (lambda: there + here, lambda: here @ there, lambda: here[0, 0].add_(there.sum()), joined):
+for mix in (lambda: there + here, lambda: here @ there, lambda: here[0, 0].add_(there.sum()), joined,
+            lambda: there + second, lambda: second * there.sum()):
     try:
         mix()
         print("mixed")
@@ -61,8 +67,9 @@ print((there @ there.T + 1).cpu().tolist())
 @pytest.mark.long
 def test_the_device_refuses_what_a_gpu_refuses():
     other_device.require_buildable()
-    done = subprocess.run([sys.executable, "-c", MIXED], cwd=ROOT / "tests" / "helpers", capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["refused"] * 4 + ["[[3.0, 3.0], [3.0, 3.0]]"], done.stderr
+    done = subprocess.run([sys.executable, "-c", MIXED], cwd=ROOT / "tests" / "helpers", capture_output=True, text=True,
+                          env={**os.environ, "FLUX2_CARDS": "2"})  # fmt: skip
+    assert done.stdout.splitlines() == ["refused"] * 6 + ["[[3.0, 3.0], [3.0, 3.0]]"], done.stderr
 
 
 @pytest.mark.long
@@ -85,3 +92,9 @@ def found(name: str) -> str:
 def test_the_engine(full_size):
     other_device.require_buildable()
     assert " passed" in run([found(name) for name in (*ENGINE, *(MORE if full_size else []))])
+
+
+@pytest.mark.long
+def test_a_model_split_over_cards(full_size):
+    other_device.require_buildable()
+    assert " passed" in run([found("cards")], chosen="" if full_size else SPLIT, cards=3)

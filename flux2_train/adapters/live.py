@@ -82,8 +82,8 @@ class Adapters(nn.Module):
     """Adapters for named Linears, master weights in fp32: LoRA, DoRA, LoHa or LoKr as ``config`` says.
 
     peft initialises them on the CPU from ``seed``, so that a seed gives the same adapters on every device, and so that
-    they change nothing at first. DoRA also needs ``row_norms``: the L2 norm of every row of a Linear's weight (out,).
-    With ``enabled`` False all of them do nothing, which gives the base model for preservation. Dropout acts in
+    they change nothing at first. ``device`` may be a function of a Linear's name. DoRA also needs ``row_norms``: the L2
+    norm of every row of a Linear's weight (out,). With ``enabled`` False all of them do nothing, which gives the base model for preservation. Dropout acts in
     ``train`` mode only. Create them where autograd is on (``host.borrowed.borrow.training_mode``).
     """
 
@@ -92,7 +92,7 @@ class Adapters(nn.Module):
         sites: dict[str, Site],
         config: AdapterSettings,
         seed: int,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | Callable[[str], torch.device] = "cpu",
         row_norms: Callable[[str], Tensor] | None = None,
     ):
         super().__init__()
@@ -106,11 +106,15 @@ class Adapters(nn.Module):
         self.magnitudes = nn.ParameterDict()
         if config.dora:
             self.magnitudes.update({_key(name): nn.Parameter(row_norms(name).float().cpu()) for name in sites})
+        self._place(device if callable(device) else lambda _: device)
+        self.eval()
+
+    def _place(self, device: Callable[[str], torch.device | str]) -> None:
+        where = {id(p): device(name) for name in self.names for p in self.of_layer(name)}
         for module in self.modules():  # not self.to: that would fill the shadow's weights
             for name, p in module.named_parameters(recurse=False):
                 if p.requires_grad:
-                    module._parameters[name] = nn.Parameter(p.detach().to(device))
-        self.eval()
+                    module._parameters[name] = nn.Parameter(p.detach().to(where[id(p)]))
 
     def layer(self, name: str) -> nn.Module:
         """peft's layer at a Linear's name."""

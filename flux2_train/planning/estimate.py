@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..formats import dequantising
+from . import cards
 from .activations import ROPE, Block, Numbers, Tokens, double_block, single_block
 from .layout import SELECTIVE, SLOTS, Layout, groups
 from .work import Machine, Work
@@ -21,6 +22,8 @@ class Estimate:
     """Bytes of every part on the device and in host memory; seconds per step of arithmetic and of transfers.
 
     ``traffic``: bytes over the bus in a step. ``disk``: bytes of streamed weights that host memory has no room for.
+    ``others``: if the model is split over several cards, what each of the others takes; the seconds are of all, which
+    work one after the other.
     """
 
     parts: dict[str, int]
@@ -29,6 +32,7 @@ class Estimate:
     transfer: float
     traffic: int
     disk: int = 0
+    others: tuple[Estimate, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -54,6 +58,8 @@ class Estimate:
 
 def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     """What ``work`` takes in this layout on ``machine``."""
+    if work.cards:
+        return _over_cards(work, layout, machine)
     blocks = blocks_of(work, tokens_of(work, layout))
     streamed = [block_bytes(work)[number] for number in layout.streamed]
     ring, staying = ring_bytes(work, layout)
@@ -77,6 +83,18 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     host = {"streamed weights": away - disk, "offloaded activations": offloaded}
     transfer = machine.seconds_to_stream(traffic, away, bool(disk)) + moved / machine.bus
     return Estimate(parts, host, compute, transfer, round(traffic + moved), disk)
+
+
+def _over_cards(work: Work, layout: Layout, machine: Machine) -> Estimate:
+    parts = zip(cards.works(work), cards.layouts(work, layout), strict=True)
+    first, *others = each = [estimate(part, own, machine) for part, own in parts]
+    host = {name: sum(one.host[name] for one in each) for name in first.host}
+    # Copied there once and read no more where they are mapped from a file; else they stay in host memory, too.
+    host["other cards"] = 0 if work.weights.mapped else sum(one.parts["weights"] for one in others)
+    return replace(
+        first, host=host, compute=sum(one.compute for one in each), transfer=sum(one.transfer for one in each),
+        traffic=sum(one.traffic for one in each), disk=sum(one.disk for one in each), others=tuple(others),
+    )  # fmt: skip
 
 
 # Bytes that each optimizer keeps, beside the trained numbers and their gradients (both fp32). adamw8bit: two bytes for

@@ -46,7 +46,9 @@ class Plan:
 
     def fits(self, machine: Machine) -> bool:
         """Whether it fits with a margin, on the device and in host memory."""
-        return needed(self.estimate) <= machine.vram and self.estimate.host_peak <= machine.ram
+        others = zip(self.estimate.others, machine.others or [machine.vram] * len(self.estimate.others), strict=True)
+        on_cards = needed(self.estimate) <= machine.vram and all(needed(one) <= free for one, free in others)
+        return on_cards and self.estimate.host_peak <= machine.ram
 
 
 def needed(estimate: Estimate) -> float:
@@ -157,6 +159,10 @@ def _refusal(work: Work, machine: Machine, pins: Pins) -> str:
     least = smallest(work, machine, pins)
     need, free = needed(least.estimate) / GB, machine.vram / GB
     reason = f"This run needs {need:.1f} GB of device memory at least, {free:.1f} GB are free"
+    if least.estimate.others:
+        needs = " + ".join(f"{needed(one) / GB:.1f}" for one in (least.estimate, *least.estimate.others))
+        rooms = " + ".join(f"{room / GB:.1f}" for room in (machine.vram, *machine.others))
+        reason = f"On {len(work.cards)} cards this run needs {needs} GB of device memory at least, {rooms} GB are free"
     if least.estimate.host_peak > machine.ram:
         reason += (
             f", and {least.estimate.host_peak / GB:.1f} GB of host memory, where {machine.ram / GB:.1f} GB are free"

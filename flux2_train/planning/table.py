@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..adapters.targets import select
 from ..errors import UserError
 from ..flavours import Flavour
 from ..formats import AS_IN_FILE, ROWS, tiers
+from .cards import split
+from .estimate import Estimate
 from .planner import FREE, GB, Pins, Plan, choose, lora_sites, needed
 from .weights import Weights, of_flavour
 from .work import PINNED_SHARE, Machine, Work
@@ -28,7 +30,8 @@ class Question:
 
     ``there``: the machine around the card. ``kernels``: the precisions that are dequantised in one step. ``file``: a
     transformer's file, which is planned for as it is stored. ``shares``: among how many processes, with a card each,
-    the base is shared; the bus is then the way from card to card.
+    the base is shared; the bus is then the way from card to card. ``cards``: over how many equal cards its blocks are
+    split in one process.
     """
 
     rank: int = 16
@@ -40,6 +43,7 @@ class Question:
     kernels: tuple[str, ...] = KERNELS
     file: Weights | None = None
     shares: int = 1
+    cards: int = 1
 
 
 def pins_of(row: Flavour, question: Question) -> Pins:
@@ -56,13 +60,21 @@ def work_of(row: Flavour, precision: str, resolution: int, question: Question) -
     edges = sum(into + out + 2 * question.rank for into, out in sizes)
     return Work(weights, sites, (resolution // 16) ** 2, row.text_length, question.batch, optimizer=question.optimizer,
                 precision=precision, edges=edges, begun=question.rank * sum(into for into, _ in sizes),
-                in_one_step=precision in question.kernels, shares=question.shares)  # fmt: skip
+                in_one_step=precision in question.kernels, shares=question.shares,
+                cards=_split(weights, question.cards))  # fmt: skip
+
+
+def _split(weights: Weights, cards: int) -> tuple[int, ...]:
+    """The blocks on each of so many equal cards; empty for one card."""
+    blocks = weights.block_bytes()
+    return split(blocks, weights.total - sum(blocks), [1.0] * cards) if cards > 1 else ()
 
 
 def machine_of(card: float, question: Question) -> Machine:
-    """A card of so many GiB, with nothing else on it."""
-    pinned = min(question.there.pinned, PINNED_SHARE * question.there.ram)
-    return replace(question.there, vram=card * 2**30 - TAKEN, withheld=0.0, pinned=pinned)
+    """A card of so many GiB, with nothing else on it, and others like it over which the model is split."""
+    pinned, free = min(question.there.pinned, PINNED_SHARE * question.there.ram), card * 2**30 - TAKEN
+    others = (free,) * (question.cards - 1)
+    return replace(question.there, vram=free, withheld=0.0, pinned=pinned, others=others)
 
 
 def best(row: Flavour, resolution: int, card: float, question: Question) -> tuple[str, Plan] | None:
@@ -101,8 +113,11 @@ def _cell(choice: tuple[str, Plan] | None, file: Weights | None) -> str:
     return f"{precision.split()[0]}{streamed}, {plan.estimate.seconds:.1f} s"
 
 
-def parts(plan: Plan, blocks: int) -> str:
-    """A plan as lines of text: its layout, the bytes of every part, and the expected time."""
+def parts(plan: Plan, blocks: int, split_over: Sequence[int] = ()) -> str:
+    """A plan as lines of text: its layout, the bytes of every part, and the expected time.
+
+    ``split_over``: how many blocks lie on each card, empty for one. The parts are then those of the first card.
+    """
     estimate = plan.estimate
     lines = [plan.layout.describe(blocks)]
     lines += [f"{name:12} {size / GB:7.2f} GB" for name, size in estimate.parts.items() if size]
@@ -110,5 +125,19 @@ def parts(plan: Plan, blocks: int) -> str:
     lines += [f"{name:12} {size / GB:7.2f} GB in host memory" for name, size in estimate.host.items() if size]
     if estimate.disk:
         lines.append(f"{'weights':12} {estimate.disk / GB:7.2f} GB for which host memory has no room: read from disk")
+    if split_over:
+        lines[1:] = [
+            f"card 1 of {len(split_over)}: {split_over[0]} blocks and all that is outside of blocks",
+            *lines[1:],
+        ]
+        lines += [*_other_cards(estimate, split_over), "one card works at a time: they add memory, not speed"]
     lines.append(f"{'time':12} {estimate.seconds:7.2f} s per step, limited by {estimate.limit}")
     return "\n".join(lines)
+
+
+def _other_cards(first: Estimate, split_over: Sequence[int]) -> Iterator[str]:
+    """A line for each card but the first: what lies on it, and its peak."""
+    for number, (own, blocks) in enumerate(zip(first.others, split_over[1:], strict=True), 2):
+        held = ", ".join(f"{name} {size / GB:.2f}" for name, size in own.parts.items() if size)
+        peak = f"peak {own.peak / GB:.2f} GB, {needed(own) / GB:.2f} GB with a margin"
+        yield f"card {number} of {len(split_over)}: {blocks} blocks; {held}; {peak}"

@@ -35,7 +35,8 @@ class Work:
     batches per step. ``routes``: (first block, last block, fraction of the image tokens that these blocks see) each, in
     ``routed`` of all steps; the ``references`` among the image tokens are seen by all blocks. ``optimizer_state``:
     bytes that an optimizer keeps for which the planner has no rule, 0 if they were not measured. ``shares``: among how
-    many processes the streamed weights are shared, each of which keeps its part on its device.
+    many processes the streamed weights are shared, each of which keeps its part on its device. ``cards``: over how many
+    cards the blocks are split, how many blocks lie on each; empty for one card.
     """
 
     weights: Weights
@@ -61,6 +62,7 @@ class Work:
     references: int = 0
     optimizer_state: int = 0
     shares: int = 1
+    cards: tuple[int, ...] = ()
 
     def image_at(self, block: int, routed: bool) -> int:
         """Image tokens that a block sees in a step that is ``routed``, or in one that is not."""
@@ -86,7 +88,7 @@ class Machine:
 
     ``withheld``: free bytes of the device that are left to other programs. Of the streamed weights at most ``pinned``
     bytes are in pinned memory; the others come at the rate ``bus_unpinned``, or ``disk`` if host memory has no room for
-    all of them. Both are 0 if they are not known.
+    all of them. Both are 0 if they are not known. ``others``: free bytes of the other cards that hold blocks.
     """
 
     vram: float
@@ -97,6 +99,7 @@ class Machine:
     bus_unpinned: float = 0.0
     pinned: float = float("inf")
     disk: float = 0.0
+    others: tuple[float, ...] = ()
 
     def seconds_to_stream(self, traffic: float, weights: float, from_disk: bool = False) -> float:
         """Seconds to transfer ``traffic`` bytes in total, of ``weights`` bytes that are streamed.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
+from ..names import shown
 from .base import Settings, setting, settings
 
 AUTO, OFF, ALL, ON = "auto", "off", "all", "on"
 Offload = Literal["auto", "off", "all"]
+_CARDS = re.compile(r"auto|[1-9]\d{0,2}|\d{1,3}(,\d{1,3})+", re.ASCII)  # all, so many, or these
 
 
 @settings
@@ -76,6 +79,12 @@ class MemorySettings(Settings):
         "The base then takes 1 / processes of its memory on each card, plus two blocks.",
         advanced=True,
     )
+    cards: str = setting(
+        "1",
+        "Split the blocks over several cards of this computer, by the free memory of each: how many, or which, as 0,2, "
+        "or 'auto' for all that ComfyUI sees. One card works at a time, so this adds memory, not speed.",
+        advanced=True,
+    )
 
     @property
     def streams(self) -> bool:
@@ -88,8 +97,24 @@ class MemorySettings(Settings):
             yield "blocks_to_swap and offload_percent are both set, and say the same twice; set one of them to 0."
         if self.blocks_per_group > 1 and self.group_offload != "block":
             yield f"blocks_per_group is {self.blocks_per_group}, which needs group_offload 'block'."
+        yield from self._problems_of_cards()
         if self.offload_activations == ON and (self.recompute == "selective" or self.recompute_every > 1):
             yield (
                 "offload_activations moves the inputs of recomputed blocks: set recompute to 'blocks' and "
                 "recompute_every to 1 or 0."
+            )
+
+    def _problems_of_cards(self) -> Iterator[str]:
+        listed = self.cards.split(",")
+        if not _CARDS.fullmatch(self.cards):
+            yield (
+                f"cards is {shown(self.cards)!r}; it must be 'auto', how many cards, such as 2, or which ones, such as "
+                "0,1."
+            )
+        elif len(set(map(int, listed if len(listed) > 1 else []))) < len(listed) > 1:
+            yield f"cards is {shown(self.cards)!r}, which names a card twice."
+        if self.cards != "1" and self.share_base:
+            yield (
+                "cards splits the base over cards in one process and share_base shares it among several processes: set "
+                "cards to 1 or turn share_base off."
             )

@@ -25,6 +25,7 @@ this computer's card.
   python -m flux2_train plan --transformer flux-2-klein-base-9b-fp8.safetensors --vram 12
   python -m flux2_train plan --flavour klein-9b --here
   python -m flux2_train plan --flavour dev --vram 24 --shared 2
+  python -m flux2_train plan --flavour dev --vram 24 --cards 2
 
 A cell is the precision, how many blocks are streamed from host memory (12s), and seconds per step.
 """
@@ -53,6 +54,10 @@ def add(commands) -> None:
         help="with share_base of Memory in N processes, a card each; --bus is then from card to card",
     )  # fmt: skip
     parser.add_argument(
+        "--cards", type=int, default=1, metavar="N",
+        help="with cards of Memory: the blocks split over N such cards in one process, one of which works at a time",
+    )  # fmt: skip
+    parser.add_argument(
         "--here", action="store_true",
         help="this computer's card: its free memory for --vram, and rates measured on it in a few seconds",
     )  # fmt: skip
@@ -64,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if not 1 <= arguments.shared <= MOST_SHARES:
         raise UserError(f"--shared is {arguments.shared}; it must be a number of processes from 1 to {MOST_SHARES}.")
+    _check_cards(arguments)
     question, seconds = _asked(arguments)
     known = arguments.flavour or arguments.transformer
     if (arguments.vram and not known) or (arguments.flavour and not arguments.vram):
@@ -82,6 +88,16 @@ def run(arguments: argparse.Namespace) -> None:
         print(seconds, file=sys.stderr)
 
 
+def _check_cards(arguments: argparse.Namespace) -> None:
+    """Raise UserError for a number of cards that no model can be split over."""
+    rows = [FLAVOURS[arguments.flavour]] if arguments.flavour else FLAVOURS.values()
+    least = min(row.double_blocks + row.single_blocks for row in rows if arguments.flavour or row.name != "nano")
+    if not 1 <= arguments.cards <= least:
+        raise UserError(f"--cards is {arguments.cards}; each card gets a block at least, so it must be 1 to {least}.")
+    if arguments.cards > 1 and arguments.shared > 1:
+        raise UserError("--cards splits a model in one process and --shared shares it among several: give one of them.")
+
+
 def _asked(arguments: argparse.Namespace):
     """What to plan for, and where the seconds come from in words. With --here, --vram is this card's free memory."""
     from ..planning.table import ASSUMED, KERNELS, TAKEN, Question
@@ -98,7 +114,7 @@ def _asked(arguments: argparse.Namespace):
     if arguments.tflops:
         machine = replace(machine, flops=arguments.tflops * 1e12)
     question = Question(arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
-                        machine, kernels, shares=arguments.shared)  # fmt: skip
+                        machine, kernels, shares=arguments.shared, cards=arguments.cards)  # fmt: skip
     rates = f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bus / 1e9:.3g} GB/s from host memory"
     return question, f"seconds: {'given' if arguments.bus or arguments.tflops else source}, {rates}"
 
@@ -114,7 +130,8 @@ def _print_one(row: Flavour, question, arguments: argparse.Namespace) -> None:
         work = work_of(row, smallest, arguments.resolution, question)
         choose(work, machine_of(arguments.vram, question), pins_of(row, question))
     precision, plan = fastest
-    print(f"{row.name}, {precision}\n{parts(plan, row.double_blocks + row.single_blocks)}")
+    work = work_of(row, precision, arguments.resolution, question)
+    print(f"{row.name}, {precision}\n{parts(plan, row.double_blocks + row.single_blocks, work.cards)}")
 
 
 def _of_file(arguments: argparse.Namespace):

@@ -11,22 +11,49 @@ from ..adapters.live import Adapters, Site
 from ..adapters.start import start_from
 from ..data.dataset import Dataset
 from ..errors import UserError
+from ..host import identify, sizes
 from ..host.borrowed.borrow import linears
+from ..host.borrowed.cards import Cards
 from ..host.graph_types import ModelPatcher
 from ..host.lora import apply as lora
+from ..host.system import cards
+from ..planning.cards import split
+from ..planning.planner import GB
 from ..settings.training import TrainingSettings
 from . import optimizers
 from .slider import require_pairs
 
 
-def build_adapters(model: ModelPatcher, config: TrainingSettings) -> Adapters:
-    """New adapters on the layers that ``config`` chooses. Call with autograd on."""
-    layers, settings, device = linears(model), config.adapter, model.load_device
+def cards_of(model: ModelPatcher, config: TrainingSettings, processes: int = 1) -> Cards:
+    """The cards of a run and the blocks on each. Raises UserError for cards that are not there, or too many."""
+    devices = cards.chosen(config.memory.cards, model.load_device)
+    weights, name = sizes.weights_of(model), identify.flavour_name(model)
+    blocks = weights.block_bytes()
+    if len(devices) > 1 and processes > 1:
+        raise UserError(
+            f"cards of Memory is {config.memory.cards!r}, and {processes} processes train, each on a card of its own: "
+            "set cards to 1 or processes to 1."
+        )
+    if len(devices) > len(blocks):
+        raise UserError(
+            f"There are {len(devices)} cards, but {name} has {len(blocks)} blocks; set cards to that at most."
+        )
+    if len(devices) == 1:
+        return Cards(devices, (len(blocks),))
+    rooms = cards.free(devices, config.memory.memory_limit * GB)
+    return Cards(devices, split(blocks, weights.total - sum(blocks), rooms))
+
+
+def build_adapters(model: ModelPatcher, config: TrainingSettings, on: Cards | None = None) -> Adapters:
+    """New adapters on the layers that ``config`` chooses, each on the card of its layer. Call with autograd on."""
+    layers, settings = linears(model), config.adapter
+    double = identify.sizes(model)[1]
     chosen = targets.select(
         layers, config.targets, settings.include, settings.exclude, settings.double_blocks, settings.single_blocks
     )
-    sizes = targets.ranks(chosen, config.rank, config.scale_alpha, settings.ranks)
-    sites = {n: Site(layers[n].in_features, layers[n].out_features, *size) for n, size in sizes.items()}
+    ranks = targets.ranks(chosen, config.rank, config.scale_alpha, settings.ranks)
+    sites = {n: Site(layers[n].in_features, layers[n].out_features, *rank) for n, rank in ranks.items()}
+    device = (lambda name: on.of_layer(name, double)) if on else model.load_device
     adapters = Adapters(sites, settings, config.seed, device, lora.row_norms(model))
     if settings.start_from:
         start_from(adapters, lora.trainable(model, read.load(Path(settings.start_from))))

@@ -6,11 +6,11 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from ..errors import UserError
 from ..names import counted
+from .by_card import norms
 
 WINDOW = 20  # steps over which losses are averaged
 FEW = 5  # steps, enough for a median: the first is slow from warm-up, another may be slow by chance
@@ -123,7 +123,7 @@ class DeadAdapters:
         named = [(name, p.grad) for name, parameters in self.layers.items() for p in parameters if p.grad is not None]
         if not named:
             return set()
-        largest = torch.stack(torch._foreach_norm([gradient for _, gradient in named], float("inf"))).tolist()
+        largest = norms([gradient for _, gradient in named], math.inf).tolist()
         return {name for (name, _), size in zip(named, largest, strict=True) if size > 0}
 
 

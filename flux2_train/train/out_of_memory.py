@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..adapters.live import Adapters
 from ..host.borrowed.borrow import Borrowed
+from ..host.borrowed.cards import Cards
 from ..host.borrowed.compute import NAMES, training_dtype
 from ..host.graph_types import ModelPatcher
 from ..host.system.machine import rates_in_words
@@ -24,8 +25,8 @@ from .preview_request import PreviewRequest
 class RunMemory:
     """How a run is laid out in memory, and what happens if the device has too little for that layout.
 
-    ``count`` processes train. ``how`` is the layout as ``borrow`` takes it. ``messages`` are sentences that the user
-    has not seen yet.
+    ``count`` processes train, or one on several ``cards``. ``how`` is the layout as ``borrow`` takes it. ``messages``
+    are sentences that the user has not seen yet.
     """
 
     def __init__(
@@ -37,16 +38,17 @@ class RunMemory:
         previews: PreviewRequest | None = None,
         references: int = 0,
         count: int = 1,
+        cards: Cards | None = None,
     ):
         self.work, self.pins, self.machine, self.plan = plans.planned(
-            config, model, adapters, tokens, previews, references, count
+            config, model, adapters, tokens, previews, references, count, cards
         )
         via = None
         if self.work.shares > 1 and torch.distributed.is_initialized():
             via = Gathered(model.load_device)
             plans_of_all = processes.of_all(self.plan)  # one for all: they have to run the model equally often
             self.plan = min(plans_of_all, key=lambda plan: plan.estimate.peak)
-        self.how = Borrowed(self.plan.layout, via, config.memory.pinned_memory * GB)
+        self.how = Borrowed(self.plan.layout, via, config.memory.pinned_memory * GB, cards)
         self.device, self.computes_in = model.load_device, training_dtype(model)
         self.messages: list[str] = []
         self.unpinned = 0
@@ -70,7 +72,7 @@ class RunMemory:
         """The plan as lines of text, and the dtype in which the run computes."""
         scaled = ", with loss scaling" if self.computes_in == torch.float16 else ""
         computes = f"{'computes in':12} {NAMES[self.computes_in]}{scaled}"
-        plan = parts(self.plan, self.work.weights.double + self.work.weights.single)
+        plan = parts(self.plan, self.work.weights.double + self.work.weights.single, self.work.cards)
         if self.work.shares > 1:
             plan = f"{plan}\n{'base':12} shared by {self.work.shares} processes, block by block"
         return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}"

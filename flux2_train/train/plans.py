@@ -11,8 +11,10 @@ from ..adapters.live import Adapters
 from ..errors import UserError
 from ..host import identify, sizes
 from ..host.borrowed.borrow import training_mode
+from ..host.borrowed.cards import Cards
 from ..host.graph_types import ModelPatcher
 from ..host.loading import text_length
+from ..host.system import cards
 from ..host.system.machine import machine
 from ..host.system.memory import pinnable, without_reserved
 from ..planning.layout import BLOCKS, LEAF, OFF, WHOLE
@@ -172,6 +174,7 @@ def planned(
     previews: PreviewRequest | None = None,
     references: int = 0,
     processes: int = 1,
+    on: Cards | None = None,
 ) -> tuple[Work, Pins, Machine, Plan]:
     """The plan to begin with, and what is needed to find a smaller one later (work, pins, machine)."""
     device: torch.device = model.load_device
@@ -180,5 +183,8 @@ def planned(
         require_shareable(config, processes)
         work = replace(work, shares=processes)
     computer = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
+    if on and on.several:
+        others = cards.free(on.devices[1:], config.memory.memory_limit * GB)
+        work, computer = replace(work, cards=on.counts), replace(computer, others=tuple(others))
     binding = device.type == "cuda" or bool(config.memory.memory_limit)
     return work, pins, computer, plan(work, pins, computer, binding)

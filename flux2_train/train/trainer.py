@@ -32,7 +32,8 @@ from ..settings.steering import PAUSE
 from ..settings.training import TrainingSettings
 from . import processes, timesteps
 from .between_steps import BetweenSteps
-from .building import build_adapters, build_optimizer, require_taught
+from .building import build_adapters, build_optimizer, cards_of, require_taught
+from .by_card import clip
 from .ema import Ema
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
 from .held_out import kept_out
@@ -112,15 +113,16 @@ class Trainer(Steerable):
         self.pace = processes.Pace(self.accelerator)
         self.slow_steps, self.plateau = SlowSteps(), Plateau(config.checkpoints.patience)
         self.loss_scale = LossScale(training_dtype(model) == torch.float16)
+        self.cards = cards_of(model, config, self.accelerator.num_processes)
         with training_mode():
-            self.adapters = build_adapters(model, config)
+            self.adapters = build_adapters(model, config, self.cards)
             self.dead_adapters = DeadAdapters({name: self.adapters.of_layer(name) for name in self.adapters.names})
             self.optimizer = build_optimizer(self.adapters, config)
             self.schedule = Schedule(self.optimizer, self.total, config.optimizer)
             tokens = self.samples.tokens()
             references, count = self.samples.reference_tokens(), self.accelerator.num_processes
             largest = replace(config, batch=max(source.batch or config.batch for source in self.samples.sources))
-            self.memory = RunMemory(largest, model, self.adapters, tokens, previews, references, count)
+            self.memory = RunMemory(largest, model, self.adapters, tokens, previews, references, count, self.cards)
             self.ema = (
                 Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
                 if config.ema.ema_decay
@@ -217,7 +219,7 @@ class Trainer(Steerable):
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)
         self.loss_scale.down(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm or math.inf).item()
+        norm = clip(parameters, self.config.optimizer.max_grad_norm or math.inf)
         if math.isfinite(measured.loss) and self.loss_scale.overflowed(math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             scale = f"the loss scale is {self.loss_scale.scale:g} now"

@@ -1,6 +1,7 @@
 // A device that is not the CPU and has no speed: its memory is the host's, and its kernels are the CPU's.
 //
-// What it is for: an operation that mixes its tensors with the CPU's fails here, as it does on a GPU.
+// What it is for: an operation that mixes its tensors with the CPU's, or with those of another such device, fails here,
+// as it does on a GPU.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -11,13 +12,22 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <cstdlib>
 #include <set>
 
 namespace {
 
 constexpr auto OTHER = c10::DeviceType::PrivateUse1;
 constexpr auto OTHER_KEY = c10::DispatchKey::PrivateUse1;
-const c10::Device DEVICE(OTHER, 0);
+thread_local c10::DeviceIndex current = 0;
+
+c10::Device device_now() { return c10::Device(OTHER, current); }
+
+// One, or as many as FLUX2_CARDS says; the tensors of two do not mix either.
+c10::DeviceIndex device_count() {
+  const char* count = std::getenv("FLUX2_CARDS");
+  return count ? std::atoi(count) : 1;
+}
 
 // ---- memory -------------------------------------------------------------------------------------------------------
 
@@ -26,7 +36,7 @@ void free_host(void* context) { delete static_cast<c10::DataPtr*>(context); }
 struct Allocator final : c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
     auto* host = new c10::DataPtr(c10::GetCPUAllocator()->allocate(size));
-    return {host->get(), host, &free_host, DEVICE};
+    return {host->get(), host, &free_host, device_now()};
   }
   c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
   void copy_data(void* to, const void* from, size_t size) const override { default_copy_data(to, from, size); }
@@ -39,13 +49,21 @@ REGISTER_ALLOCATOR(OTHER, &allocator);
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return OTHER; }
-  c10::Device exchangeDevice(c10::Device) const override { return DEVICE; }
-  c10::Device getDevice() const override { return DEVICE; }
-  void setDevice(c10::Device) const override {}
-  void uncheckedSetDevice(c10::Device) const noexcept override {}
-  c10::Stream getStream(c10::Device) const override { return c10::Stream(c10::Stream::DEFAULT, DEVICE); }
-  c10::Stream exchangeStream(c10::Stream) const override { return c10::Stream(c10::Stream::DEFAULT, DEVICE); }
-  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
+  c10::Device exchangeDevice(c10::Device device) const override {
+    const auto before = device_now();
+    setDevice(device);
+    return before;
+  }
+  c10::Device getDevice() const override { return device_now(); }
+  void setDevice(c10::Device device) const override { uncheckedSetDevice(device); }
+  void uncheckedSetDevice(c10::Device device) const noexcept override {
+    if (device.has_index()) current = device.index();
+  }
+  c10::Stream getStream(c10::Device device) const override { return c10::Stream(c10::Stream::DEFAULT, device); }
+  c10::Stream exchangeStream(c10::Stream stream) const override {
+    return c10::Stream(c10::Stream::DEFAULT, exchangeDevice(stream.device()));
+  }
+  c10::DeviceIndex deviceCount() const noexcept override { return device_count(); }
   void record(void**, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {}
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
@@ -56,7 +74,7 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
 // Random numbers are the CPU's.
 struct Generator final : c10::GeneratorImpl {
-  explicit Generator(at::Generator host) : GeneratorImpl(DEVICE, c10::DispatchKeySet(OTHER_KEY)), host(std::move(host)) {}
+  explicit Generator(at::Generator host) : GeneratorImpl(c10::Device(OTHER, 0), c10::DispatchKeySet(OTHER_KEY)), host(std::move(host)) {}
   void set_current_seed(uint64_t seed) override { host.set_current_seed(seed); }
   void set_offset(uint64_t offset) override { host.set_offset(offset); }
   uint64_t get_offset() const override { return host.get_offset(); }
@@ -101,18 +119,32 @@ at::Tensor on_host(const at::Tensor& tensor) {
   return seen_as(tensor, storage_on(tensor.storage(), c10::kCPU), c10::DispatchKeySet(c10::DispatchKey::CPU));
 }
 
-at::Tensor on_device(const at::Tensor& tensor) {
-  return seen_as(tensor, storage_on(tensor.storage(), DEVICE), c10::DispatchKeySet(OTHER_KEY));
+at::Tensor on_device(const at::Tensor& tensor, c10::Device device) {
+  return seen_as(tensor, storage_on(tensor.storage(), device), c10::DispatchKeySet(OTHER_KEY));
 }
 
 // ---- every operation -----------------------------------------------------------------------------------------------
 
+// Where an operation runs: the device of its first tensor that is no mere number, else of its first, else ``otherwise``.
+c10::Device computing(const std::vector<at::Tensor>& tensors, c10::Device otherwise) {
+  const at::Tensor* number = nullptr;
+  for (const auto& tensor : tensors) {
+    if (!is_other(tensor)) continue;
+    if (tensor.dim() > 0) return tensor.device();
+    if (!number) number = &tensor;
+  }
+  return number ? number->device() : otherwise;
+}
+
 void require_one_device(const c10::FunctionSchema& schema, const std::vector<at::Tensor>& tensors) {
   static const std::set<std::string> indexed = {"aten::index.Tensor", "aten::index_put_", "aten::_index_put_impl_"};
   if (indexed.count(c10::toString(schema.operator_name()))) return;
+  const std::string& name = schema.name();
+  if (name.rfind("aten::_foreach_", 0) == 0 && name.back() == '_') return;  // in place, each tensor where it lies
+  const auto device = computing(tensors, device_now());
   for (const auto& tensor : tensors)
-    TORCH_CHECK(!tensor.defined() || is_other(tensor) || tensor.dim() == 0,
-                "Expected all tensors to be on the same device, but found at least two devices, ", DEVICE, " and ",
+    TORCH_CHECK(!tensor.defined() || tensor.device() == device || (tensor.dim() == 0 && !is_other(tensor)),
+                "Expected all tensors to be on the same device, but found at least two devices, ", device, " and ",
                 tensor.device(), "! (in ", schema.operator_name(), ")");
 }
 
@@ -132,7 +164,7 @@ struct Call {
     const auto* alias = argument.alias_info();
     if (!alias || !alias->isWrite() || !given.back().defined()) return;
     TORCH_CHECK(is_other(given.back()), "the result of ", schema.operator_name(),
-                " is on the CPU, but what it is computed from is on ", DEVICE);
+                " is on the CPU, but what it is computed from is not");
     written.emplace_back(given.back(), host);
   }
 
@@ -169,7 +201,7 @@ struct Call {
     for (const auto& [tensor, host] : written) {
       auto* impl = tensor.unsafeGetTensorImpl();
       if (host.storage().data() != tensor.storage().data())
-        impl->set_storage_keep_dtype(storage_on(host.storage(), DEVICE));
+        impl->set_storage_keep_dtype(storage_on(host.storage(), tensor.device()));
       impl->set_sizes_and_strides(host.sizes(), host.strides(), host.storage_offset());
     }
   }
@@ -180,7 +212,7 @@ struct Call {
     for (const auto& source : given)
       if (is_other(source) && source.storage().data() == tensor.storage().data() && source.storage().nbytes())
         return seen_as(tensor, c10::TensorImpl::VIEW, c10::Storage(source.storage()), source.key_set());
-    return on_device(tensor);
+    return on_device(tensor, computing(given, wanted && wanted->has_index() ? *wanted : device_now()));
   }
 
   // What was changed in place is returned as the tensor that was given.
@@ -226,7 +258,7 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const std:
                        at::IntArrayRef output_padding, int64_t groups) {
   const auto host_bias = bias && bias->defined() ? std::make_optional(on_host(*bias)) : std::nullopt;
   return on_device(at::convolution(on_host(x), on_host(weight), host_bias, stride, padding, dilation, transposed,
-                                   output_padding, groups));
+                                   output_padding, groups), x.device());
 }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {

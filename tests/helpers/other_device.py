@@ -1,6 +1,7 @@
 """A device that is not the CPU, for machines without a GPU: what mixes its tensors with the CPU's fails on it too.
 
-ComfyUI takes it for an Ascend NPU, one of the devices that it knows by a name which torch leaves free.
+ComfyUI takes it for an Ascend NPU, one of the devices that it knows by a name which torch leaves free. FLUX2_CARDS in
+the environment says how many there are (1); their tensors do not mix with each other's.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _module() -> ModuleType:
     module._initialized = False  # no generator of its own: random numbers are the CPU's
     module._is_in_bad_fork = lambda: False
     module.is_available = lambda: True
-    module.device_count = lambda: 1
+    module.device_count = lambda: int(os.environ.get("FLUX2_CARDS", "1"))
     module.current_device = lambda: 0
     module.get_device_name = lambda device: "a device for tests"
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]

@@ -13,7 +13,7 @@ undoes and redoes whenever it moves the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
@@ -35,11 +35,12 @@ from ..loading import deferred
 from ..system.heap import freed_at_once
 from ..system.memory import unload
 from . import placing
+from .cards import Cards, Passing
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 from .lora_linear import lora_linear
 from .recompute import Recompute
 from .routing import routed
-from .streamed import SOURCE, StreamedWeights, portions_of
+from .streamed import SOURCE, StreamedWeights, can_stream, inside_blocks, portions_of
 
 KEY = "flux2_train"
 BLOCK_KINDS = (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)
@@ -49,13 +50,15 @@ class Borrowed:
     """How a borrowed model runs at the moment. ``lay_out`` may change its ``layout`` between two steps.
 
     ``via`` copies streamed weights; None chooses the best way for the device. At most ``pinned`` bytes of them are
-    pinned; 0 chooses half of the host's free memory.
+    pinned; 0 chooses half of the host's free memory. ``cards`` says which blocks lie on which card; None for one card.
     """
 
-    def __init__(self, layout: Layout, via: Direct | None = None, pinned: float = 0.0):
+    def __init__(self, layout: Layout, via: Direct | None = None, pinned: float = 0.0, cards: Cards | None = None):
         self.layout, self.via, self.pinned = layout, via, pinned
+        self.cards = cards if cards and cards.several else None
         self.changed: Callable[[], None] = lambda: None
         self.streamed: StreamedWeights | None = None
+        self.elsewhere: list[StreamedWeights] = []  # on the other cards
 
     def lay_out(self, layout: Layout) -> None:
         """Use another layout from the next step on."""
@@ -64,11 +67,14 @@ class Borrowed:
 
     def copied(self) -> int:
         """Bytes of weights streamed since this layout came into use."""
-        return self.streamed.ring.copied if self.streamed and self.streamed.ring else 0
+        return sum(weights.ring.copied for weights in self._streaming())
 
     def unpinned(self) -> int:
         """Bytes of streamed weights in memory that is not pinned, on a device that copies faster from pinned memory."""
-        return self.streamed.unpinned if self.streamed and self.streamed.ring else 0
+        return sum(weights.unpinned for weights in self._streaming())
+
+    def _streaming(self) -> list[StreamedWeights]:
+        return [weights for weights in (self.streamed, *self.elsewhere) if weights and weights.ring]
 
 
 def linears(model: ModelPatcher) -> dict[str, nn.Module]:
@@ -152,20 +158,27 @@ class _Swap:
         self.device, self.mapped = model.load_device, deferred.mapped(model)
         self.recompute = Recompute(how, _drawing(deltas))
         self.doubles = len(self.transformer.double_blocks)
+        self.passing = Passing(how.cards) if how.cards else None
         self.lay_out: Callable[[], None] = self._stream
         self.swapped: list[nn.Module] = []
         self.stranded = False  # whether the device had no room for streamed weights when they were given back
         self.taken = ""  # the name of a layer whose forward another pack has replaced
+        self.unmovable = ""  # the name of a layer whose weight cannot be brought to another card
         unknown = deltas.keys() - {name for name, _ in self.transformer.named_modules()}
         if unknown:
             raise UserError(f"The model has no layers named {', '.join(sorted(unknown)[:5])}.")
 
     def require_free(self) -> None:
-        """Raise UserError if another pack had already replaced a forward when ``inject`` ran."""
+        """Raise UserError for what ``inject`` has found: another pack's forward, or a weight that cannot be moved."""
         if self.taken:
             raise UserError(
                 f"The MODEL already runs {self.taken} through another node's patch (a LoRA in ComfyUI's own bypass "
                 "mode, for example); wire the model into LoRA Trainer without it, or merge the LoRA instead."
+            )
+        if self.unmovable:
+            raise UserError(
+                f"{self.unmovable} cannot lie on another card: only weights in ComfyUI's own formats can, without a "
+                "LoRA on them. Merge the LoRA into the model's file, load another file, or set cards of Memory to 1."
             )
 
     def inject(self) -> None:
@@ -180,9 +193,19 @@ class _Swap:
         self.how.changed = self.lay_out
 
     def away(self) -> list[nn.Module]:
-        """The layers that the layout streams."""
+        """The layers that the layout streams, or that lie on other cards."""
         layers = self._layers()
-        return [layers[name] for portion in portions_of(layers, self.how.layout) for name in portion]
+        streamed = {name for portion in portions_of(layers, self.how.layout) for name in portion}
+        elsewhere = {name for own in self._elsewhere(layers).values() for name in own if can_stream(layers[name])}
+        return [layers[name] for name in layers if name in streamed | elsewhere]
+
+    def _elsewhere(self, layers: dict[str, nn.Module]) -> dict[torch.device, list[str]]:
+        """The names of the Linears on each card but the first."""
+        if self.how.cards is None:
+            return {}
+        blocks = list(inside_blocks(layers).values())
+        cards = self.how.cards.others.items()
+        return {card: [name for number in own for name in blocks[number]] for card, own in cards}
 
     def _layers(self) -> dict[str, nn.Module]:
         return {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
@@ -190,9 +213,22 @@ class _Swap:
     def _stream(self) -> None:
         """Stream the layers that the layout names, and no others."""
         layers = self._layers()
+        elsewhere = self._elsewhere(layers)
         if self.how.streamed is None:
-            self.how.streamed = StreamedWeights(self.device, self.how, self.mapped)
-        self.how.streamed.stream(layers, portions_of(layers, self.how.layout))
+            self._open(list(elsewhere))
+        portions = portions_of(layers, self.how.layout)
+        away = {name for names in elsewhere.values() for name in names}
+        self.how.streamed.stream(layers, _only(portions, layers.keys() - away))
+        for weights, names in zip(self.how.elsewhere, elsewhere.values(), strict=True):
+            self.unmovable = next((name for name in names if not can_stream(layers[name])), self.unmovable)
+            own = _only(portions, set(names))
+            in_ring = {name for portion in own for name in portion}
+            weights.stream(layers, own, [name for name in names if name not in in_ring and can_stream(layers[name])])
+
+    def _open(self, others: list[torch.device]) -> None:
+        how, pinning = self.how, 1 / (1 + len(others))
+        how.streamed = StreamedWeights(self.device, how, self.mapped, pinning=pinning)
+        how.elsewhere = [StreamedWeights(card, how, self.mapped, self.device, pinning) for card in others]
 
     def place_anew(self, patcher: ModelPatcher) -> None:
         """Let the patcher load what the layout leaves on the device; that injects again, which streams the rest."""
@@ -203,14 +239,19 @@ class _Swap:
         """Remove our forwards and stop streaming, for good."""
         self.eject()
         if self.how.streamed is not None:
-            self.how.streamed.end()
-            self.stranded, self.how.streamed = self.how.streamed.stranded, None
+            for weights in (self.how.streamed, *self.how.elsewhere):
+                weights.end()
+                self.stranded = self.stranded or weights.stranded
+            self.how.streamed, self.how.elsewhere = None, []
 
     def eject(self) -> None:
         """Remove our forwards while ComfyUI moves the model; ``inject`` continues with the same buffers and pins."""
         self.how.changed = lambda: None
+        if self.passing:
+            self.passing.clear()
         if self.how.streamed is not None:
-            self.how.streamed.pause()
+            for weights in (self.how.streamed, *self.how.elsewhere):
+                weights.pause()
         for module in self.swapped:
             if isinstance(module.__dict__.get("forward"), _Forward):
                 del module.forward
@@ -223,12 +264,14 @@ class _Swap:
         if isinstance(module, nn.LayerNorm):
             return _Forward(_layer_norm, _bare(module, original))
         if isinstance(module, nn.RMSNorm):
-            return _Forward(_rms_norm, module, original, {})
+            return _Forward(_rms_norm, module, original, {}, self.device if self.passing else None)
         if isinstance(module, BLOCK_KINDS):
             kind, number = name.split(".")[:2]
-            return _Forward(
-                routed, self.recompute, original, int(number) + (self.doubles if kind == "single_blocks" else 0)
-            )
+            number = int(number) + (self.doubles if kind == "single_blocks" else 0)
+            run = _Forward(routed, self.recompute, original, number)
+            return _Forward(self.passing.block, number, run) if self.passing else run
+        if self.passing and module is self.transformer.final_layer:
+            return _Forward(self.passing.last, original)
         return None
 
 
@@ -271,5 +314,13 @@ def _bare(module: nn.LayerNorm, original: Callable) -> Callable:
     return partial(F.layer_norm, normalized_shape=module.normalized_shape, eps=module.eps)
 
 
-def _rms_norm(module: nn.Module, original: Callable, kept: dict[tuple, Tensor], x: Tensor) -> Tensor:
-    return frozen_rms_norm(module, x, kept) if comfy.model_management.in_training else original(x)
+def _rms_norm(
+    module: nn.Module, original: Callable, kept: dict[tuple, Tensor], home: torch.device | None, x: Tensor
+) -> Tensor:
+    elsewhere = home is not None and x.device != home  # on another card than the scale
+    return frozen_rms_norm(module, x, kept) if comfy.model_management.in_training or elsewhere else original(x)
+
+
+def _only(portions: list[list[str]], wanted: Collection[str]) -> list[list[str]]:
+    """The portions with the wanted names alone, without those in which none is left."""
+    return [own for own in ([name for name in portion if name in wanted] for portion in portions) if own]

@@ -41,6 +41,12 @@ class TokenRouting:
         self.index: Tensor | None = None  # (B, kept + references), places in ``skipping``
         self.pe: Tensor | None = None
 
+    def move(self, device: torch.device, skipping: Tensor | None) -> None:
+        """Go on with blocks on another device, to which ``skipping`` has been copied."""
+        self.routes = [replace(route, kept=route.kept.to(device)) for route in self.routes]
+        if skipping is not None:
+            self.skipping, self.index, self.pe = skipping, self.index.to(device), self.pe.to(device)
+
     def through(self, block: Callable, number: int, args: tuple, kwargs: dict):
         """Run block ``number`` on the tokens that its route keeps, or on all where it has none."""
         route = next((route for route in self.routes if route.first <= number <= route.last), None)

@@ -6,7 +6,7 @@ dequantises and patches it as always. Weights that moved to host memory for a ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol
@@ -34,21 +34,28 @@ class How(Protocol):
 
 
 class StreamedWeights:
-    """The layers of one loaded model that are streamed at the moment.
+    """The layers of one loaded model whose weights this run brings to a device: streamed ones, and kept ones.
 
     ``stream`` may be called again with other layers, ``end`` any number of times. Between ``pause`` and ``stream`` the
     layers belong to ComfyUI, while buffers, host copies and pins stay. ``mapped``: the model's weights are mapped from
-    its file. ``unpinned`` counts the streamed bytes that should be in pinned memory but are not.
+    its file. ``unpinned`` counts the streamed bytes that should be in pinned memory but are not. ``home`` is the device
+    that ComfyUI loads the model on, if ``device`` is another card, which kept layers never leave. Of the host memory
+    that may be pinned, this takes the share ``pinning``.
     """
 
-    def __init__(self, device: torch.device, how: How, mapped: bool = False):
-        self.device, self.how, self.mapped = device, how, mapped
-        self.via = how.via or Direct(device)
+    def __init__(
+        self, device: torch.device, how: How, mapped: bool = False, home: torch.device | None = None,
+        pinning: float = 1.0,
+    ):  # fmt: skip
+        self.device, self.how, self.mapped, self.pinning = device, how, mapped, pinning
+        self.transfers = how.via if home is None else None
+        self.via = self.transfers or Direct(home or device)
+        self.kept: dict[str, list[Tensor]] = {}
         self.layers: dict[str, nn.Module] = {}
         self.moved: dict[str, nn.Module] = {}
         self.pins: list[Tensor] = []
         self.ring: Ring | None = None
-        self.streaming: object = None  # portions and prefetch that the ring was built for
+        self.streaming: object = None  # what was asked for, while it is there
         self.masters: dict[str, tuple[list[Tensor], Callable[[list[Tensor]], Tensor]]] = {}
         self.unpinned = 0
 
@@ -57,25 +64,21 @@ class StreamedWeights:
         """After ``end``: whether weights stayed in host memory because the device had no room left for them."""
         return bool(self.moved)
 
-    def stream(self, layers: dict[str, nn.Module], portions: list[list[str]]) -> None:
-        """From now on, read the weights of these portions, and of no other layers, through a ring.
+    def stream(self, layers: dict[str, nn.Module], portions: list[list[str]], keep: Sequence[str] = ()) -> None:
+        """From now on, read the weights of these portions through a ring, and keep those of ``keep`` on the device.
 
         Those on the device move to host memory; those that are no longer streamed move back. Raises the device's or the
         host's own error if memory runs out; ``stream`` or ``end`` can be called after that.
         """
-        wanted = portions, self.how.layout.ahead
-        if (
-            self.ring is not None
-            and wanted == self.streaming
-            and all(layers[name] is m for name, m in self.layers.items())
-        ):
+        wanted = portions, self.how.layout.ahead, tuple(keep)
+        if wanted == self.streaming and all(layers[name] is m for name, m in self.layers.items()):
             self._resume()
             return
         self.close()
-        self.layers = {name: layers[name] for portion in portions for name in portion}
+        self.layers = {name: layers[name] for portion in [*portions, keep] for name in portion}
         self._give_back([name for name in self.moved if name not in self.layers])
-        if portions:
-            self._open(portions)
+        if self.layers:
+            self._open(portions, keep)
             self.streaming = wanted
 
     def pause(self) -> None:
@@ -101,18 +104,25 @@ class StreamedWeights:
             if not is_out_of_memory(error):
                 raise
 
-    def _open(self, portions: list[list[str]]) -> None:
+    def _open(self, portions: list[list[str]], keep: Sequence[str]) -> None:
         self.masters = {name: _flat(self._host_weight(name)) for name in self.layers}
+        with torch.inference_mode(False):
+            self.kept = {name: [t.to(self.device, copy=True) for t in self.masters[name][0]] for name in keep}
+        if portions:
+            self._open_ring(portions)
+        for name, layer in self.layers.items():
+            layer.__dict__[SOURCE] = partial(self._read, name, self.masters[name][1])
+
+    def _open_ring(self, portions: list[list[str]]) -> None:
         weights = [{name: self.masters[name][0] for name in portion} for portion in portions]
         if self.via.pins:
             sizes = [sum(t.nbytes for tensors in each.values() for t in tensors) for each in weights]
-            chosen = within(sizes, self.how.pinned or PINNED_SHARE * self._host_memory(sum(sizes)))
+            most = self.how.pinned or PINNED_SHARE * self._host_memory(sum(sizes))
+            chosen = within(sizes, self.pinning * most)
             weights = [self._pinned(each) if pin else each for each, pin in zip(weights, chosen, strict=True)]
             self.unpinned = sum(t.nbytes for each in weights for tensors in each.values() for t in tensors if _slow(t))
         ahead = self.how.layout.ahead
-        self.ring = Ring([*map(self.via.group, weights)], self.how.via or transfers(self.device, ahead), SLOTS, ahead)
-        for name, layer in self.layers.items():
-            layer.__dict__[SOURCE] = partial(self._read, name, self.masters[name][1])
+        self.ring = Ring([*map(self.via.group, weights)], self.transfers or transfers(self.device, ahead), SLOTS, ahead)
 
     def _host_memory(self, streamed: int) -> float:
         return psutil.virtual_memory().available + (0 if self.mapped else streamed)
@@ -135,14 +145,16 @@ class StreamedWeights:
 
     @contextmanager
     def _read(self, name: str, rebuild: Callable[[list[Tensor]], Tensor]) -> Iterator[Tensor]:
-        with self.ring.read(name) as tensors:
+        with nullcontext(self.kept[name]) if name in self.kept else self.ring.read(name) as tensors:
             yield rebuild(tensors)
 
     def close(self) -> None:
-        """Free the ring's memory and the pins; ``stream`` must be called again to stream."""
+        """Free the ring's memory, kept weights and pins; ``stream`` must be called again to stream."""
         for layer in self.layers.values():
             layer.__dict__.pop(SOURCE, None)
+        self.streaming = None
         self.masters.clear()
+        self.kept.clear()
         if self.ring is not None:
             self.ring.close()
             self.ring = None
@@ -175,12 +187,18 @@ def within(sizes: list[int], budget: float) -> list[bool]:
     return chosen
 
 
-def portions_of(layers: dict[str, nn.Module], layout: Layout) -> list[list[str]]:
-    """The names of the Linears in each portion that the layout streams, without those that cannot be streamed."""
+def inside_blocks(layers: dict[str, nn.Module]) -> dict[str, list[str]]:
+    """The names of each block's Linears, in the order of the blocks."""
     blocks: dict[str, list[str]] = {}
     for name in layers:
         if "_blocks." in name:
             blocks.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return blocks
+
+
+def portions_of(layers: dict[str, nn.Module], layout: Layout) -> list[list[str]]:
+    """The names of the Linears in each portion that the layout streams, without those that cannot be streamed."""
+    blocks = inside_blocks(layers)
     portions = groups(layout, list(blocks), blocks)
     usable = [[name for name in portion if can_stream(layers[name])] for portion in portions]
     return [portion for portion in usable if portion]

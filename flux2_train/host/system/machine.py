@@ -21,15 +21,21 @@ def machine(device: torch.device, limit: float = 0.0) -> Machine:
     ``limit`` is the most bytes of the device to count as free, 0 for no limit.
     """
     measured = rates(device)
+    vram = free_memory(device)
+    usable = min(vram, limit) if limit else vram
+    ram = psutil.virtual_memory().available
+    return Machine(usable, ram, measured.bus, measured.flops, vram - usable, bus_unpinned=measured.bus_unpinned,
+                   disk=measured.disk)  # fmt: skip
+
+
+def free_memory(device: torch.device) -> int:
+    """Free bytes of a device, including what ComfyUI would unload from it for us."""
     _wake(device)
     vram = comfy.model_management.get_free_memory(device)
     if device.type == "cuda":
         models = comfy.model_management.current_loaded_models
         vram += sum(loaded.model_loaded_memory() for loaded in models if loaded.device == device)
-    usable = min(vram, limit) if limit else vram
-    ram = psutil.virtual_memory().available
-    return Machine(usable, ram, measured.bus, measured.flops, vram - usable, bus_unpinned=measured.bus_unpinned,
-                   disk=measured.disk)  # fmt: skip
+    return vram
 
 
 def rates_in_words(device: torch.device) -> str:

@@ -1,0 +1,157 @@
+"""A borrowed model whose blocks lie on several cards: what enters a block is handed over to the block's card.
+
+Autograd hands the gradients back the same way. Modulations and rotary embeddings are the same for many blocks: a pass
+copies them once to each card, from the card before, so that their gradients are added up in the order in which one card
+would add them, and a split model learns the same bits on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...planning.cards import ranges
+from .recompute import STREAMS
+from .routing import KEY, TokenRouting
+
+OPTIONS = "transformer_options"
+
+
+@dataclass(frozen=True)
+class Cards:
+    """The cards of a run, ComfyUI's own first, and how many blocks lie on each."""
+
+    devices: tuple[torch.device, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one."""
+        return len(self.devices) > 1
+
+    @property
+    def others(self) -> dict[torch.device, range]:
+        """The numbers of the blocks on each card but the first."""
+        return dict(list(zip(self.devices, ranges(self.counts), strict=True))[1:])
+
+    def of_block(self, number: int) -> torch.device:
+        """The card of a block; double and single blocks are numbered together."""
+        return next(card for card, own in zip(self.devices, ranges(self.counts), strict=True) if number in own)
+
+    def of_layer(self, name: str, double: int) -> torch.device:
+        """The card of a Linear, by its dotted name, in a model with so many ``double`` blocks."""
+        kind, _, rest = name.partition(".")
+        if kind not in ("double_blocks", "single_blocks"):
+            return self.devices[0]
+        return self.of_block(int(rest.partition(".")[0]) + (double if kind == "single_blocks" else 0))
+
+
+class HandOver(torch.autograd.Function):
+    """Tensors copied to another card, and their gradients copied back. All at once: what is first is handed back first.
+
+    Gradients for the first tensors therefore arrive before the blocks that made the last ones begin their backward.
+    """
+
+    @staticmethod
+    def forward(ctx, card: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.cards = [tensor.device for tensor in tensors]
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.to(card) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *(None if g is None else g.to(card) for g, card in zip(grads, ctx.cards, strict=True))
+
+
+def handed_over(tensors: list[Tensor], card: torch.device) -> list[Tensor]:
+    """The tensors on a card; those that are there already are returned as they are."""
+    traced = [t for t in tensors if t.device != card and t.requires_grad and torch.is_grad_enabled()]
+    copies = dict(zip(map(id, traced), HandOver.apply(card, *traced) if traced else (), strict=True))
+    return [copies[id(t)] if id(t) in copies else t.to(card) for t in tensors]
+
+
+class Passing:
+    """Runs the blocks and the last layer of a model where they lie. One pass of the model runs at a time."""
+
+    def __init__(self, cards: Cards):
+        self.cards = cards
+        self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # what blocks share: the original and its latest copy, by id
+
+    def block(self, number: int, run: Callable, *args, **kwargs):
+        """``run`` a block on its card."""
+        if number == 0:
+            self.clear()
+        return self._run(self.cards.of_block(number), run, args, kwargs)
+
+    def last(self, run: Callable, *args, **kwargs):
+        """``run`` what follows the blocks, on the first card."""
+        try:
+            return self._run(self.cards.devices[0], run, args, kwargs)
+        finally:
+            self.clear()
+
+    def clear(self) -> None:
+        """Let go of what the last pass has copied."""
+        self.copies.clear()
+
+    def _run(self, card: torch.device, run: Callable, args: tuple, kwargs: dict):
+        try:
+            args, kwargs = self._on(card, args, kwargs)
+            with _current(card):
+                return run(*args, **kwargs)
+        except BaseException:
+            self.clear()
+            raise
+
+    def _on(self, card: torch.device, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments on a card. Streams belong to the block alone; what else there is, other blocks get as well."""
+        options = {OPTIONS: kwargs[OPTIONS]} if OPTIONS in kwargs else {}
+        own = {name: kwargs[name] for name in STREAMS if name in kwargs}
+        shared = {name: value for name, value in kwargs.items() if name not in own and name != OPTIONS}
+        routing: TokenRouting | None = options.get(OPTIONS, {}).get(KEY)
+        waiting = [] if routing is None or routing.skipping is None else [routing.skipping]
+        originals = list(_tensors((shared, args[1:])))
+        streams = [*waiting, *_tensors((args[:1], own))]
+        latest = [self.copies.get(id(t), (t, t))[1] for t in originals]
+        moved = handed_over([*latest, *streams], card)
+        for original, copy in zip(originals, moved, strict=False):
+            self.copies[id(original)] = original, copy
+        new = {id(old): now for old, now in zip([*originals, *streams], moved, strict=True)}
+        if routing is not None:
+            routing.move(card, new[id(routing.skipping)] if waiting else None)
+        return _changed(args, new), {**_changed(own | shared, new), **options}
+
+
+def _current(card: torch.device) -> AbstractContextManager:
+    """Kernels that are not torch's own start on the current card, wherever their tensors lie."""
+    return torch.cuda.device(card) if card.type == "cuda" else nullcontext()
+
+
+def _tensors(value) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists, dictionaries and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _tensors(each)
+    elif is_dataclass(value):
+        yield from _tensors(tuple(getattr(value, field.name) for field in fields(value)))
+
+
+def _changed(value, new: dict[int, Tensor]):
+    """The same with tensors replaced by those in ``new``, by id."""
+    if isinstance(value, Tensor):
+        return new.get(id(value), value)
+    if isinstance(value, dict):
+        return {name: _changed(each, new) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_changed(each, new) for each in value)
+    if is_dataclass(value):
+        return replace(value, **{field.name: _changed(getattr(value, field.name), new) for field in fields(value)})
+    return value
