@@ -28,9 +28,7 @@ MORE = [
     "trainer",
 ]  # with --all
 # Of the tests of a model split over cards; the rest with --all.
-SPLIT = (
-    "clipped or accumulate or streamed or routed or number_of_cards or cancel or weights_lie or refused or plan_says"
-)
+SPLIT = "clipped or accumulate or streamed or routed or number_of_cards or cancel or plan_says or refused"
 NOT_THERE = {
     "latents_in_batches": "the device's storages cannot be copied by copy.deepcopy",
     "whose_numbers_the_device_lacks": "compares the device's rounding with the CPU's",

@@ -83,8 +83,9 @@ class Adapters(nn.Module):
 
     peft initialises them on the CPU from ``seed``, so that a seed gives the same adapters on every device, and so that
     they change nothing at first. ``device`` may be a function of a Linear's name. DoRA also needs ``row_norms``: the L2
-    norm of every row of a Linear's weight (out,). With ``enabled`` False all of them do nothing, which gives the base model for preservation. Dropout acts in
-    ``train`` mode only. Create them where autograd is on (``host.borrowed.borrow.training_mode``).
+    norm of every row of a Linear's weight (out,). With ``enabled`` False all of them do nothing, which gives the base
+    model for preservation. Dropout acts in ``train`` mode only. Create them where autograd is on
+    (``host.borrowed.borrow.training_mode``).
     """
 
     def __init__(
