@@ -10,9 +10,11 @@ const WAIT = 250; // ms without another change
 function ask(node, always) {
     clearTimeout(node.flux2Waiting);
     node.flux2Waiting = setTimeout(async () => {
+        const asked = node.flux2Asked = (node.flux2Asked ?? 0) + 1;
         const values = node.widgets.filter(({ name }) => ASKED.includes(name)).map(({ name, value }) => [name, value]);
         const answer = await api.fetchApi(`/flux2_train/files?${new URLSearchParams(values)}`);
-        if (!answer.ok || !node.graph) return; // a node that was removed meanwhile must get no panel
+        // a node that was removed meanwhile must get no panel, and an older question's answer is none to this one
+        if (!answer.ok || !node.graph || asked !== node.flux2Asked) return;
         const panel = panelOf(node);
         if (!always && panel.written) return;
         panel.show({ text: (await answer.json()).lines.join("\n"), image: "" });

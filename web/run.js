@@ -87,8 +87,10 @@ async function restore() {
     };
     collect(graphNow(), "");
     for (const [id, node] of found) {
+        const before = widgets.get(node)?.run;
         const { run } = await ask({ workflow, node: id, after: 999_999_999 }).catch(() => ({}));
-        if (run && graphNow()?.id === workflow && node.graph) widgetOf(node).show(run);
+        const overtaken = widgets.get(node)?.run !== before; // the websocket has told of a newer run meanwhile
+        if (run && !overtaken && graphNow()?.id === workflow && node.graph) widgetOf(node).show(run);
     }
 }
 

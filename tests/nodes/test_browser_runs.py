@@ -3,15 +3,14 @@
 On the frontend that ComfyUI pins, and under --all on the newest one. Pictures are kept in the test's folder.
 """
 
-import copy
 import json
 import shutil
 
 import pytest
 from axe import serious_findings
-from browsing import load, open_tab, photograph, says
+from browsing import photograph, says
 from made_runs import make_run
-from mistakes import GRAPH, TRAINER, write_files
+from runs_tab import detail, open_runs, option, press_tab
 
 from flux2_train.runs.folder import RUNNING, STOPPED, RunFolder
 
@@ -20,59 +19,6 @@ HOSTILE = "img src=x onerror=window.flux2Hacked=1"  # a file's name has no < and
 MARKUP = "<img src=x onerror=window.flux2Hacked=1>"
 SLOW = pytest.mark.slow
 COLOURS = ("teal", "olive", "brown", "purple", "navy")
-
-
-@pytest.fixture(scope="module", params=["pinned", pytest.param("newest", marks=SLOW)])
-def opened(request, chromium):
-    """(page, server, name) of a frontend."""
-    server = request.getfixturevalue("newest_server" if request.param == "newest" else "server")
-    context = chromium.new_context(viewport={"width": 1500, "height": 950}, locale="en-US")
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    yield open_tab(context, server, False), server, request.param
-    context.close()
-    server.post("/settings", {"Comfy.ColorPalette": "dark"})
-
-
-@pytest.fixture
-def runs(opened):
-    """The server's folder of runs, empty, and an empty queue; the tab is closed afterwards."""
-    page, server, _ = opened
-    queue = server.folder / "user" / "__flux2_train" / "queue"
-    folder = server.folder / "output" / "flux2_train"
-    for each in (queue, folder):
-        shutil.rmtree(each, ignore_errors=True)
-    folder.mkdir(parents=True)
-    queue.mkdir(parents=True)
-    (queue / "paused").touch()  # the server must not begin to train what a test adds
-    yield folder
-    if page.locator(".flux2-runs .list").count():
-        press_tab(page)
-    for each in (queue, folder):
-        shutil.rmtree(each, ignore_errors=True)
-
-
-def press_tab(page):
-    page.get_by_role("button", name="FLUX.2 runs").first.click()
-
-
-def open_runs(page, count):
-    """Open the tab and wait for that many runs to be listed."""
-    press_tab(page)
-    page.wait_for_function(
-        "count => document.querySelector('.flux2-runs .head .dim')?.textContent.startsWith(`${count} `)", arg=count
-    )
-    page.wait_for_function("() => document.querySelector('.flux2-runs .run .what, .flux2-runs .empty')")
-
-
-def option(page, name):
-    return page.get_by_role("option").filter(has=page.get_by_text(name, exact=True))
-
-
-def detail(page, name):
-    """The open panel of a run."""
-    region = page.locator(f".flux2-run-detail[aria-label='{name}']")
-    region.wait_for()
-    return region
 
 
 def five_runs(folder):
@@ -89,11 +35,6 @@ def five_runs(folder):
 def states(page):
     rows = page.locator(".flux2-runs .run").all()
     return {row.locator("b").inner_text(): row.locator(".chip").inner_text() for row in rows}
-
-
-WIDGETS = "id => app.graph.getNodeById(Number(id)).widgets.map(each => [each.name, each.value])"
-FINISHED = """count => [...document.querySelectorAll('.flux2-runs .run .chip')]
-    .filter(each => each.textContent === 'finished').length === count"""
 
 
 @pytest.mark.parametrize("palette", ["dark", "light"])
@@ -187,76 +128,6 @@ def test_a_run_is_deleted_after_a_question(opened, runs, tmp_path):
     page.locator(".flux2-ask button.danger").click()
     page.wait_for_function("() => document.querySelectorAll('.flux2-runs .run').length === 1")
     assert not (runs / "one").exists() and (runs / "two").exists()
-
-
-def test_variations_are_queued_ordered_and_removed(opened, runs, tmp_path):
-    page, server, name = opened
-    make_run(runs, "one")
-    open_runs(page, 1)
-    option(page, "one").click()
-    detail(page, "Run one").get_by_role("button", name="Queue variations …").click()
-    page.get_by_label("Values of setting 1, with commas between").fill("8, 16")
-    page.get_by_role("combobox", name="Setting 2").select_option("learning_rate")
-    page.get_by_label("Values of setting 2, with commas between").fill("1e-4, 2e-4")
-    photograph(page, tmp_path, f"{name}_vary")
-    assert serious_findings(page, ".flux2-ask") == []
-    page.get_by_role("button", name="Add to the queue").click()
-    says(page, "4 jobs wait.")
-    page.get_by_text("Queue: 4 waiting (paused)").wait_for()
-    first = "one, rank 8, learning_rate 1e-4"
-    page.get_by_role("button", name=f"Later: {first}").click()
-    page.wait_for_function(
-        "() => document.querySelector('.queue li:nth-child(2)').textContent.includes('8, learning_rate 1')"
-    )
-    page.get_by_role("button", name=f"Remove: {first}").click()
-    page.get_by_text("Queue: 3 waiting (paused)").wait_for()
-    photograph(page, tmp_path, f"{name}_queue")
-    assert serious_findings(page, ".flux2-runs") == []
-    left = [job["title"] for job in server.get("/flux2_train/queue")["jobs"]]
-    assert left == [
-        f"one, rank {rank}, learning_rate {rate}" for rank, rate in ((8, "2e-4"), (16, "1e-4"), (16, "2e-4"))
-    ]
-
-
-def test_the_open_graph_is_queued_with_other_values(opened, runs, tmp_path):
-    """Each training has a name and a workflow that say what differs, and the graph on the canvas stays as it is."""
-    page, server, name = opened
-    write_files(server.folder)
-    open_runs(page, 0)
-    vary = page.get_by_role("button", name="Vary the open graph …")
-    page.evaluate("() => app.graph.clear()")
-    vary.click()
-    says(page, "The open graph has no LoRA Trainer.")
-    prompt = copy.deepcopy(GRAPH)
-    prompt[TRAINER]["inputs"].update(name="varied", steps=1)
-    load(page, prompt)
-    before = page.evaluate(WIDGETS, TRAINER)
-
-    def ask(values):
-        vary.click()
-        page.get_by_label("Values of setting 1, with commas between").fill(values)
-        page.get_by_role("button", name="Add to the queue").click()
-
-    ask("1, many")
-    says(page, "many is no number, and rank must be one.")
-    vary.click()
-    choices = page.get_by_role("combobox", name="Setting 1").locator("option").all_inner_texts()
-    assert choices[:5] == ["nothing more", "rank", "alpha", "learning_rate", "steps"] and "folder" in choices
-    assert not {"name", "resume", "control_after_generate"} & set(choices)
-    photograph(page, tmp_path, f"{name}_vary_graph")
-    assert serious_findings(page, ".flux2-ask") == []
-    page.keyboard.press("Escape")
-    ask("1, 2")
-    says(page, "2 trainings are queued.")
-    assert page.evaluate(WIDGETS, TRAINER) == before
-    page.wait_for_function(FINISHED, arg=2)
-    for rank in (1, 2):
-        folder = RunFolder(runs / f"varied rank {rank}")
-        assert json.loads(folder.job.read_text())["training"]["rank"] == rank
-        trainers = [
-            each for each in json.loads(folder.workflow.read_text())["nodes"] if each["type"].endswith("Trainer")
-        ]
-        assert folder.name in trainers[0]["widgets_values"]
 
 
 def test_a_runs_workflow_and_job_file_come_back(opened, runs):

@@ -38,6 +38,7 @@ export class Feed {
     }
 
     stop() {
+        this.stopped = true;
         followers.get(this.run)?.delete(this);
         clearInterval(this.timer);
         this.timer = null;
@@ -48,7 +49,7 @@ export class Feed {
     }
 
     async refresh(after) {
-        if (this.asking) return;
+        if (this.asking || this.stopped) return;
         this.asking = true;
         try {
             const answer = await ask({ run: this.run, after });
@@ -91,7 +92,7 @@ export class Feed {
     draw() {
         this.frame ??= requestAnimationFrame(() => {
             this.frame = null;
-            this.changed(this.state);
+            if (!this.stopped) this.changed(this.state); // an answer may come after the panel was closed
         });
     }
 }

@@ -30,6 +30,13 @@ function learnedIn({ change, best, bestFile }) {
     return parts.join(" · ");
 }
 
+// why a run has ended; one that was cut off could not say it
+function whyOf({ status, why, checkpoints }) {
+    if (status !== "killed") return why;
+    return checkpoints.size ? words("the process that trained it has ended; Go on continues from its last checkpoint")
+        : words("the process that trained it has ended before the first checkpoint; Go on begins anew");
+}
+
 class Panel {
     constructor(run, options) {
         addStyle();
@@ -38,7 +45,7 @@ class Panel {
         this.chip = make("span", { className: "chip" });
         this.title.append(this.chip);
         this.pace = make("span");
-        this.where = make("p", { className: "dim" });
+        this.where = make("p", { className: "dim where" });
         this.learned = make("p", { className: "dim learned" });
         this.fillBar = make("i");
         this.bar = make("div", { className: "bar", role: "progressbar", "aria-label": words("steps of {run}", { run }), "aria-valuemin": "0" }, this.fillBar);
@@ -66,7 +73,7 @@ class Panel {
         const { step, total, status, phase } = state, trains = state.trains;
         this.chip.textContent = inPanel(trains ? "running" : status);
         this.chip.className = `chip ${trains ? "training" : BAD.includes(status) ? "bad" : status}`;
-        this.where.textContent = [words("step {step} of {total}", { step, total }), phase || (trains ? "" : state.why)].filter(Boolean).join(" · ");
+        this.where.textContent = [words("step {step} of {total}", { step, total }), phase || (trains ? "" : whyOf(state))].filter(Boolean).join(" · ");
         this.pace.textContent = this.paceOf(state);
         this.learned.textContent = learnedIn(state);
         this.fillBar.style.width = `${total ? (100 * step) / total : 0}%`;

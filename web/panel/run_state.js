@@ -31,6 +31,7 @@ export class RunState {
         this.status = status ?? this.status;
         this.why = why ?? "";
         this.trains = Boolean(trains);
+        if (!this.trains) this.phase = ""; // a process that was killed did not say that it ended
         this.learningRate ??= learningRate;
         if (!this.prompts.length) this.prompts = prompts ?? [];
         this.every = every;

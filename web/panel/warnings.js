@@ -1,5 +1,6 @@
 // The warnings of a run as rows, each with buttons for what the panel itself can do about it; below them the notes.
 import { words } from "../words.js";
+import { arrange } from "./arrange.js";
 import { button, make } from "./style.js";
 
 const half = (rate) => Number((rate / 2).toPrecision(3));
@@ -26,12 +27,8 @@ export class Warnings {
     // Rows stay where they are, and only new ones are added: a button must not be replaced while it is pressed.
     show(state) {
         this.state = state;
-        const { children } = this.element;
         const rows = [...state.warnings.map((text) => this.row(text, true)), ...[...new Set(state.notes)].map((text) => this.row(text, false))];
-        rows.forEach(({ element }, place) => {
-            if (children[place] !== element) this.element.insertBefore(element, children[place] ?? null);
-        });
-        while (children.length > rows.length) this.element.lastChild.remove();
+        arrange(this.element, rows.map(({ element }) => element));
         for (const { update } of rows) update();
     }
 

@@ -91,7 +91,7 @@ export class Detail {
         this.fill(words("Run {run}", { run: name }), this.head(make("h3", { title: run.name }, run.name), chip(run.state)), facts(run),
             actionsOf(run, this), holder, log(run));
         await this.drawOne(holder, run, rows, asked);
-        if (LIVE.includes(run.state)) this.timer = setTimeout(() => this.again(run, asked), EVERY);
+        if (this.current(asked) && LIVE.includes(run.state)) this.timer = setTimeout(() => this.again(run, asked), EVERY);
     }
 
     async drawOne(holder, run, rows, asked) {

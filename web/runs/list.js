@@ -1,5 +1,6 @@
 // The list of runs. Only the rows in sight are elements, and only the pages in sight are asked for.
 import { words } from "../words.js";
+import { arrange } from "../panel/arrange.js";
 import { get, pictureOf, trying } from "./server.js";
 import { spark } from "./spark.js";
 import { varyOpenGraph } from "./variations.js";
@@ -37,6 +38,8 @@ export class List {
             onscroll: () => this.draw(), onkeydown: (event) => this.key(event),
         }, this.space);
         this.rows = new Map(); // drawn ones, by their number
+        this.asked = 0; // questions; their numbers, by page, say which answer is shown: an older one does not replace it
+        this.answered = new Map();
     }
 
     begin() {
@@ -72,7 +75,7 @@ export class List {
     }
 
     async load(page) {
-        const word = this.search.value;
+        const word = this.search.value, asked = ++this.asked;
         let answer;
         try {
             answer = await get("runs", { offset: page * PAGE, count: PAGE, word });
@@ -80,7 +83,8 @@ export class List {
             this.facts.textContent = error.message;
             return;
         }
-        if (word !== this.search.value) return;
+        if (word !== this.search.value || asked < (this.answered.get(page) ?? 0)) return;
+        this.answered.set(page, asked);
         this.pages.set(page, answer.runs);
         this.found = answer.found;
         this.active = Math.max(0, Math.min(this.active, this.found - 1));
@@ -107,17 +111,16 @@ export class List {
 
     draw() {
         const [first, last] = this.inSight(), drawn = new Map();
+        const known = new Map([...this.rows.values()].map((row) => [row.name, row]));
         for (let number = first; number < Math.min(last, this.found); number += 1) {
-            const run = this.at(number), before = this.rows.get(number);
-            const key = JSON.stringify(run ?? null);
-            const row = before?.key === key ? before : { key, element: this.row(run, number) };
+            const run = this.at(number), before = run && known.get(run.name); // the row of a run stays while it changes
+            const key = JSON.stringify([number, run ?? null]);
+            const row = before?.key === key ? before : { key, name: run?.name, element: this.row(run, number, before?.element) };
             this.mark(row.element, run, number);
             drawn.set(number, row);
         }
         this.rows = drawn;
-        const elements = [...drawn.values()].map(({ element }) => element);
-        if (elements.some((element, place) => this.space.children[place] !== element)
-            || elements.length !== this.space.children.length) this.space.replaceChildren(...elements);
+        arrange(this.space, [...drawn.values()].map(({ element }) => element));
         if (drawn.has(this.active)) this.element.setAttribute("aria-activedescendant", `flux2-run-${this.active}`);
         else this.element.removeAttribute("aria-activedescendant");
     }
@@ -130,9 +133,10 @@ export class List {
         element.setAttribute("aria-setsize", this.found);
     }
 
-    row(run, number) {
-        const element = make("div", { className: "run", role: "option", id: `flux2-run-${number}`,
-            "aria-posinset": number + 1 });
+    // the row of a run; ``element`` is the one that it has already
+    row(run, number, element = make("div", { className: "run", role: "option" })) {
+        element.id = `flux2-run-${number}`;
+        element.setAttribute("aria-posinset", number + 1);
         element.style.top = `${number * ROW}px`;
         if (!run) {
             element.setAttribute("aria-label", words("loading"));
@@ -142,17 +146,18 @@ export class List {
             ? make("img", { src: pictureOf(run, run.preview, 96), alt: "", loading: "lazy", decoding: "async" })
             : make("div", { className: "none" });
         const facts = [stepsOf(run), when(run.changed * 1000)].join(" · ");
-        element.append(
+        element.title = run.name;
+        element.replaceChildren(
             picture,
             make("div", { className: "what" },
-                make("div", { className: "name" }, make("b", { title: run.name }, run.name), chip(run.state)),
+                make("div", { className: "name" }, make("b", {}, run.name), chip(run.state)),
                 make("div", { className: "dim" }, facts), make("div", { className: "dim" }, settingsOf(run))),
             make("div", { className: "right dim" }, spark(run.curve), bytes(run.size)),
         );
-        element.addEventListener("click", (event) => {
+        element.onclick = (event) => {
             this.active = number;
             this.press(run, event.ctrlKey || event.metaKey || event.shiftKey);
-        });
+        };
         return element;
     }
 

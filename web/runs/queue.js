@@ -1,5 +1,6 @@
 // The queue of jobs above the list of runs: what trains, what waits, what has ended and why.
 import { stateInWords, words } from "../words.js";
+import { arrange } from "../panel/arrange.js";
 import { get, post, trying } from "./server.js";
 import { button, chip, make } from "./words.js";
 
@@ -17,7 +18,9 @@ export class QueueBox {
             make("div", { className: "line" }, this.pause, make("small", { className: "dim" },
                 words("Trained one after the other when ComfyUI has nothing else to do."))), this.jobs);
         this.paused = false;
-        this.written = "";
+        this.rows = new Map(); // by what they show
+        this.asked = this.answered = 0; // numbers of the last question, and of the one whose answer is shown
+        this.changing = 0;
     }
 
     begin() {
@@ -30,6 +33,8 @@ export class QueueBox {
     }
 
     async refresh(open = false) {
+        if (this.changing) return; // the answer to the change says how the queue is then
+        const asked = ++this.asked;
         let answer;
         try {
             answer = await get("queue");
@@ -37,19 +42,26 @@ export class QueueBox {
             return; // the list of runs says what is wrong with the server
         }
         if (open) this.element.open = true;
+        this.take(asked, answer);
+    }
+
+    // an answer that a newer one has overtaken is left out
+    take(asked, answer) {
+        if (asked < this.answered) return;
+        this.answered = asked;
         this.show(answer);
     }
 
     async change(path, body) {
+        const asked = ++this.asked;
+        this.changing += 1;
         const answer = await trying(() => post(path, body));
-        if (answer) this.show(answer);
+        this.changing -= 1;
+        if (answer) this.take(asked, answer);
         else this.refresh();
     }
 
     show({ paused, jobs }) {
-        const text = JSON.stringify([paused, jobs]);
-        if (text === this.written) return;
-        this.written = text;
         this.paused = paused;
         const count = (state) => jobs.filter((job) => job.state === state).length;
         const counts = Object.keys(STATES).filter(count).map((state) => `${count(state)} ${stateInWords(state)}`);
@@ -59,11 +71,16 @@ export class QueueBox {
         this.element.hidden = !jobs.length && !paused;
         const waiting = jobs.filter((job) => job.state === "waiting");
         const held = document.activeElement?.dataset?.key; // the focus stays on the button that was pressed
-        this.jobs.replaceChildren(...jobs.map((job) => this.row(job, waiting.indexOf(job), waiting.length)));
-        if (held) this.jobs.querySelector(`[data-key="${CSS.escape(held)}"]`)?.focus();
+        this.rows = new Map(jobs.map((job) => {
+            const place = waiting.indexOf(job), given = [job, place, place >= 0 && place < waiting.length - 1], shown = JSON.stringify(given);
+            return [shown, this.rows.get(shown) ?? this.row(...given)];
+        }));
+        arrange(this.jobs, [...this.rows.values()]);
+        if (held && !this.jobs.contains(document.activeElement)) this.jobs.querySelector(`[data-key="${CSS.escape(held)}"]`)?.focus();
     }
 
-    row(job, place, count) {
+    // ``place`` is that among the jobs that wait, -1 for another one; ``others``: some wait behind it
+    row(job, place, others) {
         const does = (text, label, body) => {
             const made = button(text, () => this.change("queue/change", { job: job.name, ...body }), {
                 "aria-label": `${label}: ${job.title}`, title: label, className: "small" });
@@ -72,7 +89,7 @@ export class QueueBox {
         };
         const all = [
             place > 0 && does("↑", words("Earlier"), { do: "move", place: place - 1 }),
-            place >= 0 && place < count - 1 && does("↓", words("Later"), { do: "move", place: place + 1 }),
+            others && does("↓", words("Later"), { do: "move", place: place + 1 }),
             ENDED.includes(job.state) && does("↻", words("Again"), { do: "again" }),
             job.state !== "running" && does("×", words("Remove"), { do: "remove" }),
         ];

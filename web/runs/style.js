@@ -44,6 +44,7 @@ const STYLE = `
 .flux2-runs .list:focus-visible .run.active { box-shadow: inset 3px 0 0 #8b6cff; }
 .flux2-runs .run img, .flux2-runs .run .none { width: 54px; height: 52px; object-fit: cover; border-radius: 4px; flex: none;
   background: var(--flux2-soft); }
+.flux2-runs .run > * { pointer-events: none; } /* what is pressed is the row, which stays while its content is replaced */
 .flux2-runs .run .what { flex: 1; min-width: 0; }
 .flux2-runs .run .what > div { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .flux2-runs .run .name b { font-size: 13px; font-weight: 600; margin-right: 6px; }
