@@ -1,21 +1,54 @@
-"""Guards of a run: against losses that are not finite, divergence, adapters that do not learn, and slow steps."""
+"""Guards of a run: against large gradients, bad losses, divergence, adapters that do not learn, and slow steps."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..names import counted
-from .by_card import norms
 
 WINDOW = 20  # steps over which losses are averaged
 FEW = 5  # steps, enough for a median: the first is slow from warm-up, another may be slow by chance
 SLOWER = 3.0  # more than medians differ because of bucket sizes, or of preservation on some steps only
 PATIENCE = 3  # an adapter without gradient on this many successive steps is dead
+
+
+def norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
+    """The norm of every tensor (n,), each computed where the tensor lies, on the first one's card."""
+    cards = list(dict.fromkeys(tensor.device for tensor in tensors))
+    if len(cards) == 1:
+        return torch.stack(torch._foreach_norm(tensors, order))
+    found: dict[int, Tensor] = {}
+    for card in cards:
+        places = [place for place, tensor in enumerate(tensors) if tensor.device == card]
+        own = torch.stack(torch._foreach_norm([tensors[place] for place in places], order))
+        found |= dict(zip(places, own.to(tensors[0].device).unbind(), strict=True))
+    return torch.stack([found[place] for place in range(len(tensors))])
+
+
+@torch.no_grad()
+def clip(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Scale the gradients so that their norm together is at most ``most``, and return what it was.
+
+    torch's own function, which one card runs, adds up the cards one after the other, so that the sum rounds otherwise.
+    """
+    if len({parameter.device for parameter in parameters}) == 1:
+        return torch.nn.utils.clip_grad_norm_(parameters, most).item()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return 0.0
+    total = torch.linalg.vector_norm(norms(gradients))
+    if math.isfinite(most):
+        factor = torch.clamp(most / (total + 1e-6), max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor.to(gradient.device))
+    return total.item()
 
 
 @dataclass

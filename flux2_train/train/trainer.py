@@ -33,9 +33,8 @@ from ..settings.training import TrainingSettings
 from . import processes, timesteps
 from .between_steps import BetweenSteps
 from .building import build_adapters, build_optimizer, cards_of, require_taught
-from .by_card import clip
 from .ema import Ema
-from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps
+from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps, clip
 from .held_out import kept_out
 from .history import History, Measured, Unread, read
 from .loss_scale import LossScale

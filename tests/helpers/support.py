@@ -58,15 +58,15 @@ QUANTISED = {
 FORMATS = (*PLAIN, *QUANTISED, "old_scaled_fp8")
 
 
-def tiny_flux2(guidance: bool = False, context: int = 96, format: str = "fp32", single: int = 2):
-    """A FLUX.2 MODEL of hidden size 128 with one double and ``single`` single blocks, from ComfyUI's stock loader.
+def tiny_flux2(guidance: bool = False, context: int = 96, format: str = "fp32", single: int = 2, double: int = 1):
+    """A FLUX.2 MODEL of hidden size 128 with ``double`` and ``single`` blocks, from ComfyUI's stock loader.
 
     ``format`` says how its blocks' Linears are stored, one of FORMATS; the model computes in fp32.
     """
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 if len(shape) > 1 else torch.ones(shape)
-        for name, shape in flux2_shapes(128, 1, single, context, guidance)
+        for name, shape in flux2_shapes(128, double, single, context, guidance)
     }
     with torch.inference_mode():
         options = {"dtype": PLAIN[format]} if format in PLAIN else {}

@@ -30,7 +30,7 @@ from flux2_train.train.preview_request import PreviewRequest
 
 pytestmark = pytest.mark.skipif(len(cards.seen()) < 3, reason="test_other_device.py runs this on three devices")
 CONFIG = replace(resuming.CONFIG, steps=3)
-BLOCKS = 6
+BLOCKS, DOUBLE = 6, 3
 CLIPPED = OptimizerSettings(max_grad_norm=1e-4)
 PAINTING = PreviewSettings((Prompt("zbot"),), "", 48, 32, steps=1, every=1)
 # By what is tried: the cards, what of the memory is set beside, and the run's other settings.
@@ -65,7 +65,7 @@ def caches():
 
 @pytest.fixture(scope="module")
 def model():
-    return brief_flux2(single=BLOCKS - 1)
+    return brief_flux2(double=DOUBLE, single=BLOCKS - DOUBLE)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_weights_lie_on_the_card_of_their_block_and_are_copied_once(trainer, mod
         how, layers = split.memory.how, linears(model)
         held = {name: t.device for weights in how.elsewhere for name, kept in weights.kept.items() for t in kept}
         for name, layer in layers.items():
-            card = split.cards.of_layer(name, 1)
+            card = split.cards.of_layer(name, DOUBLE)
             assert held.get(name, layer.weight.device) == card
             assert (name in held) == (card != model.load_device) == (layer.weight.device.type == "cpu")
         before = [id(weights.kept) for weights in how.elsewhere]
@@ -199,6 +199,7 @@ def test_the_plan_says_what_lies_where_and_that_one_card_works_at_a_time(trainer
     text = trainer("3").memory.describe()
     assert "card 1 of 3: " in text and "card 3 of 3: " in text and "one card works at a time" in text
     assert "card 1" not in trainer().memory.describe()
+    assert trainer("3").cards.counts[0] < DOUBLE  # so that the tests hand over between double blocks, too
 
 
 @pytest.mark.parametrize("setting, said", [
@@ -216,8 +217,17 @@ def test_cards_and_processes_are_refused(model):
         cards_of(model, replace(CONFIG, memory=MemorySettings(cards="2")), 2)
 
 
+def test_a_lora_on_the_model_is_not_split(caches, model):
+    patched, name = model.clone(), "diffusion_model.single_blocks.2.linear2.weight"
+    change = torch.zeros(patched.model.get_parameter(name).shape)
+    patched.add_patches({name: ("diff", (change,))})
+    config = replace(CONFIG, memory=MemorySettings(cards="2"))
+    with pytest.raises(UserError, match=r"single_blocks.2.linear2 cannot lie on another card"):
+        steps(new_trainer(patched, *caches, config))
+
+
 def test_a_layer_of_another_pack_is_not_split(trainer, model, monkeypatch):
-    layer = linears(model)["single_blocks.4.linear2"]
+    layer = linears(model)["single_blocks.2.linear2"]
     monkeypatch.setattr(type(layer), "__module__", "another_pack")
     with pytest.raises(UserError, match="cannot lie on another card"):
         steps(trainer("2"))

@@ -1,8 +1,7 @@
 """A borrowed model whose blocks lie on several cards: what enters a block is handed over to the block's card.
 
-Autograd hands the gradients back the same way. Modulations and rotary embeddings are the same for many blocks: a pass
-copies them once to each card, from the card before, so that their gradients are added up in the order in which one card
-would add them, and a split model learns the same bits on a CPU.
+Autograd hands the gradients back the same way. Modulations and rotary embeddings are the same for many blocks and have
+no gradient, because nothing outside of blocks is trained: a pass copies them once to each card.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ class Cards:
 
 
 class HandOver(torch.autograd.Function):
-    """Tensors copied to another card, and their gradients copied back. All at once: what is first is handed back first.
+    """Tensors copied to another card, and their gradients copied back.
 
-    Gradients for the first tensors therefore arrive before the blocks that made the last ones begin their backward.
+    All streams of a block at once, so that backward on the card before begins when all gradients are there.
     """
 
     @staticmethod
@@ -79,7 +78,8 @@ class Passing:
 
     def __init__(self, cards: Cards):
         self.cards = cards
-        self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # what blocks share: the original and its latest copy, by id
+        # What blocks share, by the original's id and the card: the original, which keeps its id alive, and a copy.
+        self.copies: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def block(self, number: int, run: Callable, *args, **kwargs):
         """``run`` a block on its card."""
@@ -114,16 +114,20 @@ class Passing:
         shared = {name: value for name, value in kwargs.items() if name not in own and name != OPTIONS}
         routing: TokenRouting | None = options.get(OPTIONS, {}).get(KEY)
         waiting = [] if routing is None or routing.skipping is None else [routing.skipping]
-        originals = list(_tensors((shared, args[1:])))
         streams = [*waiting, *_tensors((args[:1], own))]
-        latest = [self.copies.get(id(t), (t, t))[1] for t in originals]
-        moved = handed_over([*latest, *streams], card)
-        for original, copy in zip(originals, moved, strict=False):
-            self.copies[id(original)] = original, copy
-        new = {id(old): now for old, now in zip([*originals, *streams], moved, strict=True)}
+        new = {id(old): now for old, now in zip(streams, handed_over(streams, card), strict=True)}
+        new |= {id(tensor): self._shared(tensor, card) for tensor in _tensors((shared, args[1:]))}
         if routing is not None:
             routing.move(card, new[id(routing.skipping)] if waiting else None)
         return _changed(args, new), {**_changed(own | shared, new), **options}
+
+    def _shared(self, tensor: Tensor, card: torch.device) -> Tensor:
+        """A copy on the card, the same one in the whole pass."""
+        if tensor.device == card:
+            return tensor
+        if (id(tensor), card) not in self.copies:
+            self.copies[id(tensor), card] = tensor, handed_over([tensor], card)[0]
+        return self.copies[id(tensor), card][1]
 
 
 def _current(card: torch.device) -> AbstractContextManager:
