@@ -219,8 +219,7 @@ def test_cards_and_processes_are_refused(model):
 
 def test_a_lora_on_the_model_is_not_split(caches, model):
     patched, name = model.clone(), "diffusion_model.single_blocks.2.linear2.weight"
-    change = torch.zeros(patched.model.get_parameter(name).shape)
-    patched.add_patches({name: ("diff", (change,))})
+    patched.add_patches({name: ("diff", (torch.zeros(patched.model.get_parameter(name).shape),))})
     config = replace(CONFIG, memory=MemorySettings(cards="2"))
     with pytest.raises(UserError, match=r"single_blocks.2.linear2 cannot lie on another card"):
         steps(new_trainer(patched, *caches, config))

@@ -163,6 +163,7 @@ class _Swap:
         self.swapped: list[nn.Module] = []
         self.stranded = False  # whether the device had no room for streamed weights when they were given back
         self.taken = ""  # the name of a layer whose forward another pack has replaced
+        self.patched = model.patches.keys()  # names of weights that a LoRA changes
         self.unmovable = ""  # the name of a layer whose weight cannot be brought to another card
         unknown = deltas.keys() - {name for name, _ in self.transformer.named_modules()}
         if unknown:
@@ -220,10 +221,13 @@ class _Swap:
         away = {name for names in elsewhere.values() for name in names}
         self.how.streamed.stream(layers, _only(portions, layers.keys() - away))
         for weights, names in zip(self.how.elsewhere, elsewhere.values(), strict=True):
-            self.unmovable = next((name for name in names if not can_stream(layers[name])), self.unmovable)
+            self.unmovable = next((name for name in names if not self._movable(name, layers)), self.unmovable)
             own = _only(portions, set(names))
             in_ring = {name for portion in own for name in portion}
             weights.stream(layers, own, [name for name in names if name not in in_ring and can_stream(layers[name])])
+
+    def _movable(self, name: str, layers: dict[str, nn.Module]) -> bool:
+        return can_stream(layers[name]) and f"diffusion_model.{name}.weight" not in self.patched
 
     def _open(self, others: list[torch.device]) -> None:
         how, pinning = self.how, 1 / (1 + len(others))
