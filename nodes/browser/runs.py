@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import uuid
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from ...flux2_train.runs.library.listing import Listing, Row, checkpoint_steps, 
 from ...flux2_train.runs.library.removal import existing, remove_run
 from ...flux2_train.runs.writers.png import PREVIEW
 from ...flux2_train.settings.job import MAX_BYTES
+from ..queue.putting import put
 from .kept_graph import kept_graph
 from .requests import body, in_words, run_name
 
@@ -198,16 +198,7 @@ async def lora(request: web.Request) -> web.Response:
     step = given.get("step")
     if type(step) is not int or step not in await asyncio.to_thread(checkpoint_steps, folder):
         raise UserError(f"The run {folder.name} has no checkpoint {shown(str(step))}.")
-    return web.json_response({"prompt_id": put_in_queue(LORA_NODE, {"run": folder.name, "step": step})})
-
-
-def put_in_queue(node: str, inputs: dict[str, Any]) -> str:
-    """Queue a graph of that one node in ComfyUI, and return the graph's id."""
-    server, prompt_id = PromptServer.instance, str(uuid.uuid4())
-    prompt = {"1": {"class_type": node, "inputs": inputs, "_meta": {"title": node}}}
-    place, server.number = server.number, server.number + 1
-    server.prompt_queue.put((place, prompt_id, prompt, {}, ["1"], {}))
-    return prompt_id
+    return web.json_response({"prompt_id": put(PromptServer.instance, LORA_NODE, {"run": folder.name, "step": step})})
 
 
 ROUTES = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 
 from server import PromptServer
 
 from ...flux2_train.runs.queue.folder import WAITING, Queue
 from ...flux2_train.runs.queue.place import own_queue
+from .putting import put
 
 PATIENCE = 2.0  # seconds between two looks: what a person queues meanwhile comes first
 NODE = "Flux2TrainQueued"
@@ -39,13 +39,5 @@ def offer(server: PromptServer, queue: Queue) -> bool:
         return False
     waiting = queue.entries(WAITING)
     if waiting:
-        _put(server, waiting[0].name)
+        put(server, NODE, {"job": waiting[0].name}, "Train Queued Job")
     return bool(waiting)
-
-
-def _put(server: PromptServer, name: str) -> None:
-    prompt = {"1": {"class_type": NODE, "inputs": {"job": name}, "_meta": {"title": "Train Queued Job"}}}
-    number = server.number
-    server.number += 1
-    about = {"create_time": int(time.time() * 1000)}  # milliseconds, as ComfyUI's own route writes it
-    server.prompt_queue.put((number, str(uuid.uuid4()), prompt, about, ["1"], {}))
