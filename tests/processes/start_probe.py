@@ -61,7 +61,8 @@ else:
     run(statements(comfyui / "main.py", lambda text: text.startswith("if enables_dynamic_vram()")
                    or text.startswith("if os.name == 'nt'") or "CUDA_VISIBLE_DEVICES" in text), names)  # fmt: skip
 noted.append(["torch before its allocator was named", "torch" in sys.modules])
-environment = {name: value for name, value in os.environ.items() if before.get(name) != value}
+OTHER = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")  # newer ones set these in the same statement
+environment = {name: value for name, value in os.environ.items() if before.get(name) != value and name not in OTHER}
 
 args.cpu = True  # there is none here: ComfyUI's modules are imported for the processor
 import comfy.memory_management  # noqa: E402
@@ -71,13 +72,15 @@ import torch  # noqa: E402
 
 args.cpu = False
 management.is_nvidia, management.is_wsl = lambda: card.get("nvidia", True), lambda: card.get("wsl", False)
+management.is_amd, management.rocm_version = lambda: "rocm" in card, tuple(card.get("rocm", ()))
 management.torch_version_numeric = tuple(card.get("torch", (2, 11)))
 management.get_all_torch_devices = lambda: [torch.device("cuda", n) for n in range(card.get("cards", 1))]
 if who == "ours":
     starting.after_import()
 else:
     names |= {"comfy": sys.modules["comfy"], "console_log_level": "INFO"}
-    run(statements(comfyui / "main.py", lambda text: text.startswith("if args.enable_dynamic_vram or")), names)
+    run(statements(comfyui / "main.py", lambda text: text.startswith(
+        ("def dynamic_vram_supported", "if args.enable_dynamic_vram or"))), names)  # fmt: skip
 print(json.dumps({
     "noted": noted, "environment": environment, "on": bool(comfy.memory_management.aimdo_enabled),
     "patcher": comfy.model_patcher.CoreModelPatcher.__name__,

@@ -14,6 +14,8 @@ from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
+from . import main_py
+
 # Files that drivers (NVIDIA's, AMD's, WSL's) create on Linux. Other systems have no such files.
 DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/proc/driver/nvidia/version", "/dev/kfd", "/dev/dxg")
 DYNAMIC_SINCE = (2, 8)  # torch
@@ -29,7 +31,7 @@ def before_torch() -> None:
     """Do what main.py does between reading its command line and importing torch. The command line must have been read.
 
     Does nothing if there can be no card. If torch is already imported, its allocator stays as it is. Order and values
-    are those of ComfyUI 0.30.0's main.py; ``tests/host/system/test_starting.py`` compares both.
+    are those of the main.py of ComfyUI 0.30.0 and 0.33.0; ``tests/host/system/test_starting.py`` compares both.
     """
     from comfy.cli_args import args
 
@@ -40,7 +42,7 @@ def before_torch() -> None:
     if "torch" not in sys.modules:
         core = importlib.import_module("cuda_malloc")  # writes PYTORCH_CUDA_ALLOC_CONF
         if "rocm" in core.get_torch_version_noimport():
-            os.environ["OCL_SET_SVM_SIZE"] = "262144"
+            os.environ["OCL_SET_SVM_SIZE"] = main_py.svm_size()
 
 
 def _load_aimdo(args: Namespace) -> None:
@@ -66,17 +68,26 @@ def _load_aimdo(args: Namespace) -> None:
 def _name_devices(args: Namespace) -> None:
     if os.name == "nt":
         os.environ["MIMALLOC_PURGE_DELAY"] = "0"
+        if _leaves_the_choice(args) and main_py.shows_one_card():
+            os.environ["CUDA_VISIBLE_DEVICES"] = "0"
     os.environ["TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"] = "1"
-    if getattr(args, "default_device", None) is not None:
+    every = args.cuda_device == "all"  # newer ComfyUI's word for the cards that are visible now
+    if getattr(args, "default_device", None) is not None and not every:
         others = [number for number in range(32) if number != args.default_device]
         _visible(",".join(map(str, [args.default_device, *others])))
-    if args.cuda_device is not None:
+    if args.cuda_device is not None and not every:
         _visible(str(args.cuda_device))
         os.environ["ASCEND_RT_VISIBLE_DEVICES"] = str(args.cuda_device)
     if getattr(args, "oneapi_device_selector", None) is not None:
         os.environ["ONEAPI_DEVICE_SELECTOR"] = args.oneapi_device_selector
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _leaves_the_choice(args: Namespace) -> bool:
+    """Whether nobody has chosen among the cards: neither the user nor ``accelerate launch``."""
+    chosen = args.cuda_device, getattr(args, "default_device", None), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return chosen == (None, None, None) and int(os.environ.get("WORLD_SIZE", 1)) == 1
 
 
 def _visible(devices: str) -> None:
@@ -104,9 +115,12 @@ def _why_not_tried() -> str:
         return "ComfyUI's command line turns it off"
     if forced:
         return ""
-    if not management.is_nvidia():
+    supported = main_py.supports_dynamic_vram()
+    if supported is False:
+        return "ComfyUI does not use it on this card"
+    if supported is None and not management.is_nvidia():
         return "the card is not NVIDIA's"
-    if management.is_wsl():
+    if supported is None and management.is_wsl():
         return "this is WSL"
     if management.torch_version_numeric < DYNAMIC_SINCE:
         return "torch is older than 2.8"
