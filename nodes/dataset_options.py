@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..flux2_train.host.loading.files import resolve
-from ..flux2_train.settings.dataset_folder import CaptionSettings, CropSettings, MaskSettings, ReferenceSettings
+from ..flux2_train.settings.crops import CropSettings
+from ..flux2_train.settings.dataset_folder import CaptionSettings, MaskSettings, ReferenceSettings
 from . import fields
 from .dataset_folder import folder_states
 from .options import Options

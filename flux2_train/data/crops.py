@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from ..geometry import MULTIPLE, bucket
-from ..settings.dataset_folder import (
+from ..settings.crops import (
     AREA,
     CORNER,
     DOWNSCALE,

@@ -10,7 +10,8 @@ from ..bounded import is_file
 from ..errors import UserError
 from ..hashing import canonical_hash
 from ..names import counted, shown
-from ..settings.dataset_folder import FILE_NAME, JSONL, MOST_REFERENCES, ONE_PROMPT, REFUSE, STRICT, DatasetSettings
+from ..settings.crops import REFUSE
+from ..settings.dataset_folder import FILE_NAME, JSONL, MOST_REFERENCES, ONE_PROMPT, STRICT, DatasetSettings
 from . import captions as texts
 from . import crops, faces, sidecar
 from .advice import advice

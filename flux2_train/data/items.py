@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..settings.dataset_folder import PRESERVE, STRICT, CropSettings, DatasetSettings
+from ..settings.crops import PRESERVE, CropSettings
+from ..settings.dataset_folder import STRICT, DatasetSettings
 from . import captions as texts
 from . import crops
 from .crops import Crop

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..errors import UserError
-from ..settings.dataset_folder import RANDOM
+from ..settings.crops import RANDOM
 from .cache import EmbedCache, LatentCache
 from .dataset import Item, View
 

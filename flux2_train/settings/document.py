@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from . import base
-from .dataset_folder import CaptionSettings, CropSettings, DatasetSettings, MaskSettings, ReferenceSettings
+from .crops import CropSettings
+from .dataset_folder import CaptionSettings, DatasetSettings, MaskSettings, ReferenceSettings
 from .job import Job
 from .previews import PreviewSettings
 from .text import written

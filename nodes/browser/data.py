@@ -22,13 +22,8 @@ from ...flux2_train.host.encoding.token_count import counter
 from ...flux2_train.host.loading import files, places
 from ...flux2_train.runs import verdict_files
 from ...flux2_train.settings import base
-from ...flux2_train.settings.dataset_folder import (
-    CaptionSettings,
-    CropSettings,
-    DatasetSettings,
-    MaskSettings,
-    ReferenceSettings,
-)
+from ...flux2_train.settings.crops import CropSettings
+from ...flux2_train.settings.dataset_folder import CaptionSettings, DatasetSettings, MaskSettings, ReferenceSettings
 from .requests import Route, body, in_words
 
 SECTIONS = {

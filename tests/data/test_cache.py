@@ -14,7 +14,8 @@ from flux2_train.data.cache import cache_embeds, cache_latents
 from flux2_train.data.samples import samples
 from flux2_train.data.store import Store
 from flux2_train.host.encoding import encode
-from flux2_train.settings.dataset_folder import CropSettings, MaskSettings
+from flux2_train.settings.crops import CropSettings
+from flux2_train.settings.dataset_folder import MaskSettings
 
 
 @pytest.fixture

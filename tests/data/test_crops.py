@@ -15,7 +15,7 @@ from flux2_train.data.render import cut
 from flux2_train.errors import UserError
 from flux2_train.geometry import bucket
 from flux2_train.settings.base import choices
-from flux2_train.settings.dataset_folder import CropSettings
+from flux2_train.settings.crops import CropSettings
 from flux2_train.settings.text import ratios
 
 

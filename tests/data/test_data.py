@@ -16,7 +16,8 @@ from flux2_train.data.order import batches, epoch_batches, step_count
 from flux2_train.data.report import contact_sheet, summary
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
-from flux2_train.settings.dataset_folder import CaptionSettings, CropSettings, DatasetSettings
+from flux2_train.settings.crops import CropSettings
+from flux2_train.settings.dataset_folder import CaptionSettings, DatasetSettings
 
 
 @pytest.fixture

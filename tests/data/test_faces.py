@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from flux2_train.data import faces
 from flux2_train.data.folder import read_folder
 from flux2_train.data.index import Index
-from flux2_train.settings.dataset_folder import CropSettings, DatasetSettings
+from flux2_train.settings.crops import CropSettings
+from flux2_train.settings.dataset_folder import DatasetSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 FACE = CropSettings(crop_aspect="square", crop_style="face")

@@ -14,7 +14,8 @@ from flux2_train.data import crops, variations
 from flux2_train.data.folder import read_folder
 from flux2_train.data.masks import mask_grid
 from flux2_train.data.render import cut, render
-from flux2_train.settings.dataset_folder import CropSettings, DatasetSettings, MaskSettings, ReferenceSettings
+from flux2_train.settings.crops import CropSettings
+from flux2_train.settings.dataset_folder import DatasetSettings, MaskSettings, ReferenceSettings
 
 
 def made(**options):

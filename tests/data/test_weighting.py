@@ -20,13 +20,8 @@ from flux2_train.data.samples import Samples, samples
 from flux2_train.errors import UserError
 from flux2_train.flow.weighting import place_weights, replaced, weighted
 from flux2_train.settings.base import choices
-from flux2_train.settings.dataset_folder import (
-    CaptionSettings,
-    CropSettings,
-    DatasetSettings,
-    MaskSettings,
-    ReferenceSettings,
-)
+from flux2_train.settings.crops import CropSettings
+from flux2_train.settings.dataset_folder import CaptionSettings, DatasetSettings, MaskSettings, ReferenceSettings
 
 
 @pytest.fixture

@@ -18,6 +18,17 @@ def test_onetrainers_dropped_tags_of_one_probability_are_here(tmp_path):
         assert made.tag_dropout == dropped
 
 
+def test_onetrainers_turned_and_recoloured_pictures(tmp_path):
+    image = {"enable_random_rotate": True, "random_rotate_max_angle": 8.0, "enable_random_hue": True,
+             "random_hue_max_strength": 0.2, "enable_random_contrast": True, "random_contrast_max_strength": 0.3,
+             "random_brightness_max_strength": 0.9}  # fmt: skip
+    plain = {"path": "/b", "text": {}, "image": {"enable_random_rotate": False}, "image_variations": 4}
+    concepts = [{"path": "/a", "text": {}, "image": image, "image_variations": 4}, plain]
+    varied, plain = (each.crop_options for each in onetrainer(tmp_path, concepts=concepts).dataset)
+    assert (varied.rotation, varied.color_jitter, varied.variations) == (8, 0.3, 4)
+    assert (plain.rotation, plain.color_jitter, plain.variations) == (0, 0, 1)
+
+
 def test_previews_have_their_own_size_seed_and_steps(tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox --w 520 --h 512 --d 7 --s 25 --g 4\nan owl\n")
     line = "python flux_2_train_network.py --model_version klein-base-9b --network_module networks.lora_flux_2 "

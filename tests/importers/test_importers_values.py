@@ -325,17 +325,6 @@ def test_onetrainers_concepts(tmp_path):
     assert [str(each.folder) for each in made.held_out] == ["/v"]
 
 
-def test_onetrainers_turned_and_recoloured_pictures(tmp_path):
-    image = {"enable_random_rotate": True, "random_rotate_max_angle": 8.0, "enable_random_hue": True,
-             "random_hue_max_strength": 0.2, "enable_random_contrast": True, "random_contrast_max_strength": 0.3,
-             "random_brightness_max_strength": 0.9}  # fmt: skip
-    plain = {"path": "/b", "text": {}, "image": {"enable_random_rotate": False}, "image_variations": 4}
-    concepts = [{"path": "/a", "text": {}, "image": image, "image_variations": 4}, plain]
-    varied, plain = (each.crop_options for each in onetrainer(tmp_path, concepts=concepts).dataset)
-    assert (varied.rotation, varied.color_jitter, varied.variations) == (8, 0.3, 4)
-    assert (plain.rotation, plain.color_jitter, plain.variations) == (0, 0, 1)
-
-
 def test_diffusers_trains_a_part_of_the_layers(tmp_path):
     names = [f"double_blocks.{n}.{s}_{part}" for n in range(5) for s in ("img", "txt")
              for part in ("attn.qkv", "attn.proj", "mlp.0", "mlp.2")]  # fmt: skip

@@ -37,7 +37,7 @@ def test_pictures_are_listed_with_what_is_trained_on(post, place):
 ])  # fmt: skip
 def test_boxes_and_sizes_are_those_of_the_data_set(post, place, options):
     from flux2_train.settings.base import read as read_settings
-    from flux2_train.settings.dataset_folder import CropSettings
+    from flux2_train.settings.crops import CropSettings
 
     items = read(place, crop_options=read_settings(CropSettings, options)).items
     for each in page(post, place, crop_options=options)["pictures"]:

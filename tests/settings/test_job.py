@@ -12,7 +12,8 @@ from flux2_train.errors import UserError
 from flux2_train.host import describe, identify
 from flux2_train.host.loading import files, load
 from flux2_train.settings import base, job
-from flux2_train.settings.dataset_folder import CropSettings, DatasetSettings
+from flux2_train.settings.crops import CropSettings
+from flux2_train.settings.dataset_folder import DatasetSettings
 from flux2_train.settings.model import ModelSettings
 from flux2_train.settings.training import TrainingSettings
 

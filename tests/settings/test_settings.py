@@ -17,13 +17,8 @@ from flux2_train.errors import UserError
 from flux2_train.settings import base, earlier, job
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.caches import EmbedSettings, LatentSettings
-from flux2_train.settings.dataset_folder import (
-    CaptionSettings,
-    CropSettings,
-    DatasetSettings,
-    MaskSettings,
-    ReferenceSettings,
-)
+from flux2_train.settings.crops import CropSettings
+from flux2_train.settings.dataset_folder import CaptionSettings, DatasetSettings, MaskSettings, ReferenceSettings
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.model import ModelSettings
 from flux2_train.settings.objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
