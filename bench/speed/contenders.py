@@ -12,15 +12,19 @@ from .problem import TARGETS, TEXT, Problem, train
 Done = Callable[[float | None], None]  # told the step's loss where it is known
 
 
-def ours(problem: Problem, done: Done, ratio: float = 1.0) -> None:
-    """The engine on the MODEL that ComfyUI's loader gives a graph. ``ratio``: of the tokens that blocks 2 to -3 see."""
+def ours(problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False) -> None:
+    """The engine on the MODEL that ComfyUI's loader gives a graph.
+
+    ``ratio``: of the tokens that blocks 2 to -3 see. ``compile``: whether blocks run through torch.compile.
+    """
     model = comfyui_model(problem)
     from flux2_train.adapters import targets
     from flux2_train.adapters.live import Adapters, Site
     from flux2_train.flow.routing import draw_kept
-    from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
+    from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
     from flux2_train.host.borrowed.routing import Route
     from flux2_train.host.borrowed.velocity import Condition, velocity
+    from flux2_train.planning.layout import BLOCKS, OFF, Layout
     from flux2_train.settings.adapter import AdapterSettings
 
     layers = linears(model)
@@ -36,8 +40,14 @@ def ours(problem: Problem, done: Done, ratio: float = 1.0) -> None:
         routes = [Route(2, problem.double + problem.single - 3, kept)] if ratio < 1 else []
         return velocity(borrowed, x_t, t, [condition], routes)
 
-    with borrow(model, adapters.deltas(), problem.checkpointing) as borrowed, training_mode():
+    how = Borrowed(Layout(BLOCKS if problem.checkpointing else OFF), compiled=compile)
+    with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode():
         train(problem, predict, adapters.trainable(), done)
+
+
+def compiled(problem: Problem, done: Done) -> None:
+    """The engine with compiled blocks; its first step compiles them."""
+    ours(problem, done, compile=True)
 
 
 def routed_50(problem: Problem, done: Done) -> None:
@@ -133,5 +143,5 @@ def with_short_text(model, tokens: int):
 
 CONTENDERS = {
     "ours": ours, "diffusers": diffusers, "node": node, "node_bypass": node_bypass, "routed_50": routed_50,
-    "routed_25": routed_25,
+    "routed_25": routed_25, "compiled": compiled,
 }  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from ..settings.adapter import AdapterSettings
 from .library import peft
 from .parts import Base, Delta, Factors, Hadamard, Kronecker, LowRank, Part, PlainLora, mapped
+from .sums import Divisor, Sum, decomposed, divisor, scalar
 
 NAME = "default"
-Divisor = tuple[Tensor, Tensor | None]  # the norms that DoRA divides rows by (out,), and the base's bias
 
 
 @dataclass(frozen=True)
@@ -295,29 +295,40 @@ class _LiveDelta(PlainLora):
         """See ``PlainLora``."""
         return self.adapters._matrices(self.name)
 
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """See ``PlainLora``."""
+        return self.adapters.cast(self.name, dtype)
+
     def factors(self, dtype: torch.dtype) -> Factors | None:
         """See ``PlainLora``. None also for dropout, and for an adapter in fp32 beside a layer that is not."""
         adapters = self.adapters
         off = not adapters.enabled or not adapters.strength
-        apart = adapters.config.compute == "fp32" and dtype != torch.float32
-        if off or apart or not self.plain or adapters.draws:
+        if off or not self.fuses(dtype) or adapters.draws:
             return None
-        return Factors(*adapters.cast(self.name, dtype), self.layer.scaling[NAME] * adapters.strength)
+        return Factors(*self.cast(dtype), self.layer.scaling[NAME] * adapters.strength)
 
+    def fuses(self, dtype: torch.dtype) -> bool:
+        """See ``PlainLora``."""
+        return self.plain and (self.adapters.config.compute != "fp32" or dtype == torch.float32)
 
-@torch.no_grad()
-def divisor(part: LowRank, base: Base, device: torch.device) -> Divisor:
-    """The norm ``|W + dW|`` of every row (out,) in fp32, and the base's bias; without gradient (DoRA's paper, 4.3)."""
-    with base(torch.float32, device) as (weight, bias):
-        adapted = weight + LowRank(part.down.float(), part.up.float(), part.scale).delta()
-        return torch.linalg.vector_norm(adapted, dim=1), None if bias is None else bias.clone()
+    @property
+    def uncompiled(self) -> str:
+        """See ``PlainLora``."""
+        config = self.adapters.config
+        if config.dropout:
+            return "LoRA dropout draws random numbers, which a recomputation has to draw again"
+        large = "LoHa's products are as large as the weights, and a compiled block would keep them"
+        return large if config.kind == "loha" else ""
 
-
-def decomposed(part: LowRank, x: Tensor, y: Tensor, norm: Tensor, bias: Tensor | None) -> Tensor:
-    """DoRA's contribution ``(m / |W + dW| - 1) W x + m / |W + dW| dW x``, the norm a constant."""
-    ratio = part.magnitude / norm
-    plain = y if bias is None else y - bias.to(y)
-    return (ratio - 1) * plain + ratio * part(x)
+    def sum_of(self, dtype: torch.dtype, device: torch.device, base: Base) -> Sum | None:
+        """See ``PlainLora``."""
+        adapters = self.adapters
+        if not adapters.enabled or not adapters.strength:
+            return None
+        dtype = torch.float32 if adapters.config.compute == "fp32" else dtype
+        part = adapters.part(self.name, dtype)
+        norm, bias = adapters._divisor(self.name, part, base, device) if adapters.config.dora else (None, None)
+        return Sum(replace(part, scale=scalar(part.scale)), dtype, scalar(adapters.strength), norm, bias)
 
 
 def _key(name: str) -> str:

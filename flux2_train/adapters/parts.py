@@ -40,6 +40,23 @@ class PlainLora:
         """What is added now, in ``dtype`` and without gradients; None if the Delta has to be called instead."""
         raise NotImplementedError
 
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """``down`` and ``up`` in ``dtype`` and without gradients, whether or not they act now."""
+        raise NotImplementedError
+
+    def fuses(self, dtype: torch.dtype) -> bool:
+        """Whether it is a plain LoRA beside a layer that computes in ``dtype``, so that ``factors`` are given."""
+        raise NotImplementedError
+
+    def sum_of(self, dtype: torch.dtype, device: torch.device, base: Base) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Its call as a function of ``x`` and ``y`` alone, with gradients; None if nothing is added now."""
+        raise NotImplementedError
+
+    @property
+    def uncompiled(self) -> str:
+        """Why a block with this adapter cannot be compiled, as a half sentence; empty if it can."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class LowRank:

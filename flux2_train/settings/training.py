@@ -11,7 +11,7 @@ from typing import Literal
 from ..names import problem, shown
 from .adapter import AdapterSettings
 from .base import RARE, Settings, plain, setting, settings
-from .memory import AUTO, OFF, MemorySettings, Offload
+from .memory import AUTO, OFF, ON, MemorySettings, Offload
 from .objective import GuardSettings, GuidanceSettings, LossSettings, PreservationSettings
 from .optimizer import EmaSettings, OptimizerSettings
 from .previews import ValidationLossSettings
@@ -134,6 +134,13 @@ class TrainingSettings(Settings):
         "says how many.",
         ge=0, le=64, **RARE,
     )  # fmt: skip
+    compile: Literal["off", "on"] = setting(
+        OFF,
+        "'on' runs the transformer's blocks through torch.compile, which fuses what lies between the matrix products. "
+        "Compiling takes a minute or more at the start; results are equal up to rounding. Where no compiler works, the "
+        "run says so and goes on as with 'off'.",
+        **RARE,
+    )  # fmt: skip
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     timesteps: TimestepSettings = field(default_factory=TimestepSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -174,6 +181,10 @@ class TrainingSettings(Settings):
             yield f"learning_rate is {self.learning_rate:g}: nothing would be learned. 1e-4 suits most, 1e-3 nano."
         if self.offload == OFF and self.memory.streams:
             yield "offload is 'off', but Memory says how much to stream; set offload to 'auto' or Memory's amount to 0."
+        if self.compile == ON and self.memory.recompute == "selective":
+            yield "compile is 'on', and compiled blocks compute attention again too; set recompute of Memory to 'auto'."
+        if self.compile == ON and self.memory.cards != "1":
+            yield "compile is 'on', and compiled blocks run on one card; set compile to 'off' or cards of Memory to 1."
         if self.slider.slider != NO_SLIDER:
             yield from (
                 f"A slider cannot be learned with {what}; turn one of them off." for what in self._against_slider()

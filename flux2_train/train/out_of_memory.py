@@ -1,4 +1,7 @@
-"""When the device runs out of memory in a step, the step is repeated in a smaller layout with the same noise."""
+"""When the device runs out of memory in a step, the step is repeated in a smaller layout with the same noise.
+
+So it is, without compiled blocks, when what torch's compiler made fails.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,17 @@ import torch
 from torch import Tensor
 
 from ..adapters.live import Adapters
+from ..events import Event, Phase, Planned, Warned
 from ..host.borrowed.borrow import Borrowed
 from ..host.borrowed.cards import Cards
 from ..host.borrowed.compute import NAMES, training_dtype
 from ..host.graph_types import ModelPatcher
+from ..host.system import compiler
 from ..host.system.machine import rates_in_words
 from ..host.system.memory import can_spill, free, is_out_of_memory, reset_watermarks
 from ..planning.planner import GB, Plan, lower
 from ..planning.table import parts
+from ..settings.memory import ON
 from ..settings.training import TrainingSettings
 from ..streaming.gathering import Gathered
 from . import plans, processes
@@ -48,7 +54,8 @@ class RunMemory:
             via = Gathered(model.load_device)
             plans_of_all = processes.of_all(self.plan)  # one for all: they have to run the model equally often
             self.plan = min(plans_of_all, key=lambda plan: plan.estimate.peak)
-        self.how = Borrowed(self.plan.layout, via, config.memory.pinned_memory * GB, cards)
+        self.how = Borrowed(self.plan.layout, via, config.memory.pinned_memory * GB, cards, config.compile == ON)
+        self.compiles, self.uncompiled = config.compile == ON, ""  # asked for, and why nothing is compiled after all
         self.device, self.computes_in = model.load_device, training_dtype(model)
         self.messages: list[str] = []
         self.unpinned = 0
@@ -68,18 +75,41 @@ class RunMemory:
         """The seconds per step that the plan expects."""
         return self.plan.estimate.seconds
 
+    def begin(self) -> Iterator[Event]:
+        """How the run is laid out, once it is known whether blocks can be compiled."""
+        if self.compiles:
+            yield Phase("trying the compiler")
+            reason = compiler.problem(self.device)
+            if reason:
+                self._stop_compiling(f"torch's compiler does not work here ({reason})")
+                yield from map(Warned, self.new_messages())
+        yield Planned(self.describe())
+
+    def _stop_compiling(self, reason: str) -> None:
+        self.how.compiled, self.uncompiled = False, reason
+        self.messages.append(f"Blocks are not compiled, and the run goes on as with compile 'off': {reason}.")
+
+    def _blocks(self) -> str:
+        """The line about compiled blocks, empty if the user wants none."""
+        if not self.compiles:
+            return ""
+        others = f", but not {' and '.join(sorted(self.how.uncompiled))}" if self.how.uncompiled else ""
+        made = f"compiled by {compiler.BACKEND}{others}" if self.how.compiled else f"not compiled: {self.uncompiled}"
+        return f"\n{'blocks':12} {made}"
+
     def describe(self) -> str:
-        """The plan as lines of text, and the dtype in which the run computes."""
+        """The plan as lines of text, the dtype in which the run computes, and whether its blocks are compiled."""
         scaled = ", with loss scaling" if self.computes_in == torch.float16 else ""
         computes = f"{'computes in':12} {NAMES[self.computes_in]}{scaled}"
         plan = parts(self.plan, self.work.weights.double + self.work.weights.single, self.work.cards)
         if self.work.shares > 1:
             plan = f"{plan}\n{'base':12} shared by {self.work.shares} processes, block by block"
-        return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}"
+        return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}{self._blocks()}"
 
     def attempt(self, step: int, compute: Callable[[int], Tensor], undo: Callable[[], None]) -> Tensor:
         """``compute(micro_batch)``, repeated in the next smaller layout each time the device runs out of memory.
 
+        It is also repeated, once in a run, without compiled blocks if there are any and it fails for another reason.
         Before a repetition ``undo`` clears the gradients, and torch's random generators are set back, so that the same
         numbers are drawn. Not for the optimizer's update. Raises the device's own error when no smaller layout is left.
         """
@@ -93,11 +123,18 @@ class RunMemory:
                 alone = self.work.shares == 1  # the others would wait for what this process fetches again
                 tries = alone and is_out_of_memory(error)
                 smaller = lower(self.work, self.machine, self.plan, self.pins) if tries else None
-                if smaller is None:
+                if smaller is None and not (alone and self._blames_compiler(error, step)):
                     raise
             # Not in the except block: there the exception's frames still hold the step's tensors.
             undo()
             _restore(states)
+
+    def _blames_compiler(self, error: BaseException, step: int) -> bool:
+        """Whether to try again without compiled blocks. If they were not to blame, the error then comes again."""
+        if not self.how.compiled or not compiler.may_be_the_compilers(error):
+            return False
+        self._stop_compiling(f"step {step} failed with them and was repeated ({compiler.reason_of(error)})")
+        return True
 
     def _step_down(self, smaller: Plan, step: int) -> None:
         self._adopt(smaller)
@@ -140,6 +177,8 @@ class RunMemory:
         if self.how.unpinned() > self.unpinned:
             self.messages.append(self._slow_transfers(self.how.unpinned()))
         self.unpinned = self.how.unpinned()
+        self.messages += self.how.notes
+        self.how.notes.clear()
         while self.messages:
             yield self.messages.pop(0)
 

@@ -150,7 +150,7 @@ class Trainer(Steerable):
         steps = batches(self.samples, self.step_size, config.seed, ENDLESS, 0, self.batches_of_step)
         order = islice(steps, self.step, None)
         yield from self.between_steps.before()
-        yield Planned(self.memory.describe())
+        yield from self.memory.begin()
         with borrow_as(self.model, self.adapters.deltas(), self.memory.how, self.memory.room) as borrowed:
             if self.step == 0:
                 yield from self.between_steps.measure(borrowed, 0)

@@ -36,6 +36,7 @@ from ..system.heap import freed_at_once
 from ..system.memory import unload
 from . import placing
 from .cards import Cards, Passing
+from .compiled import Compiled
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 from .lora_linear import lora_linear
 from .recompute import Recompute
@@ -51,11 +52,18 @@ class Borrowed:
 
     ``via`` copies streamed weights; None chooses the best way for the device. At most ``pinned`` bytes of them are
     pinned; 0 chooses half of the host's free memory. ``cards`` says which blocks lie on which card; None for one card.
+    While ``compiled`` is on, blocks run through torch.compile in training, but for the classes in ``uncompiled``;
+    ``notes`` are sentences about these that nobody has read yet.
     """
 
-    def __init__(self, layout: Layout, via: Direct | None = None, pinned: float = 0.0, cards: Cards | None = None):
-        self.layout, self.via, self.pinned = layout, via, pinned
+    def __init__(
+        self, layout: Layout, via: Direct | None = None, pinned: float = 0.0, cards: Cards | None = None,
+        compiled: bool = False,
+    ):  # fmt: skip
+        self.layout, self.via, self.pinned, self.compiled = layout, via, pinned, compiled
         self.cards = cards if cards and cards.several else None
+        self.notes: list[str] = []
+        self.uncompiled: set[str] = set()
         self.changed: Callable[[], None] = lambda: None
         self.streamed: StreamedWeights | None = None
         self.elsewhere: list[StreamedWeights] = []  # on the other cards
@@ -157,6 +165,7 @@ class _Swap:
         self.transformer, self.deltas, self.how = model.model.diffusion_model, deltas, how
         self.device, self.mapped = model.load_device, deferred.mapped(model)
         self.recompute = Recompute(how, _drawing(deltas))
+        self.compiled = Compiled(deltas, how) if how.compiled else None
         self.doubles = len(self.transformer.double_blocks)
         self.passing = Passing(how.cards) if how.cards else None
         self.lay_out: Callable[[], None] = self._stream
@@ -183,9 +192,9 @@ class _Swap:
             )
 
     def inject(self) -> None:
-        for name, module in self.transformer.named_modules():  # listed again: object patches may have changed the tree
-            if _is_taken(module):
-                self.taken = self.taken or name
+        modules = list(self.transformer.named_modules())  # listed again: object patches may have changed the tree
+        self.taken = self.taken or next((name for name, module in modules if _is_taken(module)), "")
+        for name, module in reversed(modules):  # a block after its layers, whose forwards it asks for
             forward = self._replacement(module, name)
             if forward is not None and not _is_taken(module):
                 module.forward = forward
@@ -256,6 +265,8 @@ class _Swap:
         if self.how.streamed is not None:
             for weights in (self.how.streamed, *self.how.elsewhere):
                 weights.pause()
+        if self.compiled is not None:
+            self.compiled.forget()
         for module in self.swapped:
             if isinstance(module.__dict__.get("forward"), _Forward):
                 del module.forward
@@ -272,11 +283,25 @@ class _Swap:
         if isinstance(module, BLOCK_KINDS):
             kind, number = name.split(".")[:2]
             number = int(number) + (self.doubles if kind == "single_blocks" else 0)
-            run = _Forward(routed, self.recompute, original, number)
+            run = _Forward(routed, self.recompute, self._block(module, name, original), number)
             return _Forward(self.passing.block, number, run) if self.passing else run
         if self.passing and module is self.transformer.final_layer:
             return _Forward(self.passing.last, original)
         return None
+
+    def _block(self, module: nn.Module, name: str, original: Callable) -> Callable:
+        if self.compiled is None:
+            return original
+        return _while_training(self.compiled.block(module, name, original), original)
+
+
+def _while_training(compiled: Callable, original: Callable) -> Callable:
+    """``compiled`` in training alone: previews run ComfyUI's own layers."""
+
+    def block(*args, **kwargs):
+        return (compiled if comfy.model_management.in_training else original)(*args, **kwargs)
+
+    return block
 
 
 def _drawing(deltas: dict[str, Delta]) -> Callable[[], bool]:

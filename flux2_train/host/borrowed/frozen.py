@@ -164,8 +164,14 @@ def frozen_rms_norm(layer: nn.Module, x: Tensor, kept: dict[tuple, Tensor]) -> T
 
     The copy stays in ``kept``, which must be a new dictionary whenever the model may have been moved or patched.
     """
-    own = kept.get((x.dtype, x.device))
-    if own is None:
-        with fetched(layer, x.dtype, x.device) as (weight, _):
-            own = kept[x.dtype, x.device] = weight.detach().clone()
+    own = rms_scale(layer, x.dtype, x.device, kept)
     return F.rms_norm(x, own.shape, own, layer.eps)
+
+
+def rms_scale(layer: nn.Module, dtype: torch.dtype, device: torch.device, kept: dict[tuple, Tensor]) -> Tensor:
+    """The copy of an RMSNorm's scale that stays in ``kept``, made when it is first asked for."""
+    own = kept.get((dtype, device))
+    if own is None:
+        with fetched(layer, dtype, device) as (weight, _):
+            own = kept[dtype, device] = weight.detach().clone()
+    return own

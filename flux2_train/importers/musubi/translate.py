@@ -75,7 +75,8 @@ MODEL = (
     *each(needless, "sdpa flash_attn sage_attn xformers flash3 split_attn", "ComfyUI chooses attention"),
     *each(needless,
         "compile compile_backend compile_mode compile_dynamic compile_fullgraph compile_cache_size_limit "
-        "dynamo_backend dynamo_mode dynamo_fullgraph dynamo_dynamic", "compiled models are not trained"),
+        "dynamo_backend dynamo_mode dynamo_fullgraph dynamo_dynamic",
+        "it changes speed alone; LoRA Trainer has 'compile' for that"),
     *each(needless,
         "cuda_allow_tf32 cuda_cudnn_benchmark disable_numpy_memmap device ddp_timeout ddp_gradient_as_bucket_view "
         "ddp_static_graph img_in_txt_in_offloading dit_dtype", SPEED),

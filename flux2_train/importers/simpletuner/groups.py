@@ -93,7 +93,7 @@ GROUPS: tuple[Rule, ...] = (
     *each(
         needless,
         "dynamo_backend dynamo_dynamic dynamo_fullgraph dynamo_mode dynamo_use_regional_compilation",
-        "compiled models are not trained",
+        "it changes speed alone; LoRA Trainer has 'compile' for that",
     ),
     *each(
         needless,

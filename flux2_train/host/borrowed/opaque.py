@@ -1,0 +1,146 @@
+"""Products with borrowed weights as operators that a compiler calls and does not look into.
+
+A compiled block names its layers by numbers: the block's in a tensor, because a plain number would make a graph for
+each block, and the layer's own, which is the same in all blocks of a kind. The weight is looked up, fetched,
+dequantised and patched when the operator runs, in forward and again in backward, as in a block that is not compiled.
+No graph holds one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...adapters.parts import PlainLora
+from .frozen import product, transposed_product
+
+NAMESPACE = "flux2_train"
+SCHEMAS = {
+    "frozen": "(Tensor x, Tensor block, int layer, int out) -> Tensor",
+    "frozen_back": "(Tensor grad, Tensor block, int layer, int wide) -> Tensor",
+    "adapted": "(Tensor x, Tensor block, int layer, int out) -> Tensor",
+    "lora": "(Tensor x, Tensor down, Tensor up, Tensor scale, Tensor block, int layer) -> (Tensor, Tensor)",
+    "lora_back": "(Tensor grad, Tensor x, Tensor narrow, Tensor scale, Tensor block, int layer) "
+    "-> (Tensor, Tensor, Tensor)",
+}
+_numbers = itertools.count()
+_blocks: dict[int, Sequence[Layer]] = {}
+
+
+class Layer(NamedTuple):
+    """A Linear of a block. ``forward`` runs it eagerly with its adapter; ``lora`` is that adapter if it is plain."""
+
+    module: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    lora: PlainLora | None = None
+
+
+def numbered(layers: Sequence[Layer]) -> Tensor:
+    """The number under which operators find the layers of a block until ``forget``."""
+    number = next(_numbers)
+    _blocks[number] = layers
+    with torch.inference_mode(False):  # where models are borrowed it is on, and autograd saves no tensor made in it
+        return torch.tensor(number)
+
+
+def forget(block: Tensor) -> None:
+    """Let go of the layers of a block."""
+    _blocks.pop(block.item(), None)
+
+
+def _layer(block: Tensor, layer: int) -> Layer:
+    return _blocks[block.item()][layer]
+
+
+def _frozen(x: Tensor, block: Tensor, layer: int, out: int) -> Tensor:
+    return product(_layer(block, layer).module, x)
+
+
+def _frozen_back(grad: Tensor, block: Tensor, layer: int, wide: int) -> Tensor:
+    return transposed_product(_layer(block, layer).module, grad)
+
+
+def _adapted(x: Tensor, block: Tensor, layer: int, out: int) -> Tensor:
+    return _layer(block, layer).forward(x)
+
+
+def _lora(x: Tensor, down: Tensor, up: Tensor, scale: Tensor, block: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    """See ``lora_linear.LoraLinear``, whose formulas these are."""
+    module, _, lora = _layer(block, layer)
+    (cast_down, cast_up), inputs = lora.cast(x.dtype), x.contiguous()
+    y = product(module, inputs)
+    narrow = F.linear(inputs.view(-1, x.shape[-1]), cast_down)
+    y.view(-1, y.shape[-1]).addmm_(narrow, cast_up.t(), alpha=scale.item())
+    return y, narrow
+
+
+def _lora_back(
+    grad: Tensor, x: Tensor, narrow: Tensor, scale: Tensor, block: Tensor, layer: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, ``down`` and ``up``."""
+    module, _, lora = _layer(block, layer)
+    (down, up), factor = lora.cast(x.dtype), scale.item()
+    rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    of_narrow = (grad @ up).mul_(factor)
+    of_x = transposed_product(module, grad).addmm_(of_narrow, down)
+    return of_x.view(x.shape), of_narrow.t() @ rows, (grad.t() @ narrow).mul_(factor)
+
+
+def _shape_of_lora(x, down, up, scale, block, layer):
+    rows = x.numel() // x.shape[-1]
+    return x.new_empty(*x.shape[:-1], up.shape[0]), x.new_empty(rows, down.shape[0])
+
+
+def _shape_of_lora_back(grad, x, narrow, scale, block, layer):
+    rank = narrow.shape[1]
+    return x.new_empty(x.shape), x.new_empty(rank, x.shape[-1]), x.new_empty(grad.shape[-1], rank)
+
+
+def _wide(x, block, layer, out):
+    return x.new_empty(*x.shape[:-1], out)
+
+
+@cache
+def operators() -> SimpleNamespace:
+    """The operators, registered with torch when they are first asked for."""
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    kernels = {"frozen": _frozen, "frozen_back": _frozen_back, "adapted": _adapted, "lora": _lora,
+               "lora_back": _lora_back}  # fmt: skip
+    shapes = {"lora": _shape_of_lora, "lora_back": _shape_of_lora_back}
+    for name, schema in SCHEMAS.items():
+        library.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
+        library.impl(name, kernels[name], "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes.get(name, _wide), lib=library)
+    found = {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in SCHEMAS}
+    _differentiate(library, SimpleNamespace(**found))
+    return SimpleNamespace(library=library, **found)
+
+
+def _differentiate(library: torch.library.Library, ops: SimpleNamespace) -> None:
+    def keep_frozen(ctx, inputs, output):
+        x, block, layer, _ = inputs
+        ctx.save_for_backward(block)
+        ctx.layer, ctx.wide, ctx.dtype = layer, x.shape[-1], x.dtype
+
+    def frozen_back(ctx, grad):
+        (block,) = ctx.saved_tensors
+        return ops.frozen_back(grad.to(ctx.dtype), block, ctx.layer, ctx.wide), None, None, None
+
+    def keep_lora(ctx, inputs, output):
+        x, _, _, scale, block, layer = inputs
+        ctx.save_for_backward(x, output[1], scale, block)
+        ctx.layer = layer
+
+    def lora_back(ctx, grad, _):
+        x, narrow, scale, block = ctx.saved_tensors
+        return *ops.lora_back(grad.to(x.dtype), x, narrow, scale, block, ctx.layer), None, None, None
+
+    torch.library.register_autograd(f"{NAMESPACE}::frozen", frozen_back, setup_context=keep_frozen, lib=library)
+    torch.library.register_autograd(f"{NAMESPACE}::lora", lora_back, setup_context=keep_lora, lib=library)
