@@ -14,7 +14,7 @@ from flux2_train.host.system import compiler
 from flux2_train.planning.layout import BLOCKS, LEAF, OFF, Layout
 
 KINDS = 2  # double and single blocks
-STREAMED = Layout(BLOCKS, streamed=(0, 2, 3), grouped=LEAF)
+STREAMED = Layout(BLOCKS, streamed=(0, 2), grouped=LEAF)
 FORMATS = ["bf16", "scaled_fp8_e4m3", "nvfp4_awq", "int8_convrot", "convrot_w4a4"]
 ADAPTERS = [{}, {"dora": True}, {"kind": "lokr"}, {"compute": "fp32"}]
 
