@@ -94,9 +94,8 @@ class Trainer(Steerable):
         self.device = model.load_device
         self.batches_of_step = config.accumulate * self.accelerator.num_processes
         self.step_size = config.batch * self.batches_of_step
-        self.total = self.asked_total = step_count(
-            self.samples, self.step_size, config.steps, config.epochs, self.batches_of_step
-        )
+        length = config.steps, config.epochs, self.batches_of_step
+        self.total = self.asked_total = step_count(self.samples, self.step_size, *length)
         self.router = Router(config.routing, sum(identify.sizes(model)[1:3]), self.total)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0  # steps done, including those left out for a bad loss
@@ -122,11 +121,8 @@ class Trainer(Steerable):
             references, count = self.samples.reference_tokens(), self.accelerator.num_processes
             largest = replace(config, batch=max(source.batch or config.batch for source in self.samples.sources))
             self.memory = RunMemory(largest, model, self.adapters, tokens, previews, references, count, self.cards)
-            self.ema = (
-                Ema(self.adapters.trainable(), config.ema.ema_decay, config.ema.ema_warmup)
-                if config.ema.ema_decay
-                else None
-            )
+            ema, trained = config.ema, self.adapters.trainable()
+            self.ema = Ema(trained, ema.ema_decay, ema.ema_warmup) if ema.ema_decay else None
         self.between_steps = BetweenSteps()
 
     def run(self) -> Generator[Event, None, None]:

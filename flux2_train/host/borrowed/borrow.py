@@ -36,7 +36,7 @@ from ..system.heap import freed_at_once
 from ..system.memory import unload
 from . import placing
 from .cards import Cards, Passing
-from .compiled import Compiled
+from .compiled import Compiled, while_training
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 from .lora_linear import lora_linear
 from .recompute import Recompute
@@ -292,16 +292,7 @@ class _Swap:
     def _block(self, module: nn.Module, name: str, original: Callable) -> Callable:
         if self.compiled is None:
             return original
-        return _while_training(self.compiled.block(module, name, original), original)
-
-
-def _while_training(compiled: Callable, original: Callable) -> Callable:
-    """``compiled`` in training alone: previews run ComfyUI's own layers."""
-
-    def block(*args, **kwargs):
-        return (compiled if comfy.model_management.in_training else original)(*args, **kwargs)
-
-    return block
+        return while_training(self.compiled.block(module, name, original), original)
 
 
 def _drawing(deltas: dict[str, Delta]) -> Callable[[], bool]:

@@ -14,6 +14,7 @@ from functools import partial
 from types import FunctionType
 from typing import Protocol
 
+import comfy.model_management
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import attention_pytorch
@@ -37,6 +38,15 @@ def _attention(_: Callable, *args, **kwargs) -> Tensor:
 
 
 OPTIONS = {"optimized_attention_override": _attention}
+
+
+def while_training(compiled: Callable, original: Callable) -> Callable:
+    """``compiled`` in training alone: previews run ComfyUI's own layers."""
+
+    def block(*args, **kwargs):
+        return (compiled if comfy.model_management.in_training else original)(*args, **kwargs)
+
+    return block
 
 
 class _Linear(nn.Module):
