@@ -124,8 +124,8 @@ MEMORY = (
           "torch.empty(tensor.shape, ", "tests/streaming/test_offload.py", "dtype"),
 )
 RUN = (
-    Break("accumulate-ignored", "flux2_train/train/trainer.py", "config.batch * config.accumulate * self.accelerator",
-          "config.batch * self.accelerator", "tests/runs/test_resume.py", "other_batches"),
+    Break("accumulate-ignored", "flux2_train/train/trainer.py", "config.accumulate * self.accelerator",
+          "self.accelerator", "tests/runs/test_resume.py", "other_batches"),
     Break("draws-not-given-back", "flux2_train/train/trainer.py", "                self.drawn = drawn\n", "",
           "tests/runs/test_resume_endings.py", "cut_in_the_middle_leaves"),
     Break("preservation-every", "flux2_train/train/objective.py", "(step - 1) % self.config.preservation_options.every",
