@@ -28,11 +28,10 @@ def parts():
 
 
 @pytest.fixture
-def no_compiler(monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+def no_compiler():
     compiler.problem.cache_clear()
-    yield
+    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}):
+        yield
     compiler.problem.cache_clear()
 
 
