@@ -89,10 +89,11 @@ def test_installed_it_is_a_vae_for_every_node(work, linear, comfy_folders):
     torch.nn.init.normal_(model.refine_out.weight, std=0.02)
     model.load_state_dict(linear.state_dict(), strict=False)
     save_file(model.state_dict(), work / "vae.safetensors")
-    save_file({"average.a": torch.zeros(1)}, work / "checkpoint.safetensors")
+    save_file({"average.a_norm.weight": torch.zeros(1)}, work / "checkpoint.safetensors")
     (work / "out").mkdir()
     install.install(work, work / "out")
     assert (work / "out" / "vae.safetensors").stat().st_size < 2e6
+    assert train.trained(work / "out").keys() == train.trained(work).keys()  # what is written is taken up again
     with torch.inference_mode():
         vae = load_vae(work / "out" / "vae.safetensors", replace(FLAVOURS["nano"], vae_module=OverlapAutoencoder))
         picture = torch.from_numpy(scenes.draw(Spec("one", (Object("cat", "red"),), "left", "day", "snow"), (160, 96)))

@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.job == "train":
         from .train import train
 
-        train(options.steps, options.seed, options.work)
+        train(options.steps, options.seed, options.work, options.weights)
     elif options.job == "decoder":
         from .decoder import train_decoder
         from .score import checkpointed
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     train = jobs.add_parser("train", help="train, or go on training")
     train.add_argument("--steps", type=int, default=STEPS, help="length of the whole run")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--weights", type=Path, help="begin a new run with the weights in this file")
     decoder = jobs.add_parser("decoder", help="train the decoder's convolutions on latents with errors")
     decoder.add_argument("--steps", type=int, default=1500)
     decoder.add_argument("--sampled", action="store_true", help="with errors that the transformer in WORK makes, too")

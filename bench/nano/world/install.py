@@ -10,13 +10,12 @@ from safetensors.torch import load_file, save_file
 from flux2_train.nano import WEIGHTS
 
 from ..host import published
+from .train import trained
 
 
 def install(work: Path, folder: Path = WEIGHTS) -> None:
-    """transformer.safetensors from the checkpoint in ``work``, and vae.safetensors from the one there."""
-    state = load_file(work / "checkpoint.safetensors")
-    averaged = {n.removeprefix("average."): t for n, t in state.items() if n.startswith("average.")}
-    transformer = published({n: t.to(torch.bfloat16).contiguous() for n, t in averaged.items()})
+    """transformer.safetensors from what is trained in ``work``, and vae.safetensors from the one there."""
+    transformer = published({n: t.to(torch.bfloat16).contiguous() for n, t in trained(work).items()})
     save_file(transformer, folder / "transformer.safetensors", metadata={"format": "pt", "modelspec.title": "nano"})
     vae = {n: t.half() if n.startswith("refine") else t for n, t in load_file(work / "vae.safetensors").items()}
     title = {"format": "pt", "modelspec.title": "nano autoencoder"}

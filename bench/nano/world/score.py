@@ -16,22 +16,20 @@ from flux2_train.nano.overlap import OverlapAutoencoder
 
 from .. import data, flow
 from ..autoencoder import psnr
-from ..host import as_in_module, new_transformer
+from ..host import new_transformer
 from ..score import Tally
 from . import read, scenes, words
 from .edits import random_edit
 from .fit import scene_pictures
-from .train import TEXT_LENGTH, linear_autoencoder
+from .train import TEXT_LENGTH, linear_autoencoder, trained
 
 CHUNK = 10  # pictures sampled at once
 
 
 def checkpointed(work: Path) -> nn.Module:
-    """The averaged weights of the checkpoint in ``work``, rounded as they are shipped."""
-    state = load_file(work / "checkpoint.safetensors")
-    weights = {n.removeprefix("average."): t for n, t in state.items() if n.startswith("average.")}
+    """The averaged weights in ``work``, rounded as they are shipped."""
     model = new_transformer()
-    model.load_state_dict(as_in_module({n: t.to(torch.bfloat16).float() for n, t in weights.items()}))
+    model.load_state_dict({n: t.to(torch.bfloat16).float() for n, t in trained(work).items()})
     return model.requires_grad_(False)
 
 

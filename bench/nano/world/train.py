@@ -16,7 +16,7 @@ from torch import nn
 from flux2_train.nano.autoencoder import PatchAutoencoder
 
 from .. import flow
-from ..host import ROOT, new_transformer, published, training
+from ..host import ROOT, as_in_module, new_transformer, published, training
 from ..initial import initialise
 from ..optimizer import Optimizer
 from ..train import CLIP, rate_factor, run
@@ -28,19 +28,30 @@ TEXT_LENGTH = 64
 STEPS = 8000
 
 
-def train(steps: int = STEPS, seed: int = 0, work: Path = WORK) -> None:
+def train(steps: int = STEPS, seed: int = 0, work: Path = WORK, weights: Path | None = None) -> None:
     """Train up to ``steps``; the checkpoint, the log, the autoencoder and at last the weights lie in ``work``.
 
-    Only the learning rate depends on ``steps``: it begins to fall after three tenths of them.
+    Only the learning rate depends on ``steps``: it begins to fall after three tenths of them. Without a checkpoint, a
+    run begins with ``weights``, if given, and a new optimizer; another seed then shows it other pictures.
     """
     work.mkdir(parents=True, exist_ok=True)
     autoencoder = linear_autoencoder(work)
     model = new_transformer()
     initialise(model, seed)
+    if weights is not None:
+        model.load_state_dict(as_in_module(load_file(weights)))
     average = run(model, partial(one_step, seed=seed, autoencoder=autoencoder), steps, work)
     weights = {n: t.to(torch.bfloat16).contiguous() for n, t in average.items()}
     meta = {"format": "pt", "modelspec.title": "nano"}
     save_file(published(weights), work / "transformer.safetensors", metadata=meta)
+
+
+def trained(work: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights in ``work`` by the names of ComfyUI's module: its checkpoint's, else those written last."""
+    path = work / "checkpoint.safetensors"
+    if not path.exists():
+        return as_in_module(load_file(work / "transformer.safetensors"))
+    return {n.removeprefix("average."): t for n, t in load_file(path).items() if n.startswith("average.")}
 
 
 def linear_autoencoder(work: Path) -> PatchAutoencoder:
