@@ -56,7 +56,7 @@ def pack(folder: Path, python: str) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "results", "world"))
     else:
         shutil.copy(source, target)
 
