@@ -94,8 +94,8 @@ class Source:
     An epoch sees ``repeats`` x ``probability`` of its items. ``is_reg`` marks regularisation images, which teach no
     trigger; with ``base_target`` they are trained towards the base model's prediction instead of the image.
     ``timestep_offset`` moves its times on the logit scale, above 0 towards noise. With ``balance`` above 0 an epoch
-    sees as many images of it as its share of all folders' balance says. With ``batch`` above 0 so
-    many of its images share a batch, however many the run says.
+    sees as many images of it as its share of all folders' balance says. With ``batch`` above 0,
+    so many of its images share a batch, whatever the run's own batch is.
     """
 
     folder: Path = Path()

@@ -64,10 +64,8 @@ def turn(image: Image.Image, box: Box, angle: float, size: tuple[int, int], resa
 
 def _matrix(box: Box, outer: Box, angle: float, size: tuple[int, int], sides: tuple[int, int]) -> list[float]:
     """Two rows (a, b, c) that take a pixel of the result to one of ``outer``, which is scaled to ``sides``."""
-    across, down = (
-        (box[2] - box[0]) / size[0],
-        (box[3] - box[1]) / size[1],
-    )  # pixels of the source for one of the result
+    # pixels of the source for one of the result
+    across, down = (box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]
     sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
     rows = []
     for i, (x, y) in enumerate(((cosine * across, -sine * down), (sine * across, cosine * down))):

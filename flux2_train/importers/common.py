@@ -17,6 +17,7 @@ from .draft import NotHere, Section
 from .report import NOT_APPLICABLE, UNKNOWN, Row
 from .rules import Differs
 
+COMPILED = "it changes speed alone; LoRA Trainer has 'compile' for that"
 NO_UPLOAD = "a run uploads nothing; python -m flux2_train publish RUN --push does"
 LARGEST = 100_000  # pixels of a side, above which a number is no size
 

@@ -111,7 +111,7 @@ class MemorySettings(Settings):
                 f"cards is {shown(self.cards)!r}; it must be 'auto', how many cards, such as 2, or which ones, such as "
                 "0,1."
             )
-        elif len(set(map(int, listed if len(listed) > 1 else []))) < len(listed) > 1:
+        elif len(listed) > 1 and len(set(map(int, listed))) < len(listed):
             yield f"cards is {shown(self.cards)!r}, which names a card twice."
         if self.cards != "1" and self.share_base:
             yield (

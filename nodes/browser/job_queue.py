@@ -42,12 +42,8 @@ def _shown() -> dict[str, Any]:
 
 
 def _row(entry: Entry) -> dict[str, str]:
-    values = {}
-    with suppress(UserError):  # ``why`` says it
-        values = entry.values()
-    texts = {"of": values.get("of", ""), "added": values.get("added", ""), "why": entry.why()}
-    told = {name: shown(str(text), 1000) for name, text in texts.items()}
-    return {"name": entry.name, "title": entry.title, "state": entry.state, **told}
+    texts = {name: shown(text, 1000) for name, text in entry.about().items()}
+    return {"name": entry.name, "title": entry.title, "state": entry.state, **texts}
 
 
 @in_words

@@ -3,14 +3,11 @@ import { app } from "../../../scripts/app.js";
 import { words } from "../words.js";
 import { openPictures } from "./dialog.js";
 import { isNamed } from "./model.js";
+import { nodesOf } from "./nodes.js";
 import { send, settingsOf } from "./requests.js";
 
 const NODE = "Flux2DatasetFolder";
 const PAGE = 500;
-
-function foldersOf(graph) {
-    return (graph._nodes ?? []).flatMap((node) => [...(node.comfyClass === NODE ? [node] : []), ...(node.subgraph ? foldersOf(node.subgraph) : [])]);
-}
 
 async function holds(node, name) {
     for (let start = 0, total = 1; start < total; start += PAGE) {
@@ -23,7 +20,7 @@ async function holds(node, name) {
 
 // ``name`` is a file's name without its folder, as warnings of a run have it
 export async function showPicture(name) {
-    const nodes = foldersOf(app.rootGraph ?? app.graph);
+    const nodes = nodesOf(app.rootGraph ?? app.graph, NODE);
     for (const node of nodes) {
         if (await holds(node, name).catch(() => false)) return openPictures(node, name);
     }

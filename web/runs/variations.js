@@ -1,5 +1,6 @@
 // Asks which settings of a training are to have which values, and queues the open graph once for each combination.
 import { app } from "../../../scripts/app.js";
+import { nodesOf } from "../data/nodes.js";
 import { counted, words } from "../words.js";
 import { ask } from "./ask.js";
 import { queueGraph, say } from "./server.js";
@@ -31,9 +32,8 @@ export async function askVariations(title, text, choices) {
     return chosen;
 }
 
-const nodesOf = (graph, kind) => (graph._nodes ?? []).flatMap((node) => [
-    ...(node.comfyClass === kind && ![2, 4].includes(node.mode) ? [node] : []), // neither muted nor bypassed
-    ...(node.subgraph ? nodesOf(node.subgraph, kind) : [])]);
+// the nodes of a kind in the open graph that are neither muted nor bypassed
+const activeOf = (kind) => nodesOf(app.rootGraph ?? app.graph, kind).filter(({ mode }) => ![2, 4].includes(mode));
 
 const isWired = (node, name) => node.inputs?.some(({ widget, link }) => widget?.name === name && link != null);
 
@@ -43,7 +43,7 @@ const isSet = (node) => ({ name, value, options, serialize }) => !FIXED.includes
 // the widgets of a trainer that can be varied, by name, and the folder if there is one data set
 function settingsOf(trainer) {
     const found = Object.fromEntries(trainer.widgets.filter(isSet(trainer)).map((widget) => [widget.name, widget]));
-    const folders = nodesOf(app.rootGraph ?? app.graph, DATA), folder = folders[0]?.widgets.find(({ name }) => name === "folder");
+    const folders = activeOf(DATA), folder = folders[0]?.widgets.find(({ name }) => name === "folder");
     if (folders.length === 1 && folder && !isWired(folders[0], "folder")) found.folder = folder;
     const first = FIRST.filter((name) => name in found);
     return Object.fromEntries([...first, "folder", ...Object.keys(found)].filter((name) => name in found).map((name) => [name, found[name]]));
@@ -80,7 +80,7 @@ async function graphWith(values) {
 }
 
 function oneTrainer() {
-    const trainers = nodesOf(app.rootGraph ?? app.graph, TRAINER);
+    const trainers = activeOf(TRAINER);
     if (!trainers.length) throw new Error(words("The open graph has no LoRA Trainer. Open a template, or the workflow of a run."));
     if (trainers.length > 1) throw new Error(words("The open graph has {count} LoRA Trainers: bypass all but the one to vary.", { count: trainers.length }));
     const [trainer] = trainers;

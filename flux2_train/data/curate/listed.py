@@ -110,10 +110,11 @@ def _facts(folder: Folder, path: Path, digest: str, face: object) -> dict:
         return {**found, "warnings": [*found["warnings"], str(error)]}
     options = folder.settings.crop_options
     action, why = crops.problem(width, height, options)
-    cut = crops.crops(width, height, digest, folder.settings.resolution, options, tuple(face) if face else None)
+    made = crops.crops(width, height, digest, folder.settings.resolution, options, tuple(face) if face else None)
+    cut = tuple(crop for crop in made if not crop.angle)  # turned ones lose a little more by themselves
     found |= {
         "width": width, "height": height, "stamp": canonical_hash([str(path), *state])[:16],
-        "boxes": [_share(crop.box, width, height) for crop in cut if not crop.angle],
+        "boxes": [_share(crop.box, width, height) for crop in cut],
         "sizes": list(dict.fromkeys(f"{crop.size[0]} x {crop.size[1]}" for crop in cut)),
     }  # fmt: skip
     warnings = [why] if action != crops.ACCEPT else list(_on_crops(cut, width, height))
@@ -126,7 +127,6 @@ def _share(box: crops.Box, width: int, height: int) -> list[float]:
 
 
 def _on_crops(cut: tuple[crops.Crop, ...], width: int, height: int) -> Iterator[str]:
-    cut = tuple(crop for crop in cut if not crop.angle)  # turned ones lose a little more by themselves
     areas = [(crop.box[2] - crop.box[0]) * (crop.box[3] - crop.box[1]) for crop in cut]
     if min(areas) < LEAST_KEPT * width * height:
         yield "loses more than a third of its area to the crop"

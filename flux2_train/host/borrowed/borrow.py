@@ -35,7 +35,7 @@ from ..loading import deferred
 from ..system.heap import freed_at_once
 from ..system.memory import unload
 from . import placing
-from .cards import Cards, Passing
+from .cards import Cards, Passing, block_number
 from .compiled import Compiled, while_training
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 from .lora_linear import lora_linear
@@ -281,8 +281,7 @@ class _Swap:
         if isinstance(module, nn.RMSNorm):
             return _Forward(_rms_norm, module, original, {}, self.device if self.passing else None)
         if isinstance(module, BLOCK_KINDS):
-            kind, number = name.split(".")[:2]
-            number = int(number) + (self.doubles if kind == "single_blocks" else 0)
+            number = block_number(name, self.doubles)
             run = _Forward(routed, self.recompute, self._block(module, name, original), number)
             return _Forward(self.passing.block, number, run) if self.passing else run
         if self.passing and module is self.transformer.final_layer:

@@ -43,10 +43,13 @@ class Cards:
 
     def of_layer(self, name: str, double: int) -> torch.device:
         """The card of a Linear, by its dotted name, in a model with so many ``double`` blocks."""
-        kind, _, rest = name.partition(".")
-        if kind not in ("double_blocks", "single_blocks"):
-            return self.devices[0]
-        return self.of_block(int(rest.partition(".")[0]) + (double if kind == "single_blocks" else 0))
+        return self.of_block(block_number(name, double)) if "_blocks." in name else self.devices[0]
+
+
+def block_number(name: str, double: int) -> int:
+    """The number of the block that a dotted name begins with; double and single blocks are numbered together."""
+    kind, number = name.split(".")[:2]
+    return int(number) + (double if kind == "single_blocks" else 0)
 
 
 class HandOver(torch.autograd.Function):

@@ -26,9 +26,9 @@ from ...streaming.ring import tracked
 from ..system import compiler
 from . import opaque
 from .frozen import fetched, rms_scale
+from .recompute import STREAMS
 from .rotation import Rotations
 
-STREAMS = ("img", "txt", "x")  # arguments that blocks change in place
 ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch")
 FROZEN, FUSED, SUMMED = "frozen", "fused", "summed"  # a Linear alone, with a plain LoRA, with another adapter
 

@@ -27,27 +27,39 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, down: Tensor, up: Tensor, factors: Factors, layer: nn.Module) -> Tensor:
-        inputs = x.contiguous()  # a slice of attention's output is copied once for both products, and not saved
-        y = product(layer, inputs)
-        narrow = F.linear(inputs.view(-1, x.shape[-1]), factors.down)
-        y.view(-1, y.shape[-1]).addmm_(narrow, factors.up.t(), alpha=factors.scale)
+        y, narrow = adapted_product(layer, x, factors)
         ctx.save_for_backward(x, narrow)
         ctx.layer, ctx.factors = layer, factors
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, narrow = ctx.saved_tensors
-        down, up, scale = ctx.factors
-        rows, grad = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, grad.shape[-1])
-        needs_x, needs_down, needs_up, *_ = ctx.needs_input_grad
-        of_up = _scaled(grad.t() @ narrow, scale) if needs_up else None
-        of_narrow = _scaled(grad @ up, scale)
-        of_down = of_narrow.t() @ rows if needs_down else None
-        of_x = None
-        if needs_x:
-            of_x = transposed_product(ctx.layer, grad).addmm_(of_narrow, down).view(x.shape)
-        return of_x, of_down, of_up, None, None
+        return *gradients(ctx.layer, grad, *ctx.saved_tensors, ctx.factors, ctx.needs_input_grad[:3]), None, None
+
+
+def adapted_product(layer: nn.Module, x: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
+    """``y`` (..., out) of ``LoraLinear`` and the narrow product ``z`` (rows of ``x``, rank), without gradients."""
+    inputs = x.contiguous()  # a slice of attention's output is copied once for both products, and not saved
+    y = product(layer, inputs)
+    narrow = F.linear(inputs.view(-1, x.shape[-1]), factors.down)
+    y.view(-1, y.shape[-1]).addmm_(narrow, factors.up.t(), alpha=factors.scale)
+    return y, narrow
+
+
+def gradients(
+    layer: nn.Module, grad: Tensor, x: Tensor, narrow: Tensor, factors: Factors, needs: tuple[bool, ...] = (True,) * 3
+) -> tuple[Tensor | None, ...]:
+    """``dx``, ``dA`` and ``dB`` of ``LoraLinear`` for ``grad`` (..., out); None for those that are not needed."""
+    down, up, scale = factors
+    rows, grad = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, grad.shape[-1])
+    needs_x, needs_down, needs_up = needs
+    of_up = _scaled(grad.t() @ narrow, scale) if needs_up else None
+    of_narrow = _scaled(grad @ up, scale)
+    of_down = of_narrow.t() @ rows if needs_down else None
+    of_x = None
+    if needs_x:
+        of_x = transposed_product(layer, grad).addmm_(of_narrow, down).view(x.shape)
+    return of_x, of_down, of_up
 
 
 def _scaled(tensor: Tensor, scale: float) -> Tensor:

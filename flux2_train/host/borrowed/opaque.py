@@ -15,11 +15,11 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...adapters.parts import PlainLora
+from ...adapters.parts import Factors, PlainLora
 from .frozen import product, transposed_product
+from .lora_linear import adapted_product, gradients
 
 NAMESPACE = "flux2_train"
 SCHEMAS = {
@@ -72,25 +72,17 @@ def _adapted(x: Tensor, block: Tensor, layer: int, out: int) -> Tensor:
 
 
 def _lora(x: Tensor, down: Tensor, up: Tensor, scale: Tensor, block: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    """See ``lora_linear.LoraLinear``, whose formulas these are."""
+    """See ``lora_linear.adapted_product``."""
     module, _, lora = _layer(block, layer)
-    (cast_down, cast_up), inputs = lora.cast(x.dtype), x.contiguous()
-    y = product(module, inputs)
-    narrow = F.linear(inputs.view(-1, x.shape[-1]), cast_down)
-    y.view(-1, y.shape[-1]).addmm_(narrow, cast_up.t(), alpha=scale.item())
-    return y, narrow
+    return adapted_product(module, x, Factors(*lora.cast(x.dtype), scale.item()))
 
 
 def _lora_back(
     grad: Tensor, x: Tensor, narrow: Tensor, scale: Tensor, block: Tensor, layer: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``down`` and ``up``."""
+    """See ``lora_linear.gradients``."""
     module, _, lora = _layer(block, layer)
-    (down, up), factor = lora.cast(x.dtype), scale.item()
-    rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    of_narrow = (grad @ up).mul_(factor)
-    of_x = transposed_product(module, grad).addmm_(of_narrow, down)
-    return of_x.view(x.shape), of_narrow.t() @ rows, (grad.t() @ narrow).mul_(factor)
+    return gradients(module, grad, x, narrow, Factors(*lora.cast(x.dtype), scale.item()))
 
 
 def _shape_of_lora(x, down, up, scale, block, layer):
@@ -140,7 +132,7 @@ def _differentiate(library: torch.library.Library, ops: SimpleNamespace) -> None
 
     def lora_back(ctx, grad, _):
         x, narrow, scale, block = ctx.saved_tensors
-        return *ops.lora_back(grad.to(x.dtype), x, narrow, scale, block, ctx.layer), None, None, None
+        return *ops.lora_back(grad, x, narrow, scale, block, ctx.layer), None, None, None
 
     torch.library.register_autograd(f"{NAMESPACE}::frozen", frozen_back, setup_context=keep_frozen, lib=library)
     torch.library.register_autograd(f"{NAMESPACE}::lora", lora_back, setup_context=keep_lora, lib=library)

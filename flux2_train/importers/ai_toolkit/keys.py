@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..common import NO_UPLOAD, family, model_place, side, switched
+from ..common import COMPILED, NO_UPLOAD, family, model_place, side, switched
 from ..convert import betas, file_name, flag, number, numbers, oneof, text, whole
 from ..rules import always, each, missing, needless, refused, special, turned, used
 from .values import (
@@ -53,8 +53,8 @@ MODEL = (
     missing("model.assistant_lora_path", "wire it in with LoRA Apply"),
     missing("model.lora_path", "wire it in with LoRA Apply"),
     *each(needless, "model.compile model.compile_dynamic model.compile_fullgraph model.compile_mode",
-        "it changes speed alone; LoRA Trainer has 'compile' for that"),
-    needless("model.block_compile", "it changes speed alone; LoRA Trainer has 'compile' for that"),
+        COMPILED),
+    needless("model.block_compile", COMPILED),
     needless("model.dtype", "training computes in bf16 where the card has it"),
     *each(needless, "model.te_dtype model.vae_dtype", "as ComfyUI loads them"),
     *each(needless,

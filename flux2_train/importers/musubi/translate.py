@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import reading
 from ..commands import commands
-from ..common import NO_UPLOAD, area_side, logs, model_place, switched, unknown
+from ..common import COMPILED, NO_UPLOAD, area_side, logs, model_place, switched, unknown
 from ..convert import file_name, flag, number, oneof, share, text, whole
 from ..draft import Draft, NotHere, Section
 from ..report import Row
@@ -76,7 +76,7 @@ MODEL = (
     *each(needless,
         "compile compile_backend compile_mode compile_dynamic compile_fullgraph compile_cache_size_limit "
         "dynamo_backend dynamo_mode dynamo_fullgraph dynamo_dynamic",
-        "it changes speed alone; LoRA Trainer has 'compile' for that"),
+        COMPILED),
     *each(needless,
         "cuda_allow_tf32 cuda_cudnn_benchmark disable_numpy_memmap device ddp_timeout ddp_gradient_as_bucket_view "
         "ddp_static_graph img_in_txt_in_offloading dit_dtype", SPEED),

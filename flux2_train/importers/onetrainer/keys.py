@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..common import family, flavour_of, model_place, side, switched
+from ..common import COMPILED, family, flavour_of, model_place, side, switched
 from ..convert import flag, number, oneof, text, whole
 from ..rules import always, each, missing, needless, refused, special, turned, used
 from . import values as values_of
@@ -57,7 +57,7 @@ MODEL = (
     needless("train_dtype", "training computes in bf16 where the card has it"),
     *each(needless, "fallback_train_dtype enable_autocast_cache attention_mechanism train_device temp_device",
         "ComfyUI chooses"),
-    needless("compile", "it changes speed alone; LoRA Trainer has 'compile' for that"),
+    needless("compile", COMPILED),
     *each(needless, "async_offloading force_circular_padding dataloader_threads", "how it computes, not what"),
     *each(needless, "force_v_prediction force_epsilon_prediction rescale_noise_scheduler_to_zero_terminal_snr", OTHER),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..common import COMPILED
 from ..rules import Rule, always, each, missing, needless
 
 GROUPS: tuple[Rule, ...] = (
@@ -93,7 +94,7 @@ GROUPS: tuple[Rule, ...] = (
     *each(
         needless,
         "dynamo_backend dynamo_dynamic dynamo_fullgraph dynamo_mode dynamo_use_regional_compilation",
-        "it changes speed alone; LoRA Trainer has 'compile' for that",
+        COMPILED,
     ),
     *each(
         needless,

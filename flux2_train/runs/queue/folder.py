@@ -62,13 +62,18 @@ class Entry:
             raise UserError(f"The queued job {shown(self.title)} holds no job.")
         return found
 
-    def why(self) -> str:
-        """Why the job has ended before its last step, or what is wrong with its file."""
+    def about(self) -> dict[str, str]:
+        """``of``, ``added``, and ``why`` the job has ended before its last step, or what is wrong with its file."""
         try:
             values = self.values()
         except UserError as error:
-            return str(error)
-        return str(values.get("why", "")) if self.state in (FAILED, STOPPED, PAUSED) else ""
+            return {"of": "", "added": "", "why": str(error)}
+        names = ("of", "added", "why") if self.state in (FAILED, STOPPED, PAUSED) else ("of", "added")
+        return {"why": "", **{name: str(values.get(name, "")) for name in names}}
+
+    def why(self) -> str:
+        """See ``about``."""
+        return self.about()["why"]
 
 
 class Queue:
