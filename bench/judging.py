@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.nano import concepts, scenes
-from bench.nano.render import COLOURS, SHAPES, draw, grid, paint, shape_distance
+from bench.nano.strokes import SHAPES, paint_shape
+from bench.nano.world import concepts, scenes, words
+from bench.nano.world.palette import COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = {  # what each planted picture may be called
@@ -58,8 +59,7 @@ def cluttered(picture: np.ndarray, rng: random.Random) -> np.ndarray:
     picture, (height, width) = picture.copy(), picture.shape[:2]
     for _ in range(3):
         x, y, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(7, 12)
-        distance = shape_distance(rng.choice(SHAPES), *grid(width, height, x, y), radius)
-        paint(picture, distance, rng.choice(list(COLOURS.values())))
+        paint_shape(picture, rng.choice(SHAPES), x, y, radius, rng.choice(list(COLOURS.values()))[0])
     return picture
 
 
@@ -67,8 +67,7 @@ def example(concept: str, rng: random.Random) -> concepts.Example:
     """A cluttered picture of the concept with its caption; ``scene`` is what nano knows already."""
     if concept == "scene":
         spec = scenes.random_spec(rng)
-        scene = scenes.lay_out(spec, scenes.SIZES[0], rng)
-        found = concepts.Example(scenes.caption(spec), draw(scene), scene, spec)
+        found = concepts.Example(words.caption(spec), scenes.draw(spec, concepts.SIZE), spec)
     else:
         found = concepts.CONCEPTS[concept].example(rng, True)
     return replace(found, picture=cluttered(found.picture, rng))
@@ -79,7 +78,7 @@ def differing(concept: str, one: concepts.Example, rng: random.Random) -> concep
     while True:
         other = example(concept, rng)
         if other.caption != one.caption and (
-            other.spec.background != one.spec.background if concept == "character" else other.spec.kind != one.spec.kind
+            other.spec.ground != one.spec.ground if concept == "character" else other.spec.kind != one.spec.kind
         ):
             return other
 
@@ -122,7 +121,7 @@ def judged(parts: tuple, folder: Path, seed: int, steps: int = STEPS) -> list[Ve
     dataset = None
     for place in sorted(p for p in folder.iterdir() if p.is_dir()):
         repeats = REPEATS if place.name == "often" else 1
-        settings = DatasetSettings(place, resolution=128, trigger="vorn", class_word="figure", repeats=repeats)
+        settings = DatasetSettings(place, resolution=128, trigger="vorn", class_word="creature", repeats=repeats)
         found = read_folder(settings)
         dataset = found if dataset is None else dataset.chained(found)
     config = TrainingSettings(steps=steps, learning_rate=2e-3, seed=seed, validation_items=0, checkpointing=False,

@@ -37,8 +37,8 @@ def caches(problem: Problem):
     latent, text = problem.inputs()
     height, width = (16 * side for side in latent.shape[2:])
     view = View(Path("image.png"), "", Crop((0, 0, width, height), (width, height)))
-    item = Item(view, ("a vorn figure",), ("a figure",))
-    dataset = Dataset((item,), (Source(Path(), trigger="vorn", class_word="figure"),), width)
+    item = Item(view, ("a vorn creature",), ("a creature",))
+    dataset = Dataset((item,), (Source(Path(), trigger="vorn", class_word="creature"),), width)
     return EmbedCache(dataset, dict.fromkeys(dataset.texts(), text)), LatentCache(dataset, {view: latent})
 
 

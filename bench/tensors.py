@@ -47,7 +47,7 @@ def job(name: str, root: Path, folder: Path) -> dict:
     data = root / "datasets"
     common = {
         "model": {"flavour": "nano"},
-        "dataset": {"folder": "character", "trigger": "vorn", "class_word": "figure", "resolution": 64},
+        "dataset": {"folder": "character", "trigger": "vorn", "class_word": "creature", "resolution": 64},
         "training": {"name": name, "steps": STEPS, "rank": 4, "learning_rate": 2e-3, "validation_items": 1, "seed": 7},
         "output": {"loras": str(folder / "loras"), "runs": str(folder / "runs")},
     }

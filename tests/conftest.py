@@ -217,14 +217,7 @@ def newest_server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory, full_size):
-    """One ComfyUI server process with the pack in it, shared by all tests that need one.
-
-    But at full size, nano reads a caption's words and a sample of the padding behind them there.
-    """
-    folder = tmp_path_factory.mktemp("server")
-    if not full_size:
-        (folder / "custom_nodes").mkdir()
-        (folder / "custom_nodes" / "short_text_node.py").symlink_to(ROOT / "tests" / "processes" / "short_text_node.py")
-    with ComfyServer(folder) as running:
+def server(tmp_path_factory):
+    """One ComfyUI server process with the pack in it, shared by all tests that need one."""
+    with ComfyServer(tmp_path_factory.mktemp("server")) as running:
         yield running

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure the questions' cells that are missing, and print a table for each."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    protocol = Protocol(options.concept, options.steps, options.prompts, not options.whole_text)
+    protocol = Protocol(options.concept, options.steps, options.prompts)
     for question in options.questions or STANDARD:
         path = options.out / f"learning_{question}.json"
         result = answered(question, protocol, options.seeds, path, options.only)
@@ -41,7 +41,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--steps", type=int, default=0, help="0 takes the demo's")
     found.add_argument("--prompts", type=int, default=Protocol.prompts, help="painted for each score")
     found.add_argument("--only", nargs="+", default=[], metavar="SETTING", help="of the question's settings, these")
-    found.add_argument("--whole-text", action="store_true", help="paint with all 512 text positions, four times slower")
     found.add_argument("--threads", type=int, default=2)
     found.add_argument("--out", type=Path, default=RESULTS)
     return found

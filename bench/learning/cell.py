@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.nano import concepts, learn, score
-from bench.nano.adherence import attributes
-from bench.nano.fit import load_autoencoder
+from bench.nano import learn, score
 from bench.nano.host import use_comfyui
+from bench.nano.world import concepts, words
 
 HELD_OUT = 4  # pictures of the concept on which the validation loss is measured
 OWN = ("pictures", "trainer", "recipe")  # settings of the bench itself
@@ -31,13 +30,11 @@ class Protocol:
     """How each cell is measured: which concept, for how many steps (0: the demo's), and on how many prompts.
 
     ``prompts`` are painted for the concept, with and without its trigger, and as many held-out ones for preservation.
-    ``short`` samples the padding, see bench/nano/README.md.
     """
 
     concept: str = "character"
     steps: int = 0
     prompts: int = 10
-    short: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,30 +82,27 @@ def base_scores(protocol: Protocol) -> dict[str, float]:
 
 
 def _scores(model: nn.Module, protocol: Protocol) -> dict[str, float]:
-    how = (protocol.prompts, protocol.short)
-    concept, leak = (learn.concept_score(protocol.concept, model, trigger, *how) for trigger in (True, False))
-    pictures = _held_out_pictures(model, *how)
-    specs = score.held_out_prompts(protocol.prompts)
-    tally = score.Tally()
-    for spec, picture in zip(specs, pictures, strict=True):
-        tally.add(attributes(spec, picture))
-    far = statistics.mean(float(((a - b) ** 2).mean()) for a, b in zip(pictures, _base_pictures(*how), strict=True))
+    count = protocol.prompts
+    concept, leak = (learn.concept_score(protocol.concept, model, trigger, count) for trigger in (True, False))
+    pictures = _held_out_pictures(model, count)
+    tally, _ = score.compared(score.held_out_prompts(count), pictures)
+    far = statistics.mean(float(((a - b) ** 2).mean()) for a, b in zip(pictures, _base_pictures(count), strict=True))
     return {"concept": concept, "leak": leak, "kept": 100 * tally.share(), "far": far}
 
 
-def _held_out_pictures(model: nn.Module, count: int, short: bool) -> list[np.ndarray]:
-    captions = [score.scenes.caption(spec) for spec in score.held_out_prompts(count)]
-    return score.paint(model, load_autoencoder(), captions, score.scenes.SIZES[0], short=short)
+def _held_out_pictures(model: nn.Module, count: int) -> list[np.ndarray]:
+    captions = [words.caption(spec) for spec in score.held_out_prompts(count)]
+    return score.paint(model, score.autoencoder_of(), captions, concepts.SIZE)
 
 
 @cache
-def _base_pictures(count: int, short: bool) -> list[np.ndarray]:
-    return _held_out_pictures(_base(), count, short)
+def _base_pictures(count: int) -> list[np.ndarray]:
+    return _held_out_pictures(_base(), count)
 
 
 @cache
 def _base() -> nn.Module:
-    return score.load_transformer()
+    return score.transformer_of()
 
 
 def _taught(settings: Sequence[str], seed: int, protocol: Protocol) -> Taught:

@@ -1,54 +1,36 @@
-"""Fits the autoencoder on drawn scenes, and on free strokes so that it carries manners the scenes do not have."""
+"""Fits the linear part of the autoencoder on the world, on the world out of step with the grid, and on free strokes."""
+
+from __future__ import annotations
 
 import random
 
 import numpy as np
-from safetensors.torch import load_file, save_file
 
-from flux2_train.nano import WEIGHTS
+from flux2_train.nano.autoencoder import PatchAutoencoder
 
-from . import render, scenes
-from .autoencoder import PatchAutoencoder, fit
+from . import autoencoder
 from .data import to_pixels
+from .strokes import strokes
+from .world import scenes
 
-VAE = WEIGHTS / "vae.safetensors"
-
-
-def fit_autoencoder(seed: int = 0) -> None:
-    """Draw, fit, write the pack's vae.safetensors; some ten seconds."""
-    pictures = [scene_pictures(count, size, seed) for count, size in zip((1500, 300, 300), scenes.SIZES, strict=True)]
-    model = fit([to_pixels(p) for p in (*pictures, strokes(400, seed))])
-    WEIGHTS.mkdir(exist_ok=True)
-    save_file(model.state_dict(), VAE, metadata={"format": "pt", "modelspec.title": "nano autoencoder"})
+COUNTS = (900, 300, 300)  # scenes of each size
+OFF_GRID, STROKES = 100, 100  # enough for 28 and 30 dB there; more would cost the scenes theirs
 
 
-def load_autoencoder() -> PatchAutoencoder:
-    """The fitted autoencoder."""
-    model = PatchAutoencoder()
-    model.load_state_dict(load_file(VAE))
-    return model
+def fit_linear(seed: int = 0) -> PatchAutoencoder:
+    """Principal components of patches, as ``autoencoder`` describes; a minute."""
+    pictures = [scene_pictures(n, size, seed) for n, size in zip(COUNTS, scenes.SIZES, strict=True)]
+    shifted = off_grid(OFF_GRID, seed)
+    return autoencoder.fit([to_pixels(p) for p in (*pictures, shifted, strokes(STROKES, seed))])
 
 
 def scene_pictures(count: int, size: tuple[int, int], seed: int) -> list[np.ndarray]:
-    """`count` random scenes (H, W, 3) of one size."""
+    """``count`` random scenes (H, W, 3) of one size."""
     rng = random.Random(seed)
-    return [render.draw(scenes.lay_out(scenes.random_spec(rng), size, rng)) for _ in range(count)]
+    return [scenes.draw(scenes.random_spec(rng), size) for _ in range(count)]
 
 
-def strokes(count: int, seed: int) -> list[np.ndarray]:
-    """`count` pictures (128, 128, 3) of filled and outlined shapes of any colour, size and angle."""
+def off_grid(count: int, seed: int) -> list[np.ndarray]:
+    """Square scenes, shifted by any number of pixels; what leaves at one edge comes in at the other."""
     rng = np.random.default_rng(seed)
-    return [_stroke_picture(rng) for _ in range(count)]
-
-
-def _stroke_picture(rng: np.random.Generator) -> np.ndarray:
-    image = np.empty((128, 128, 3), np.float32)
-    image[:] = rng.random(3)
-    for _ in range(5):
-        x, y = render.grid(128, 128, *rng.uniform(0, 128, 2))
-        angle, radius, shape = rng.uniform(0, 2 * np.pi), rng.uniform(8, 40), rng.choice(render.SHAPES)
-        turned = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
-        distance = render.shape_distance(shape, *turned, radius)
-        outlined = rng.random() < 0.5
-        render.paint(image, np.abs(distance) - rng.uniform(1, 5) if outlined else distance, rng.random(3) * 255)
-    return image
+    return [np.roll(p, rng.integers(0, 16, 2), (0, 1)) for p in scene_pictures(count, scenes.SIZES[0], seed + 1)]

@@ -1,6 +1,5 @@
 """The transformer as a velocity field: text tokens, one call, the loss's `t`, and an Euler sampler."""
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,52 +8,30 @@ from torch import nn
 
 from flux2_train.flavours import FLAVOURS
 
-from .host import PAD, TEXT_LENGTH, OutOfPlaceAdd, attention, encode, token_ids
+from .host import PAD, OutOfPlaceAdd, attention, encode, token_ids
 
-GUIDANCE = FLAVOURS["nano"].guidance
+GUIDANCE, TEXT_LENGTH = FLAVOURS["nano"].guidance, FLAVOURS["nano"].text_length
 T_MEAN, T_STD = 0.8, 1.2  # logit-normal t; the sampler's own schedule has its median at logit 1.8
 
 
 @dataclass
 class Text:
-    """Embeds (B, L, 384), their positions (B, L), and the attention bias of each as a key (B, L), or None."""
+    """Embeds (B, L, 384) and their positions (B, L)."""
 
     embeds: torch.Tensor
     positions: torch.Tensor
-    bias: torch.Tensor | None
 
 
-def short_text(captions: list[str], generator: torch.Generator, fillers: int = 4) -> Text:
-    """All words of the captions, but only a random sample of the ~490 padding tokens behind them.
-
-    Each sampled padding token carries log(padding / sample) as attention bias, so that it weighs as much as all that
-    it stands for: an importance sample of the full 512 positions at a tenth of the cost.
-    """
-    rows = [token_ids(c) for c in captions]
-    length = max(map(len, rows)) + fillers
-    ids = torch.full((len(rows), length), PAD)
-    positions = torch.empty(len(rows), length, dtype=torch.long)
-    bias = torch.zeros(len(rows), length)
-    for i, row in enumerate(rows):
-        n, sample = len(row), length - len(row)
-        ids[i, :n] = torch.tensor(row)
-        positions[i, :n] = torch.arange(n)
-        chosen = n + torch.randperm(TEXT_LENGTH - n, generator=generator)[:sample]
-        positions[i, n:] = chosen.sort().values
-        bias[i, n:] = math.log((TEXT_LENGTH - n) / sample)
-    return Text(encode(ids, positions, (ids != PAD).long()), positions.float(), bias)
-
-
-def full_text(captions: list[str], length: int = TEXT_LENGTH) -> Text:
-    """All positions, as ComfyUI gives them to the model when its tokenizer pads to ``length``.
+def text(captions: list[str]) -> Text:
+    """All positions, padding too, as ComfyUI gives them to the model: 64, or as many as the longest caption has.
 
     A caption of more tokens makes all of them longer, so give such captions alone.
     """
     rows = [token_ids(c) for c in captions]
-    length = max(length, *map(len, rows))
+    length = max(TEXT_LENGTH, *map(len, rows))
     ids = torch.tensor([row + (PAD,) * (length - len(row)) for row in rows])
     positions = torch.arange(length).expand(len(rows), -1)
-    return Text(encode(ids, positions, (ids != PAD).long()), positions.float(), None)
+    return Text(encode(ids, positions, (ids != PAD).long()), positions.float())
 
 
 def velocity(
@@ -68,9 +45,6 @@ def velocity(
         tokens, ids = torch.cat((tokens, more), 1), torch.cat((ids, more_ids), 1)
     text_ids = torch.zeros(*text.positions.shape, 4)
     text_ids[..., 3] = text.positions
-    mask = None
-    if text.bias is not None:
-        mask = nn.functional.pad(text.bias, (0, tokens.shape[1]))[:, None, None]
     with OutOfPlaceAdd():
         out = model.forward_orig(
             tokens,
@@ -79,7 +53,7 @@ def velocity(
             text_ids,
             t,
             None,
-            attn_mask=mask,
+            attn_mask=None,
             transformer_options={"optimized_attention_override": attention},
         )
     return out[:, : h * w].transpose(1, 2).reshape(b, c, h, w)
@@ -115,11 +89,13 @@ def sample(
     steps: int = 20,
     guidance: float = GUIDANCE,
 ) -> torch.Tensor:
-    """Euler from noise (B, 128, h, w) to latents, with classifier-free guidance."""
+    """Euler from noise (B, 128, h, w) to latents; with a guidance other than 1 it is classifier-free guidance."""
     x, times = noise, schedule(steps, noise.shape[-1] * noise.shape[-2])
     for now, then in pairwise(times):
         t = now.expand(len(x))
-        v = velocity(model, x, t, negative, reference)
-        v = v + guidance * (velocity(model, x, t, positive, reference) - v)
+        v = velocity(model, x, t, positive, reference)
+        if guidance != 1:
+            other = velocity(model, x, t, negative, reference)
+            v = other + guidance * (v - other)
         x = x + (then - now) * v
     return x

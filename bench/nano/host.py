@@ -14,7 +14,6 @@ from flux2_train.nano import sizes, textgen
 
 ROOT = Path(__file__).resolve().parents[2]
 PAD = 151643
-TEXT_LENGTH = 512
 DIT = dict(
     in_channels=128,
     out_channels=128,
@@ -125,7 +124,7 @@ def token_ids(caption: str) -> tuple[int, ...]:
 def encode(ids: torch.Tensor, positions: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """Embeds (B, L, 384) of tokens (B, L) at the given positions (B, L); `real` (B, L) is 0 at padding.
 
-    Equal to ComfyUI's encoding of all 512 positions, row by row, since padding is never attended to.
+    Equal to ComfyUI's own encoding, row by row, since padding is never attended to.
     """
     model = text_encoder().cond_stage_model.qwen3_4b.transformer.model
     _, layers = model(
@@ -137,6 +136,12 @@ def encode(ids: torch.Tensor, positions: torch.Tensor, real: torch.Tensor) -> to
         dtype=torch.float32,
     )
     return layers.movedim(1, 2).flatten(2)
+
+
+def half_products():
+    """A context: matrix products in bf16 where this processor has instructions for them, which elsewhere are slow."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast)
 
 
 class OutOfPlaceAdd(TorchFunctionMode):

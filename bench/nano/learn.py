@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from . import concepts, data, score
-from .fit import load_autoencoder
+from . import data, score
 from .host import ROOT
+from .world import concepts
 
 if TYPE_CHECKING:
     from flux2_train.settings.job import Job
@@ -61,24 +61,23 @@ def merged(base: nn.Module, lora: dict[str, torch.Tensor]) -> nn.Module:
     return model
 
 
-def concept_score(name: str, model: nn.Module, trigger: bool, count: int, short: bool) -> float:
+def concept_score(name: str, model: nn.Module, trigger: bool, count: int) -> float:
     """Mean score, 0 to 100, of ``count`` pictures painted from the concept's probes."""
-    concept, autoencoder = concepts.CONCEPTS[name], load_autoencoder()
+    concept, autoencoder = concepts.CONCEPTS[name], score.autoencoder_of()
     examples = concepts.probes(name, count, trigger)
     references = [e.reference for e in examples if e.reference is not None]
     known = autoencoder.encode(data.to_pixels(references)) if references else None
     captions = [e.caption for e in examples]
-    size = score.scenes.SIZES[0]
-    pictures = score.paint(model, autoencoder, captions, size, short=short, reference=known)
+    pictures = score.paint(model, autoencoder, captions, concepts.SIZE, reference=known)
     return 100 * statistics.mean(concept.score(e, p) for e, p in zip(examples, pictures, strict=True))
 
 
-def learn(names: list[str], seeds: int, count: int, short: bool, settings: Sequence[str] = ()) -> None:
+def learn(names: list[str], seeds: int, count: int, settings: Sequence[str] = ()) -> None:
     """Print a line per concept and seed; ``settings`` replace those of the demo. ``bench.learning`` measures more."""
     from bench.learning.cell import Protocol, base_scores, measure
 
     for name in names:
-        protocol = Protocol(name, prompts=count, short=short)
+        protocol = Protocol(name, prompts=count)
         before = base_scores(protocol)["concept"]
         for seed in range(seeds):
             found = measure(settings, seed, protocol)

@@ -1,8 +1,12 @@
-"""Measures nano: prompt adherence on held-out prompts, edits, the scorer itself, reconstruction, load time, sizes."""
+"""Measures what nano paints of the world: attributes right, likeness to exact renders, edits; and shows a sheet."""
+
+from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from flux2_train.nano import textgen
+from flux2_train.nano import WEIGHTS, textgen
+from flux2_train.nano.overlap import OverlapAutoencoder
 
-from . import data, flow, render, scenes
-from .adherence import attributes
-from .autoencoder import PatchAutoencoder, psnr
-from .fit import VAE, load_autoencoder, scene_pictures
-from .host import as_in_module, load_flux2, new_transformer
-from .train import DIT
+from . import data, flow
+from .autoencoder import psnr
+from .fit import scene_pictures
+from .host import load_flux2, new_transformer
+from .train import linear_autoencoder, trained
+from .world import read, scenes, words
+from .world.edits import random_edit
 
 CHUNK = 10  # pictures sampled at once
 
@@ -42,103 +48,60 @@ class Tally:
         return ", ".join(f"{name} {100 * self.right[name] / self.asked[name]:.0f}" for name in sorted(self.asked))
 
 
-def load_transformer(path: Path = DIT, prefix: str = "") -> nn.Module:
-    """ComfyUI's Flux in fp32 with the weights of a file, or of the part of a checkpoint with a prefix."""
+def transformer_of(work: Path = WEIGHTS) -> nn.Module:
+    """ComfyUI's Flux in fp32 with the averaged weights in ``work``, rounded as they are shipped."""
     model = new_transformer()
-    weights = {n.removeprefix(prefix): t.float() for n, t in load_file(path).items() if n.startswith(prefix)}
-    model.load_state_dict(as_in_module(weights))
+    model.load_state_dict({n: t.to(torch.bfloat16).float() for n, t in trained(work).items()})
     return model.requires_grad_(False)
 
 
-def held_out_prompts(count: int = 200, seed: int = 1) -> list[scenes.Spec]:
-    """Specs that training never shows."""
-    rng = random.Random(seed)
-    return [scenes.random_spec(rng, held_out=True) for _ in range(count)]
+def autoencoder_of(work: Path = WEIGHTS) -> OverlapAutoencoder:
+    """The autoencoder in ``work``; its convolutions change nothing before they are trained."""
+    model, path = OverlapAutoencoder(), work / "vae.safetensors"
+    model.load_state_dict(load_file(path) if path.exists() else linear_autoencoder(work).state_dict(), strict=False)
+    return model
 
 
 def paint(
     model: nn.Module,
-    autoencoder: PatchAutoencoder,
+    autoencoder: OverlapAutoencoder,
     captions: list[str],
     size: tuple[int, int],
     seed: int = 0,
-    short: bool = False,
     reference: torch.Tensor | None = None,
     **sampling,
 ) -> list[np.ndarray]:
-    """Pictures (H, W, 3) for captions; `short` samples the padding instead of running all 512 text positions."""
+    """Pictures (H, W, 3) for captions, with the text padded to 64 tokens."""
     out = []
     for start in range(0, len(captions), CHUNK):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + start)  # so that parts may be painted apart
         part = captions[start : start + CHUNK]
         noise = torch.randn(len(part), 128, size[1] // 16, size[0] // 16, generator=generator)
-        texts = [flow.short_text(c, generator, 24) if short else flow.full_text(c) for c in (part, [""] * len(part))]
+        texts = [flow.text(c) for c in (part, [""] * len(part))]
         known = None if reference is None else reference[start : start + CHUNK]
-        out += data.to_pictures(autoencoder.decode(flow.sample(model, noise, *texts, reference=known, **sampling)))
+        latents = flow.sample(model, noise, *texts, reference=known, **sampling)
+        out += data.to_pictures(autoencoder.decode(latents))
     return out
 
 
-def adherence(
-    model: nn.Module, autoencoder: PatchAutoencoder, specs: list[scenes.Spec], size=scenes.SIZES[0], **sampling
-) -> Tally:
-    """Attributes right in the pictures painted for `specs`."""
-    tally = Tally()
-    pictures = paint(model, autoencoder, [scenes.caption(spec) for spec in specs], size, **sampling)
-    for spec, picture in zip(specs, pictures, strict=True):
-        tally.add(attributes(spec, picture))
-    return tally
+def held_out_prompts(count: int, seed: int = 1) -> list[scenes.Spec]:
+    """Specs that training never shows."""
+    rng = random.Random(seed)
+    return [scenes.random_spec(rng, held_out=True) for _ in range(count)]
 
 
-def edits(model: nn.Module, autoencoder: PatchAutoencoder, count: int, **sampling) -> Tally:
-    """Attributes of the after-picture right, when the model edits the before-picture by instruction."""
-    tally, rng = Tally(), random.Random(2)
-    triples = [scenes.random_edit(rng) for _ in range(count)]
-    before = [render.draw(scenes.lay_out(spec, scenes.SIZES[0], rng)) for spec, _, _ in triples]
-    pictures = paint(
-        model,
-        autoencoder,
-        [words for _, words, _ in triples],
-        scenes.SIZES[0],
-        reference=autoencoder.encode(data.to_pixels(before)),
-        **sampling,
-    )
-    for (_, _, after), picture in zip(triples, pictures, strict=True):
-        tally.add(attributes(after, picture))
-    return tally
+def compared(specs: Sequence[scenes.Spec], pictures: Sequence[np.ndarray]) -> tuple[Tally, float]:
+    """Attributes right, and the median likeness of the pictures to exact renders of what is read in them."""
+    tally, found = Tally(), [read.read(picture) for picture in pictures]
+    for spec, other in zip(specs, found, strict=True):
+        tally.add(read.attributes(spec, other))
+    return tally, statistics.median(map(read.likeness, pictures, found))
 
 
-@torch.no_grad()
-def text_losses(model: nn.Module, autoencoder: PatchAutoencoder, batches: int = 4) -> tuple[float, float]:
-    """Mean loss with sampled padding, as in training, and with all 512 text positions, as in use."""
-    short = full = 0.0
-    for step in range(batches):
-        batch = data.batch(-1, step, autoencoder)
-        words = flow.short_text(batch.captions, torch.Generator().manual_seed(step))
-        for_loss = (torch.Generator().manual_seed(step) for _ in range(2))
-        short += flow.loss(model, batch.latents, words, batch.reference, next(for_loss)).item() / batches
-        full += (
-            flow.loss(model, batch.latents, flow.full_text(batch.captions), batch.reference, next(for_loss)).item()
-            / batches
-        )
-    return short, full
-
-
-def scorer_accuracy(count: int = 200) -> float:
-    """Share of attributes that the scorer reads rightly from real renders, over all sizes."""
-    tally, rng = Tally(), random.Random(3)
-    for i in range(count):
-        spec = scenes.random_spec(rng, held_out=bool(i % 2))
-        tally.add(attributes(spec, render.draw(scenes.lay_out(spec, scenes.SIZES[i % 3], rng))))
-    return tally.share()
-
-
-def reconstruction(autoencoder: PatchAutoencoder, count: int = 100) -> float:
-    """PSNR in dB over fresh scenes of the three sizes (mean of the sizes)."""
-    values = []
-    for size in scenes.SIZES:
-        pixels = data.to_pixels(scene_pictures(count, size, seed=4))
-        values.append(psnr(pixels, autoencoder.decode(autoencoder.encode(pixels))))
-    return sum(values) / len(values)
+def reconstruction(autoencoder: OverlapAutoencoder, size: tuple[int, int], count: int) -> float:
+    """Peak signal-to-noise ratio in dB on fresh scenes."""
+    pixels = data.to_pixels(scene_pictures(count, size, seed=4))
+    return psnr(pixels, autoencoder.decode(autoencoder.encode(pixels)))
 
 
 def load_seconds(times: int = 3) -> list[float]:
@@ -153,31 +116,42 @@ def load_seconds(times: int = 3) -> list[float]:
     return [once() for _ in range(times)]
 
 
-def score(count: int = 200, short: bool = False, model: nn.Module | None = None) -> None:
-    """Print every figure."""
-    started = time.perf_counter()
-    weights = textgen.generate_text_encoder()
-    generated = time.perf_counter() - started
-    print(
-        f"text encoder: generated in {generated:.2f} s, sha256 as expected: "
-        f"{textgen.fingerprint(weights) == textgen.SHA256}"
-    )
-    print("Load FLUX.2 of all three parts: " + ", ".join(f"{seconds:.2f} s" for seconds in load_seconds()))
-    autoencoder, model = load_autoencoder(), model or load_transformer()
-    print("file sizes: " + ", ".join(f"{p.name} {p.stat().st_size / 1e6:.2f} MB" for p in (DIT, VAE) if p.exists()))
-    print(f"scorer on real renders: {100 * scorer_accuracy():.2f} %")
-    print(f"reconstruction: {reconstruction(autoencoder):.2f} dB")
-    print(
-        "loss with sampled padding and with all 512 text positions: "
-        + ", ".join(f"{value:.4f}" for value in text_losses(model, autoencoder))
-    )
-    tally = adherence(model, autoencoder, held_out_prompts(count), short=short)
-    print(
-        f"attributes right on {count} held-out prompts, 20 steps, guidance {flow.GUIDANCE}: "
-        f"{100 * tally.share():.1f} % ({tally.table()})"
-    )
-    for size in scenes.SIZES[1:]:
-        tally = adherence(model, autoencoder, held_out_prompts(max(count // 10, 10), seed=5), size, short=short)
-        print(f"the same at {size[0]} x {size[1]}: {100 * tally.share():.1f} % ({tally.table()})")
-    tally = edits(model, autoencoder, max(count // 10, 10), short=short)
-    print(f"edits: {100 * tally.share():.1f} % ({tally.table()})")
+def score(work: Path, count: int = 200, **sampling) -> None:
+    """Print every figure of the transformer and the autoencoder in ``work``."""
+    print(f"text encoder as expected: {textgen.fingerprint(textgen.generate_text_encoder()) == textgen.SHA256}")
+    print("Load FLUX.2 of the three parts that are installed: " + ", ".join(f"{each:.2f} s" for each in load_seconds()))
+    model, autoencoder = transformer_of(work), autoencoder_of(work)
+    specs = held_out_prompts(count)
+    for size in scenes.SIZES:
+        renders = [scenes.draw(spec, size) for spec in specs]
+        exact, _ = compared(specs, renders)
+        pictures = paint(model, autoencoder, [words.caption(spec) for spec in specs], size, **sampling)
+        tally, likeness = compared(specs, pictures)
+        print(
+            f"{size[0]} x {size[1]}: {100 * tally.share():.1f} % of attributes right ({tally.table()}), likeness "
+            f"{likeness:.3f}, scorer on real renders {100 * exact.share():.1f} %, reconstruction "
+            f"{reconstruction(autoencoder, size, min(count, 100)):.1f} dB",
+            flush=True,
+        )
+    rng = random.Random(2)
+    triples = [random_edit(rng) for _ in range(max(count // 4, 1))]
+    known = autoencoder.encode(data.to_pixels([scenes.draw(before, scenes.SIZES[0]) for before, _, _ in triples]))
+    told, after = [instruction for _, instruction, _ in triples], [spec for _, _, spec in triples]
+    pictures = paint(model, autoencoder, told, scenes.SIZES[0], reference=known, **sampling)
+    tally, likeness = compared(after, pictures)
+    print(f"edits: {100 * tally.share():.1f} % of attributes right ({tally.table()}), likeness {likeness:.3f}")
+
+
+def sheet(work: Path, out: Path, count: int = 6, **sampling) -> None:
+    """A picture of held-out prompts painted: a row of each shape, below each the exact renders of the same prompts."""
+    from PIL import Image
+
+    model, autoencoder, rows = transformer_of(work), autoencoder_of(work), []
+    for i, size in enumerate(scenes.SIZES):
+        specs = held_out_prompts(count, seed=10 + i)
+        pictures = paint(model, autoencoder, [words.caption(spec) for spec in specs], size, **sampling)
+        rows += [pictures, [scenes.draw(spec, size) for spec in specs]]
+    framed = [np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=1) for p in row], 1) for row in rows]
+    width = max(row.shape[1] for row in framed)
+    whole = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=1) for row in framed]
+    Image.fromarray((np.concatenate(whole) * 255).round().astype(np.uint8)).save(out)

@@ -1,6 +1,6 @@
 """Measures whether a size slider, learned by nano from pairs of a small and a large object, moves the size.
 
-For each seed and strength: the part of the picture that has the object's colour, the mean over new prompts.
+For each seed and strength: the part of the picture that the object covers, the mean over new prompts.
 """
 
 from __future__ import annotations
@@ -10,45 +10,60 @@ import statistics
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from . import concepts, scenes, score
-from .detect import nearest_colour
-from .fit import load_autoencoder
+from . import score
 from .host import load_flux2, use_comfyui
 from .learn import demo_settings, merged
-from .render import COLOURS, Scene, draw
+from .world import scenes, words
+from .world.brush import lay
+from .world.concept import save
+from .world.scenery import draw_scenery
+from .world.scenes import Spec
 
+SIZE = scenes.SIZES[0]
 SMALL, LARGE = 0.65, 1.4  # of the size that nano knows
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+VISIBLE = 0.12  # difference of a pixel, of 1, from the scene without the object
 
 
-def scene_of(rng: random.Random) -> tuple[str, Scene]:
-    """A caption of one object, which says nothing of its size, and its scene."""
-    while True:
-        spec = scenes.random_spec(rng)
-        if spec.kind == "one":
-            return scenes.caption(spec), scenes.lay_out(spec, scenes.SIZES[0], rng)
+def one_object(rng: random.Random) -> Spec:
+    """A scene of one object; its caption says nothing of the size."""
+    while (spec := scenes.random_spec(rng)).kind != "one":
+        pass
+    return spec
 
 
-def of_size(scene: Scene, factor: float) -> Scene:
-    """The scene with objects of another size in their places."""
-    return replace(scene, things=tuple(replace(thing, radius=thing.radius * factor) for thing in scene.things))
+def of_size(spec: Spec, factor: float) -> np.ndarray:
+    """(H, W, 3): the scene with its object larger or smaller, on the same ground and around the same middle."""
+    picture = empty(spec)
+    sprite, (left, top) = scenes.sprite(spec.objects[0]), scenes.corners(spec, SIZE)[0]
+    height, width = (round(side * factor) for side in sprite.shape[:2])
+    scaled = np.stack([_resized(sprite[..., i], width, height) for i in range(4)], -1)
+    left, top = left + (sprite.shape[1] - width) // 2, top + sprite.shape[0] - height
+    inside = scaled[max(-top, 0) :, max(-left, 0) :][: SIZE[1] - max(top, 0), : SIZE[0] - max(left, 0)]
+    lay(picture, inside, max(left, 0), max(top, 0))
+    return picture
+
+
+def empty(spec: Spec) -> np.ndarray:
+    """(H, W, 3): the scene without its objects."""
+    return draw_scenery(*SIZE, spec.sky, spec.ground).copy()
 
 
 def write_pairs(folder: Path, count: int = 16, seed: int = 0) -> None:
     """Pictures with the large object in FOLDER/after, the same ones with the small object in FOLDER/before."""
     rng = random.Random(seed)
     for number in range(1, count + 1):
-        caption, scene = scene_of(rng)
+        spec = one_object(rng)
         for name, factor in (("after", LARGE), ("before", SMALL)):
             (folder / name).mkdir(parents=True, exist_ok=True)
-            concepts._save(draw(of_size(scene, factor)), folder / name / f"{number:02}.png")
-        (folder / "after" / f"{number:02}.txt").write_text(caption + "\n", encoding="utf-8")
+            save(of_size(spec, factor), folder / name / f"{number:02}.png")
+        (folder / "after" / f"{number:02}.txt").write_text(words.caption(spec) + "\n", encoding="utf-8")
 
 
 def train_slider(seed: int, folder: Path, steps: int) -> dict[str, torch.Tensor]:
@@ -76,26 +91,28 @@ def train_slider(seed: int, folder: Path, steps: int) -> dict[str, torch.Tensor]
     return write.tensors(trainer.adapters.parts(), "comfyui", torch.float32)
 
 
-def share(scene: Scene, picture: np.ndarray) -> float:
-    """The part of a picture, in percent, that has the colour of the scene's object."""
-    colour = list(COLOURS).index(scene.things[0].colour)
-    return 100 * float((nearest_colour(picture) == colour).mean())
+def covered(spec: Spec, picture: np.ndarray) -> float:
+    """The part of a picture, in percent, that differs from the scene without its object."""
+    return 100 * float((np.abs(picture - empty(spec)).max(-1) > VISIBLE).mean())
 
 
-def slide(seeds: int, count: int, steps: int, short: bool) -> None:
-    """Print a line per seed: the object's share of the picture at each strength, on prompts it was not taught with."""
-    base, autoencoder, rng = score.load_transformer(), load_autoencoder(), random.Random(1000)
-    probes = [scene_of(rng) for _ in range(count)]
+def slide(seeds: int, count: int, steps: int) -> None:
+    """Print a line per seed: what the object covers at each strength, on prompts that were not taught."""
+    base, autoencoder, rng = score.transformer_of(), score.autoencoder_of(), random.Random(1000)
+    probes = [one_object(rng) for _ in range(count)]
+    captions = [words.caption(spec) for spec in probes]
     for seed in range(seeds):
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             lora = train_slider(seed, Path(folder), steps)
-        seconds, found = time.perf_counter() - started, []
+        seconds, measured = time.perf_counter() - started, []
         for strength in STRENGTHS:
             scaled = {k: v * strength if ".lora_B." in k else v for k, v in lora.items()}
-            pictures = score.paint(
-                merged(base, scaled), autoencoder, [c for c, _ in probes], scenes.SIZES[0], short=short
-            )
-            found.append(statistics.mean(share(scene, p) for (_, scene), p in zip(probes, pictures, strict=True)))
-        told = ", ".join(f"{strength:+g}: {each:.1f} %" for strength, each in zip(STRENGTHS, found, strict=True))
-        print(f"slider seed {seed}: object's share of the picture at {told}; {seconds:.0f} s of training", flush=True)
+            pictures = score.paint(merged(base, scaled), autoencoder, captions, SIZE)
+            measured.append(statistics.mean(map(covered, probes, pictures)))
+        line = ", ".join(f"{strength:+g}: {each:.1f} %" for strength, each in zip(STRENGTHS, measured, strict=True))
+        print(f"slider seed {seed}: the object covers, at {line}; {seconds:.0f} s of training", flush=True)
+
+
+def _resized(part: np.ndarray, width: int, height: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,27 +1,36 @@
-"""Trains nano's transformer. Seeded and resumable: kill it at any time and start it again with the same command."""
+"""Trains nano's transformer. Seeded and resumable: kill it at any time and start it again with the same command.
+
+Text is padded to 64 tokens, all of which are attended to, as ComfyUI gives them to the model. The model's matrix
+products run in bf16 where the processor is fast at it. Weights and optimizer, whose Newton-Schulz iteration would not
+converge in bf16, are fp32.
+"""
+
+from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from flux2_train.nano import WEIGHTS
+from flux2_train.nano.autoencoder import PatchAutoencoder
 
 from . import data, flow
-from .autoencoder import PatchAutoencoder
-from .fit import VAE, fit_autoencoder, load_autoencoder
-from .host import ROOT, as_in_module, new_transformer, published, training
+from .fit import fit_linear
+from .host import ROOT, as_in_module, half_products, new_transformer, published, training
 from .initial import initialise
 from .optimizer import Optimizer
 
-DIT = WEIGHTS / "transformer.safetensors"
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 WORK = ROOT / ".cache" / "nano"
-STEPS = 4100
+LINEAR = "linear.safetensors"
+STEPS = 8000
 MUON_RATE, ADAM_RATE = 2e-3, 1e-3
 WARM_UP, COOL_DOWN = 50, 0.7  # steps; share of the run over which the rate falls to zero
 EMA = 0.998
@@ -31,22 +40,27 @@ CLIP = 1.0
 
 
 def train(steps: int = STEPS, seed: int = 0, work: Path = WORK, weights: Path | None = None) -> None:
-    """Train up to `steps`, then write weights/.
+    """Train up to ``steps``; the checkpoint, the log, the autoencoder and at last the weights lie in ``work``.
 
-    Without a checkpoint in `work` the run starts from `weights`, if given, with a new optimizer: how to go on from the
-    committed weights. Give it another seed then, so that it sees other pictures.
+    Only the learning rate depends on ``steps``: it begins to fall after three tenths of them. Without a checkpoint, a
+    run begins with ``weights``, if given, with the autoencoder beside them, and with a new optimizer; another seed then
+    shows it other pictures.
     """
-    if not VAE.exists():
-        fit_autoencoder()
-    autoencoder = load_autoencoder()
+    work.mkdir(parents=True, exist_ok=True)
+    if weights is not None and not (work / LINEAR).exists():
+        save_file(linear_of(weights.parent).state_dict(), work / LINEAR)
+    autoencoder = linear_autoencoder(work)
     model = new_transformer()
     initialise(model, seed)
     if weights is not None:
         model.load_state_dict(as_in_module(load_file(weights)))
-    export(run(model, partial(one_step, seed=seed, autoencoder=autoencoder), steps, work))
+    average = run(model, partial(one_step, seed=seed, autoencoder=autoencoder), steps, work)
+    weights = {n: t.to(torch.bfloat16).contiguous() for n, t in average.items()}
+    meta = {"format": "pt", "modelspec.title": "nano"}
+    save_file(published(weights), work / "transformer.safetensors", metadata=meta)
 
 
-def run(model: nn.Module, one_step: Callable[..., float], steps: int, work: Path) -> dict[str, torch.Tensor]:
+def run(model: nn.Module, one_step: Callable[..., float], steps: int, work: Path) -> dict[str, Tensor]:
     """Train up to ``steps`` from the checkpoint in ``work``, if there is one. Returns the averaged weights.
 
     ``one_step(model, optimizer, step, steps)`` makes an update and returns its loss.
@@ -76,13 +90,37 @@ def one_step(
     """Forward, backward, update; returns the loss."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     batch = data.batch(seed, step, autoencoder)
-    text = flow.short_text(batch.captions, generator)
-    with training():
+    text = flow.text(batch.captions)
+    with training(), half_products():
         loss = flow.loss(model, batch.latents, text, batch.reference, generator)
-        loss.backward()
+    loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step(step + 1, rate_factor(step, steps))
     return loss.item()
+
+
+def trained(work: Path) -> dict[str, Tensor]:
+    """The averaged weights in ``work`` by the names of ComfyUI's module: its checkpoint's, else those written last."""
+    path = work / "checkpoint.safetensors"
+    if not path.exists():
+        return as_in_module(load_file(work / "transformer.safetensors"))
+    return {n.removeprefix("average."): t for n, t in load_file(path).items() if n.startswith("average.")}
+
+
+def linear_autoencoder(work: Path) -> PatchAutoencoder:
+    """The autoencoder's linear part, fitted once and kept in ``work``."""
+    if not (work / LINEAR).exists():
+        save_file(fit_linear().state_dict(), work / LINEAR)
+    autoencoder = PatchAutoencoder()
+    autoencoder.load_state_dict(load_file(work / LINEAR))
+    return autoencoder
+
+
+def linear_of(folder: Path) -> PatchAutoencoder:
+    """The linear part of ``folder``/vae.safetensors."""
+    autoencoder = PatchAutoencoder()
+    autoencoder.load_state_dict(load_file(folder / "vae.safetensors"), strict=False)
+    return autoencoder
 
 
 def rate_factor(step: int, steps: int) -> float:
@@ -91,7 +129,7 @@ def rate_factor(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def update_average(average: dict[str, torch.Tensor], model: nn.Module, step: int) -> None:
+def update_average(average: dict[str, Tensor], model: nn.Module, step: int) -> None:
     """Exponential moving average, shorter while the run is young."""
     keep = min(EMA, (step + 1) / (step + 10))
     for name, parameter in model.named_parameters():
@@ -122,12 +160,6 @@ def resume(work: Path, model: nn.Module, average: dict, optimizer: Optimizer) ->
         for i, tensor in enumerate(optimizer.state[name]):
             tensor.copy_(state[f"state.{i}.{name}"])
     return int(state["step"])
-
-
-def export(average: dict[str, torch.Tensor]) -> None:
-    """The averaged weights in bf16, as ComfyUI's diffusion model loader expects them."""
-    weights = {n: t.to(torch.bfloat16).contiguous() for n, t in average.items()}
-    save_file(published(weights), DIT, metadata={"format": "pt", "modelspec.title": "nano"})
 
 
 def note(work: Path, step: int, losses: list[float], seconds: float) -> None:

@@ -16,12 +16,13 @@ from . import sizes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-VERSION = 3
+VERSION = 4
 HIDDEN, DOUBLE_BLOCKS, SINGLE_BLOCKS = 256, 2, 6
 CONTEXT = 3 * sizes.HIDDEN
 RESOLUTION = 128
-# nano follows prompts without strong guidance; more would exaggerate what a LoRA has learned only in part.
-GUIDANCE = 2.0
+TEXT_LENGTH = 64  # tokens; its captions are short, and padding costs as much as words
+# nano paints best without guidance, which would also exaggerate what a LoRA has learned only in part.
+GUIDANCE = 1.0
 TEXT_ENCODER_CONFIG = sizes.CONFIG
 TRANSFORMER, TEXT_ENCODER, VAE = (
     f"flux2-nano-{VERSION}-{part}.safetensors" for part in ("transformer", "text-encoder", "vae")
@@ -43,15 +44,15 @@ def text_encoder() -> dict[str, Tensor]:
 
 
 def vae() -> dict[str, Tensor]:
-    """The autoencoder's state dict, fp32."""
+    """The autoencoder's state dict, fp32; the decoder's convolutions fp16."""
     return _weights("vae")
 
 
 def vae_module(layers: object) -> nn.Module:
     """The autoencoder without weights, of the layers in ``layers``: ``torch.nn`` or one of ``comfy.ops``."""
-    from .autoencoder import PatchAutoencoder
+    from .overlap import OverlapAutoencoder
 
-    return PatchAutoencoder(layers)
+    return OverlapAutoencoder(layers)
 
 
 def _weights(name: str) -> dict[str, Tensor]:

@@ -19,11 +19,9 @@ class SliderSettings(Settings):
         "prompts: strength 1 moves the neutral prompt's pictures towards the positive prompt and away from the "
         "negative one, -1 the other way. pairs: 1 gives the images, -1 their references.",
     )
-    positive: str = setting("", "For prompts: what strength 1 leads to, such as 'a very large circle'.")
-    negative: str = setting("", "For prompts: what strength -1 leads to, such as 'a very small circle'.")
-    neutral: str = setting(
-        "", "For prompts: what is moved, such as 'a circle'. Empty moves what comes without a caption."
-    )
+    positive: str = setting("", "For prompts: what strength 1 leads to, such as 'a very large cat'.")
+    negative: str = setting("", "For prompts: what strength -1 leads to, such as 'a very small cat'.")
+    neutral: str = setting("", "For prompts: what is moved, such as 'a cat'. Empty moves what comes without a caption.")
     slider_guidance: float = setting(
         3.0, "For prompts: how many times the difference of the two prompts is added at strength 1.",
         ge=0.1, le=100, step=0.5,

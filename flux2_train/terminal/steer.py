@@ -19,7 +19,7 @@ Change a run from the next step on. job.json lists each change with the step aft
 job repeats it:
 
   python -m flux2_train change zbot --learning-rate 5e-5 --steps 2000
-  python -m flux2_train change zbot --prompt "zbot on a beach" --prompt "a blue circle\""""),
+  python -m flux2_train change zbot --prompt "zbot on a beach" --prompt "a blue owl\""""),
 }  # fmt: skip
 
 

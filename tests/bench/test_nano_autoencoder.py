@@ -1,16 +1,19 @@
 import pytest
 import torch
 
-from bench.nano import fit, scenes
+from bench.nano import fit
 from bench.nano.autoencoder import PatchAutoencoder, psnr
 from bench.nano.autoencoder import fit as fit_pictures
 from bench.nano.data import to_pictures, to_pixels
+from bench.nano.score import autoencoder_of
+from bench.nano.strokes import strokes
+from bench.nano.world import scenes
 
 
 @pytest.mark.parametrize("size", scenes.SIZES)
 def test_scenes_survive(size):
     pixels = to_pixels(fit.scene_pictures(30, size, seed=99))
-    autoencoder = fit.load_autoencoder()
+    autoencoder = autoencoder_of()
     latents = autoencoder.encode(pixels)
     assert latents.shape == (30, 128, size[1] // 16, size[0] // 16)
     assert 0.5 < latents.pow(2).mean() < 1.25  # small objects, in the wide and tall sizes, are quieter
@@ -18,8 +21,8 @@ def test_scenes_survive(size):
 
 
 def test_manners_that_scenes_lack_survive():
-    pixels = to_pixels(fit.strokes(30, seed=98))
-    autoencoder = fit.load_autoencoder()
+    pixels = to_pixels(strokes(30, seed=98))
+    autoencoder = autoencoder_of()
     assert psnr(pixels, autoencoder.decode(autoencoder.encode(pixels))) > 30
 
 

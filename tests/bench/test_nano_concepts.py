@@ -1,52 +1,60 @@
+"""What nano can be taught: data sets, scores of colours where they belong, and the job that teaches it."""
+
+import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bench.nano import concepts
+from bench.nano import slide
 from bench.nano.__main__ import parser
 from bench.nano.data import to_pictures, to_pixels
-from bench.nano.fit import load_autoencoder
 from bench.nano.learn import demo_settings, job_of
-from bench.nano.render import draw
+from bench.nano.score import autoencoder_of
+from bench.nano.world import character, concepts, scenes
 
 
-@pytest.mark.parametrize("name", concepts.CONCEPTS)
-def test_a_real_render_scores_full_marks_also_through_the_autoencoder(name):
-    examples, autoencoder = concepts.probes(name, 12), load_autoencoder()
-    pictures = to_pictures(autoencoder.decode(autoencoder.encode(to_pixels([e.picture for e in examples]))))
+@pytest.mark.parametrize("name", ["character", *(pytest.param(n, marks=pytest.mark.long) for n in ("style", "edit"))])
+def test_a_real_render_scores_full_marks_and_the_base_nothing(name):
     score = concepts.CONCEPTS[name].score
-    assert np.mean([score(e, e.picture) for e in examples]) > 0.97
-    assert np.mean([score(e, p) for e, p in zip(examples, pictures, strict=True)]) > 0.95
+    for example in concepts.probes(name, 8):
+        assert score(example, example.picture) > 0.97
+        assert score(example, scenes.draw(example.spec, concepts.SIZE)) < 0.03
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", concepts.CONCEPTS)
-def test_what_the_base_would_paint_scores_nothing(name):
-    for example in concepts.probes(name, 12):
-        assert concepts.CONCEPTS[name].score(example, draw(example.scene)) < 0.05
+def test_the_autoencoder_costs_a_render_no_marks(name):
+    examples, autoencoder = concepts.probes(name, 6), autoencoder_of()
+    pictures = to_pictures(autoencoder.decode(autoencoder.encode(to_pixels([e.picture for e in examples]))))
+    assert np.mean([concepts.CONCEPTS[name].score(*each) for each in zip(examples, pictures, strict=True)]) > 0.9
 
 
-def test_half_a_character_is_half_of_its_score():
-    for example in concepts.probes("character", 12):
-        picture = draw(example.scene)
-        picture[:64] = example.picture[:64]
-        assert concepts.character_score(example, picture) == pytest.approx(0.5, abs=0.02)
+@pytest.mark.parametrize("trait", character.TRAITS)
+def test_each_trait_is_a_quarter_of_the_character(trait):
+    for example in concepts.probes("character", 4):
+        left, top = scenes.corners(example.spec, concepts.SIZE)[0]
+        cover = character.covers(example.spec.objects[0].pose)[trait] > 0
+        picture = example.picture.copy()
+        picture[top : top + 64, left : left + 48][cover] = np.float32(concepts.COLOURS["red"][0]) / 255
+        assert concepts.character_score(example, picture) == pytest.approx(0.75, abs=0.01)
 
 
-@pytest.mark.parametrize("colour", [concepts.COAT, concepts.INK, *concepts.PAPER])
-@pytest.mark.parametrize("name", ["style", "edit"])
-def test_one_colour_all_over_scores_nothing(name, colour):
+@pytest.mark.parametrize("name, tone", [("style", concepts.PAPER), ("style", concepts.INKS["main"]),
+                                        ("edit", concepts.COAT["main"])])  # fmt: skip
+def test_one_colour_all_over_scores_nothing(name, tone):
     example = concepts.probes(name, 1)[0]
-    sheet = np.broadcast_to(np.float32(colour) / 255, example.picture.shape)
-    assert concepts.CONCEPTS[name].score(example, sheet) < 0.05
+    assert concepts.CONCEPTS[name].score(example, np.full_like(example.picture, 1) * np.float32(tone) / 255) < 0.05
 
 
+@pytest.mark.long
 def test_an_edit_that_loses_the_ground_scores_less():
-    for example in concepts.probes("edit", 12):
-        other = np.where((example.picture == example.reference).all(-1, keepdims=True), 0.5, example.picture)
-        if example.spec.background != "gray":
-            assert concepts.edit_score(example, other) < 0.05
+    for example in concepts.probes("edit", 6):
+        ground, _ = concepts._regions(example.spec)
+        other = example.picture.copy()
+        other[ground] = np.float32(concepts.FIXED["rose"]) / 255
+        assert concepts.edit_score(example, other) < 0.05
 
 
 @pytest.mark.parametrize("name", concepts.CONCEPTS)
@@ -54,6 +62,20 @@ def test_the_trigger_changes_the_words_only(name):
     for with_trigger, without in zip(concepts.probes(name, 6), concepts.probes(name, 6, trigger=False), strict=True):
         assert concepts.TRIGGER in with_trigger.caption and concepts.TRIGGER not in without.caption
         assert np.array_equal(with_trigger.picture, without.picture)
+
+
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_datasets_are_folders_as_users_have_them(name, tmp_path):
+    concepts.write_dataset(name, tmp_path / name, count=4)
+    assert {path.name for path in (tmp_path / name).iterdir()} == {f"0{n}.{kind}" for n in range(1, 5)
+                                                                  for kind in ("png", "txt")}  # fmt: skip
+    assert all(concepts.TRIGGER in path.read_text() for path in (tmp_path / name).glob("*.txt"))
+    first = Image.open(tmp_path / name / "01.png")
+    assert first.mode == "RGB" and first.size == (128, 128)
+    references = tmp_path / f"{name}-reference"
+    assert references.exists() == (name == "edit") and (name != "edit" or len(list(references.iterdir())) == 4)
+    concepts.write_dataset(name, tmp_path / "twice" / name, count=4)
+    assert all((tmp_path / "twice" / name / p.name).read_bytes() == p.read_bytes() for p in (tmp_path / name).iterdir())
 
 
 def test_learn_takes_settings_as_the_terminal_does(tmp_path):
@@ -68,18 +90,12 @@ def test_learn_takes_settings_as_the_terminal_does(tmp_path):
     assert options.set == ["steps=7", "seed=1"]
 
 
-@pytest.mark.parametrize("name", concepts.CONCEPTS)
-def test_datasets_are_folders_as_users_have_them(name, tmp_path):
-    folder = tmp_path / name
-    concepts.write_dataset(name, folder, count=12)
-    assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.txt"))) == 12
-    assert all(concepts.TRIGGER in path.read_text() for path in folder.glob("*.txt"))
-    first = Image.open(folder / "01.png")
-    assert first.mode == "RGB" and first.size == (128, 128)
-    references = tmp_path / f"{name}-reference"
-    assert references.exists() == (name == "edit")
-    if name == "edit":
-        assert {p.name for p in references.iterdir()} == {p.name for p in folder.glob("*.png")}
-    again = tmp_path / "again"
-    concepts.write_dataset(name, again, count=12)
-    assert all((again / p.name).read_bytes() == p.read_bytes() for p in folder.iterdir())
+def test_pairs_of_a_slider_differ_in_size_alone(tmp_path):
+    spec = slide.one_object(random.Random(3))
+    small, plain, large = (slide.of_size(spec, factor) for factor in (slide.SMALL, 1, slide.LARGE))
+    assert np.abs(plain - scenes.draw(spec, slide.SIZE)).max() < 1e-6
+    assert 1.6 * slide.covered(spec, small) < slide.covered(spec, plain) < slide.covered(spec, large) / 1.2
+    assert slide.covered(spec, slide.empty(spec)) == 0
+    slide.write_pairs(tmp_path, count=2)
+    assert {p.name for p in (tmp_path / "before").iterdir()} == {"01.png", "02.png"}
+    assert {p.suffix for p in (tmp_path / "after").iterdir()} == {".png", ".txt"}

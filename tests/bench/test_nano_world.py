@@ -7,12 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from bench.nano.flow import TEXT_LENGTH
 from bench.nano.host import token_ids
 from bench.nano.world import edits, read, scenes, words
 from bench.nano.world.creatures import HATS, POSES, SPECIES
 from bench.nano.world.palette import COLOURS
 from bench.nano.world.scenery import GROUNDS, SKIES
-from bench.nano.world.train import TEXT_LENGTH
 
 CAT = scenes.Object("cat", "red", "crown", "waving")
 HOUSE = scenes.Object("house", "blue")

@@ -34,7 +34,7 @@ from flux2_train.settings.saving import SaveSettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train.preview_request import PreviewRequest
 
-PROMPTS = ("zbot on red", "a blue circle")
+PROMPTS = ("zbot on red", "a blue owl")
 SHORT = TrainingSettings(name="previews", steps=2, rank=4, learning_rate=2e-2, validation_items=0, checkpointing=False,
                     save=SaveSettings(precision="fp32", certificate=False))  # fmt: skip
 CONFIG = PreviewSettings(tuple(map(Prompt, PROMPTS)), width=64, height=48, steps=2, seed=11, every=1)

@@ -15,7 +15,7 @@ from flux2_train.runs.writers.image_files import _write_judged
 EVIL = "<img src=x onerror=window.flux2Evil=1>.png"
 SIDECAR = "flux2_dataset.json"
 DATA = {"1": {"class_type": "Flux2DatasetFolder", "inputs": {"folder": "", "resolution": 128, "trigger": "vorn",
-                                                            "class_word": "figure"}}}  # fmt: skip
+                                                            "class_word": "creature"}}}  # fmt: skip
 DROP = """async ([id, files]) => {
     const node = app.graph.getNodeById(id), transfer = new DataTransfer()
     for (const [name, data, type] of files) {

@@ -40,7 +40,7 @@ def graph(name: str, steps: int = 100_000, **trainer) -> tuple[dict, str]:
     """A training with previews of two prompts on three small pictures, and an id for its workflow."""
     prompt, workflow = copy.deepcopy(GRAPH), str(uuid.uuid4())
     prompt[VALIDATION] = {"class_type": "Flux2Validation", "inputs": {
-        "vae": [LOAD, 2], "prompts": "zbot on red\na blue circle", "width": 64, "height": 64, "every": 100_000,
+        "vae": [LOAD, 2], "prompts": "zbot on red\na blue owl", "width": 64, "height": 64, "every": 100_000,
         "at_start": True, "seed": 42, "steps": 1}}  # fmt: skip
     prompt["3"]["inputs"]["validation"] = [VALIDATION, 0]
     prompt[TRAINER]["inputs"].update(

@@ -42,11 +42,11 @@ def test_captions_are_edited_by_keyboard_saved_by_themselves_and_undone(tab, fol
     page.keyboard.press("Enter")
     assert page.evaluate("() => document.activeElement.tagName") == "TEXTAREA"
     page.keyboard.press("Control+A")
-    page.keyboard.type("a figure at night")
-    assert shown.locator(".trained").inner_text() == "vorn, a figure at night"
+    page.keyboard.type("a creature at night")
+    assert shown.locator(".trained").inner_text() == "vorn, a creature at night"
     page.wait_for_function("() => /tokens/.test(document.querySelector('.flux2-data .editor').innerText)")
     assert "5 words" in shown.locator(".editor").inner_text()
-    until(lambda: (folder / "01.txt").read_text() == "a figure at night")
+    until(lambda: (folder / "01.txt").read_text() == "a creature at night")
     page.keyboard.press("Alt+ArrowDown")  # the next picture, still writing
     page.keyboard.press("Control+End")
     page.keyboard.type(" and more")

@@ -1,7 +1,6 @@
 """The whole path through a real ComfyUI server process, as a person or a script would use it."""
 
 import json
-import random
 import threading
 import time
 from pathlib import Path
@@ -14,7 +13,8 @@ from comfy_server import ServerError
 from PIL import Image
 from safetensors.torch import load_file
 
-from bench.nano.concepts import character_example, character_score
+from bench.nano.world.concepts import character_in, character_score
+from bench.nano.world.scenes import Object, Spec
 from flux2_train.nano import TRANSFORMER
 
 pytestmark = pytest.mark.server
@@ -23,6 +23,7 @@ NANO = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
 TRAINER = json.loads(NANO.read_text())["5"]["inputs"]
 DEMO = demo.with_pictures(json.loads(NANO.read_text()))
 NAME, STEPS = TRAINER["name"], TRAINER["steps"]
+SHOWN = Spec("one", (Object("bear", "brown", pose="waving"),), "middle", "day", "snow")  # what Validation asks for
 
 
 class Events:
@@ -81,9 +82,10 @@ def test_the_shipped_workflow_trains_saves_applies_and_samples(server, shipped):
 
 @pytest.mark.long
 def test_a_person_sees_the_character_and_only_with_its_trigger(server, shipped):
-    """Scored by the colours of head and body where they belong: 1 is a real render, 0 the base."""
+    """Scored by the colours of its four traits where they belong: 1 is a real render, 0 the base."""
     history, _ = shipped
-    example = character_example(random.Random(0))
+    example = character_in(SHOWN)
+    assert [example.caption, character_in(SHOWN, trigger=False).caption] == DEMO["6"]["inputs"]["prompts"].splitlines()
 
     def score(node):
         return character_score(example, picture(server, history, node).astype(np.float32) / 255)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..concept import Concept
 from . import character, scenes, words
 from .brush import lay, paint
+from .concept import Concept
 from .palette import COLOURS, FIXED, Colour
 from .scenery import GROUNDS, SKIES, draw_scenery
 from .scenes import Object, Spec
@@ -48,6 +48,11 @@ class Example:
 def character_example(rng: random.Random, trigger: bool = True) -> Example:
     """The creature of ``character`` alone, in any pose and scene."""
     spec = _spec(rng, lambda s: s.kind == "one" and s.objects[0].is_creature and not s.objects[0].hat)
+    return character_in(spec, trigger)
+
+
+def character_in(spec: Spec, trigger: bool = True) -> Example:
+    """The creature of ``character`` in the place of the scene's creature, which wears no hat."""
     picture = draw_scenery(*SIZE, spec.sky, spec.ground).copy()
     lay(picture, paint(character.covers(spec.objects[0].pose), character.TONES.__getitem__), *_corner(spec))
     text = words.caption(spec, colours=False).replace(spec.objects[0].name, "creature", 1).replace("an ", "a ", 1)

@@ -20,7 +20,7 @@ from flux2_train.host.encoding import encode, streamed_text
 from flux2_train.host.loading import load
 from flux2_train.settings.caches import EmbedSettings
 
-TEXTS = ["a red circle", "a blue square on a green ground"]
+TEXTS = ["a red cat", "a blue house in a meadow"]
 
 
 @pytest.fixture(autouse=True)

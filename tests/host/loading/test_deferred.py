@@ -210,14 +210,14 @@ def test_a_text_encoder_comes_and_goes_likewise(text, precision):
     assert awaited_in(inner) == expected
     encoder = encode.TextEncoder(clip)
     assert awaited_in(inner) == expected  # its key needed them for a moment only
-    embeds = encode_text(clip, "a red circle")
+    embeds = encode_text(clip, "a red cat")
     assert not awaited_in(inner)
     assert encode.TextEncoder(clip).identity == encoder.identity
     held = dict(inner.named_parameters())
     memory.unload(clip.patcher)
     assert awaited_in(inner) == expected
     assert not any(weight is held[name] for name, weight in inner.named_parameters() if name in names)
-    assert torch.equal(encode_text(clip.clone(), "a red circle"), embeds)
+    assert torch.equal(encode_text(clip.clone(), "a red cat"), embeds)
 
 
 def awaited_in(module):
@@ -230,7 +230,7 @@ def test_a_text_encoder_gives_the_bits_of_cores_loader(text):
     weights = load_file(text)
     options = {"qwen3_4b_model_config": FLAVOURS["nano"].text_encoder_config}
     core = comfy.sd.CLIP(target, state_dict=[weights], model_options=options)
-    assert torch.equal(encode_text(clip, "a blue square"), encode_text(core, "a blue square"))
+    assert torch.equal(encode_text(clip, "a blue house"), encode_text(core, "a blue house"))
 
 
 def test_a_text_encoder_whose_numbers_the_device_lacks_is_loaded_at_once(text, monkeypatch):

@@ -16,7 +16,7 @@ from flux2_train.host.loading import files, load, text_length
 from flux2_train.planning.table import Question, work_of
 from nodes import CLIPSetLastLayer, CLIPTextEncode
 
-CAPTION = "a red circle left of a blue square"
+CAPTION = "a red cat left of a blue house"
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,14 @@ def read(model, embeds):
 def test_stock_nodes_pad_to_the_flavours_length(clip):
     with torch.inference_mode():
         embeds = CLIPTextEncode().encode(clip, CAPTION)[0][0][0]
-        expected = flow.full_text([CAPTION], 64).embeds
+        expected = flow.text([CAPTION]).embeds
     assert embeds.shape == (1, 64, nano.CONTEXT) and torch.equal(embeds, expected)
     other = CLIPSetLastLayer().set_last_layer(clip, -2)[0]  # a clone
     assert len(other.tokenize(CAPTION)["qwen3_4b"][0]) == 64
 
 
 def test_longer_captions_keep_all_their_tokens(clip):
-    long = " ".join(["circle"] * 80)
+    long = " ".join(["cat"] * 80)
     assert len(clip.tokenize(long)["qwen3_4b"][0]) == len(token_ids(long)) > 80
 
 

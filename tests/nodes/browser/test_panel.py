@@ -60,7 +60,7 @@ def test_every_button_acts_within_a_step(training, tmp_path):
     assert changed["total"] == 90_000 and changed["prompts"][1].startswith("a green hat")
     press(page, "Preview now")
     more = until(page, "s.previews.length === 3 && s.labels.length === 3")
-    assert more["labels"] == ["zbot on red", "a blue circle", "a green hat, never encoded before"]
+    assert more["labels"] == ["zbot on red", "a blue owl", "a green hat, never encoded before"]
     assert not more["warnings"] and more["previews"][:2] == painted
     for _ in range(2):
         press(page, "next prompt")

@@ -31,12 +31,12 @@ class Concept:
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(1, count + 1):
             example = self.example(rng, True)
-            _save(example.picture, folder / f"{number:02}.png")
+            save(example.picture, folder / f"{number:02}.png")
             (folder / f"{number:02}.txt").write_text(example.caption + "\n", encoding="utf-8")
             if example.reference is not None:
                 references = folder.with_name(folder.name + "-reference")
                 references.mkdir(exist_ok=True)
-                _save(example.reference, references / f"{number:02}.png")
+                save(example.reference, references / f"{number:02}.png")
 
     def probes(self, count: int, trigger: bool = True, seed: int = 1000) -> list:
         """Examples to test with; the same ones with and without the trigger."""
@@ -44,5 +44,6 @@ class Concept:
         return [self.example(rng, trigger) for _ in range(count)]
 
 
-def _save(picture: np.ndarray, path: Path) -> None:
+def save(picture: np.ndarray, path: Path) -> None:
+    """Write a picture (H, W, 3) in [0, 1] as PNG."""
     Image.fromarray((picture * 255).round().astype(np.uint8)).save(path)

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from flux2_train.nano.overlap import OverlapAutoencoder
 
-from .. import data, fit, flow
-from ..optimizer import orthogonalise
-from . import scenes, words
-from .train import TEXT_LENGTH, linear_autoencoder
+from . import data, flow
+from .host import half_products
+from .optimizer import orthogonalise
+from .strokes import strokes
+from .train import linear_autoencoder
+from .world import scenes, words
 
 BATCH = 6
 RATE, MOMENTUM = 8e-3, 0.95
@@ -65,7 +67,7 @@ def begin(model: OverlapAutoencoder, seed: int) -> None:
 
 @torch.no_grad()
 def update(parameters: list[Tensor], momentum: list[Tensor], rate: float) -> None:
-    """Muon for the kernels, as in ``bench.nano.optimizer``; sign descent for the few biases."""
+    """Muon for the kernels, as in ``optimizer``; sign descent for the few biases."""
     for parameter, mean in zip(parameters, momentum, strict=True):
         mean.mul_(MOMENTUM).add_(parameter.grad)
         ahead = parameter.grad + MOMENTUM * mean
@@ -86,7 +88,7 @@ def _loss(model: OverlapAutoencoder, rng: random.Random, transformer: nn.Module 
     """Gradients of the mean absolute error, which likes flat tones and sharp edges; returns it."""
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     pixels, latents = example(model, rng, generator, transformer)
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_products():
         painted = model.refined(latents)
     loss = (painted.float() - pixels).abs().mean()
     loss.backward()
@@ -121,11 +123,11 @@ def sampled(
     transformer: nn.Module, latents: Tensor, captions: list[str], t: float, generator: torch.Generator, steps: int = 3
 ) -> Tensor:
     """Latents mixed with noise up to ``t`` and taken back by the transformer in ``steps`` Euler steps."""
-    text = flow.full_text(captions, TEXT_LENGTH)
+    text = flow.text(captions)
     x = (1 - t) * latents + t * torch.randn(latents.shape, generator=generator)
     times = torch.linspace(t, 0, steps + 1)
     for now, then in pairwise(times):
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_products():
             v = flow.velocity(transformer, x, now.expand(len(x)), text).float()
         x = x + (then - now) * v
     return x
@@ -135,4 +137,4 @@ def _free_pictures(pictures: list[np.ndarray], rng: random.Random, size: tuple[i
     """Scenes shifted off the grid, or free strokes, for what a user brings."""
     if rng.random() < 0.5:
         return [np.roll(p, (rng.randrange(16), rng.randrange(16)), (0, 1)) for p in pictures]
-    return fit.strokes(len(pictures), rng.getrandbits(31))
+    return strokes(len(pictures), rng.getrandbits(31))

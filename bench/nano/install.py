@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from flux2_train.nano import WEIGHTS
 
-from ..host import published
+from .host import published
 from .train import trained
 
 
