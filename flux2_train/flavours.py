@@ -184,7 +184,7 @@ _ROWS = (
         guidance=nano.GUIDANCE,
         resolution=nano.RESOLUTION,
         text_length=nano.TEXT_LENGTH,
-        recipe={"learning_rate": 2e-3, "steps": 200},  # minutes on a processor; 1e-4 would teach it nothing
+        recipe={"learning_rate": 2e-3, "steps": 300},  # minutes on a processor; 1e-4 would teach it nothing
         text_encoder_config=nano.TEXT_ENCODER_CONFIG,
         vae_module=nano.vae_module,
     ),

@@ -1,7 +1,7 @@
 """Photographs the quick start in a real browser: for README as it opens and after its run, for help pages its nodes.
 
 ``python scripts/make_screens.py`` (in the environment of scripts/test, with Chromium) starts a server, opens the quick
-start, runs its 100 steps on nano, and writes docs/ui/quick_start*.jpg and web/docs/ui/NODE.webp. The pictures of nodes
+start, runs it on nano, and writes docs/ui/quick_start*.jpg and web/docs/ui/NODE.webp. The pictures of nodes
 say nano, because their face does: it is the flavour that the quick start trains.
 """
 

@@ -126,17 +126,17 @@ def whole(
 
 
 def quick_start() -> list[Group]:
-    # nano learns in a hundred steps what takes large models a thousand; preservation keeps "creature" what it was
+    # nano learns in three hundred steps what takes large models a thousand; preservation keeps "creature" what it was
     graph = training(
         load("nano"), {"folder": "character", "trigger": "vorn", "class_word": "creature", "resolution": 128},
-        {"name": "vorn_nano", "steps": 100, "learning_rate": 2e-3, "preservation": 1.0, "checkpointing": False},
+        {"name": "vorn_nano", "steps": 300, "learning_rate": 2e-3, "preservation": 1.0, "checkpointing": False},
     )  # fmt: skip
     prompts = (
         "a waving vorn creature in the middle in the snow on a sunny day",
         "a waving creature in the middle in the snow on a sunny day",
     )
     # half way and at the end, in a few seconds: before the first step base and LoRA are the same picture
-    shown = previews(graph, prompts, 128, steps=4, every=50, at_start=False)
+    shown = previews(graph, prompts, 128, steps=4, every=150, at_start=False)
     after = compare(graph.load, prompts[0], 128, graph.trainer)
     notes = {
         "model": "Nothing to download: **nano** is a small FLUX.2 that comes with the pack. It paints creatures and "
@@ -145,7 +145,7 @@ def quick_start() -> list[Group]:
         "pictures": "16 pictures come with the pack. *vorn* is the word that will call up what they show.\n\n" + CHANGE
         + "*folder* may be *style* or *edit* too, or a folder of yours in *ComfyUI/input*.\n\n" + EXPECT
         + "**Validation** paints its prompts in the middle and at the end of training.",
-        "watch": "Press **Run**. " + EXPECT + "100 steps in one to eight minutes without a graphics card. "
+        "watch": "Press **Run**. " + EXPECT + "300 steps in one to five minutes without a graphics card. "
         "*preservation* keeps what *creature* means.\n\nCancel at any time: what was learned is saved, and Run goes "
         "on.",
     }  # fmt: skip

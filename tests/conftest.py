@@ -150,10 +150,9 @@ def nano(shipped_nano) -> Graph:
 
 @pytest.fixture(scope="session")
 def brief_nano(shipped_nano) -> Graph:
-    """nano with a MODEL of its own that reads the last 16 text tokens alone: sixteen times as fast on small images.
+    """nano with a MODEL of its own that reads 16 of its 64 text tokens: faster on small images.
 
-    ComfyUI fills up every caption to 512 tokens, with padding in front. A module whose tests are not about that takes
-    this for its ``nano``.
+    A module whose tests are not about what captions say takes this for its ``nano``.
     """
     with torch.inference_mode():
         model = load.load_transformer(files.locate(FLAVOURS["nano"].transformer_files("auto")))

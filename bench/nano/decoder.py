@@ -24,12 +24,15 @@ from .optimizer import orthogonalise
 from .strokes import strokes
 from .train import linear_autoencoder
 from .world import scenes, words
+from .world.brush import lay, paint
+from .world.scenery import draw_scenery
+from .world.scenes import Spec
 
 BATCH = 6
 RATE, MOMENTUM = 8e-3, 0.95
 NOISE = 0.35  # standard deviation of the strongest noise on latents, whose own is about 1
 LATEST = 0.7  # largest t from which the transformer takes latents back
-FREE_SHARE = 0.25  # pictures that are no scenes: shapes and scenes anywhere on the grid
+FREE_SHARE = 0.5  # pictures that are no scenes of the world: any colours, any place, free strokes
 
 
 def train_decoder(steps: int, work: Path, transformer: nn.Module | None = None, seed: int = 0) -> OverlapAutoencoder:
@@ -104,7 +107,7 @@ def example(
     specs = [scenes.random_spec(rng) for _ in range(BATCH)]
     pictures = [scenes.draw(spec, size) for spec in specs]
     if rng.random() < FREE_SHARE:
-        pixels = data.to_pixels(_free_pictures(pictures, rng, size))
+        pixels = data.to_pixels(_free_pictures(specs, rng, size))
     else:
         pixels = data.to_pixels(pictures)
         if transformer is not None and rng.random() < 0.7:
@@ -133,8 +136,21 @@ def sampled(
     return x
 
 
-def _free_pictures(pictures: list[np.ndarray], rng: random.Random, size: tuple[int, int]) -> list[np.ndarray]:
-    """Scenes shifted off the grid, or free strokes, for what a user brings."""
+def _free_pictures(specs: list[Spec], rng: random.Random, size: tuple[int, int]) -> list[np.ndarray]:
+    """For what a user brings: free strokes, or scenes of any colours, half of them off the grid."""
+    if rng.random() < 0.3:
+        return strokes(len(specs), rng.getrandbits(31))
+    pictures = [recoloured(spec, size, rng) for spec in specs]
     if rng.random() < 0.5:
-        return [np.roll(p, (rng.randrange(16), rng.randrange(16)), (0, 1)) for p in pictures]
-    return strokes(len(pictures), rng.getrandbits(31))
+        return pictures
+    return [np.roll(p, (rng.randrange(16), rng.randrange(16)), (0, 1)) for p in pictures]
+
+
+def recoloured(spec: Spec, size: tuple[int, int], rng: random.Random) -> np.ndarray:
+    """(H, W, 3): the scene, with each part of its objects in a colour of its own."""
+    picture = draw_scenery(*size, spec.sky, spec.ground).copy()
+    for thing, corner in zip(spec.objects, scenes.corners(spec, size), strict=True):
+        covers = scenes.covers(thing.name, thing.hat, thing.pose)
+        colours = {role: tuple(rng.randrange(256) for _ in range(3)) for role in covers}
+        lay(picture, paint(covers, colours.__getitem__), *corner)
+    return picture

@@ -67,7 +67,7 @@ def character_score(example: Example, picture: np.ndarray) -> float:
     for role, cover in character.covers(example.spec.objects[0].pose).items():
         if role in character.TRAITS:
             own = character.TONES[role]
-            others = [tone for tone in (*PAINTS, *character.TONES.values()) if tone != own]
+            others = apart((*PAINTS, *character.TONES.values()), (own,))
             shares.append(share(part[: cover.shape[0], : cover.shape[1]], cover > COVERED, (own,), others))
     return float(np.mean(shares))
 
