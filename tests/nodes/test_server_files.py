@@ -11,6 +11,7 @@ from test_published import _only_what_this_comfyui_has as _only_what_this_comfyu
 from test_server import picture, sampling_graph, small
 
 from flux2_train import nano
+from flux2_train.flavours import LONGEST
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
 SIZE = Size(nano.HIDDEN, nano.DOUBLE_BLOCKS, nano.SINGLE_BLOCKS, nano.CONTEXT)
@@ -37,7 +38,10 @@ def files(server, layout):
 
 
 def graph(file, cores_file, name):
-    """Load, cache, train; sample base and LoRA, by this pack's nodes and by ComfyUI's own loaders."""
+    """Load, cache, train; sample base and LoRA, by this pack's nodes and by ComfyUI's own loaders.
+
+    The prompt has as many tokens as core's FLUX.2 reads: it fills up shorter texts, which nano does not read from us.
+    """
     prompt = small(steps=2, learning_rate=0.02)
     prompt["1"]["inputs"]["transformer"] = file
     prompt["5"]["inputs"].update(name=name, rank=4)
@@ -47,6 +51,8 @@ def graph(file, cores_file, name):
     prompt["u"] = {"class_type": "UNETLoader", "inputs": {"unet_name": cores_file, "weight_dtype": "default"}}
     loaded = {"class_type": "LoraModelLoader", "inputs": {"model": ["u", 0], "lora": ["5", 0], "strength_model": 1.0,
                                                          "bypass": True}}  # fmt: skip
+    for number in (1, 2):
+        prompt[f"s{number}"]["inputs"]["prompt"] = " ".join(["robot"] * LONGEST)
     for number, model in ((3, "u"), (4, "l4")):
         prompt[f"s{number}"] = json.loads(json.dumps(prompt["s1"]))
         prompt[f"s{number}"]["inputs"]["model"] = [model, 0]

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from support import FORMATS, adapters_for, problem, tiny_flux2
 
 from flux2_train.adapters import files, write
+from flux2_train.adapters.parts import LowRank, mapped
 from flux2_train.errors import UserError
 from flux2_train.host.lora import apply as lora
 from flux2_train.host.lora import certificate
@@ -95,6 +96,19 @@ def test_what_is_wrong_with_a_file_is_named(base, tmp_path):
     beside = tensors[one] + tensors[one].roll(1, 0)  # all that it should add, and something else
     assert f"1 layer in it has other numbers ({name})" in refused(tensors | {one: beside})
     assert certify(model, adapters, exported, files.save(tensors, path, {})).holds
+
+
+def test_more_rounding_is_allowed_where_terms_cancel_and_no_more():
+    """As for inputs that are nearly orthogonal to a low rank, which padding may be."""
+    generator = torch.Generator().manual_seed(0)
+    down, up, x = (torch.randn(*size, generator=generator) for size in ((2, 64), (32, 2), (7, 64)))
+    away = x - 0.97 * x @ torch.linalg.pinv(down) @ down
+    part, roundoff = LowRank(down, up), certificate.ROUNDOFF["bf16"]
+    for inputs, cancels in ((x, False), (away, True)):
+        rounded = mapped(part, lambda tensor: tensor.bfloat16().float())
+        error = ((rounded(inputs) - part(inputs)).norm() / part(inputs).norm()).item()
+        assert (error > 2 * roundoff + certificate.ARITHMETIC) == cancels
+        assert error < certificate._rounding(part, inputs, roundoff) < 3 * error
 
 
 def test_an_untrained_adapter_is_certified_as_doing_nothing(tmp_path):
