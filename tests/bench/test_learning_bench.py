@@ -68,6 +68,6 @@ def test_the_standard_set_is_what_it_does_without_a_question():
 
 @pytest.mark.long
 def test_nanos_own_command_teaches_through_the_bench(capsys):
-    learn(["character"], 1, 1, True, ["steps=1"])
+    learn(["character"], 1, 1, ["steps=1"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("character seed 0: base ")]
     assert "without trigger" in line and line.endswith("s of training")
