@@ -176,12 +176,15 @@ def adapters_for(model, preset="all", rank=2, dtype=torch.float32, **kind):
     return adapters
 
 
-def problem(batch=2, references=0, context=96, dtype=torch.float64):
-    """(x_t, t, conditions, weights of the output in the loss) of a small batch, where ComfyUI computes."""
+def problem(batch=2, references=0, context=96, dtype=torch.float64, text=7):
+    """(x_t, t, conditions, weights of the output in the loss) of a small batch, where ComfyUI computes.
+
+    Core fills up texts of fewer than 512 tokens; ours does not for nano. So compare the two with ``text=LONGEST``.
+    """
     g, device = torch.Generator().manual_seed(0), comfy.model_management.get_torch_device()
     x = torch.randn(batch, 128, 3, 2, generator=g, dtype=dtype)
     refs = tuple(torch.randn(1, 128, 2, 2, generator=g, dtype=dtype) for _ in range(references))
-    embeds = [torch.randn(1, 7, context, generator=g, dtype=dtype) for _ in range(batch)]
+    embeds = [torch.randn(1, text, context, generator=g, dtype=dtype) for _ in range(batch)]
     weights = torch.randn(x.shape, generator=g, dtype=dtype)
     t, conditions = torch.linspace(0.3, 0.8, batch), [Condition(e, refs, guidance=4.0) for e in embeds]
     return x.to(device), t.to(device), conditions, weights.to(device)

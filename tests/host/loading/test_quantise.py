@@ -14,7 +14,7 @@ from support import problem, velocity
 from bench.encoding import encode_text
 from flux2_train import nano
 from flux2_train.errors import UserError
-from flux2_train.flavours import FLAVOURS
+from flux2_train.flavours import FLAVOURS, LONGEST
 from flux2_train.formats import AS_IN_FILE, CHOICES, DTYPES, FORMATS
 from flux2_train.host import describe
 from flux2_train.host.borrowed.borrow import linears
@@ -85,7 +85,7 @@ def weights_of(model):
 
 def predict(model):
     comfy.model_management.load_models_gpu([model])
-    return velocity(model, *problem(1, context=nano.CONTEXT, dtype=torch.float32)[:3]).clone()
+    return velocity(model, *problem(1, context=nano.CONTEXT, dtype=torch.float32, text=LONGEST)[:3]).clone()
 
 
 @pytest.mark.long(cases=2)
