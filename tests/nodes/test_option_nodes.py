@@ -133,7 +133,7 @@ def test_recipes_reach_the_browser(nodes):
     assert {name: recipe["face"] for name, recipe in sent.items()} == {n: r.face for n, r in RECIPES.items()}
     assert all(set(recipe["face"]) <= set(entries) for recipe in sent.values())
     character, counts = sent["character"], sent["musubi"]
-    assert character["of_flavour"] == {"nano": {**character["face"], "steps": 200, "learning_rate": 2e-3}}
+    assert character["of_flavour"] == {"nano": {**character["face"], "steps": 300, "learning_rate": 2e-3}}
     assert counts["of_flavour"]["nano"]["steps"] == 0  # a recipe that counts epochs goes on doing so
     for name, recipe in RECIPES.items():
         for node, section in (("Timesteps", "timesteps"), ("Optimizer", "optimizer")):
