@@ -71,4 +71,4 @@ def test_folders_of_the_command_line_and_of_the_file_of_paths_count(tmp_path):
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f"vae/{vae.name}: {vae}" in printed
     assert f"text_encoders/{encoder.name}: {encoder}" in printed
-    assert "vae/flux2-nano-3-vae.safetensors: generated on first use" in printed
+    assert "vae/flux2-nano-4-vae.safetensors: generated on first use" in printed
