@@ -23,7 +23,7 @@ NANO = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
 TRAINER = json.loads(NANO.read_text())["5"]["inputs"]
 DEMO = demo.with_pictures(json.loads(NANO.read_text()))
 NAME, STEPS = TRAINER["name"], TRAINER["steps"]
-SHOWN = Spec("one", (Object("bear", "brown", pose="waving"),), "middle", "day", "snow")  # what Validation asks for
+SHOWN = Spec("one", (Object("bear", "brown", pose="waving"),), "right", "day", "snow")  # what Validation asks for
 
 
 class Events:
