@@ -126,7 +126,7 @@ def whole(
 
 
 def quick_start() -> list[Group]:
-    # nano learns in three hundred steps what takes large models a thousand; preservation keeps "creature" what it was
+    # 300 steps are enough for nano, a large model needs about 1,000; preservation keeps the meaning of "creature"
     graph = training(
         load("nano"), {"folder": "character", "trigger": "vorn", "class_word": "creature", "resolution": 128},
         {"name": "vorn_nano", "steps": 300, "learning_rate": 2e-3, "preservation": 1.0, "checkpointing": False},

@@ -98,7 +98,7 @@ def _measuring_jobs(jobs) -> None:
 
     score = jobs.add_parser("score", help="print every figure")
     score.add_argument("--prompts", type=int, default=200)
-    sheet = jobs.add_parser("sheet", help="a picture of what it paints, above the exact renders of the same prompts")
+    sheet = jobs.add_parser("sheet", help="save nano's pictures, each above the exact render of its prompt")
     sheet.add_argument("out", type=Path)
     sheet.add_argument("--count", type=int, default=6, help="pictures of each shape")
     for job, run in ((score, _score), (sheet, _sheet)):

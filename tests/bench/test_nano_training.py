@@ -140,7 +140,7 @@ def test_installed_it_is_a_vae_for_every_node(work, linear, comfy_folders):
     (work / "out").mkdir()
     install.install(work, work / "out")
     assert (work / "out" / "vae.safetensors").stat().st_size < 2e6
-    assert train.trained(work / "out").keys() == train.trained(work).keys()  # what is written is taken up again
+    assert train.trained(work / "out").keys() == train.trained(work).keys()  # ``trained`` also reads installed weights
     with torch.inference_mode():
         vae = load_vae(work / "out" / "vae.safetensors", FLAVOURS["nano"])
         picture = torch.from_numpy(scenes.draw(Spec("one", (Object("cat", "red"),), "left", "day", "snow"), (160, 96)))
