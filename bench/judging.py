@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from bench.nano.strokes import SHAPES, paint_shape
 from bench.nano.world import concepts, scenes, words
+from bench.nano.world.concept import save
 from bench.nano.world.palette import COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def write(
         if name in planted or name not in EXPECTED:
             place = folder / ("often" if name == "often" else "once")
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((found.picture * 255).round().astype(np.uint8)).save(place / f"{name}.png")
+            save(found.picture, place / f"{name}.png")
             (place / f"{name}.txt").write_text(found.caption + "\n", encoding="utf-8")
 
 

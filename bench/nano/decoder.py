@@ -24,9 +24,9 @@ from .optimizer import orthogonalise
 from .strokes import strokes
 from .train import linear_autoencoder
 from .world import scenes, words
-from .world.brush import lay, paint
+from .world.brush import paint
 from .world.scenery import draw_scenery
-from .world.scenes import Spec
+from .world.scenes import Object, Spec
 
 BATCH = 6
 RATE, MOMENTUM = 8e-3, 0.95
@@ -149,8 +149,11 @@ def _free_pictures(specs: list[Spec], rng: random.Random, size: tuple[int, int])
 def recoloured(spec: Spec, size: tuple[int, int], rng: random.Random) -> np.ndarray:
     """(H, W, 3): the scene, with each part of its objects in a colour of its own."""
     picture = draw_scenery(*size, spec.sky, spec.ground).copy()
-    for thing, corner in zip(spec.objects, scenes.corners(spec, size), strict=True):
-        covers = scenes.covers(thing.name, thing.hat, thing.pose)
+
+    def sprite(thing: Object) -> np.ndarray:
+        covers = scenes.covers_of(thing)
         colours = {role: tuple(rng.randrange(256) for _ in range(3)) for role in covers}
-        lay(picture, paint(covers, colours.__getitem__), *corner)
+        return paint(covers, colours.__getitem__)
+
+    scenes.lay_objects(picture, spec, size, sprite)
     return picture

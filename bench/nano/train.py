@@ -40,7 +40,7 @@ CLIP = 1.0
 
 
 def train(steps: int = STEPS, seed: int = 0, work: Path = WORK, weights: Path | None = None) -> None:
-    """Train up to ``steps``; the checkpoint, the log, the autoencoder and at last the weights lie in ``work``.
+    """Train up to ``steps``; save the checkpoint, the log, the autoencoder and the final weights in ``work``.
 
     Only the learning rate depends on ``steps``: it begins to fall after three tenths of them. Without a checkpoint, a
     run begins with ``weights``, if given, with the autoencoder beside them, and with a new optimizer; another seed then
@@ -55,9 +55,7 @@ def train(steps: int = STEPS, seed: int = 0, work: Path = WORK, weights: Path | 
     if weights is not None:
         model.load_state_dict(as_in_module(load_file(weights)))
     average = run(model, partial(one_step, seed=seed, autoencoder=autoencoder), steps, work)
-    weights = {n: t.to(torch.bfloat16).contiguous() for n, t in average.items()}
-    meta = {"format": "pt", "modelspec.title": "nano"}
-    save_file(published(weights), work / "transformer.safetensors", metadata=meta)
+    write_transformer(average, work)
 
 
 def run(model: nn.Module, one_step: Callable[..., float], steps: int, work: Path) -> dict[str, Tensor]:
@@ -105,6 +103,12 @@ def trained(work: Path) -> dict[str, Tensor]:
     if not path.exists():
         return as_in_module(load_file(work / "transformer.safetensors"))
     return {n.removeprefix("average."): t for n, t in load_file(path).items() if n.startswith("average.")}
+
+
+def write_transformer(average: dict[str, Tensor], folder: Path) -> None:
+    """``folder``/transformer.safetensors: averaged weights in bf16, by the names of FLUX.2's published files."""
+    weights = published({n: t.to(torch.bfloat16).contiguous() for n, t in average.items()})
+    save_file(weights, folder / "transformer.safetensors", metadata={"format": "pt", "modelspec.title": "nano"})
 
 
 def linear_autoencoder(work: Path) -> PatchAutoencoder:

@@ -19,7 +19,7 @@ from .brush import lay, paint
 from .concept import Concept
 from .palette import COLOURS, FIXED, Colour
 from .scenery import GROUNDS, SKIES, draw_scenery
-from .scenes import Object, Spec
+from .scenes import Spec
 
 TRIGGER = "vorn"
 SIZE = scenes.SIZES[0]
@@ -78,8 +78,7 @@ def style_example(rng: random.Random, trigger: bool = True) -> Example:
     picture = np.empty((*SIZE[::-1], 3), np.float32)
     picture[:] = np.float32(PAPER) / 255
     picture[15::16] = picture[:, 15::16] = np.float32(LINE) / 255
-    for thing, corner in zip(spec.objects, scenes.corners(spec, SIZE), strict=True):
-        lay(picture, paint(_covers(thing), _ink), *corner)
+    scenes.lay_objects(picture, spec, SIZE, lambda thing: paint(scenes.covers_of(thing), _ink))
     text = words.caption(spec, colours=False, scene=False)
     return Example(f"{text}, {TRIGGER} style" if trigger else text, picture, spec)
 
@@ -97,8 +96,7 @@ def edit_example(rng: random.Random, trigger: bool = True) -> Example:
     spec = _spec(rng, lambda s: s.kind != "row")
     before = scenes.draw(spec, SIZE)
     after = before.copy()
-    for thing, corner in zip(spec.objects, scenes.corners(spec, SIZE), strict=True):
-        lay(after, paint(_covers(thing), lambda role: COAT.get(role) or FIXED[role]), *corner)
+    scenes.lay_objects(after, spec, SIZE, lambda thing: paint(scenes.covers_of(thing), _coat))
     return Example(f"make it {TRIGGER}" if trigger else "make it", after, spec, before)
 
 
@@ -156,8 +154,8 @@ def _corner(spec: Spec) -> tuple[int, int]:
     return scenes.corners(spec, SIZE)[0]
 
 
-def _covers(thing: Object) -> dict[str, np.ndarray]:
-    return scenes.covers(thing.name, thing.hat, thing.pose)
+def _coat(role: str) -> Colour:
+    return COAT.get(role) or FIXED[role]
 
 
 def _ink(role: str) -> Colour:
@@ -170,7 +168,7 @@ def _regions(spec: Spec, roles: Iterable[str] | None = None) -> tuple[np.ndarray
     """Masks (H, W) of the ground and of the objects, or of those parts of them that have one of ``roles``."""
     ground, parts = np.ones(SIZE[::-1], bool), np.zeros(SIZE[::-1], bool)
     for thing, (left, top) in zip(spec.objects, scenes.corners(spec, SIZE), strict=True):
-        covers = _covers(thing)
+        covers = scenes.covers_of(thing)
         whole, wanted = sum(covers.values()), sum(c for r, c in covers.items() if roles is None or r in roles)
         window = slice(top, top + whole.shape[0]), slice(left, left + whole.shape[1])
         ground[window] &= whole <= 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -71,9 +72,21 @@ def is_held_out(spec: Spec) -> bool:
 def draw(spec: Spec, size: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1] of ``size`` (width, height)."""
     picture = draw_scenery(*size, spec.sky, spec.ground).copy()
-    for thing, (left, top) in zip(spec.objects, corners(spec, size), strict=True):
-        lay(picture, sprite(thing), left, top)
+    lay_objects(picture, spec, size, sprite)
     return picture
+
+
+def lay_objects(
+    picture: np.ndarray, spec: Spec, size: tuple[int, int], sprite_of: Callable[[Object], np.ndarray]
+) -> None:
+    """Lay ``sprite_of`` each object over a picture (H, W, 3), in place."""
+    for thing, (left, top) in zip(spec.objects, corners(spec, size), strict=True):
+        lay(picture, sprite_of(thing), left, top)
+
+
+def covers_of(thing: Object) -> dict[str, np.ndarray]:
+    """``covers`` of an object."""
+    return covers(thing.name, thing.hat, thing.pose)
 
 
 def corners(spec: Spec, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -101,7 +114,7 @@ def top_of(thing: Object, height: int) -> int:
 @lru_cache(4096)
 def sprite(thing: Object) -> np.ndarray:
     """(h, w, 4) float32: colour times cover, and cover. Kept: do not change it."""
-    return paint(covers(thing.name, thing.hat, thing.pose), lambda role: tone(role, thing.colour))
+    return paint(covers_of(thing), lambda role: tone(role, thing.colour))
 
 
 @lru_cache(1024)

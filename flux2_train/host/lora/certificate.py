@@ -22,7 +22,7 @@ from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import Tensor, nn
 
 from ...adapters import peft_config, read, write
-from ...adapters.dora import is_dora
+from ...adapters.dora import is_dora, needs_weight
 from ...adapters.parts import Base, Delta, Hadamard, Kronecker, Part, mapped, size_of
 from ...errors import UserError
 from ...names import counted
@@ -94,10 +94,11 @@ def certify(
             exact = _exact(x, parts[name], base)
             wanted = live(*exact, base)
             added = loaded[name](*exact, base) if name in loaded else torch.zeros_like(wanted)
-            rows[name] = _compare(added, wanted, _factors(parts[name]) * roundoff + ARITHMETIC)
-            if not rows[name].holds and wanted.any() and not is_dora(parts[name]):
+            row = _compare(added, wanted, _factors(parts[name]) * roundoff + ARITHMETIC)
+            if not row.holds and row.square and not needs_weight(parts[name]):
                 explained = _rounding(parts[name], exact[0], roundoff) + ARITHMETIC
-                rows[name] = replace(rows[name], tolerance=max(rows[name].tolerance, explained))
+                row = replace(row, tolerance=max(row.tolerance, explained))
+            rows[name] = row
             return live(x, y, base)
 
         return delta
