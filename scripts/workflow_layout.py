@@ -14,7 +14,7 @@ from workflow_files import Drawing, Node, Reroute
 # shows some. Measured in the browser; tests/nodes/test_templates.py holds that nothing overlaps.
 ROOM = {
     "Flux2Load": (300, 560),
-    "Flux2DatasetFolder": (320, 690),
+    "Flux2DatasetFolder": (320, 800),
     "Flux2Validation": (320, 420),
     "Flux2CacheEmbeds": (280, 270),
     "Flux2CacheLatents": (280, 270),

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from bench.nano.data import to_pictures, to_pixels
 from bench.nano.learn import demo_settings, job_of
 from bench.nano.score import autoencoder_of
 from bench.nano.world import character, concepts, scenes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", ["character", *(pytest.param(n, marks=pytest.mark.long) for n in ("style", "edit"))])
@@ -76,6 +79,17 @@ def test_datasets_are_folders_as_users_have_them(name, tmp_path):
     assert references.exists() == (name == "edit") and (name != "edit" or len(list(references.iterdir())) == 4)
     concepts.write_dataset(name, tmp_path / "twice" / name, count=4)
     assert all((tmp_path / "twice" / name / p.name).read_bytes() == p.read_bytes() for p in (tmp_path / name).iterdir())
+
+
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_the_shipped_data_sets_are_what_is_drawn_here_and_have_no_picture_twice(name, tmp_path):
+    concepts.write_dataset(name, tmp_path / name)
+    drawn, shipped = sorted((tmp_path / name).iterdir()), sorted((ROOT / "datasets" / name).iterdir())
+    assert [path.name for path in shipped] == [path.name for path in drawn] and len(drawn) == 32
+    content = {path: np.asarray(Image.open(path)).tobytes() for path in (*drawn, *shipped) if path.suffix == ".png"}
+    content |= {path: path.read_text() for path in (*drawn, *shipped) if path.suffix == ".txt"}
+    assert [content[path] for path in shipped] == [content[path] for path in drawn]
+    assert len({content[path] for path in shipped if path.suffix == ".png"}) == 16
 
 
 def test_learn_takes_settings_as_the_terminal_does(tmp_path):

@@ -26,17 +26,25 @@ class Concept:
     score: Callable[[Any, np.ndarray], float]
 
     def write_dataset(self, folder: Path, count: int = 16, seed: int = 0) -> None:
-        """Pictures 01.png, 02.png, ... with .txt captions; an edit's references, so named, in FOLDER-reference."""
-        rng = random.Random(seed)
+        """Pictures 01.png, 02.png, ... with .txt captions; an edit's references, so named, in FOLDER-reference.
+
+        No picture is there twice, as two scenes may be in a concept that leaves out their colours.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        for number in range(1, count + 1):
-            example = self.example(rng, True)
+        for number, example in enumerate(self._distinct(count, random.Random(seed)), 1):
             save(example.picture, folder / f"{number:02}.png")
             (folder / f"{number:02}.txt").write_text(example.caption + "\n", encoding="utf-8")
             if example.reference is not None:
                 references = folder.with_name(folder.name + "-reference")
                 references.mkdir(exist_ok=True)
                 save(example.reference, references / f"{number:02}.png")
+
+    def _distinct(self, count: int, rng: random.Random) -> list:
+        examples = {}
+        while len(examples) < count:
+            example = self.example(rng, True)
+            examples.setdefault(example.picture.tobytes(), example)
+        return list(examples.values())
 
     def probes(self, count: int, trigger: bool = True, seed: int = 1000) -> list:
         """Examples to test with; the same ones with and without the trigger."""

@@ -108,7 +108,19 @@ def test_more_rounding_is_allowed_where_terms_cancel_and_no_more():
         rounded = mapped(part, lambda tensor: tensor.bfloat16().float())
         error = ((rounded(inputs) - part(inputs)).norm() / part(inputs).norm()).item()
         assert (error > 2 * roundoff + certificate.ARITHMETIC) == cancels
-        assert error < certificate._rounding(part, inputs, roundoff) < 3 * error
+        assert error < certificate._rounding(part, inputs, "bf16") < 3 * error
+
+
+def test_small_updates_of_a_bf16_file_may_be_lost_in_rounding():
+    """Adam's updates of a row have nearly one size and point along the inputs, so what is lost of them adds up."""
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(*size, generator=generator).bfloat16().float() for size in ((4, 1024), (32, 4)))
+    inputs = torch.randn(1, 1024, generator=generator) + 0.1 * torch.randn(7, 1024, generator=generator)
+    file, live = LowRank(down, up), LowRank(down + 1e-3 * down.abs() * inputs[:1].sign(), up)
+    assert torch.equal(live.down.bfloat16().float(), file.down)
+    error = ((file(inputs) - live(inputs)).norm() / live(inputs).norm()).item()
+    assert error > 2 * certificate.ROUNDOFF["bf16"] + certificate.ARITHMETIC
+    assert abs(certificate._rounding(live, inputs, "bf16") - error) < certificate.ARITHMETIC
 
 
 def test_an_untrained_adapter_is_certified_as_doing_nothing(tmp_path):
