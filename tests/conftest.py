@@ -40,7 +40,11 @@ import torch  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
 from newest_frontend import newest_frontend  # noqa: E402
 from support import with_few_words  # noqa: E402
-from tiers import pytest_addoption, pytest_xdist_make_scheduler  # noqa: E402, F401  pytest finds them by name
+from tiers import (  # noqa: E402, F401  pytest finds them by name
+    pytest_addoption,
+    pytest_collection_finish,
+    pytest_xdist_make_scheduler,
+)
 
 from bench.encoding import encoded  # noqa: E402
 from flux2_train.data import cache  # noqa: E402

@@ -7,6 +7,7 @@ marked ``long(cases=3)``, ``--quick`` runs three.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter, defaultdict
 
@@ -73,6 +74,15 @@ def pytest_collection_modifyitems(config, items: list) -> None:
     items[:] = kept
     config.hook.pytest_deselected(items=dropped)
     config.stash[LEFT] = left
+
+
+def pytest_collection_finish(session) -> None:
+    """Keep the garbage collector away from what lives to the end: modules, and thousands of collected tests.
+
+    Each run of the trainer collects garbage a few times, which would take a second of each short run.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 LEFT = pytest.StashKey[Counter]()
