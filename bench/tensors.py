@@ -74,10 +74,14 @@ def train(name: str, root: Path, folder: Path) -> dict[str, str]:
 def _command(root: Path, folder: Path, *words: object) -> None:
     """One command of the terminal of the checkout in ``root``, with ComfyUI's folders in ``folder``."""
     threads = {f"{library}_NUM_THREADS": str(THREADS) for library in ("OMP", "MKL", "OPENBLAS")}
-    command = [sys.executable, "-m", "flux2_train", *map(str, words), "--comfyui", f"--cpu --base-directory {folder}"]
-    done = subprocess.run(command, cwd=root, env={**os.environ, **threads}, capture_output=True, text=True)
+    command = ["-m", "flux2_train", *map(str, words), "--comfyui", f"--cpu --base-directory {folder}"]
+    done = _python(command, {**os.environ, **threads}, root)
     if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+        sys.exit(f"python {' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+
+
+def _python(arguments: list[str], environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def checkpoint_parts(path: Path) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-
+import numpy as np
 import torch
 from PIL import Image
 
@@ -69,14 +68,18 @@ def times_plot(config: TimestepSettings, tokens: int, size: tuple[int, int] = (8
 
 
 def _figure(size: tuple[int, int]):
+    """A figure of (width, height) in pixels whose margins fit the labels; to measure these takes longer than to draw."""
     from matplotlib.figure import Figure  # without pyplot: no global state, safe in ComfyUI's worker thread
 
-    return Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
+    width, height = size
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    figure.subplots_adjust(left=75 / width, right=1 - 15 / width, bottom=50 / height, top=1 - 35 / height, hspace=0.08)
+    return figure
 
 
 def _picture(figure) -> Image.Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
-    return Image.open(png).convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
