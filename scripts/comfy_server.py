@@ -23,6 +23,7 @@ PACK = "comfyui-flux2-train"
 SHOWN_EVENT = "flux2_train.shown"  # what a node of this pack shows, as nodes/shown.py sends it
 START_SECONDS = 180
 
+WITHOUT_API_NODES = "--disable-api-nodes"  # those of paid services, which take three seconds of each start
 OnEvent = Callable[[str, dict], None]
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from comfy_server import ROOT, ComfyServer, ServerError
+from comfy_server import ROOT, WITHOUT_API_NODES, ComfyServer, ServerError
 from PIL import Image, ImageDraw
 
 WORKFLOW = ROOT / "workflows" / "api" / "flux2_lora_nano.json"
@@ -143,7 +143,7 @@ def main() -> int:
     folder = ROOT / ".cache" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     print("Starting ComfyUI ...", flush=True)
-    with ComfyServer(folder) as server:
+    with ComfyServer(folder, WITHOUT_API_NODES) as server:
         printer = Printer(prompt)
         history = server.run(prompt, printer)
         written = write(out, server, prompt, history, printer)

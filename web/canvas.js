@@ -31,10 +31,12 @@ function grow(node) {
     const executed = node.onExecuted;
     node.onExecuted = function (...output) {
         executed?.apply(this, output);
-        let frames = 300; // the picture is fetched and drawn first
+        let frames = 300; // the picture is fetched and drawn first; the newer renderer never draws it here
         const look = () => {
+            // Once another workflow is open, its node of the same number would get this size.
+            if (this.graph?.getNodeById(this.id) !== this) return;
             const shown = this.widgets?.some((widget) => widget.name === PICTURE);
-            if (!shown && frames--) return requestAnimationFrame(look);
+            if (!shown) return void (frames-- && requestAnimationFrame(look));
             this.setSize([this.size[0], Math.max(this.size[1], this.computeSize()[1])]);
             this.setDirtyCanvas(true, true);
         };

@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import torch
-from comfy_server import ComfyServer, ServerError
+from comfy_server import WITHOUT_API_NODES, ComfyServer, ServerError
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.server
@@ -25,7 +25,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     (folder / "custom_nodes").mkdir()
     (folder / "custom_nodes" / "probe_node.py").symlink_to(ROOT / "tests" / "processes" / "probe_node.py")
-    with ComfyServer(folder) as running:
+    with ComfyServer(folder, WITHOUT_API_NODES) as running:
         yield running
 
 
@@ -143,14 +143,14 @@ def ask(server, body, kind="application/json", **headers):
 
 @pytest.mark.long
 def test_stop_and_keep_ends_normally_and_the_graph_goes_on(server):
-    prompt = graph("kept", steps=100_000)
+    prompt = graph("kept", steps=1000)  # ComfyUI tells of progress after each half percent
     prompt["n"] = {"class_type": "PreviewAny", "inputs": {"source": [TRAINER, 2]}}
     asked = []
     history = server.run(prompt, At(3, lambda: asked.append(ask(server, '{"run": "kept"}'))))
     assert asked == [(200, "{}")]
     assert history["status"]["status_str"] == "success" and history["outputs"]["n"]
     about = json.loads((run_folder(server, "kept") / "run.json").read_text())
-    assert about["status"] == "finished" and 3 <= about["step"] == about["total"] < 100_000
+    assert about["status"] == "finished" and 3 <= about["step"] == about["total"] < 1000
     assert about["lora"] == "kept.safetensors" and lora(server, "kept")
     again = At(0, lambda: None)
     server.run(prompt, again)
