@@ -68,7 +68,7 @@ def times_plot(config: TimestepSettings, tokens: int, size: tuple[int, int] = (8
 
 
 def _figure(size: tuple[int, int]):
-    """A figure of (width, height) in pixels. Its margins are fixed: to measure the labels would take half of the time."""
+    """A figure of (width, height) in pixels. Its margins are fixed: measuring the labels would take half the time."""
     from matplotlib.figure import Figure  # without pyplot: no global state, safe in ComfyUI's worker thread
 
     width, height = size
