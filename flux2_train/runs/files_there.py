@@ -31,7 +31,9 @@ class Part:
         if self.wrong:
             return f"{BAD}{self.what}: {self.wrong}"
         if self.path is not None:
-            return f"{GOOD}{self.what}: {self.path.name}, {self.path.stat().st_size / 1e9:.2f} GB"
+            size = self.path.stat().st_size
+            shown = f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+            return f"{GOOD}{self.what}: {self.path.name}, {shown}"
         first = self.known[0]
         if first.generate is not None:
             return f"{GOOD}{self.what}: comes with the pack"

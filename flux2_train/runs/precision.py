@@ -269,4 +269,5 @@ def outlook(settings: ModelSettings, transformer: Path | None, surroundings: Sur
     model = _Model(row, weights, stored, surroundings)
     if stored == PLANNED:
         model, _ = _fastest(model, row.name)
-    return [f"as {model.precision}, {_free(surroundings)}", *_rows(model)]
+    stored = AS_IN_FILE if model.precision == AS_IN_FILE else f"as {model.precision}"
+    return [f"{stored}, {_free(surroundings)}", *_rows(model)]

@@ -42,7 +42,11 @@ UNDER = """() => {
 }"""
 SET = """([type, values]) => {
     for (const node of app.graph._nodes.filter(n => n.type === type))
-        for (const [name, value] of Object.entries(values)) node.widgets.find(w => w.name === name).value = value
+        for (const [name, value] of Object.entries(values)) {
+            const widget = node.widgets.find(w => w.name === name)
+            widget.value = value
+            widget.callback?.(value)
+        }
 }"""
 SAID = (
     "() => app.graph._nodes.find(n => n.type === 'Flux2LoraTrainer').widgets.find(w => w.name === 'flux2_shown').value"

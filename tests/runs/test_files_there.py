@@ -1,5 +1,6 @@
 """Which files of a flavour are there, missing or of the wrong kind, and what memory allows, before any is loaded."""
 
+import re
 from pathlib import Path
 
 import folder_paths
@@ -50,6 +51,8 @@ def test_a_file_of_another_kind_is_told(tmp_path):
 def test_files_that_fit_are_not_called_wrong(shipped_nano):
     found = files_there.parts(ModelSettings(flavour="nano"))
     assert [part.wrong for part in found] == ["", "", ""] and all(part.path for part in found)
+    assert re.fullmatch(r"good: transformer: flux2-nano-4-transformer.safetensors, 19.\d MB", lines(flavour="nano")[0])
+    assert precision.outlook(ModelSettings(flavour="nano"), found[0].path)[0].startswith("as in file, free: ")
 
 
 @pytest.mark.parametrize("vram, words", [(24e9, r"s per step"), (0.2e9, "does not fit")])
