@@ -9,8 +9,10 @@ from ..settings.dataset_folder import ONE_PROMPT, DatasetSettings
 from . import captions as texts
 from .dataset import Item
 from .items import UsableImage
+from .looks import alike
 from .pairs import some
 
+FEW = 5  # groups of pictures that look alike are named
 LEAST_KEPT = 2 / 3  # of an image's area: a crop that keeps less is worth a warning
 
 
@@ -60,3 +62,9 @@ def _duplicates(images: list[UsableImage]) -> Iterator[str]:
     for names in same.values():
         if len(names) > 1:
             yield f"the same image is there {len(names)} times: {some(names)}"
+    different = list({image.digest: image for image in images}.values())
+    groups = alike([image.facts.look for image in different])
+    for group in groups[:FEW]:
+        yield f"{len(group)} images look nearly the same: {some([different[place].path.name for place in group])}"
+    if len(groups) > FEW:
+        yield f"so do those of {counted(len(groups) - FEW, 'more group', 'more groups')}"

@@ -22,6 +22,7 @@ from .. import bounded
 from ..errors import UserError
 from ..geometry import MULTIPLE
 from ..names import shown
+from .looks import SIDE, look_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")  # Pillow's names of what is ever decoded
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
@@ -45,18 +46,23 @@ LARGE = 1 << 25  # pixels: pictures beyond it are decoded one at a time
 MAX_BYTES = 1 << 30
 ORIENTATION = 0x0112
 DEEP_MODES = ("I", "F")
+SMOOTH_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I", "F")  # whose pixels Pillow can average
 _one_thread = ThreadPoolExecutor(1, "large pictures")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one file's content: its upright size, whether it has transparency, or why it cannot be used."""
+    """What is known of one file's content: its upright size, whether it has transparency, or why it cannot be used.
+
+    ``look`` is its coarse form, see looks.py.
+    """
 
     width: int = 0
     height: int = 0
     alpha: bool = False
     problem: str = ""
+    look: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -135,20 +141,37 @@ def _why(error: Exception) -> str:
 def _decoded(data: bytes) -> Facts:
     """The facts of an image that can be read to its end. It is decoded, and freed again, in here."""
     with opened(data) as image:
-        return Facts(*_decoded_size(image), transparent(image))
+        size, alpha = _decoded_size(image), transparent(image)
+        return Facts(*size, alpha, look=look_of(_turned(_small(image), image.getexif().get(ORIENTATION, 1))))
 
 
 def _decoded_size(image: Image.Image) -> tuple[int, int]:
     """The upright size, after reading the image to its end."""
     size = image.size
     if image.format == "JPEG":
-        image.draft("L", (1, 1))  # decodes at an eighth of the size
+        image.draft(None, (SIDE, SIDE))  # decodes at a half to an eighth of the size where it is larger
         image.load()
     else:
         image.load()
         size = image.size  # TIFF turns itself
     sideways = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     return size[::-1] if sideways else size
+
+
+def _small(image: Image.Image) -> Image.Image:
+    """The image as a small RGB one; it is made small first, because a large one takes its memory again in RGB."""
+    if image.mode in SMOOTH_MODES:
+        return to_rgb(image.resize((SIDE, SIDE), Image.Resampling.BOX))
+    width, height = (min(side, 16 * SIDE) for side in image.size)
+    return to_rgb(image.resize((width, height), Image.Resampling.NEAREST))
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The image turned as the EXIF of another one says."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image.info["exif"] = exif.tobytes()
+    return ImageOps.exif_transpose(image)
 
 
 def _size_problem(width: int, height: int) -> str:

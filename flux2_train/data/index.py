@@ -245,7 +245,7 @@ def _is_text(path: Path) -> bool:
 
 def _facts(value: object) -> Facts | None:
     """The facts that the index remembers; None for what is no facts, which are then found out anew."""
-    kinds = {"width": int, "height": int, "alpha": bool, "problem": str}
+    kinds = {"width": int, "height": int, "alpha": bool, "problem": str, "look": str}
     fits = isinstance(value, dict) and value.keys() == kinds.keys()
     return Facts(**value) if fits and all(type(value[name]) is kind for name, kind in kinds.items()) else None
 
