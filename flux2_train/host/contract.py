@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,7 @@ TRAINING = "training"
 SAMPLING = "painting images"
 LORAS = "applying and merging LoRAs"
 GRAPH = "the nodes"
+BROWSER = "showing runs, texts and pictures in the browser"
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,20 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         Need("comfy_api.latest:ui.PreviewImage", "images on nodes"),
         Need("comfy.utils:ProgressBar", "progress", ("node_id",)),
     ),
+    BROWSER: (
+        Need("server:PromptServer.send_sync", "sends texts, pictures and steps to open tabs"),
+        Need("server:PromptServer.routes", "the addresses that the pack answers"),
+        Need("server:PromptServer.app", "checks a graph before it is queued"),
+        Need("server:PromptServer.number", "queues a waiting job"),
+        Need("server:PromptServer.prompt_queue", "queues a waiting job, and tells which graph runs"),
+        Need("server:nodes.NODE_CLASS_MAPPINGS", "tells which nodes of a graph run"),
+        Need("execution:PromptQueue.put", "queues a waiting job"),
+        Need("execution:PromptQueue.get_tasks_remaining", "tells whether anything is queued"),
+        Need("execution:PromptQueue.currently_running", "tells which graph runs"),
+    ),
 }
+# They start ComfyUI's server: looked into where that has happened, and not in a terminal.
+_SERVERS = ("server", "execution")
 # fmt: on
 
 
@@ -215,10 +230,12 @@ def sentences() -> list[str]:
 def _lacking(need: Need) -> Iterator[str]:
     module, _, path = need.name.partition(":")
     shown = f"{module}.{path}"
+    if module in _SERVERS and module not in sys.modules:
+        return
     try:
         thing: Any = importlib.import_module(module)
         for part in path.split("."):
-            thing = getattr(thing, part)
+            thing = None if _is_set_by(thing, part) else getattr(thing, part)
     except (ImportError, AttributeError):
         if not need.optional:
             yield f"{shown} ({need.why})"
@@ -226,6 +243,12 @@ def _lacking(need: Need) -> Iterator[str]:
     for name in need.takes:
         if not _takes(thing, name):
             yield f"{shown}'s parameter {name} ({need.why})"
+
+
+def _is_set_by(thing: Any, name: str) -> bool:
+    """Whether the constructor of a class sets that attribute, which the class itself has not."""
+    code = getattr(getattr(thing, "__init__", None), "__code__", None)
+    return inspect.isclass(thing) and not hasattr(thing, name) and code is not None and name in code.co_names
 
 
 def _takes(thing: Any, name: str) -> bool:

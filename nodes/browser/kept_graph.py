@@ -6,11 +6,10 @@ import json
 import logging
 from pathlib import Path
 
-from server import PromptServer
-
 from ...flux2_train.atomic import write_text
 from ...flux2_train.bounded import from_json, read_text
 from ...flux2_train.runs.folder import RunFolder
+from .server import prompt_server
 
 MOST_BYTES = 4 << 20  # of a workflow; one of 500 nodes has about 500 kB
 TRAINER = "Flux2LoraTrainer"
@@ -32,7 +31,7 @@ def keep_graph(folder: Path) -> None:
 
 def _running() -> tuple[dict, dict]:
     """(prompt, workflow) of the graph that runs now, each empty if there is none."""
-    server = getattr(PromptServer, "instance", None)
+    server = prompt_server()
     for item in list(server.prompt_queue.currently_running.values()) if server else ():
         extra = item[3] if len(item) > 3 and isinstance(item[3], dict) else {}
         return item[2], (extra.get("extra_pnginfo") or {}).get("workflow") or {}

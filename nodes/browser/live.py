@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
-from server import PromptServer
 
 from ...flux2_train.bounded import from_json, read_text
 from ...flux2_train.events import Recorded
@@ -18,6 +17,7 @@ from ...flux2_train.settings.base import read
 from ...flux2_train.settings.job import MAX_BYTES
 from ...flux2_train.settings.steering import Request
 from .requests import body, in_words, run_name
+from .server import prompt_server
 from .shown import running_workflow
 
 EVENT = "flux2_train.run"
@@ -96,7 +96,7 @@ def begin(folder: RunFolder, node: str, now: str) -> None:
 
 def tell(folder: RunFolder, node: str, event: Recorded) -> None:
     """Send new lines of a run's record to every open tab."""
-    server = getattr(PromptServer, "instance", None)
+    server = prompt_server()
     if server is not None:
         message = {"run": folder.name, "workflow": running_workflow(), "node": str(node)}
         server.send_sync(EVENT, {**message, "first": event.first, "lines": list(event.lines)})

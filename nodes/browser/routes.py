@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 
 from aiohttp import web
-from server import PromptServer
 
 from ...flux2_train.errors import UserError
 from ...flux2_train.host.loading import files
@@ -16,6 +15,7 @@ from ...flux2_train.settings.model import ModelSettings
 from . import data_changes, job_queue, live, runs
 from .refusals import check_first
 from .requests import body, in_words, run_name
+from .server import prompt_server
 from .shown import BOARD
 
 MOST_NAME = 300
@@ -25,8 +25,8 @@ ONE_AT_A_TIME = asyncio.Lock()
 
 def add_routes() -> None:
     """Add the routes to the server, if there is one."""
-    if getattr(PromptServer, "instance", None) is not None:
-        server = PromptServer.instance
+    server = prompt_server()
+    if server is not None:
         for method, path, route in ROUTES:
             server.routes.route(method, path)(route)
         server.app.middlewares.append(check_first)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from server import PromptServer
 
 from ...flux2_train.bounded import is_file, read_bytes
 from ...flux2_train.data.images import load_rgb
@@ -27,6 +26,7 @@ from ...flux2_train.settings.job import MAX_BYTES
 from ..queue.putting import put
 from .kept_graph import kept_graph
 from .requests import body, in_words, run_name
+from .server import prompt_server
 
 MOST_ROWS = 200  # of one answer
 MOST_POINTS = 2000  # of one curve
@@ -198,7 +198,7 @@ async def lora(request: web.Request) -> web.Response:
     step = given.get("step")
     if type(step) is not int or step not in await asyncio.to_thread(checkpoint_steps, folder):
         raise UserError(f"The run {folder.name} has no checkpoint {shown(str(step))}.")
-    return web.json_response({"prompt_id": put(PromptServer.instance, LORA_NODE, {"run": folder.name, "step": step})})
+    return web.json_response({"prompt_id": put(prompt_server(), LORA_NODE, {"run": folder.name, "step": step})})
 
 
 ROUTES = (

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from comfy_api.latest import ui
 from PIL import Image
-from server import PromptServer
 from torch import Tensor
+
+from .server import prompt_server
 
 EVENT = "flux2_train.shown"
 MOST_WORKFLOWS, MOST_NODES, MOST_CHARACTERS = 16, 64, 20_000
@@ -56,7 +57,7 @@ BOARD = Board()
 
 def show(node: str, **changes) -> None:
     """Change what a node shows, in every tab that has the workflow open."""
-    server = getattr(PromptServer, "instance", None)
+    server = prompt_server()
     if server is None:
         return
     workflow = running_workflow()
@@ -81,7 +82,7 @@ def picture_url(picture: Image.Image) -> str:
 
 def running_workflow() -> str:
     """The id of the workflow that runs now, empty for a graph that a script has queued."""
-    server = getattr(PromptServer, "instance", None)
+    server = prompt_server()
     if server is None:
         return ""
     for running in list(server.prompt_queue.currently_running.values()):

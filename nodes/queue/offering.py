@@ -10,6 +10,7 @@ from server import PromptServer
 
 from ...flux2_train.runs.queue.folder import WAITING, Queue
 from ...flux2_train.runs.queue.place import own_queue
+from ..browser.server import prompt_server
 from .putting import put
 
 PATIENCE = 2.0  # seconds between two looks: what a person queues meanwhile comes first
@@ -18,7 +19,7 @@ NODE = "Flux2TrainQueued"
 
 def begin_offering() -> None:
     """Start the thread that looks, if there is a server."""
-    server = getattr(PromptServer, "instance", None)
+    server = prompt_server()
     if server is not None:
         threading.Thread(target=_offer_for_ever, args=(server,), name="flux2_train queue", daemon=True).start()
 
