@@ -3,8 +3,9 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { showPicture } from "./data/find.js";
 import { ask } from "./panel/feed.js";
+import { followFocus } from "./panel/in_sight.js";
 import { runPanel } from "./panel/run_panel.js";
-import { nodeOf } from "./shown.js";
+import { forget, nodeOf } from "./shown.js";
 
 const TRAINER = "Flux2LoraTrainer";
 const NAME = "flux2_run";
@@ -17,6 +18,7 @@ class RunWidget {
         this.height = 0;
         this.holder = document.createElement("div");
         this.holder.style.cssText = "width: 100%; overflow: hidden";
+        followFocus(this.holder);
         this.widget = node.addDOMWidget(NAME, "flux2_run", this.holder, {
             serialize: false, hideOnZoom: false, margin: MARGIN, getValue: () => this.run ?? "", setValue: () => {},
             getMinHeight: () => this.room(), getMaxHeight: () => this.room(),
@@ -36,11 +38,17 @@ class RunWidget {
         this.panel?.close();
         this.run = run;
         this.panel = runPanel(run, { goOn: () => app.queuePrompt(0, 1), enlarge: true, showPicture });
+        this.panel.addEventListener("flux2shown", () => this.told(this.panel.feed.state));
         this.holder.replaceChildren(this.panel);
         this.sizes ??= new ResizeObserver(() => this.fit());
         this.sizes.disconnect();
         this.sizes.observe(this.panel);
         this.fit();
+    }
+
+    // the text below the panel says what a run is doing, and a process that was killed did not say that it ended
+    told({ status, trains }) {
+        if (status === "killed" && !trains) forget(this.node);
     }
 
     fit() {
@@ -102,6 +110,7 @@ app.registerExtension({
             const node = nodeOf(detail.node);
             if (node?.comfyClass === TRAINER) widgetOf(node).show(detail.run);
         });
+        api.addEventListener("reconnected", restore); // a run may have begun meanwhile
     },
     afterConfigureGraph() {
         restore();

@@ -118,6 +118,9 @@ export class Panel {
 
 const panels = new WeakMap();
 
+// what a node said is no longer so
+export const forget = (node) => panels.get(node)?.show({ text: "", image: "" });
+
 export function panelOf(node) {
     if (!panels.has(node)) panels.set(node, new Panel(node));
     return panels.get(node);

@@ -6,7 +6,7 @@ import copy
 import uuid
 from pathlib import Path
 
-from browsing import LOOK_AT, load, photograph, press_run
+from browsing import LOOK_AT, load, photograph, press_run, steady_box
 from mistakes import DATA, GRAPH, LOAD, TRAINER
 
 VALIDATION = "9"
@@ -18,7 +18,7 @@ STATE = """() => {
              previews: [...state.previews.keys()], labels: state.pictures.map(each => each.label),
              checkpoints: [...state.checkpoints], warnings: state.warnings, notes: state.notes,
              validation: Object.keys(state.curves.validation).length, prompts: state.prompts, next: state.next,
-             drawn: panel.querySelector('canvas')?.width ?? 0 }
+             drawn: panel.querySelector('canvas')?.width ?? 0, away: panel.feed.away }
 }"""
 WAIT = "code => { const state = ({STATE})(); return state && new Function('s', `return ${code}`)(state) }"
 LIGHT = "name => app.extensionManager.setting.set('Comfy.ColorPalette', name)"
@@ -33,6 +33,19 @@ FITS = """id => {
         bottom: page.top + (node.pos[1] + node.size[1] + offset[1]) * scale }
     return inner.width > 100 && inner.left >= outer.left - 1 && inner.right <= outer.right + 1
         && inner.top >= outer.top - 1 && inner.bottom <= outer.bottom + 1
+}"""
+
+# Moves the canvas until an element of a node lies in the middle of the window.
+TO_MIDDLE = """element => {
+    const { x, y, width, height } = element.getBoundingClientRect(), { ds } = app.canvas
+    ds.offset[0] += (innerWidth / 2 - x - width / 2) / ds.scale
+    ds.offset[1] += (innerHeight / 2 - y - height / 2) / ds.scale
+    app.canvas.setDirty(true, true)
+}"""
+# Whether nothing lies over the element that has the focus.
+IN_SIGHT = """() => {
+    const { x, y, width, height } = document.activeElement.getBoundingClientRect()
+    return document.elementFromPoint(x + width / 2, y + height / 2) === document.activeElement
 }"""
 
 
@@ -69,8 +82,20 @@ def begin(page, prompt: dict, workflow: str) -> dict:
 
 
 def press(page, text: str):
-    """Press a button of the panel."""
-    page.locator(".flux2-run").first.get_by_role("button", name=text, exact=True).click()
+    """Press a button of the panel, as somebody who moves the canvas until no bar of ComfyUI lies over it."""
+    button = page.locator(".flux2-run").first.get_by_role("button", name=text, exact=True)
+    button.evaluate(TO_MIDDLE)
+    steady_box(button)
+    button.click()
+
+
+def tab_to(page, name: str) -> None:
+    """Press Tab until the button of that name has the focus."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("() => document.activeElement.textContent") == name:
+            return
+    raise AssertionError(f"the key Tab does not reach {name}")
 
 
 def look(page, folder: Path, name: str, scale: float = 0.8) -> None:

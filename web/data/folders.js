@@ -1,5 +1,5 @@
 // Choosing a folder instead of typing its name, and a new data set of pictures that are dropped on the node.
-import { api } from "../../../scripts/api.js";
+import { reach } from "../panel/reach.js";
 import { counted, words } from "../words.js";
 import { asked, countedPictures, el } from "./dom.js";
 import { read, send } from "./requests.js";
@@ -62,7 +62,7 @@ async function upload(name, { file, into }) {
     form.append("image", file, clean(file.name));
     form.append("type", "input");
     form.append("subfolder", [name, ...into.map(clean)].join("/"));
-    const answer = await api.fetchApi("/upload/image", { method: "POST", body: form });
+    const answer = await reach("/upload/image", { method: "POST", body: form });
     if (!answer.ok) throw new Error(words("{name} was not uploaded ({why}).", { name: file.name, why: `${answer.status} ${answer.statusText}` }));
     return [...into.map(clean), (await answer.json()).name].join("/");
 }

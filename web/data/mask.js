@@ -1,5 +1,5 @@
 // Paints a mask over a picture: what is painted counts in the loss. With the pointer, or with arrow keys and the space bar.
-import { api } from "../../../scripts/api.js";
+import { reach } from "../panel/reach.js";
 import { words } from "../words.js";
 import { button, el } from "./dom.js";
 import { addressOf, send } from "./requests.js";
@@ -89,7 +89,7 @@ class Painter {
 
     // takes the white of a mask's PNG as painted
     async take(address) {
-        const answer = await api.fetchApi(address);
+        const answer = await reach(address);
         if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? words("The mask cannot be read."));
         const content = await answer.blob();
         if (content.size) {

@@ -1,6 +1,7 @@
 // What is asked of the server, and what a node's widgets and wired option nodes say about its data set.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { reach } from "../panel/reach.js";
 import { words } from "../words.js";
 
 const ROUTE = "/flux2_train/data";
@@ -25,9 +26,9 @@ async function answered(answer) {
     return found;
 }
 
-export const read = async (what) => answered(await api.fetchApi(`${ROUTE}/${what}`));
+export const read = async (what) => answered(await reach(`${ROUTE}/${what}`));
 
-export const send = async (what, body) => answered(await api.fetchApi(`${ROUTE}/${what}`, {
+export const send = async (what, body) => answered(await reach(`${ROUTE}/${what}`, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
 }));
 

@@ -1,6 +1,7 @@
 // Keeps the state of runs up to date: from ComfyUI's websocket while this server trains them, else by asking the server.
 import { api } from "../../../scripts/api.js";
 import { words } from "../words.js";
+import { reach } from "./reach.js";
 import { RunState } from "./run_state.js";
 
 const EVENT = "flux2_train.run";
@@ -8,14 +9,14 @@ const ASK_EVERY = 2000; // ms, for a run that another process trains, or whose m
 const followers = new Map(); // by run: Set of Feed
 
 export async function ask(query) {
-    const answer = await api.fetchApi(`/flux2_train/run?${new URLSearchParams(query)}`);
+    const answer = await reach(`/flux2_train/run?${new URLSearchParams(query)}`);
     return answer.ok ? await answer.json() : {};
 }
 
 // asks something of a run; returns what is wrong, in words, or an empty text
 export async function steer(run, what, change = undefined) {
     const body = JSON.stringify({ run, ask: what, ...(change ? { change } : {}) });
-    const answer = await api.fetchApi("/flux2_train/steer", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    const answer = await reach("/flux2_train/steer", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     if (answer.ok) return "";
     return (await answer.json().catch(() => ({}))).error ?? words("The server answered {status}.", { status: answer.status });
 }
@@ -26,6 +27,7 @@ export class Feed {
         this.run = run;
         this.changed = changed;
         this.state = new RunState();
+        this.away = false; // whether the server cannot be reached; the panel then shows what was known last
         this.heard = 0;
         this.load();
     }
@@ -52,8 +54,9 @@ export class Feed {
         if (this.asking || this.stopped) return;
         this.asking = true;
         try {
-            const answer = await ask({ run: this.run, after });
-            if (!answer.run) return;
+            const answer = await ask({ run: this.run, after }).catch(() => null);
+            this.reached(Boolean(answer)); // if it is away, the next look asks again
+            if (!answer?.run) return;
             // A record only grows. One shorter than it was when we asked is another run's that has this name now; the
             // websocket may have brought lines since then.
             if (answer.next < after) {
@@ -67,16 +70,21 @@ export class Feed {
             }
             this.state.take(answer);
             this.draw();
-        } catch {
-            // the server is away; the next look asks again
         } finally {
             this.asking = false;
         }
     }
 
+    reached(answers) {
+        if (this.away === !answers) return;
+        this.away = !answers;
+        this.draw();
+    }
+
     // lines from the websocket: those that follow what is known are added, after a gap the server is asked
     hear({ first, lines }) {
         this.heard = Date.now();
+        this.reached(true);
         if (first > this.state.next || !lines.length) return void this.refresh(this.state.next);
         const fresh = lines.slice(this.state.next - first);
         this.state.add(fresh);
@@ -86,7 +94,8 @@ export class Feed {
 
     look(now = false) {
         const quiet = Date.now() - this.heard > 1.5 * ASK_EVERY;
-        if (now || (quiet && (this.state.trains || this.state.status === "running"))) this.refresh(this.state.next);
+        const goesOn = this.state.trains || this.state.status === "running";
+        if (now || this.away || (quiet && goesOn)) this.refresh(this.state.next);
     }
 
     draw() {
@@ -100,6 +109,6 @@ export class Feed {
 api.addEventListener(EVENT, ({ detail }) => {
     for (const feed of followers.get(detail.run) ?? []) feed.hear(detail);
 });
-api.addEventListener("reconnected", () => {
-    for (const feeds of followers.values()) for (const feed of feeds) feed.look(true);
-});
+const each = (act) => [...followers.values()].forEach((feeds) => feeds.forEach(act));
+api.addEventListener("reconnecting", () => each((feed) => feed.reached(false)));
+api.addEventListener("reconnected", () => each((feed) => feed.look(true)));

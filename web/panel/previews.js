@@ -91,9 +91,10 @@ export class Previews {
         this.filled = key;
         const children = steps.map((step) => {
             const image = make("img", { src: painted(this.run, step, this.picture), alt: "", loading: "lazy" });
-            const made = button("", () => this.choose(step), { "aria-label": words("preview after step {step}", { step }) });
+            const seen = step ? String(step) : words("start"), name = words("preview after step {step}", { step });
+            const made = button("", () => this.choose(step), { "aria-label": step ? name : `${seen}, ${name}` }); // says what is seen
             made.setAttribute("aria-current", String(step === chosen));
-            made.append(image, step ? String(step) : words("start"));
+            made.append(image, seen);
             return made;
         });
         if (due) children.push(make("span", { className: "due", title: words("the next preview"), textContent: String(Math.min(due, this.state.total)) }));

@@ -45,6 +45,7 @@ class Panel {
         this.chip = make("span", { className: "chip" });
         this.title.append(this.chip);
         this.pace = make("span");
+        this.lost = make("p", { className: "note warning lost", role: "status" });
         this.where = make("p", { className: "dim where" });
         this.learned = make("p", { className: "dim learned" });
         this.fillBar = make("i");
@@ -56,7 +57,7 @@ class Panel {
         this.warnings = new Warnings(this.steering, options.showPicture);
         this.columns = make("div", { className: "columns" }, make("div", {}, this.chart.element, this.memory, this.warnings.element), this.previews.element);
         this.element = make("section", { className: "flux2-run", "aria-label": words("training run {run}", { run }) },
-            make("div", { className: "row" }, this.title, this.pace), this.where, this.learned, this.bar, this.columns, this.steering.element);
+            make("div", { className: "row" }, this.title, this.pace), this.lost, this.where, this.learned, this.bar, this.columns, this.steering.element);
         if (options.enlarge) this.title.append(button(words("enlarge"), () => enlarge(run, options), { className: "plain" }));
         for (const kind of ["pointerdown", "wheel", "dblclick"]) {
             // the graph behind must not move; a scroll that this panel does not take belongs to the graph
@@ -70,11 +71,12 @@ class Panel {
     }
 
     show(state) {
-        const { step, total, status, phase } = state, trains = state.trains;
-        this.chip.textContent = inPanel(trains ? "running" : status);
-        this.chip.className = `chip ${trains ? "training" : BAD.includes(status) ? "bad" : status}`;
+        const { step, total, status, phase } = state, trains = state.trains, { away } = this.feed;
+        this.chip.textContent = away ? words("no connection") : inPanel(trains ? "running" : status);
+        this.chip.className = `chip ${away ? "" : trains ? "training" : BAD.includes(status) ? "bad" : status}`;
+        this.lost.textContent = away ? words("⚠ The server cannot be reached. The panel shows what it knew last and asks again every few seconds.") : "";
         this.where.textContent = [words("step {step} of {total}", { step, total }), phase || (trains ? "" : whyOf(state))].filter(Boolean).join(" · ");
-        this.pace.textContent = this.paceOf(state);
+        this.pace.textContent = this.paceOf(state, trains && !away);
         this.learned.textContent = learnedIn(state);
         this.fillBar.style.width = `${total ? (100 * step) / total : 0}%`;
         this.bar.setAttribute("aria-valuemax", total);
@@ -83,16 +85,16 @@ class Panel {
         this.previews.show(state);
         this.columns.classList.toggle("both", state.previews.size > 0);
         this.showMemory(state);
-        this.steering.show(state);
+        this.steering.show(state, away);
         this.warnings.show(state);
         this.element.dispatchEvent(new CustomEvent("flux2shown"));
     }
 
-    paceOf(state) {
+    paceOf(state, trains) {
         const each = state.secondsPerStep;
         if (!each) return "";
         const pace = words("{seconds} s a step", { seconds: each < 0.095 ? each.toFixed(3) : each.toFixed(2) });
-        if (!state.trains) return state.saved ? `${pace} · ${state.saved}` : pace;
+        if (!trains) return state.saved ? `${pace} · ${state.saved}` : pace;
         const ends = new Date(Date.now() + state.secondsLeft * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
         return [pace, words("{time} left", { time: clock(state.secondsLeft) }), words("ends {time}", { time: ends })].join(" · ");
     }

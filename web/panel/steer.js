@@ -45,9 +45,10 @@ export class Steering {
         return form;
     }
 
-    show(state) {
-        if (this.state && this.trained !== state.trains) this.say("", false);
-        Object.assign(this, { state, trained: state.trains });
+    // ``away``: the server cannot be reached
+    show(state, away) {
+        if (this.state && (this.trained !== state.trains || this.away !== away)) this.say("", false);
+        Object.assign(this, { state, away, trained: state.trains });
         for (const each of this.buttons) each.hidden = !state.trains;
         this.buttons[3].hidden ||= !state.prompts.length;
         this.prompts.hidden = !state.prompts.length;
@@ -77,12 +78,13 @@ export class Steering {
     }
 
     async ask(what, change) {
-        const wrong = await steer(this.run, what, change).catch(() => words("The server cannot be reached."));
+        const wrong = await steer(this.run, what, change).catch((error) => error.message);
         this.say(wrong || done(what), Boolean(wrong));
         return !wrong;
     }
 
     async continue(goOn) {
+        if (this.away) return this.say(words("The server cannot be reached."), true);
         this.say(words("Queued: it goes on when its turn comes."), false);
         await goOn();
     }

@@ -51,7 +51,7 @@ const STYLE = `
 .flux2-run form { display: grid; gap: 6px; margin-top: 8px; grid-template-columns: auto minmax(0, 1fr); align-items: center; }
 .flux2-run form textarea, .flux2-run form .row { width: 100%; grid-column: 1 / -1; }
 .flux2-run .said { margin-top: 6px; min-height: 0; }
-.flux2-run .said:empty { display: none; }
+.flux2-run .said:empty, .flux2-run .lost:empty { display: none; }
 .flux2-run .said.wrong { color: var(--bad); }
 .flux2-run .slider { position: relative; border-radius: 8px; overflow: hidden; background: #0004; touch-action: none; }
 .flux2-run .slider img { display: block; width: 100%; max-height: 420px; object-fit: contain; }

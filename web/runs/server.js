@@ -1,6 +1,7 @@
 // What the tab asks the server for. Every route is in docs/routes.md.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { reach } from "../panel/reach.js";
 import { words } from "../words.js";
 
 export function say(severity, detail) {
@@ -22,16 +23,16 @@ async function answered(answer) {
 const pathOf = (path, query) => `/flux2_train/${path}${query ? `?${new URLSearchParams(query)}` : ""}`;
 
 export async function get(path, query) {
-    return (await answered(await api.fetchApi(pathOf(path, query)))).json();
+    return (await answered(await reach(pathOf(path, query)))).json();
 }
 
 export async function getText(path, query) {
-    return (await answered(await api.fetchApi(pathOf(path, query)))).text();
+    return (await answered(await reach(pathOf(path, query)))).text();
 }
 
 async function send(path, body) {
     const headers = { "Content-Type": "application/json" };
-    return (await answered(await api.fetchApi(path, { method: "POST", headers, body: JSON.stringify(body) }))).json();
+    return (await answered(await reach(path, { method: "POST", headers, body: JSON.stringify(body) }))).json();
 }
 
 export const post = (path, body) => send(pathOf(path), body);

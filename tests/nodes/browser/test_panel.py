@@ -4,10 +4,10 @@ On the frontend that ComfyUI pins, in its older renderer; under --all in the new
 """
 
 import pytest
+from axe import serious_findings
 from browsing import WATCH, clear_toasts, load, open_tab, photograph, run, says, steady_box
-from comfy_server import ComfyServer
 from mistakes import TRAINER, write_files
-from panels import FITS, LIGHT, begin, graph, look, press, state, until
+from panels import FITS, IN_SIGHT, LIGHT, begin, graph, look, press, state, tab_to, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
 SLOW = pytest.mark.slow
@@ -97,6 +97,7 @@ def test_the_slider_is_dragged_and_pictures_and_panel_open_large(training, tmp_p
     page.wait_for_function("() => document.querySelector('dialog.flux2-full canvas')?.width > 400")
     page.wait_for_timeout(500)
     photograph(page, tmp_path, f"{name}_large")
+    assert serious_findings(page, "dialog.flux2-full") == []
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
 
@@ -138,33 +139,24 @@ def test_a_pause_frees_the_server_for_another_graph_and_go_on_goes_on(training, 
     look(page, tmp_path, f"{name}_went_on")
 
 
-def test_what_is_refused_is_said(training):
-    page, *_ = training
-    press(page, "Change …")
-    page.locator(".flux2-run").get_by_label("steps", exact=True).fill("1")
-    press(page, "Apply")
+def test_the_keyboard_alone_steers_and_what_is_refused_is_said(training, tmp_path):
+    page, _, name, _ = training
+    page.evaluate("id => app.canvas.centerOnNode(app.graph.getNodeById(Number(id)))", TRAINER)
+    steady_box(page.locator(".flux2-run .plot"))
+    page.locator(".flux2-run .plot").focus()
+    tab_to(page, "Save now")
+    page.keyboard.press("Space")
+    until(page, "s.checkpoints.length > 0")
+    tab_to(page, "Change …")
+    page.keyboard.press("Enter")  # the form opens, and its first field has the focus
+    page.keyboard.press("Tab")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("1")
+    tab_to(page, "Apply")
+    page.wait_for_function(IN_SIGHT)
+    photograph(page, tmp_path, f"{name}_keyboard")
+    assert serious_findings(page, ".flux2-run") == []
+    page.keyboard.press("Enter")
     warned = until(page, "s.warnings.length === 1")["warnings"]
     assert "steps are done already: steps was not changed to 1." in warned[0]
     assert state(page)["total"] == 100_000
-
-
-@pytest.mark.slow
-def test_a_restarted_server_shows_the_run_and_goes_on_with_it(chromium, tmp_path):
-    """Killed in the middle of a run: after its restart the panel shows what was trained, and Go on continues."""
-    with ComfyServer(tmp_path) as server:
-        write_files(server.folder)
-        page = open_tab(chromium.new_context(viewport={"width": 1600, "height": 1400}, locale="en-US"), server, False)
-        begin(page, *graph("restarted"))
-        press(page, "Save now")
-        saved = until(page, "s.checkpoints.length > 0")
-        page.wait_for_timeout(1500)  # the frontend keeps a draft of the workflow, from which it is restored
-        server.process.kill()
-        server.process.wait(30)
-        server.start()
-        page.reload()
-        killed = until(page, "s.status === 'killed' && !s.trains")
-        assert killed["step"] >= saved["step"] and killed["points"] == killed["step"]
-        look(page, tmp_path, "restarted")
-        press(page, "Go on")
-        went_on = until(page, f"s.trains && s.notes.length && s.step > {saved['checkpoints'][0]}")
-        assert went_on["run"] == "restarted" and went_on["points"] == went_on["step"]

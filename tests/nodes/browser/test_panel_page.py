@@ -8,6 +8,7 @@ import math
 import re
 
 import pytest
+from axe import serious_findings
 from browsing import browser, open_tab, photograph, steady_box
 from PIL import Image
 
@@ -204,3 +205,13 @@ def test_what_can_be_pressed_has_a_name_and_an_ended_run_has_no_buttons_to_steer
     visible = page.evaluate("""() => [...flux2Panel.querySelectorAll('.buttons button')].filter(b => b.offsetParent)
         .map(b => b.textContent)""")
     assert visible == []
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_a_screen_reader_and_a_keyboard_find_their_way(page, colours):
+    """axe-core has no serious finding about the panel and its pictures in full size."""
+    page.evaluate("name => app.extensionManager.setting.set('Comfy.ColorPalette', name)", colours)
+    assert serious_findings(page, ".flux2-run") == []
+    page.locator(".flux2-run").get_by_role("button", name="full size").click()
+    assert serious_findings(page, "dialog.flux2-full") == []
+    page.keyboard.press("Escape")
