@@ -20,6 +20,9 @@ export const stateInWords = (state) => ({
     killed: words("killed"), paused: words("paused"), broken: words("broken"), waiting: words("waiting"), done: words("done"),
 })[state] ?? state;
 
+// Why a run has ended: the server says it in English, as do run.json and the log.
+export const whyInWords = (why) => (why === "cancelled" ? words("cancelled") : why);
+
 // A category as ComfyUI shows it: its last part is translated.
 export const categoryOf = (kind) => `FLUX.2/${translations.nodeCategories?.[kind] ?? kind}`;
 

@@ -333,4 +333,5 @@ class Session:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    cancelled = not isinstance(error, Exception)  # ComfyUI's Cancel, Ctrl+C: neither of them says anything
+    return str(error) or ("cancelled" if cancelled else type(error).__name__)

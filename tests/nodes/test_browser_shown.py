@@ -125,6 +125,7 @@ def test_cancel_says_what_was_saved_and_that_run_goes_on(tab, tmp_path):
     ended = shown(page, TRAINER, rf"^Stopped after step \d+, saved as {file}\. Run goes on from here\.")
     assert "left" not in ended["text"].split("\n")[0]
     says(page, "Run goes on from here.")
+    page.locator(".flux2-run .where").get_by_text("cancelled").wait_for()
     photograph(page, tmp_path, f"{name}_cancelled")
     clear_toasts(page)
 

@@ -76,6 +76,7 @@ def test_queued_again_it_goes_on_by_itself(trainer, tmp_path):
     whole = steps(trainer())
     folder = interrupted(trainer, tmp_path)
     assert folder.about()["status"] == STOPPED and folder.about()["step"] == CUT
+    assert folder.about()["why"] == "cancelled"  # an interrupt says nothing itself
     assert (tmp_path / "loras" / "run_step2.safetensors").is_file()
     rest, listener = trainer(), Listener()
     results = session(rest, tmp_path, listener)

@@ -22,6 +22,7 @@ const STYLE = `
   color: var(--input-text, #ddd); background: var(--comfy-input-bg, #333); border: 1px solid var(--line); border-radius: 6px; padding: 4px 8px; }
 .flux2-data .head, .flux2-data .tools, .flux2-data .verdicts { display: flex; flex-wrap: wrap; gap: 8px; align-items: center;
   padding: 9px 16px; border-bottom: 1px solid var(--line); }
+.flux2-data .head input { width: 17em; max-width: 100%; }
 .flux2-data .tools:empty, .flux2-data .verdicts:empty { display: none; }
 .flux2-data .dim, .flux2-ask .dim, .flux2-mask .dim { color: var(--dim); }
 .flux2-data .space { flex: 1; } .flux2-data .wide { width: 100%; flex-wrap: nowrap; }

@@ -15,7 +15,7 @@ const SERIES = [
 const number = (value) => (value === null || value === undefined ? "–" : Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toFixed(4));
 
 // [steps, ...curves] between two steps; where there are many steps, the extremes of each bucket stand for it
-export function points(curves, last, from = 0, to = last) {
+export function points(curves, keys, last, from = 0, to = last) {
     from = Math.max(0, Math.floor(from));
     to = Math.min(last, Math.ceil(to));
     const stride = Math.max(1, Math.ceil((to - from + 1) / (MOST / 2)));
@@ -28,7 +28,7 @@ export function points(curves, last, from = 0, to = last) {
     const measured = [...Object.keys(curves.validation), ...Object.keys(curves.selectivity)];
     for (const key of measured) if (key >= from && key <= to) keep.add(Number(key));
     const steps = [...keep].sort((a, b) => a - b);
-    return [steps, ...SERIES.map(({ key }) => steps.map((step) => curves[key][step] ?? null))];
+    return [steps, ...keys.map((key) => steps.map((step) => curves[key][step] ?? null))];
 }
 
 function extremes(values, start, end) {
@@ -74,9 +74,9 @@ export class Chart {
 
     show(state) {
         this.state = state;
-        const shown = SERIES.filter(({ key }) => state.curves[key].length).map(({ key }) => key).join();
-        if (shown !== this.shown || !this.plot) {
-            this.shown = shown;
+        const shown = SERIES.filter(({ key }) => key === "loss" || state.curves[key].length), names = shown.map(({ key }) => key).join();
+        if (names !== this.names || !this.plot) {
+            Object.assign(this, { shown, names });
             this.build();
         } else this.redraw();
         this.describe();
@@ -91,7 +91,7 @@ export class Chart {
 
     data() {
         const last = Math.max(this.state.step, this.state.curves.validation.length - 1);
-        return points(this.state.curves, last, ...(this.zoomed ?? []));
+        return points(this.state.curves, this.shown.map(({ key }) => key), last, ...(this.zoomed ?? []));
     }
 
     // the last step of the run, or in a long run's beginning one at which the curve can be seen
@@ -111,11 +111,11 @@ export class Chart {
             width, height: heightFor(width), padding: [8, 10, 0, 0],
             scales: { x: { time: false, range: () => this.zoomed ?? [0, this.end()] }, y: { distr: this.log ? 3 : 1 }, times: { range: (_, least, most) => [0, Math.max(2, 1.1 * (most ?? 0))] } },
             axes: [{ ...axis, size: 30, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 2500, 5000, 1e4, 2e4, 5e4, 1e5, 2e5] }, { ...axis, size: 50 },
-                ...(this.shown.includes("selectivity") ? [{ ...axis, scale: "times", side: 1, size: 42, grid: { show: false } }] : [])],
+                ...(this.shown.some(({ scale }) => scale) ? [{ ...axis, scale: "times", side: 1, size: 42, grid: { show: false } }] : [])],
             series: [
                 { label: words("step"), value: (_, value) => value ?? this.state.step },
-                ...SERIES.map((each) => ({
-                    points: { show: false }, ...each, show: this.shown.split(",").includes(each.key), spanGaps: true,
+                ...this.shown.map((each) => ({
+                    points: { show: false }, ...each, spanGaps: true,
                     label: each.key === "validation" && this.state.heldOut ? words("held-out") : each.label(),
                     value: (_, value, __, at) => number(at === null ? this.state.curves[each.key].at(-1) : value),
                 })),

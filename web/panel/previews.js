@@ -31,13 +31,13 @@ export class Previews {
         this.slider = make("div", { className: "slider" }, this.under, this.over, this.slide, this.line, ...this.badges);
         this.before = button("◀", () => this.turn(-1), { title: words("previous prompt"), "aria-label": words("previous prompt") });
         this.after = button("▶", () => this.turn(1), { title: words("next prompt"), "aria-label": words("next prompt") });
-        this.label = make("span");
+        this.label = make("span", { className: "label" });
         this.seed = make("span", { className: "dim" });
         this.full = button(words("full size"), () => this.open(), { className: "plain" });
         this.near = make("p", { className: "dim near" });
         this.strip = make("div", { className: "strip", role: "group", "aria-label": words("previews through time") });
         this.element = make("div", { className: "previews" }, this.slider,
-            make("div", { className: "row" }, make("span", {}, this.before, " ", this.label, " ", this.after), make("span", {}, this.seed, this.full)),
+            make("div", { className: "row" }, make("span", { className: "turn" }, this.before, this.label, this.after), make("span", {}, this.seed, this.full)),
             this.near, this.strip);
         this.slide.addEventListener("input", () => this.cut());
         this.slider.addEventListener("pointerdown", (event) => (this.pressed = [event.clientX, event.clientY]));
@@ -66,8 +66,8 @@ export class Previews {
         this.source(this.over, painted(this.run, step, this.picture));
         this.badges[1].textContent = words("LoRA, step {step}", { step });
         const place = all.length > 1 ? [words("{number} of {count}", { number: this.place + 1, count: all.length })] : [];
-        this.label.textContent = [`“${this.picture.label}”`, ...place].join(" ");
-        this.seed.textContent = words("seed {seed}", { seed: this.picture.seed });
+        this.label.textContent = this.label.title = `“${this.picture.label}”`;
+        this.seed.textContent = [...place, words("seed {seed}", { seed: this.picture.seed })].join(" · ");
         this.showNearest(state.previews.get(step)?.find(({ number }) => number === this.picture.number));
         this.before.disabled = this.after.disabled = all.length < 2;
         this.fill(spread(steps, MOST_STRIP), step);

@@ -1,6 +1,6 @@
 // The panel of one run: how far it is, its losses, its previews, what to know and what can be done. For any run, training or
 // ended: ``runPanel(name)`` returns an element, whose ``close`` ends it and whose ``feed.state`` is the run.
-import { stateInWords, words } from "../words.js";
+import { stateInWords, whyInWords, words } from "../words.js";
 import { Chart } from "./chart.js";
 import { Feed } from "./feed.js";
 import { Previews } from "./previews.js";
@@ -32,7 +32,7 @@ function learnedIn({ change, best, bestFile }) {
 
 // why a run has ended; one that was cut off could not say it
 function whyOf({ status, why, checkpoints }) {
-    if (status !== "killed") return why;
+    if (status !== "killed") return whyInWords(why);
     return checkpoints.size ? words("the process that trained it has ended; Go on continues from its last checkpoint")
         : words("the process that trained it has ended before the first checkpoint; Go on begins anew");
 }
@@ -45,7 +45,7 @@ class Panel {
         this.chip = make("span", { className: "chip" });
         this.title.append(this.chip);
         this.pace = make("span");
-        this.lost = make("p", { className: "note warning lost", role: "status" });
+        this.lost = make("p", { className: "note lost", role: "status" });
         this.where = make("p", { className: "dim where" });
         this.learned = make("p", { className: "dim learned" });
         this.fillBar = make("i");

@@ -4,7 +4,7 @@ import { words } from "../words.js";
 const SHEET = new URL("../vendor/uPlot.min.css", import.meta.url).href;
 const STYLE = `
 .flux2-run { --ours: #8f74ff; --good: #4caf7d; --warn: #e0a030; --bad: #e8746b; --text: var(--fg-color, #ddd);
-  --dim: color-mix(in srgb, var(--text) 62%, transparent); --soft: color-mix(in srgb, var(--text) 8%, transparent);
+  --dim: color-mix(in srgb, var(--text) 80%, transparent); --soft: color-mix(in srgb, var(--text) 8%, transparent);
   --edge: color-mix(in srgb, var(--text) 20%, transparent);
   box-sizing: border-box; width: 100%; container-type: inline-size; color: var(--text);
   font: 12px/1.4 ui-sans-serif, system-ui, sans-serif; user-select: text; }
@@ -22,7 +22,7 @@ const STYLE = `
 .flux2-run .bar i { display: block; height: 100%; width: 0; background: linear-gradient(90deg, #6b4dff, #9b84ff); }
 .flux2-run .columns { display: grid; gap: 10px; grid-template-columns: minmax(0, 1fr); }
 @container (min-width: 600px) { .flux2-run .columns.both { grid-template-columns: minmax(0, 1.15fr) minmax(0, 1fr); } }
-.flux2-run .plot { background: var(--soft); border-radius: 6px; padding: 4px 2px 0; min-height: 60px; }
+.flux2-run .plot { background: var(--comfy-input-bg, #222); border-radius: 6px; padding: 4px 2px; min-height: 60px; }
 .flux2-run .uplot, .flux2-run .uplot * { font: 11px/1.3 ui-sans-serif, system-ui, sans-serif; }
 .flux2-run .u-legend { text-align: left; color: var(--text); font-variant-numeric: tabular-nums; }
 .flux2-run .u-legend th, .flux2-run .u-legend td { padding: 1px 3px; }
@@ -33,7 +33,7 @@ const STYLE = `
   overflow-wrap: anywhere; }
 .flux2-run summary { cursor: pointer; }
 .flux2-run details pre { white-space: pre-wrap; margin: 4px 0 0; font: 11px/1.35 ui-monospace, monospace; }
-.flux2-run .warning { border-left: 3px solid var(--warn); }
+.flux2-run .warning, .flux2-run .lost { border-left: 3px solid var(--warn); }
 .flux2-run .helps { display: flex; flex-wrap: wrap; gap: 6px; margin-top: 4px; }
 .flux2-run .helps:not(:has(button:not([hidden]))) { display: none; }
 .flux2-run .failed { border-left: 3px solid var(--bad); }
@@ -64,6 +64,9 @@ const STYLE = `
 .flux2-run .slider .line::after { content: "↔"; position: absolute; top: 46%; left: -15px; width: 32px; text-align: center;
   border-radius: 14px; background: #fff; color: #222; font-weight: 700; }
 .flux2-run .slider input:focus-visible ~ .line { background: var(--ours); }
+.flux2-run .turn { display: flex; gap: 6px; align-items: center; min-width: 0; }
+.flux2-run .turn .label { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
+  overflow-wrap: anywhere; }
 .flux2-run .badge { position: absolute; top: 6px; padding: 0 6px; border-radius: 5px; background: #000a; color: #fff;
   font-size: 11px; pointer-events: none; }
 .flux2-run .strip { display: flex; gap: 5px; overflow-x: auto; padding: 3px; }

@@ -1,5 +1,5 @@
 // One run, or two laid over each other, beside the sidebar.
-import { words } from "../words.js";
+import { whyInWords, words } from "../words.js";
 import { actionsOf, goOnFrom } from "./actions.js";
 import { chart, COLOURS } from "./chart.js";
 import { pictures } from "./pictures.js";
@@ -161,7 +161,7 @@ function facts(run) {
     const lines = [make("p", { className: "dim" }, parts.filter(Boolean).join(" · "))];
     const settings = Object.entries(run.settings ?? {}).map(([name, value]) => `${name} ${value}`).join(" · ");
     if (settings) lines.push(make("p", { className: "dim" }, settings));
-    if (run.why) lines.push(make("p", { className: "why" }, run.why));
+    if (run.why) lines.push(make("p", { className: "why" }, whyInWords(run.why)));
     return make("div", {}, ...lines);
 }
 
