@@ -43,7 +43,7 @@ export class List {
     }
 
     begin() {
-        this.element.after(this.empty);
+        this.element.before(this.empty);
         this.sizes = new ResizeObserver(() => this.draw());
         this.sizes.observe(this.element);
         this.refresh();
