@@ -273,8 +273,8 @@ def require(use: str) -> None:
 
 def _sentence(use: str) -> str:
     return (
-        f"ComfyUI {version()} has no {'; no '.join(lacking(use))}. Without it this pack cannot do {use}; what else it "
-        f"does still works. {_TRIED}"
+        f"ComfyUI {version()} has no {'; no '.join(lacking(use))}. Without it this does not work: {use}. The rest of "
+        f"the pack works. {_TRIED}"
     )
 
 

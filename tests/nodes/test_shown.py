@@ -36,7 +36,7 @@ def test_a_picture_becomes_an_address_that_a_browser_reads(shown):
 
 
 def test_on_a_server_of_another_kind_nothing_is_shown_and_nothing_fails(pack, shown, monkeypatch):
-    """A newer ComfyUI may lack what we use of its server: nodes run, and the log says what the browser does not show."""
+    """A newer ComfyUI may lack what we use of its server: nodes run, and the log says what is not shown."""
     server = importlib.import_module("server")
     contract = importlib.import_module(f"{pack.__name__}.flux2_train.host.contract")
     routes = importlib.import_module(f"{pack.__name__}.nodes.browser.routes")
@@ -48,6 +48,6 @@ def test_on_a_server_of_another_kind_nothing_is_shown_and_nothing_fails(pack, sh
         shown.show("1", text="step 1")
         assert shown.running_workflow() == "" and shown.keep("1", "done") == {shown.TEXT: ["done"]}
         (sentence,) = contract.sentences()
-        assert "server.PromptServer.send_sync" in sentence and "cannot do showing runs, texts and pictures" in sentence
+        assert "server.PromptServer.send_sync" in sentence and "not work: showing runs, texts and pictures" in sentence
     finally:
         contract.lacking.cache_clear()
