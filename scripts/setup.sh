@@ -9,6 +9,8 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 CACHE="$ROOT/.cache"
 mkdir -p "$CACHE"
+# Where this is set, as it is in many containers, each process compiles all of ComfyUI again before it starts.
+unset PYTHONDONTWRITEBYTECODE
 
 NEWEST=0.30.0
 OLDEST=0.16.3
