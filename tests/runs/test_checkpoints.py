@@ -53,7 +53,8 @@ def test_what_a_checkpoint_cannot_hold_is_named():
 
 def snapshot(step, loss=None, size=1000):
     about = About(step, 100, {"training": {}}, "fingerprint", 1, loss)
-    return Snapshot.of(about, {"step": step, "weights": torch.full((size,), float(step))})
+    state = {"step": step, "moments": torch.full((5,), -float(step)), "weights": torch.full((size,), float(step))}
+    return Snapshot.of(about, state)
 
 
 def test_a_file_says_what_it_is_without_its_tensors(tmp_path):
