@@ -93,7 +93,8 @@ class Checkpoint:
         """The state. Raises DamagedCheckpoint if one bit of it has changed."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies: newer safetensors map the file, which Windows could then not remove while the run goes on.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 header = _header(file)
             sum_is_right = checksum(tensors) == header["crc32"]
             state = packing.unpack(header["state"], tensors)
