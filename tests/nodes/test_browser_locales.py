@@ -92,15 +92,25 @@ def main_words(language: str) -> dict:
     return json.loads((LOCALES / language / "main.json").read_text("utf-8"))
 
 
+def hovered(page) -> str:
+    """The tooltip of a widget on the canvas; none where the view has moved, as it does after a template is opened."""
+    x, y = page.evaluate(ROW, [TRAINER, WIDGET])
+    page.wait_for_timeout(300)
+    page.mouse.move(x, y)
+    page.mouse.move(x + 1, y)
+    for _ in range(30):
+        page.wait_for_timeout(100)
+        if text := page.evaluate("() => document.querySelector('.node-tooltip')?.textContent.trim()"):
+            return text
+    return ""
+
+
 def tooltip(page, renderer: str) -> str:
     """What comes up where the mouse stays on a widget's name."""
-    row = page.evaluate(ROW, [TRAINER, WIDGET])
-    page.wait_for_timeout(300)  # the view has moved: the frontend draws it anew
     if renderer == "canvas":
-        page.mouse.move(*row)
-        page.mouse.move(row[0] + 1, row[1])
-        page.wait_for_function("() => document.querySelector('.node-tooltip')?.textContent.trim()")
-        return page.locator(".node-tooltip").inner_text().strip()
+        return next(filter(None, (hovered(page) for _ in range(10))))
+    page.evaluate(ROW, [TRAINER, WIDGET])
+    page.wait_for_timeout(300)  # the view has moved: the frontend draws it anew
     number = page.evaluate(SAID, TRAINER)["id"]
     label = page.evaluate(LABEL, [TRAINER, WIDGET])
     page.locator(f"[data-node-id='{number}']").get_by_text(label, exact=True).first.hover()
