@@ -150,7 +150,10 @@ def test_the_keyboard_alone_steers_and_what_is_refused_is_said(training, tmp_pat
     tab_to(page, "Save now")
     page.keyboard.press("Space")
     until(page, "s.checkpoints.length > 0")
+    page.evaluate("() => { app.canvas.ds.offset[1] += 600; app.canvas.setDirty(true, true) }")  # below the window
+    page.wait_for_function(f"() => !({IN_SIGHT})()")
     tab_to(page, "Change …")
+    page.wait_for_function(IN_SIGHT)  # the graph has followed
     page.keyboard.press("Enter")  # the form opens, and its first field has the focus
     page.keyboard.press("Tab")
     page.keyboard.press("Control+A")
