@@ -22,7 +22,7 @@ const STYLE = `
 .flux2-run .bar i { display: block; height: 100%; width: 0; background: linear-gradient(90deg, #6b4dff, #9b84ff); }
 .flux2-run .columns { display: grid; gap: 10px; grid-template-columns: minmax(0, 1fr); }
 @container (min-width: 600px) { .flux2-run .columns.both { grid-template-columns: minmax(0, 1.15fr) minmax(0, 1fr); } }
-.flux2-run .plot { background: var(--comfy-input-bg, #222); border-radius: 6px; padding: 4px 2px; min-height: 60px; }
+.flux2-run .plot { background: var(--comfy-menu-bg, #222); border-radius: 6px; padding: 4px 2px; min-height: 60px; }
 .flux2-run .uplot, .flux2-run .uplot * { font: 11px/1.3 ui-sans-serif, system-ui, sans-serif; }
 .flux2-run .u-legend { text-align: left; color: var(--text); font-variant-numeric: tabular-nums; }
 .flux2-run .u-legend th, .flux2-run .u-legend td { padding: 1px 3px; }
