@@ -11,7 +11,8 @@ from comfy_server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = ROOT / "tests" / "processes"
-PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
+_OWN = (str(ROOT), str(ROOT / "tests" / "helpers"))
+PYTHONPATH = os.pathsep.join(filter(None, [*_OWN, os.environ.get("PYTHONPATH")]))
 
 
 def run_probe(script: str, *arguments, **environment: str) -> str:

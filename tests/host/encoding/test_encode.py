@@ -56,7 +56,11 @@ def tekken() -> torch.Tensor:
     special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "<pad>"]
     vocab = [{"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode()} for i in range(256)]
     known = [{"rank": i, "token_str": special[i] if i < len(special) else f"<s{i}>"} for i in range(1000)]
-    data = {"config": {"default_vocab_size": 1256}, "special_tokens": known, "vocab": vocab}
+    data = {
+        "config": {"default_vocab_size": 1256, "default_num_special_tokens": 1000},
+        "special_tokens": known,
+        "vocab": vocab,
+    }
     return torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8)
 
 

@@ -1,6 +1,7 @@
 """ComfyUI's memory management is started as its own main.py does it, statement by statement, on any card."""
 
 import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -48,11 +49,9 @@ def started(who: str, name: str) -> dict:
 
 
 def environment() -> dict:
-    import os
-
     left_out = ("PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE")
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
-    return {**kept, "PYTHONPATH": str(ROOT)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))}
 
 
 def compare(name: str) -> None:
