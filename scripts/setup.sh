@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 CACHE="$ROOT/.cache"
 mkdir -p "$CACHE"
-# Where this is set, as it is in many containers, each process compiles all of ComfyUI again before it starts.
+# Many containers set this variable. Python then keeps no compiled files, and each process compiles ComfyUI anew.
 unset PYTHONDONTWRITEBYTECODE
 
 NEWEST=0.30.0

@@ -142,7 +142,7 @@ def _decoded(data: bytes) -> Facts:
     """The facts of an image that can be read to its end. It is decoded, and freed again, in here."""
     with opened(data) as image:
         size, alpha = _decoded_size(image), transparent(image)
-        return Facts(*size, alpha, look=look_of(_turned(_small(image), image.getexif().get(ORIENTATION, 1))))
+        return Facts(*size, alpha, look=look_of(_small(image)))
 
 
 def _decoded_size(image: Image.Image) -> tuple[int, int]:
@@ -159,19 +159,12 @@ def _decoded_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _small(image: Image.Image) -> Image.Image:
-    """The image as a small RGB one; it is made small first, because a large one takes its memory again in RGB."""
+    """The image upright, small and in RGB. It is made small first: in RGB a large one would take its memory again."""
     if image.mode in SMOOTH_MODES:
-        return to_rgb(image.resize((SIDE, SIDE), Image.Resampling.BOX))
-    width, height = (min(side, 16 * SIDE) for side in image.size)
-    return to_rgb(image.resize((width, height), Image.Resampling.NEAREST))
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """The image turned as the EXIF of another one says."""
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    image.info["exif"] = exif.tobytes()
-    return ImageOps.exif_transpose(image)
+        small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    else:
+        small = image.resize(tuple(min(side, 16 * SIDE) for side in image.size), Image.Resampling.NEAREST)
+    return to_rgb(ImageOps.exif_transpose(small))  # what is resized keeps its EXIF
 
 
 def _size_problem(width: int, height: int) -> str:

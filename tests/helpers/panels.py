@@ -35,14 +35,14 @@ FITS = """id => {
         && inner.top >= outer.top - 1 && inner.bottom <= outer.bottom + 1
 }"""
 
-# Moves the canvas until an element of a node lies in the middle of the window.
+# JavaScript that moves the canvas, so that an element of a node lies in the middle of the window.
 TO_MIDDLE = """element => {
     const { x, y, width, height } = element.getBoundingClientRect(), { ds } = app.canvas
     ds.offset[0] += (innerWidth / 2 - x - width / 2) / ds.scale
     ds.offset[1] += (innerHeight / 2 - y - height / 2) / ds.scale
     app.canvas.setDirty(true, true)
 }"""
-# Whether nothing lies over the element that has the focus.
+# JavaScript that tells whether the element with the focus can be seen: nothing lies over its middle.
 IN_SIGHT = """() => {
     const { x, y, width, height } = document.activeElement.getBoundingClientRect()
     return document.elementFromPoint(x + width / 2, y + height / 2) === document.activeElement
@@ -82,7 +82,7 @@ def begin(page, prompt: dict, workflow: str) -> dict:
 
 
 def press(page, text: str):
-    """Press a button of the panel, as somebody who moves the canvas until no bar of ComfyUI lies over it."""
+    """Press a button of the panel. This first moves the canvas, so that no bar of ComfyUI covers the button."""
     button = page.locator(".flux2-run").first.get_by_role("button", name=text, exact=True)
     button.evaluate(TO_MIDDLE)
     steady_box(button)

@@ -110,7 +110,7 @@ def tooltip(page, renderer: str) -> str:
     if renderer == "canvas":
         return next(filter(None, (hovered(page) for _ in range(10))))
     page.evaluate(ROW, [TRAINER, WIDGET])
-    page.wait_for_timeout(300)  # the view has moved: the frontend draws it anew
+    page.wait_for_timeout(300)  # the frontend needs some frames to draw the view that has moved
     number = page.evaluate(SAID, TRAINER)["id"]
     label = page.evaluate(LABEL, [TRAINER, WIDGET])
     page.locator(f"[data-node-id='{number}']").get_by_text(label, exact=True).first.hover()

@@ -16,7 +16,7 @@ from runs_tab import detail, open_runs, option
 from flux2_train.runs.folder import RUNNING, RunFolder
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
-# Without the panel and the texts of a run: the node shows the first training as soon as the server has begun it.
+# It leaves out what shows a run: the server may have begun the first training already, and the node then shows it.
 WIDGETS = """id => app.graph.getNodeById(Number(id)).widgets.map(each => [each.name, each.value])
     .filter(([name]) => !name.startsWith('flux2_'))"""
 FINISHED = """count => [...document.querySelectorAll('.flux2-runs .run .chip')]

@@ -1,4 +1,4 @@
-"""A custom node pack for the test server: when each step of a run was done, and when the tabs were told of it.
+"""A custom node pack for the test server. It notes when each step of a run was done, and when the server sent it.
 
 ``GET /timed`` answers ``done`` (seconds since 1970 by step) and ``sent`` (seconds and the last step of each message).
 """
