@@ -49,7 +49,7 @@ LOOK_AT = """([id, scale]) => {
     app.canvas.draw(true, true)
 }"""
 
-# The frontend's badge of running jobs pulses, which takes most of a core while a graph runs. Animations end at once instead.
+# The frontend's badge of running jobs pulses, which takes most of a core while a graph runs: animations end at once.
 STILL = """() => document.addEventListener('DOMContentLoaded', () => {
     const style = document.createElement('style')
     style.textContent = `*, *::before, *::after { animation-duration: 1ms !important; animation-delay: 0s !important;

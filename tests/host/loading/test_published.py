@@ -6,6 +6,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
+from newer_formats import teach
 from published import DEV, KLEIN, LAYOUTS, drawn, tensors, write, write_diffusers
 from safetensors.torch import load_file, save_file
 from support import adapters_for, loss_of, problem, require_precision, tiny_caches
@@ -23,6 +24,7 @@ from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.results import write_results
 from flux2_train.settings.training import TrainingSettings
 
+ROUNDING = ("int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8", "awq_w4a16")  # sampling rounds activations as well
 STORED = [name for name, layout in LAYOUTS.items() if layout.format]
 OFTEN = {"bf16", "fp8", "fp8mixed"}  # what runs always of the longer tests
 ALWAYS = OFTEN | {"nvfp4", "int8 convrot", "scaled fp8", "checkpoint fp8"}
@@ -41,10 +43,10 @@ def weights():
 
 
 @pytest.fixture(autouse=True)
-def _only_what_this_comfyui_has(request):
+def _only_what_this_comfyui_has(request, monkeypatch):
     name = request.node.callspec.params.get("layout") if hasattr(request.node, "callspec") else None
     format = LAYOUTS[name].format if name in LAYOUTS else ""
-    if format not in ("", "cast", *comfy.quant_ops.QUANT_ALGOS):
+    if format not in ("", "cast", *comfy.quant_ops.QUANT_ALGOS) and not teach(format, monkeypatch):
         pytest.skip(f"this ComfyUI has no {format}")
 
 
@@ -149,7 +151,7 @@ def test_a_lora_is_trained_saved_and_applied(layout, written, tmp_path):
     saved, base = load_file(found.lora_path), plain(values)
     before, exact = predict(base), predict(lora.apply(base, saved, 1.0, lora.BYPASS))
     fresh = ours(path)
-    if LAYOUTS[layout].format not in ("int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8"):  # round activations too
+    if LAYOUTS[layout].format not in ROUNDING:
         there = predict(fresh)
         assert error(predict(lora.apply(fresh, saved, 1.0, lora.BYPASS)) - there, exact - before) <= 1e-3
     assert (exact - before).norm() > 1e-3 * before.norm()
