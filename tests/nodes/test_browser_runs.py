@@ -113,6 +113,21 @@ def test_the_keyboard_alone_finds_compares_enlarges_and_closes(opened, runs):
     page.locator(".flux2-ask").wait_for(state="detached")
 
 
+def test_who_leaves_the_search_is_not_moved_back_to_the_top(opened, runs):
+    """The list is asked for a moment after the last key, or as soon as the field is left."""
+    page, _, _ = opened
+    five_runs(runs)
+    open_runs(page, 5)
+    page.get_by_role("searchbox", name="Search runs").focus()
+    page.keyboard.type("vor")
+    page.wait_for_function("() => document.querySelectorAll('.flux2-runs .run').length === 2")
+    page.keyboard.type("n")
+    page.get_by_role("listbox", name="Runs").focus()
+    page.keyboard.press("End")
+    page.wait_for_timeout(500)  # longer than the list waits for the next key
+    assert page.evaluate("() => document.activeElement.getAttribute('aria-activedescendant')") == "flux2-run-1"
+
+
 def test_a_run_is_deleted_after_a_question(opened, runs, tmp_path):
     page, _, name = opened
     make_run(runs, "one"), make_run(runs, "two")

@@ -18,12 +18,13 @@ export class List {
         this.chose = chose;
         this.pages = new Map();
         this.found = 0;
+        this.typing = 0;
         this.active = 0;
         this.chosen = [];
         this.facts = make("span", { className: "dim" });
         this.search = make("input", {
             type: "search", placeholder: words("Search names and settings"), "aria-label": words("Search runs"),
-            oninput: () => this.later(),
+            oninput: () => this.later(), onblur: () => this.find(),
         });
         this.head = make(
             "div", { className: "head" },
@@ -58,12 +59,17 @@ export class List {
 
     later() {
         clearTimeout(this.typing);
-        this.typing = setTimeout(() => {
-            this.element.scrollTop = 0;
-            this.active = 0;
-            this.pages.clear();
-            this.refresh();
-        }, TYPING);
+        this.typing = setTimeout(() => this.find(), TYPING);
+    }
+
+    // looks for what is typed, also when the field is left: who moves in the list then is not moved back to its top
+    find() {
+        if (!this.typing) return;
+        clearTimeout(this.typing);
+        this.typing = 0;
+        this.element.scrollTop = 0;
+        this.active = 0;
+        this.refresh();
     }
 
     // asks anew for the pages in sight; the others are asked for when they come into sight
