@@ -111,7 +111,7 @@ class TrainingSettings(Settings):
     )
     checkpointing: bool = setting(
         True,
-        "Recompute each block instead of keeping its activations: far less memory, about a third more time. Turn it "
+        "Recompute each block instead of keeping its activations: far less memory, nearly half more time. Turn it "
         "off only if the card has room to spare.",
         **RARE,
     )
