@@ -3,6 +3,7 @@
 import json
 import pickle
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.resume import AUTO, NEW
 from flux2_train.runs.session import train
 from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.optimizer import EmaSettings
 from flux2_train.settings.saving import CheckpointSettings, SaveSettings
 from flux2_train.settings.training import TrainingSettings
@@ -101,3 +103,21 @@ def test_another_number_of_processes_is_named_or_makes_the_same_step(runs, cache
     assert taken_up == [4]
     whole, nothing = alone(runs / "whole", caches, NEW, **short, batch=4)
     assert not nothing and all((ours[name] - whole[name]).norm() < 1e-4 * whole[name].norm() for name in whole)
+
+
+@pytest.mark.slow
+def test_killed_with_a_shared_base_it_goes_on_in_one_process_with_a_whole_one(tmp_path, caches):
+    """All processes end, though each has parts of the base that the others wait for; nothing of it is in a checkpoint."""
+    plain = {"name": "shared", "adapter": AdapterSettings()}
+    failed, said = launch(
+        tmp_path, caches, (replace(CONFIG, **plain, memory=MemorySettings(share_base=True)), NEW, 5, signal.SIGKILL)
+    )
+    ended, folder = time.time(), RunFolder(tmp_path / "runs" / "shared")
+    assert failed and "Signal 9" in said, said
+    assert json.loads(folder.job.read_text())["training"]["memory"]["share_base"] is True
+    seconds = ended - max(path.stat().st_mtime for path in folder.path.rglob("*") if path.is_file())
+    ours, taken_up = alone(tmp_path, caches, folder, **plain, batch=4)
+    assert taken_up == [4] and seconds < 30
+    whole, nothing = alone(tmp_path / "whole", caches, NEW, **plain, batch=4)
+    assert not nothing and all((ours[name] - whole[name]).norm() < 1e-4 * whole[name].norm() for name in whole)
+    print(f"from kill -9 of the main process to the end of all: {seconds:.1f} s at most")
