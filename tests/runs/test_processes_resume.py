@@ -107,7 +107,7 @@ def test_another_number_of_processes_is_named_or_makes_the_same_step(runs, cache
 
 @pytest.mark.slow
 def test_killed_with_a_shared_base_it_goes_on_in_one_process_with_a_whole_one(tmp_path, caches):
-    """All processes end, though each has parts of the base that the others wait for; nothing of it is in a checkpoint."""
+    """All processes end, though each waits for parts of the base that another has; no checkpoint holds any of it."""
     plain = {"name": "shared", "adapter": AdapterSettings()}
     failed, said = launch(
         tmp_path, caches, (replace(CONFIG, **plain, memory=MemorySettings(share_base=True)), NEW, 5, signal.SIGKILL)
