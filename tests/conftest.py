@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -97,6 +98,14 @@ def pytest_configure(config):
         "tests", max_examples={"--quick": 20, "": 100, "--all": 2000}[tiers.tier_of(config)], deadline=None
     )
     hypothesis.settings.load_profile("tests")
+    _hear_signals()
+
+
+def _hear_signals() -> None:
+    """A script's background processes ignore Ctrl-C, those of nohup a closed terminal: the tests' own must not."""
+    for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        if signal.getsignal(getattr(signal, name, signal.SIGINT)) is signal.SIG_IGN:
+            signal.signal(getattr(signal, name), usual)
 
 
 def pytest_collection_modifyitems(config, items):

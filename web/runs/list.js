@@ -54,6 +54,7 @@ export class List {
     end() {
         clearInterval(this.timer);
         clearTimeout(this.typing);
+        this.typing = 0; // the field loses the focus with the tab
         this.sizes?.disconnect();
     }
 
