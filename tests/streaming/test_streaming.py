@@ -8,7 +8,7 @@ import torch
 from delayed import Late, Stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import FORMATS, adapters_for, given_back, loss_of, problem, tiny_flux2
+from support import FORMATS, adapters_for, given_back, loss_of, problem, brief_flux2
 
 from flux2_train.host.borrowed import streamed
 from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
@@ -219,7 +219,7 @@ def equal(a, b):
 @pytest.mark.long(cases=5)
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_streamed_step_equals_a_resident_one_bit_by_bit(format):
-    model = tiny_flux2(format=format)
+    model = brief_flux2(format=format)
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
     expected = results(model, adapters, case, Borrowed(Layout()))
     before = {name: layer.weight for name, layer in linears(model).items()}
@@ -236,7 +236,7 @@ def test_a_streamed_step_equals_a_resident_one_bit_by_bit(format):
 @pytest.mark.parametrize("kind", [{}, {"dora": True}], ids=["lora", "dora"])
 @pytest.mark.parametrize("via", [Late, lambda: None], ids=["late", "the device's way"])
 def test_however_it_is_streamed(layout, kind, via):
-    model = tiny_flux2(format="scaled_fp8_e4m3")
+    model = brief_flux2(format="scaled_fp8_e4m3")
     adapters, case = adapters_for(model, **kind), problem(2, references=1, dtype=torch.float32)
     expected = results(model, adapters, case, Borrowed(Layout()))
     assert equal(results(model, adapters, case, Borrowed(layout, via())), expected)
@@ -245,14 +245,14 @@ def test_however_it_is_streamed(layout, kind, via):
 @pytest.mark.parametrize("reads", [3, 13, 20, 31])
 def test_a_step_after_one_that_broke_off_is_right(reads):
     """In forward (12 reads), recomputation and backward."""
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
     expected = results(model, adapters, case, Borrowed(Layout()))
     assert equal(results(model, adapters, case, Borrowed(Layout(streamed=ALL), Late()), reads), expected)
 
 
 def test_the_layout_can_change_between_steps():
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
     expected, how = results(model, adapters, case, Borrowed(Layout()))[1:], Borrowed(Layout("off"))
     with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode():
@@ -267,7 +267,7 @@ def test_the_layout_can_change_between_steps():
 
 def test_a_preview_in_between_runs_on_streamed_weights():
     """Outside of a step, too, a streamed layer finds its weight: with the LoRA, without autograd."""
-    model = tiny_flux2(format="int8")
+    model = brief_flux2(format="int8")
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
     with borrow_as(model, adapters.deltas(), Borrowed(Layout(streamed=ALL), Late())) as borrowed:
         with training_mode(), torch.no_grad():
@@ -281,7 +281,7 @@ def test_a_preview_in_between_runs_on_streamed_weights():
 @pytest.mark.parametrize("checkpointing", ["blocks", "off"])
 def test_of_a_model_too_everything_is_fetched_ahead_after_two_steps(plain, checkpointing):
     """With passes of the base model mixed in. Weights are read inside autograd functions, where gradients are off."""
-    model = tiny_flux2(single=4)
+    model = brief_flux2(single=4)
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
     how, missed = Borrowed(Layout(checkpointing, streamed=(0, 1, 2, 3, 4))), []
     with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode():
