@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import comfy.model_management
 import pytest
 import torch
-from support import adapters_for, problem, tiny_caches, tiny_flux2
+from support import adapters_for, brief_flux2, problem, tiny_caches
 
 from flux2_train import events
 from flux2_train.errors import UserError
@@ -31,7 +31,7 @@ def in_fp16(model):
 
 def gradients(dtype, scale):
     """Gradients of a mean over the 2304 tokens of an image of 768 px, by parameter, in fp32."""
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model)
     model.model.manual_cast_dtype = dtype
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +64,7 @@ def test_fp16_without_a_scale_loses_gradients_and_with_one_it_does_not(exact):
 
 
 def test_bf16_is_chosen_where_the_device_has_it(monkeypatch):
-    model = in_fp16(tiny_flux2())
+    model = in_fp16(brief_flux2())
     assert training_dtype(model) == torch.float16
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: True)
     assert training_dtype(model) == torch.bfloat16
@@ -91,7 +91,7 @@ def dtypes(model, adapters):
 
 def test_the_model_trains_in_bf16_and_samples_as_before(monkeypatch):
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: True)
-    model = in_fp16(tiny_flux2())
+    model = in_fp16(brief_flux2())
     assert dtypes(model, adapters_for(model)) == [torch.bfloat16, torch.float32]
     assert model.model.manual_cast_dtype is None
 
@@ -107,28 +107,28 @@ def warnings(received):
 
 @pytest.mark.long
 def test_a_run_in_fp16_says_so_and_keeps_its_scale_in_the_checkpoint():
-    trainer = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
+    trainer = new_trainer(in_fp16(brief_flux2()), *tiny_caches(), CONFIG)
     received = run(trainer)
     assert "computes in  fp16, with loss scaling" in next(e.text for e in received if isinstance(e, events.Planned))
     saved = SimpleNamespace(path=Path("x.safetensors"), certificate="", note="")
     assert "computes in  fp16, with loss scaling" in report(trainer, trainer.dataset, saved)["plan"]
     assert len(trainer.history.losses) == 3 and not warnings(received)
     trainer.loss_scale.scale /= 4
-    other = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
+    other = new_trainer(in_fp16(brief_flux2()), *tiny_caches(), CONFIG)
     with torch.inference_mode():
         other.load_state_dict(trainer.state_dict())
     assert other.loss_scale.state_dict() == trainer.loss_scale.state_dict()
 
 
 def test_a_run_in_fp32_is_not_scaled():
-    trainer = new_trainer(tiny_flux2(), *tiny_caches(), CONFIG)
+    trainer = new_trainer(brief_flux2(), *tiny_caches(), CONFIG)
     assert "computes in  fp32" in trainer.memory.describe().splitlines()
     loss = torch.tensor(3.0)
     assert not trainer.loss_scale.on and trainer.loss_scale.up(loss) is loss
 
 
 def test_a_checkpoint_without_a_scale_is_read():
-    trainer = new_trainer(tiny_flux2(), *tiny_caches(), CONFIG)
+    trainer = new_trainer(brief_flux2(), *tiny_caches(), CONFIG)
     state = trainer.state_dict()
     del state["guards"]["loss_scale"]
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def test_a_checkpoint_without_a_scale_is_read():
 
 @pytest.mark.long
 def test_gradients_that_overflow_halve_the_scale_and_leave_the_update_out():
-    trainer = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), CONFIG)
+    trainer = new_trainer(in_fp16(brief_flux2()), *tiny_caches(), CONFIG)
     trainer.loss_scale.scale = 2.0**31
     before = {name: p.detach().clone() for name, p in trainer.adapters.masters().items()}
     received = run(trainer)
@@ -152,7 +152,7 @@ def test_gradients_that_overflow_halve_the_scale_and_leave_the_update_out():
 @pytest.mark.long
 def test_after_ten_halvings_in_a_row_the_rule_for_bad_losses_holds(monkeypatch):
     config = replace(CONFIG, steps=40)
-    trainer = new_trainer(in_fp16(tiny_flux2()), *tiny_caches(), config)
+    trainer = new_trainer(in_fp16(brief_flux2()), *tiny_caches(), config)
     monkeypatch.setattr(trainer.loss_scale, "down", lambda parameters: [p.grad.fill_(torch.inf) for p in parameters])
     with pytest.raises(UserError, match=f"The loss is nan after 0 steps, {config.guard.bad_losses} times in a row"):
         run(trainer)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
-from support import inputs_of, tiny_caches, tiny_flux2
+from support import brief_flux2, inputs_of, tiny_caches
 from test_losses import haar
 
 from flux2_train.host.borrowed.borrow import borrow, training_mode
@@ -27,7 +27,7 @@ CACHES = tiny_caches()
 @contextmanager
 def step(caches=CACHES, **changes):
     """(trainer, objective, case) of a run whose adapters already do something, inside its step."""
-    trainer = new_trainer(tiny_flux2(guidance=True), *caches, replace(BASE, **changes))
+    trainer = new_trainer(brief_flux2(guidance=True), *caches, replace(BASE, **changes))
     generator = torch.Generator().manual_seed(1)
     for name in trainer.adapters.names:
         with torch.no_grad():
@@ -154,7 +154,7 @@ def kept(**changes):
 
 def untouched(case, samples):
     """The prediction of a model that never had an adapter."""
-    bare = new_trainer(tiny_flux2(guidance=True), *CACHES, BASE)
+    bare = new_trainer(brief_flux2(guidance=True), *CACHES, BASE)
     with torch.inference_mode(), borrow(bare.model, {}, True) as borrowed, training_mode(), torch.no_grad():
         return bare.predict(borrowed, case.x_t, case.t, samples).double().numpy()
 

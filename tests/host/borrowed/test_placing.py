@@ -6,7 +6,7 @@ On a CPU there is nothing to place; test_other_device.py runs this where there i
 import comfy.model_management
 import pytest
 import torch
-from support import adapters_for, loss_of, problem, state_dict, tiny_flux2
+from support import adapters_for, brief_flux2, loss_of, problem, state_dict
 
 from flux2_train.host.borrowed import streamed
 from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
@@ -75,7 +75,7 @@ def same(found, expected):
 
 def test_all_that_is_not_streamed_is_loaded_although_comfyui_would_keep_more_free(free):
     """ComfyUI's own estimate leaves room for a quarter of the weights and loads the largest, streamed or not."""
-    model = tiny_flux2(single=4)
+    model = brief_flux2(single=4)
     adapters = adapters_for(model)
     expected = step(model, adapters, Borrowed(Layout()))
     comfy.model_management.unload_all_models()
@@ -87,7 +87,7 @@ def test_all_that_is_not_streamed_is_loaded_although_comfyui_would_keep_more_fre
 
 
 def test_what_does_not_fit_is_left_to_comfyui(free):
-    model = tiny_flux2(single=4)
+    model = brief_flux2(single=4)
     adapters = adapters_for(model)
     expected = step(model, adapters, Borrowed(Layout()))
     comfy.model_management.unload_all_models()
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_left_to_comfyui(free):
 
 
 def test_weights_follow_the_layout_and_come_back():
-    model = tiny_flux2(single=4)
+    model = brief_flux2(single=4)
     adapters, how = adapters_for(model), Borrowed(Layout("off"))
     expected = step(model, adapters, how)
     check_places(model, ())
@@ -117,7 +117,7 @@ def test_weights_follow_the_layout_and_come_back():
 
 
 def test_a_model_that_was_not_loaded_is_left_where_it_is():
-    model = tiny_flux2(single=4)
+    model = brief_flux2(single=4)
     with torch.inference_mode(), borrow_as(model, {}, Borrowed(Layout(streamed=ALL)), ROOM):
         check_places(model, ALL)
     assert all(on_device(block) == {False} for block in blocks_of(model))
@@ -129,7 +129,7 @@ def test_a_model_that_was_not_loaded_is_left_where_it_is():
 
 def test_another_clone_of_the_model_runs_in_between():
     """It finds streamed layers as ComfyUI's own offloaded ones, and may load them."""
-    model = tiny_flux2(single=4)
+    model = brief_flux2(single=4)
     adapters, layout = adapters_for(model), Layout(streamed=(0, 3))
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
@@ -150,7 +150,7 @@ def test_another_clone_of_the_model_runs_in_between():
 
 def test_a_lora_on_the_model_acts_once_on_streamed_layers():
     """Resident layers have it merged; ComfyUI adds it to offloaded ones when they are used."""
-    base = tiny_flux2(single=4)
+    base = brief_flux2(single=4)
     weights = state_dict(adapters_for(base, rank=3), torch.float32)
     adapters = adapters_for(base)
     with torch.inference_mode():

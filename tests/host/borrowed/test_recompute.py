@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from support import adapters_for, loss_of, problem, tiny_flux2
+from support import adapters_for, brief_flux2, loss_of, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flux2_train.host.borrowed import recompute
@@ -85,7 +85,7 @@ def test_nothing_is_kept_after_the_step(backward):
 
 def step_of_a_model(layout):
     """Gradients of a step of a FLUX.2."""
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model)
     with borrow_as(model, adapters.deltas(), Borrowed(layout)) as borrowed, training_mode():
         return torch.autograd.grad(loss_of(borrowed, problem(1, dtype=torch.float32)), adapters.trainable())

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from reference import Flux2
-from support import adapters_for, problem, tiny_flux2
+from support import adapters_for, brief_flux2, problem
 from test_gradients import float64_model
 from test_reference import changed_weights, plain_weights
 
@@ -101,7 +101,7 @@ def test_velocity_and_gradients_are_those_of_an_independent_computation(referenc
 def test_every_layout_gives_the_same_bits(method):
     x, t, conditions, weights = problem(2, references=1, dtype=torch.float32)
     case = x, t, [replace(c, method=method) for c in conditions], weights
-    model = tiny_flux2(single=4)
+    model = brief_flux2(single=4)
     adapters = adapters_for(model)
     expected, gradients = by_engine(model, adapters, case, Layout(OFF))
     for layout in (Layout(BLOCKS), Layout(SELECTIVE), Layout(BLOCKS, every=2), Layout(BLOCKS, streamed=(0, 2, 3)),
@@ -115,7 +115,7 @@ def test_every_layout_gives_the_same_bits(method):
 def test_a_batch_is_its_samples_one_by_one_and_all_tokens_kept_is_no_route(method):
     x, t, conditions, weights = problem(2, references=2, dtype=torch.float32)
     conditions = [replace(c, method=method) for c in conditions]
-    model = tiny_flux2(single=4)
+    model = brief_flux2(single=4)
     adapters = adapters_for(model)
     together, _ = by_engine(model, adapters, (x, t, conditions, weights))
     for i in range(2):
@@ -160,7 +160,7 @@ def gradients_by_layer(adapters, gradients):
 
 def test_tokens_that_skip_pass_bit_by_bit_and_carry_gradients_to_the_blocks_before():
     """Only block 0 is adapted, and every token skips what follows but one: its gradient comes past the route."""
-    model, case = tiny_flux2(single=4), problem(1, dtype=torch.float32)
+    model, case = brief_flux2(single=4), problem(1, dtype=torch.float32)
     adapters = adapters_for(model)
     routes = [Route(1, 3, torch.tensor([[4]]))]
     with torch.inference_mode():

@@ -4,7 +4,7 @@ import comfy.model_management
 import pytest
 import torch
 from delayed import Card
-from support import adapters_for, loss_of, problem, tiny_flux2
+from support import adapters_for, brief_flux2, loss_of, problem
 
 from flux2_train.host.borrowed import streamed
 from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
@@ -45,7 +45,7 @@ def lying(card, layers):
 
 def test_weights_leave_the_device_and_come_back_as_the_layout_says():
     """Where nothing else is free: what stays streamed does not come back in between, and nothing is copied twice."""
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
     expected = step(model, adapters, case, Borrowed(Layout()))
     blocks = blocks_of(model)
@@ -68,7 +68,7 @@ def test_weights_leave_the_device_and_come_back_as_the_layout_says():
 
 
 def test_weights_without_room_on_the_device_stay_where_they_are_and_comfyui_knows():
-    model = tiny_flux2()
+    model = brief_flux2()
     before = {name: layer.weight.clone() for name, layer in linears(model).items()}
     with torch.inference_mode():
         expected = loss_of(model, problem(1, dtype=torch.float32))
@@ -103,7 +103,7 @@ def pins(monkeypatch):
 
 @pytest.mark.parametrize("format", ["fp32", "int8"])
 def test_streamed_weights_are_pinned_where_they_lie(pins, format):
-    model = tiny_flux2(format=format)
+    model = brief_flux2(format=format)
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
     expected, how = step(model, adapters, case, Borrowed(Layout())), Borrowed(Layout(streamed=ALL), Card([]))
     lie = {
@@ -123,7 +123,7 @@ def test_streamed_weights_are_pinned_where_they_lie(pins, format):
 def test_of_a_mapped_file_copies_are_pinned(pins, monkeypatch):
     """The file's pages are the system's, and it has them back when it needs them; so there is one copy all the same."""
     monkeypatch.setattr(deferred, "mapped", lambda model: True)
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
     expected = step(model, adapters, case, Borrowed(Layout()))
     lie = {layer.weight.data_ptr() for layer in linears(model).values()}
@@ -135,7 +135,7 @@ def test_of_a_mapped_file_copies_are_pinned(pins, monkeypatch):
 
 def test_buffers_copies_and_pins_live_as_long_as_the_layout(pins, monkeypatch):
     """Every preview has ComfyUI load the model several times, and others run on its clones."""
-    model, pinned = tiny_flux2(), []
+    model, pinned = brief_flux2(), []
     pin = comfy.model_management.pin_memory
     monkeypatch.setattr(comfy.model_management, "pin_memory", lambda tensor: pinned.append(tensor) or pin(tensor))
     adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
@@ -156,14 +156,14 @@ def test_buffers_copies_and_pins_live_as_long_as_the_layout(pins, monkeypatch):
 
 def test_what_cannot_be_pinned_is_counted(pins, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "pin_memory", lambda tensor: False)
-    model, how = tiny_flux2(), Borrowed(Layout(streamed=ALL), Card([]))
+    model, how = brief_flux2(), Borrowed(Layout(streamed=ALL), Card([]))
     with torch.inference_mode(), borrow_as(model, {}, how):
         assert how.unpinned() == sum(map(size, blocks_of(model)))
     assert how.unpinned() == 0
 
 
 def test_no_more_is_pinned_than_is_allowed_and_what_others_pinned_stays_pinned(pins):
-    model = tiny_flux2()
+    model = brief_flux2()
     blocks = blocks_of(model)
     theirs = blocks[0][0].weight
     comfy.model_management.pin_memory(theirs)
