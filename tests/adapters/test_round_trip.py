@@ -12,7 +12,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
-from support import FORMATS, adapters_for, by_diffusers, problem, tiny_flux2
+from support import FORMATS, adapters_for, brief_flux2, by_diffusers, problem, tiny_flux2
 
 from flux2_train.adapters import files, read
 from flux2_train.adapters.dora import change
@@ -75,7 +75,7 @@ def test_stock_merged_loading_on_plain_bases(kind, base, format, tmp_path, caplo
     """Every weight is the one with the adapter in it, rounded once to the base's dtype, and it is what acts."""
     if kind == "dora" and format == "kohya":
         pytest.skip("refused at export, see test_formats")
-    model, twin = tiny_flux2(format=base), tiny_flux2(format=base)
+    model, twin = brief_flux2(format=base), brief_flux2(format=base)
     adapters = adapters_for(model, rank=3, **KINDS[kind])
     before = weights_of(model)
     loaded = stock(model, saved(model, adapters, tmp_path, format=format), False, caplog)
@@ -106,7 +106,7 @@ def dequantised_product(x, weight, bias):
 def test_stock_bypass_and_lora_apply_on_every_base(kind, base, tmp_path, caplog):
     """A base that quantises activations answers the last digit with a whole step: its products are exact here, and
     its own products are looked at layer by layer below."""
-    model = tiny_flux2(format=base)
+    model = brief_flux2(format=base)
     for layer in linears(model).values():
         if isinstance(layer.weight, QuantizedTensor):
             layer._forward = dequantised_product
@@ -129,7 +129,7 @@ def test_stock_bypass_and_lora_apply_on_every_base(kind, base, tmp_path, caplog)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layer_adds_the_same_beside_quantised_activations(kind, base, tmp_path, caplog):
     """From the same input the base's own part is the same to the bit: what is left is what the adapter adds."""
-    model = tiny_flux2(format=base)
+    model = brief_flux2(format=base)
     adapters = adapters_for(model, rank=3, **KINDS[kind])
     path, generator = saved(model, adapters, tmp_path), torch.Generator().manual_seed(0)
     inputs = {name: torch.randn(5, linears(model)[name].in_features, generator=generator) for name in adapters.names}

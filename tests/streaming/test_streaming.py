@@ -8,7 +8,7 @@ import torch
 from delayed import Late, Stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import FORMATS, adapters_for, given_back, loss_of, problem, brief_flux2
+from support import FORMATS, adapters_for, brief_flux2, given_back, loss_of, problem
 
 from flux2_train.host.borrowed import streamed
 from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode

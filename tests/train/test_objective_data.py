@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 from test_objective import BASE, mse, step
 
 from flux2_train.data.dataset import Mask
@@ -49,7 +49,7 @@ def test_preservation_leaves_regularisation_images_alone():
 
 def trained(dataset, embeds, latents, **changes):
     config = replace(BASE, **changes)
-    trainer = new_trainer(tiny_flux2(), replace(embeds, dataset=dataset), replace(latents, dataset=dataset), config)
+    trainer = new_trainer(brief_flux2(), replace(embeds, dataset=dataset), replace(latents, dataset=dataset), config)
     with torch.inference_mode(), closing(trainer.run()) as run:
         list(run)
     return [p.detach().clone() for p in trainer.adapters.trainable()]
@@ -73,9 +73,9 @@ def test_preservation_names_the_folder_and_the_widget():
     both = latents.dataset.chained(replace(latents.dataset, sources=(bare,)))
     config = replace(BASE, preservation=1.0)
     with pytest.raises(UserError, match=r"no class word \(.*\); fill in 'class_word'"):
-        new_trainer(tiny_flux2(), replace(embeds, dataset=both), replace(latents, dataset=both), config)
+        new_trainer(brief_flux2(), replace(embeds, dataset=both), replace(latents, dataset=both), config)
     reg = latents.dataset.chained(replace(latents.dataset, sources=(replace(bare, is_reg=True),)))
-    new_trainer(tiny_flux2(), replace(embeds, dataset=reg), replace(latents, dataset=reg), config)
+    new_trainer(brief_flux2(), replace(embeds, dataset=reg), replace(latents, dataset=reg), config)
 
 
 def masked_caches():
