@@ -18,7 +18,7 @@ LAYOUT = "TensorCoreAWQW4A16Layout"  # comfy-kitchen had it before any ComfyUI l
 
 
 def teach(format: str, monkeypatch) -> bool:
-    """Whether the running ComfyUI now reads the format, which it does not know by itself.
+    """Make the running ComfyUI read a format that it does not know. False if this is not possible.
 
     Core's own loader of quantised layers gets the branch that it has in newer versions: the weight's numbers, scales
     and middles become one tensor of comfy-kitchen. All else is core's and comfy-kitchen's own code.

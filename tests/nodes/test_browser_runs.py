@@ -82,13 +82,18 @@ def focused(page):
     return page.evaluate("() => document.activeElement.getAttribute('role')")
 
 
-def test_the_keyboard_alone_finds_compares_enlarges_and_closes(opened, runs):
-    page, _, _ = opened
+def search_five(page, runs, word) -> None:
+    """Type into the search of a list of five runs, of which two are found."""
     five_runs(runs)
     open_runs(page, 5)
     page.get_by_role("searchbox", name="Search runs").focus()
-    page.keyboard.type("vorn")
+    page.keyboard.type(word)
     page.wait_for_function("() => document.querySelectorAll('.flux2-runs .run').length === 2")
+
+
+def test_the_keyboard_alone_finds_compares_enlarges_and_closes(opened, runs):
+    page, _, _ = opened
+    search_five(page, runs, "vorn")
     for _ in range(5):  # the queue stands between
         page.keyboard.press("Tab")
         if focused(page) == "listbox":
@@ -116,11 +121,7 @@ def test_the_keyboard_alone_finds_compares_enlarges_and_closes(opened, runs):
 def test_who_leaves_the_search_is_not_moved_back_to_the_top(opened, runs):
     """The list is asked for a moment after the last key, or as soon as the field is left."""
     page, _, _ = opened
-    five_runs(runs)
-    open_runs(page, 5)
-    page.get_by_role("searchbox", name="Search runs").focus()
-    page.keyboard.type("vor")
-    page.wait_for_function("() => document.querySelectorAll('.flux2-runs .run').length === 2")
+    search_five(page, runs, "vor")
     page.keyboard.type("n")
     page.get_by_role("listbox", name="Runs").focus()
     page.keyboard.press("End")
