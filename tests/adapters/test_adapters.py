@@ -4,7 +4,7 @@ from contextlib import closing, nullcontext
 
 import pytest
 import torch
-from support import adapters_for, problem, tiny_flux2
+from support import adapters_for, brief_flux2, problem
 
 from flux2_train.adapters import files, write
 from flux2_train.adapters.live import NAME, Adapters, Site
@@ -135,7 +135,7 @@ def saved_by(work):
 
 def test_a_frozen_path_before_the_first_adapter_is_not_differentiated():
     """The graph holds no Linear in front of the only adapter, and every one of its gradients is there."""
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model)
     last = "single_blocks.1.linear2"
     deltas = {last: adapters.deltas()[last]}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy_api.latest import io
 from safetensors.torch import save_file
-from support import adapters_for, state_dict, tiny_caches, tiny_flux2
+from support import adapters_for, brief_flux2, state_dict, tiny_caches
 
 from flux2_train.adapters import read
 from flux2_train.adapters.header import references_of
@@ -158,7 +158,7 @@ def test_a_checkpoint_is_the_lora_that_would_have_been_saved(nano, change, tmp_p
         name="kept", steps=2, rank=2, learning_rate=1e-2, validation_items=0,
         checkpoints=CheckpointSettings(every_steps=2), save=SaveSettings(precision="fp32", certificate=False), **change,
     )  # fmt: skip
-    model = tiny_flux2()
+    model = brief_flux2()
     with torch.inference_mode():
         results = train(new_trainer(model, *tiny_caches(2), config), tmp_path, tmp_path, lambda event: None)
         (path,) = checkpoints.paths(RunFolder(results.folder).checkpoints)

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from children import run_probe
-from support import same, state_dict, tiny_caches, tiny_flux2
+from support import brief_flux2, same, state_dict, tiny_caches
 
 from flux2_train import events
 from flux2_train.errors import UserError
@@ -31,7 +31,7 @@ SHORT = TrainingSettings(name="short", steps=2, rank=2, learning_rate=2e-3, vali
 
 @pytest.fixture(scope="module")
 def parts():
-    return tiny_flux2(format="bf16"), *tiny_caches()
+    return brief_flux2(format="bf16"), *tiny_caches()
 
 
 def train(parts, config=SHORT, **changes):

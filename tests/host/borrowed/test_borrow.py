@@ -9,7 +9,7 @@ import comfy_extras.nodes_train
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
-from support import adapters_for, loss_of, problem, sdxl, state_dict, tiny_flux1, tiny_flux2
+from support import adapters_for, brief_flux2, loss_of, problem, sdxl, state_dict, tiny_flux1
 
 from flux2_train.errors import UserError
 from flux2_train.host import identify
@@ -31,7 +31,7 @@ def leftovers(model):
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, comfy.model_management.InterruptProcessingException])
 def test_given_back_untouched_on_every_way_out(failure):
-    model = tiny_flux2()
+    model = brief_flux2()
     before, adapters = snapshot(model), adapters_for(model)
     try:
         with borrow(model, adapters.deltas()) as borrowed:
@@ -52,7 +52,7 @@ def test_given_back_untouched_on_every_way_out(failure):
 
 def test_survives_reloading_in_mid_training():
     """ComfyUI ejects and injects again when it loads another clone of the model, as a preview does."""
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model)
     with borrow(model, adapters.deltas()) as borrowed:
         with training_mode():
@@ -66,7 +66,7 @@ def test_survives_reloading_in_mid_training():
 
 
 def test_refuses_a_model_with_another_packs_bypass_lora_by_name():
-    model = tiny_flux2()
+    model = brief_flux2()
     weights = state_dict(adapters_for(model))
     bypassed = comfy_extras.nodes_train.LoraModelLoader.execute(model, weights, 1.0, True)[0]
     comfy.model_management.load_models_gpu([bypassed])
@@ -77,7 +77,7 @@ def test_refuses_a_model_with_another_packs_bypass_lora_by_name():
 @pytest.mark.parametrize("mode", [lora.MERGED, lora.BYPASS])
 def test_loras_already_on_the_model_stay_in_effect_with_exact_gradients(mode):
     """As if their change stood in the weights themselves."""
-    model = tiny_flux2()
+    model = brief_flux2()
     weights, adapters = state_dict(adapters_for(model, rank=3), torch.float32), adapters_for(model)
 
     def trained_on(base):
@@ -88,7 +88,7 @@ def test_loras_already_on_the_model_stay_in_effect_with_exact_gradients(mode):
             return loss.item(), torch.autograd.grad(loss, adapters.trainable())
 
     def by_hand():
-        other = tiny_flux2()
+        other = brief_flux2()
         for name, layer in linears(other).items():
             if f"diffusion_model.{name}.lora_A.weight" in weights:
                 layer.weight += (
@@ -106,7 +106,7 @@ def test_loras_already_on_the_model_stay_in_effect_with_exact_gradients(mode):
 
 def test_a_bypass_lora_that_has_painted_a_preview_is_trained_through():
     """What inference mode makes of it may not be saved for backward."""
-    model, case = tiny_flux2(), problem(1, dtype=torch.float32)
+    model, case = brief_flux2(), problem(1, dtype=torch.float32)
     weights, adapters = state_dict(adapters_for(model, rank=3), torch.float32), adapters_for(model)
 
     def gradients(paints):
@@ -122,7 +122,7 @@ def test_a_bypass_lora_that_has_painted_a_preview_is_trained_through():
 
 
 def test_unknown_adapter_name_is_refused():
-    with pytest.raises(UserError, match="no layers named nowhere"), borrow(tiny_flux2(), {"nowhere": lambda x: x}):
+    with pytest.raises(UserError, match="no layers named nowhere"), borrow(brief_flux2(), {"nowhere": lambda x: x}):
         pass
 
 
@@ -137,14 +137,14 @@ def test_other_models_are_refused_in_one_sentence(build, words):
 
 def test_embeds_of_another_flavour_are_refused():
     with pytest.raises(UserError, match="embeds are 384 wide but this MODEL reads 96"):
-        check_embeds(tiny_flux2(), torch.zeros(1, 512, 384))
+        check_embeds(brief_flux2(), torch.zeros(1, 512, 384))
 
 
 def test_identity_of_a_stock_loaded_model(nano):
     assert identify.flavour_name(nano.model) == "nano"
     assert identify.file_of(nano.model) == TRANSFORMER
-    assert identify.flavour_name(tiny_flux2()) == "FLUX.2 128/1/2/96"
-    assert identify.file_of(tiny_flux2()) == ""
+    assert identify.flavour_name(brief_flux2()) == "FLUX.2 128/1/2/96"
+    assert identify.file_of(brief_flux2()) == ""
     assert identify.distilled_warning(nano.model) == ""
 
 
@@ -163,7 +163,7 @@ def test_training_on_a_distilled_model_names_the_base_file(nano, monkeypatch):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_weights_that_are_gone_right_after_use_change_no_bit(monkeypatch, format, kind, checkpointing):
     """As when evicted and streamed: a fetched weight lies in a buffer that is overwritten once it is given back."""
-    model = tiny_flux2(format=format)
+    model = brief_flux2(format=format)
     adapters, case = adapters_for(model, **kind), problem(2, references=1, dtype=torch.float32)
 
     arrays = []

@@ -6,7 +6,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
-from support import adapters_for, drawn, loss_of, problem, tiny_flux2, with_few_words
+from support import adapters_for, brief_flux2, drawn, loss_of, problem, tiny_flux2
 
 from flux2_train.host.borrowed.borrow import borrow, linears, training_mode
 from flux2_train.host.borrowed.velocity import velocity
@@ -19,8 +19,8 @@ def rope_in_float64(monkeypatch):
     monkeypatch.setattr(comfy.ldm.flux.layers, "rope", lambda pos, dim, theta: rope(pos, dim, theta).double())
 
 
-def float64_model(**kwargs):
-    model = tiny_flux2(**kwargs)
+def float64_model(make=brief_flux2, **kwargs):
+    model = make(**kwargs)
     model.model.diffusion_model.double()
     model.model.diffusion_model.dtype = torch.float64
     model.model.manual_cast_dtype = None
@@ -31,8 +31,7 @@ def float64_model(**kwargs):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind, references, batch", [("klein", 0, 2), ("dev", 0, 1), ("klein", 2, 3)])
 def test_gradients_equal_finite_differences(full_size, rope_in_float64, checkpointing, kind, references, batch):
-    model = float64_model(guidance=kind == "dev")
-    model = model if full_size else with_few_words(model)
+    model = float64_model(tiny_flux2 if full_size else brief_flux2, guidance=kind == "dev")
     adapters, case = adapters_for(model, dtype=torch.float64), problem(batch, references)
     parameters = adapters.trainable()
     with borrow(model, adapters.deltas(), checkpointing) as borrowed, training_mode():
@@ -56,7 +55,7 @@ def central_difference(model, case, parameter, direction, step=1e-4):
 
 
 def test_checkpointing_changes_no_bit():
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model)
     case = problem(dtype=torch.float32)
     found = []
@@ -88,7 +87,7 @@ def test_without_the_layer_norm_copies_gradients_are_wrong(monkeypatch, rope_in_
 
 
 def test_no_base_weight_is_saved_for_backward():
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model)
     x, t, conditions, _ = problem(1, dtype=torch.float32)
     base = [p.detach() for p in model.model.diffusion_model.parameters() if p.ndim == 2]
@@ -106,7 +105,7 @@ def _equal(a, b):
 
 
 def test_gradients_of_a_quantised_model_are_those_of_its_dequantised_weights(rope_in_float64):
-    quantised, plain = tiny_flux2(format="scaled_fp8_e4m3"), tiny_flux2()
+    quantised, plain = brief_flux2(format="scaled_fp8_e4m3"), brief_flux2()
     with torch.inference_mode():
         for name, layer in linears(plain).items():
             weight = linears(quantised)[name].weight
@@ -121,7 +120,7 @@ def test_gradients_of_a_quantised_model_are_those_of_its_dequantised_weights(rop
 
 
 def test_velocity_is_the_untouched_models():
-    model = tiny_flux2(guidance=True)
+    model = brief_flux2(guidance=True)
     x, t, conditions, _ = problem(2, references=1, dtype=torch.float32)
     adapters = adapters_for(model)
     adapters.enabled = False

@@ -9,7 +9,7 @@ import comfy_extras.nodes_model_advanced
 import pytest
 import torch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
-from support import adapters_for, problem, state_dict, tiny_flux2
+from support import adapters_for, brief_flux2, problem, state_dict
 from test_neighbour import expected, gradients, replaced, same  # noqa: F401 - expected is a fixture
 
 from flux2_train.errors import UserError
@@ -21,7 +21,7 @@ from flux2_train.planning.layout import OFF, Layout
 
 @pytest.mark.parametrize("how", ["core's node", "object patch", "block", "in place"])
 def test_compiled_models_are_refused_with_what_to_do(how):
-    model = tiny_flux2()
+    model = brief_flux2()
     transformer = model.model.diffusion_model
     if how == "core's node":
         try:
@@ -31,7 +31,7 @@ def test_compiled_models_are_refused_with_what_to_do(how):
                 raise
             pytest.skip("core's node asks for an option that torch has not before 2.6")
     elif how == "in place":
-        compiled = tiny_flux2()
+        compiled = brief_flux2()
         compiled.model.diffusion_model.single_blocks[1].compile(backend="eager")
     else:
         compiled = model.clone()
@@ -44,7 +44,7 @@ def test_compiled_models_are_refused_with_what_to_do(how):
 
 
 def test_other_packs_patches_and_injections_act_and_stay(expected):  # noqa: F811
-    model = tiny_flux2()
+    model = brief_flux2()
     theirs, seen = model.clone(), []
     (sampled,) = comfy_extras.nodes_model_advanced.ModelSamplingFlux().patch(theirs, 1.15, 0.5, 1024, 1024)
     block = model.model.diffusion_model.double_blocks[0]
@@ -74,7 +74,7 @@ def test_other_packs_patches_and_injections_act_and_stay(expected):  # noqa: F81
 
 
 def test_a_bypass_lora_that_is_not_loaded_yet_is_refused_and_one_on_another_wire_is_not(expected):  # noqa: F811
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model)
     bypassed, _ = comfy.sd.load_bypass_lora_for_models(model, None, state_dict(adapters), 1.0, 0.0)
     with pytest.raises(UserError, match="already runs .* through another node's patch"):
@@ -87,7 +87,7 @@ def test_a_bypass_lora_that_is_not_loaded_yet_is_refused_and_one_on_another_wire
 
 def test_a_clone_that_outlives_training_is_the_users_model_again():
     """A listener may keep what it was given, and a sampler load it later."""
-    model = tiny_flux2()
+    model = brief_flux2()
     with torch.inference_mode():
         with borrow(model, adapters_for(model).deltas()) as kept:
             assert replaced(model)
@@ -96,7 +96,7 @@ def test_a_clone_that_outlives_training_is_the_users_model_again():
 
 
 def test_injections_that_are_done_twice_act_once(expected):  # noqa: F811
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model)
     with torch.inference_mode(), borrow(model, adapters.deltas()) as borrowed:
         before = {m: m.forward for m in replaced(model)}
@@ -114,7 +114,7 @@ def test_nothing_is_left_where_putting_it_in_fails(monkeypatch):
         raise MemoryError("no host memory for the ring")
 
     monkeypatch.setattr(streamed.StreamedWeights, "stream", exhausted)
-    model = tiny_flux2()
+    model = brief_flux2()
     streaming = Borrowed(Layout(OFF, streamed=(0, 1)))
     with pytest.raises(MemoryError), torch.inference_mode(), borrow_as(model, {}, streaming) as _:
         pass
@@ -122,7 +122,7 @@ def test_nothing_is_left_where_putting_it_in_fails(monkeypatch):
 
 
 def test_a_forward_that_somebody_sets_meanwhile_is_not_taken_off():
-    model = tiny_flux2()
+    model = brief_flux2()
     layer = model.model.diffusion_model.single_blocks[0].linear1
     with torch.inference_mode(), borrow(model, {}):
         layer.forward = theirs = lambda x: x
@@ -134,7 +134,7 @@ def test_a_forward_that_somebody_sets_meanwhile_is_not_taken_off():
 @pytest.mark.parametrize("format", ["fp32", "int8"])
 def test_core_calls_every_linear_as_a_module(format):
     """Adapters and LoRAs sit on those calls. Newer cores have a Linear that is fused with what stands before it."""
-    model = tiny_flux2(format=format)
+    model = brief_flux2(format=format)
     called, layers = set(), linears(model)
     for name, layer in layers.items():
         layer.register_forward_hook(lambda *_, name=name: called.add(name))

@@ -18,7 +18,7 @@ import forks
 import other_device
 import pytest
 import torch
-from support import adapters_for, loss_of, problem, tiny_flux2
+from support import adapters_for, brief_flux2, loss_of, problem
 
 from flux2_train.errors import UserError
 from flux2_train.host.borrowed.borrow import Borrowed, borrow, borrow_as, linears, training_mode
@@ -47,7 +47,7 @@ def replaced(model):
 
 @pytest.fixture(scope="module")
 def expected():
-    model = tiny_flux2()
+    model = brief_flux2()
     return gradients(model, adapters_for(model))
 
 
@@ -118,7 +118,7 @@ ENDINGS = {"done": None, "exception": fail, "cancel": interrupt, "out of memory"
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_everything_is_as_before_on_every_way_out(ending, where):
-    model = tiny_flux2()
+    model = brief_flux2()
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])  # so that what loading itself does is not counted
     adapters = adapters_for(model)
@@ -148,7 +148,7 @@ def test_everything_is_as_before_on_every_way_out(ending, where):
 
 
 def test_trains_exactly_the_same_after_a_cancel(expected):
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         gradients(model, types.SimpleNamespace(deltas=lambda: {"single_blocks.0.linear1": interrupt}))
@@ -157,7 +157,7 @@ def test_trains_exactly_the_same_after_a_cancel(expected):
 
 def test_memory_is_comfyuis_again_and_other_models_return():
     """The trained model is in ComfyUI's list under the user's MODEL, evictable; others are evicted and return."""
-    model, other = tiny_flux2(), tiny_flux2(guidance=True)
+    model, other = brief_flux2(), brief_flux2(guidance=True)
     adapters = adapters_for(model)
     manage = comfy.model_management
     with torch.inference_mode():
@@ -176,7 +176,7 @@ def test_memory_is_comfyuis_again_and_other_models_return():
 
 def test_room_that_training_needs_is_asked_of_comfyui(monkeypatch):
     """It evicts others for it, but on a CPU, where it evicts nobody, that it is asked is all there is to see."""
-    model, asked, load = tiny_flux2(), [], comfy.model_management.load_models_gpu
+    model, asked, load = brief_flux2(), [], comfy.model_management.load_models_gpu
 
     def asking(models, **how):
         asked.append((models, how))
@@ -194,7 +194,7 @@ def test_attention_without_a_gradient_does_no_harm(expected):
         with torch.no_grad():
             return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs).detach()
 
-    model = tiny_flux2()
+    model = brief_flux2()
     chosen = model.clone()
     chosen.model_options["transformer_options"] = {"optimized_attention_override": forward_only}
     adapters = adapters_for(model)
@@ -211,7 +211,7 @@ def test_cores_choice_of_attention_does_no_harm(expected, monkeypatch):
             return comfy.ldm.modules.attention.attention_basic(*args, **kwargs).detach()
 
     monkeypatch.setattr(flux_math, "optimized_attention", attention_without_gradient)
-    model = tiny_flux2()
+    model = brief_flux2()
     assert same(gradients(model, adapters_for(model)), expected)
 
 
@@ -232,9 +232,9 @@ with other_device.installed() if {elsewhere} else nullcontext():
     import_comfyui(*{flags})
 import comfy.cli_args, torch
 torch.set_num_threads({torch.get_num_threads()})
-from support import adapters_for, tiny_flux2
+from support import adapters_for, brief_flux2
 from test_neighbour import gradients
-model = tiny_flux2()
+model = brief_flux2()
 loss, grads = gradients(model, adapters_for(model))
 flag = getattr(comfy.cli_args.args, {flag.removeprefix("--").replace("-", "_")!r}, None)
 print(json.dumps([bool(flag), loss, [g.double().norm().item() for g in grads]]))
@@ -266,7 +266,7 @@ class PackedLinear(comfy.ops.manual_cast.Linear):
 
 def packed(model):
     """The MODEL with its blocks' Linears as PackedLinear, of another shape than a weight has; and its plain twin."""
-    plain = tiny_flux2()
+    plain = brief_flux2()
     with torch.inference_mode():
         for name, layer in linears(model).items():
             if "_blocks." not in name:
@@ -284,7 +284,7 @@ def packed(model):
 @pytest.mark.parametrize("kind", [{}, {"dora": True}], ids=["lora", "dora"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_layers_that_cast_their_own_packed_weights_have_exact_gradients(checkpointing, kind):
-    model, plain = packed(tiny_flux2())
+    model, plain = packed(brief_flux2())
     adapters = adapters_for(plain, **kind)
     found, wanted = gradients(model, adapters, checkpointing), gradients(plain, adapters, checkpointing)
     assert found[0] == pytest.approx(wanted[0], rel=1e-6)
@@ -298,7 +298,7 @@ def test_layers_with_a_kernel_of_their_own_are_refused_by_class():
         def forward(self, x):
             return x @ self.cast_packed(x.dtype, x.device).T
 
-    model, _ = packed(tiny_flux2())
+    model, _ = packed(brief_flux2())
     for layer in linears(model).values():
         if isinstance(layer, PackedLinear):
             layer.__class__ = KernelLinear

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import adapters_for, loss_of, problem, state_dict, tiny_caches, tiny_flux2
+from support import adapters_for, brief_flux2, loss_of, problem, state_dict, tiny_caches
 
 from flux2_train.adapters import files, read
 from flux2_train.adapters.header import REFERENCES, references_of
@@ -29,7 +29,7 @@ def predicted(model, method):
 
 
 def test_a_model_that_places_them_itself_predicts_as_the_prompt_asks():
-    model = tiny_flux2()
+    model = brief_flux2()
     index, clean = predicted(model, "index"), predicted(model, CLEAN)
     assert not torch.allclose(index, clean, atol=1e-4)
     assert torch.equal(predicted(with_references(model, CLEAN), "index"), clean)
@@ -38,7 +38,7 @@ def test_a_model_that_places_them_itself_predicts_as_the_prompt_asks():
 
 
 def test_gradients_with_clean_references_do_not_depend_on_checkpointing():
-    model, found = tiny_flux2(), []
+    model, found = brief_flux2(), []
     adapters = adapters_for(model)
     x, t, conditions, weights = problem(2, references=1, dtype=torch.float32)
     for method, checkpointing in (("index", True), (CLEAN, True), (CLEAN, False)):
@@ -59,7 +59,7 @@ def edits():
 
 def trained(references):
     config = TrainingSettings(steps=2, rank=2, validation_items=0, guidance=GuidanceSettings(references=references))
-    trainer = new_trainer(tiny_flux2(), *edits(), config)
+    trainer = new_trainer(brief_flux2(), *edits(), config)
     with torch.inference_mode(), closing(trainer.run()) as run:
         list(run)
     return trainer
@@ -77,7 +77,7 @@ def test_it_changes_what_is_learned_and_lora_apply_samples_as_it_was_trained(tmp
         assert references_of(read.load(path)) == references
         results[references] = weights, path
     assert not all(torch.equal(results["index"][0][k], results[CLEAN][0][k]) for k in results[CLEAN][0])
-    model, (weights, path) = tiny_flux2(), results[CLEAN]
+    model, (weights, path) = brief_flux2(), results[CLEAN]
     bare = lora.apply(model, weights, 1.0, "merged")  # tensors without a header say nothing
     with torch.inference_mode():
         with_lora = lora.apply(model, read.load(path), 1.0, "merged")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import FORMATS, adapters_for, problem, tiny_flux2
+from support import FORMATS, adapters_for, brief_flux2, problem
 
 from flux2_train.adapters import files, write
 from flux2_train.adapters.parts import LowRank, mapped
@@ -40,7 +40,7 @@ def certify(model, adapters, exported, path, precision="bf16"):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_true_copy_is_certified_on_every_base(kind, format, tmp_path):
-    model = tiny_flux2(format=format)
+    model = brief_flux2(format=format)
     before = {k: v.clone() for k, v in model.model.diffusion_model.state_dict().items()}
     adapters = adapters_for(model, rank=3, **KINDS[kind])
     found = certify(model, adapters, *saved(model, adapters, tmp_path / "a.safetensors"))
@@ -57,7 +57,7 @@ def test_a_true_copy_is_certified_on_every_base(kind, format, tmp_path):
 @pytest.mark.parametrize("precision", write.DTYPES)
 @pytest.mark.parametrize("format", write.FORMATS)
 def test_every_export_format_and_precision_is_certified(format, precision, tmp_path):
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model, rank=3)
     exported, path = saved(model, adapters, tmp_path / "a.safetensors", format=format, precision=precision)
     found = certify(model, adapters, exported, path, precision)
@@ -67,7 +67,7 @@ def test_every_export_format_and_precision_is_certified(format, precision, tmp_p
 
 @pytest.mark.parametrize("base", ["fp32", "scaled_fp8_e4m3", "convrot_w4a4"])
 def test_what_is_wrong_with_a_file_is_named(base, tmp_path):
-    model = tiny_flux2(format=base)
+    model = brief_flux2(format=base)
     adapters = adapters_for(model, rank=3)
     exported, path = saved(model, adapters, tmp_path / "a.safetensors")
     tensors = load_file(path)
@@ -124,7 +124,7 @@ def test_small_updates_of_a_bf16_file_may_be_lost_in_rounding():
 
 
 def test_an_untrained_adapter_is_certified_as_doing_nothing(tmp_path):
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model, rank=3)
     with torch.no_grad():
         for name in adapters.names:

@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import adapters_for, problem, state_dict, tiny_flux2
+from support import adapters_for, brief_flux2, problem, state_dict
 
 import nodes as core
 from flux2_train.adapters import files, write
@@ -25,7 +25,7 @@ from flux2_train.host.lora import apply as lora
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_flux2()
+    return brief_flux2()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_a_lora_of_another_flavour_is_refused_by_size(model):
 
 def plain_flux2_with(change_of, strength=1.0):
     """The tiny model with other numbers in its weights: what a LoRA on it has to act like."""
-    changed = tiny_flux2()
+    changed = brief_flux2()
     with torch.inference_mode():
         for name, layer in linears(changed).items():
             if name in change_of:
@@ -293,13 +293,13 @@ def test_an_injection_that_is_done_twice_acts_once(model, adapters):
 
 
 def test_auto_bypasses_on_a_quantised_model():
-    assert lora.chosen_mode(tiny_flux2(), lora.AUTO) == lora.MERGED
-    assert lora.chosen_mode(tiny_flux2(format="scaled_fp8_e4m3"), lora.AUTO) == lora.BYPASS
+    assert lora.chosen_mode(brief_flux2(), lora.AUTO) == lora.MERGED
+    assert lora.chosen_mode(brief_flux2(format="scaled_fp8_e4m3"), lora.AUTO) == lora.BYPASS
 
 
 def test_on_a_quantised_model_bypass_is_exact_and_merging_is_not(caplog):
     """Why ``auto`` bypasses: merging into fp8 rounds to steps that are larger than a small LoRA."""
-    model = tiny_flux2(format="scaled_fp8_e4m3")
+    model = brief_flux2(format="scaled_fp8_e4m3")
     adapters = adapters_for(model)
     with torch.no_grad():
         for name in adapters.names:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lora_files import FILES, LINEAR2, QKV, H, lora_of, made, rows_of
 from safetensors.torch import load_file, save_file
-from support import problem, tiny_flux2, weights_of
+from support import brief_flux2, problem, weights_of
 
 from bench.shapes import flux2_shapes
 from flux2_train.adapters import dora
@@ -20,7 +20,7 @@ from flux2_train.host.lora.merge import merge
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_flux2()
+    return brief_flux2()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def predict(model):
 
 def with_weights(changed, weights, strength):
     """The tiny model with those weights, ``strength`` of the way from its own."""
-    other = tiny_flux2()
+    other = brief_flux2()
     layers = linears(other)
     with torch.inference_mode():
         for name, new in changed.items():
@@ -73,7 +73,7 @@ def test_bypass_in_bf16_is_as_exact_as_bf16(model, weights, what):
     """What is added is small beside the layer's own output, and must not be lost in its rounding."""
     tensors, _ = made(what, weights)
     part, w = lora.read(model, tensors).parts[LINEAR2], weights[LINEAR2]
-    layer = linears(tiny_flux2())[LINEAR2].to(torch.bfloat16)
+    layer = linears(brief_flux2())[LINEAR2].to(torch.bfloat16)
     x = torch.randn(64, w.shape[1]).to(torch.bfloat16)
     own = layer.weight.double()
     expected = x.double() @ dora.change(part, layer.weight.float()).double().T

@@ -12,7 +12,7 @@ import torch
 from children import run_probe
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support import FORMATS, adapters_for, problem, stored, tiny_flux2
+from support import FORMATS, adapters_for, brief_flux2, problem, stored, with_few_words
 
 from flux2_train.adapters import files, names, stream, write
 from flux2_train.adapters.parts import Kronecker, LowRank
@@ -36,7 +36,7 @@ def predict(model):
 def model_of(path):
     with torch.inference_mode():
         weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-        return comfy.sd.load_diffusion_model_state_dict(weights, metadata=metadata)
+        return with_few_words(comfy.sd.load_diffusion_model_state_dict(weights, metadata=metadata))
 
 
 def fetched_weight(layer):
@@ -45,7 +45,7 @@ def fetched_weight(layer):
 
 
 def base_file(tmp_path, format="fp32", prefix="", metadata=None):
-    model = tiny_flux2()
+    model = brief_flux2()
     weights = {k: v.clone() for k, v in model.model.diffusion_model.state_dict().items()}
     path = tmp_path / f"base_{format}.safetensors"
     save_file({prefix + k: v for k, v in stored(weights, format).items()}, path, metadata or {"made by": "me"})
@@ -53,7 +53,7 @@ def base_file(tmp_path, format="fp32", prefix="", metadata=None):
 
 
 def lora_file(tmp_path, name="lora", **kind):
-    model = tiny_flux2()
+    model = brief_flux2()
     adapters = adapters_for(model, rank=3, **kind)
     exported = files.export(adapters.parts(), precision="fp32", weights=lora.weights(model))
     return exported, files.save_as(exported, tmp_path / f"{name}.safetensors", {"modelspec.title": "t"})
@@ -194,9 +194,9 @@ def test_streamed_file_is_what_the_library_reads_back(tmp_path):
 
 
 def test_sizes_are_those_of_the_model():
-    model = tiny_flux2(guidance=True)
+    model = brief_flux2(guidance=True)
     assert lora.sizes(model) == names.sizes_of(128, 1, 2, 96)
-    assert lora.sizes(tiny_flux2()) == {k: v for k, v in names.sizes_of(128, 1, 2, 96).items() if "guidance" not in k}
+    assert lora.sizes(brief_flux2()) == {k: v for k, v in names.sizes_of(128, 1, 2, 96).items() if "guidance" not in k}
 
 
 def test_convert_between_formats_and_to_plain(tmp_path):

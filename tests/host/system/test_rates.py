@@ -6,7 +6,7 @@ import time
 import comfy.model_management
 import pytest
 import torch
-from support import tiny_caches, tiny_flux2
+from support import brief_flux2, tiny_caches
 
 from flux2_train.flavours import FLAVOURS
 from flux2_train.host import sizes
@@ -139,7 +139,7 @@ def test_plans_use_it_and_say_so(measured, monkeypatch):
     found = machine.machine(DEVICE)
     assert (found.bus, found.bus_unpinned, found.flops) == (FOUND.bus, FOUND.bus_unpinned, FOUND.flops)
     assert fit.here().rates == said
-    trainer = new_trainer(tiny_flux2(), *tiny_caches(), TrainingSettings(steps=1, rank=2, validation_items=0))
+    trainer = new_trainer(brief_flux2(), *tiny_caches(), TrainingSettings(steps=1, rank=2, validation_items=0))
     assert f"{'rates':12} {said}" in trainer.memory.describe().splitlines()
     chosen = trainer.memory.plan
     assert chosen.estimate.compute == pytest.approx(operations(trainer.memory.work, chosen.layout) / FOUND.flops)
