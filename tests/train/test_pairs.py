@@ -1,6 +1,7 @@
 """Every two options together on nano: three steps with finite losses, checkpointing or not, and right gradients.
 
-All pairs learn from the same data: masks, references, and regularisation images that keep the base model's prediction.
+All learn from the same data: masks, references, and regularisation images that keep the base model's prediction. A
+slider of pairs has no such images.
 """
 
 import math
@@ -63,6 +64,7 @@ OPTIONS = {
     "reflexflow": {"rollout.probability": 1.0, "rollout.reflexflow": True, "rollout.sampler": "heun"},
     "fp32 adapters": {"adapter.compute": "fp32"},
     "slider": {"slider.slider": "prompts", "slider.positive": POSITIVE, "slider.negative": NEGATIVE},
+    "slider of pairs": {"slider.slider": "pairs"},
 }  # fmt: skip
 PAIRS = list(combinations(OPTIONS, 2))
 REFUSED = {
@@ -70,8 +72,11 @@ REFUSED = {
         ("cfg", "contrastive"), *(("weighted", w) for w in ("sigma_sqrt", "cosmap", "bell", "table")),
         ("schedulefree", "cosine"), ("schedulefree", "rex"), ("prodigy", "block rates"), ("prodigy", "lora_plus"),
         ("muon", "dora"),
-        *(("slider", w) for w in ("cfg", "contrastive", "differential", "together", "outside mask", "sampled")),
-        ("slider", "reflexflow"),
+        *(
+            (slider, w)
+            for slider in ("slider", "slider of pairs")
+            for w in ("cfg", "contrastive", "differential", "together", "outside mask", "sampled", "reflexflow")
+        ),
         *((kind, of_lora) for kind in ("loha", "lokr") for of_lora in ("rslora", "dora", "lora_plus")),
     )
 }  # fmt: skip
@@ -129,6 +134,19 @@ def caches(robot):
     return replace(robot.embeds, dataset=dataset), replace(robot.latents, dataset=dataset, latents=grids)
 
 
+def of_pairs(caches):
+    """The caches without regularisation images, the reference of each image another one of its shape."""
+    embeds, latents = caches
+    taught = [item.view for item in embeds.dataset.items[:4]]
+
+    def other(view):
+        return next((v for v in taught if v != view and v.latent_shape == view.latent_shape), None)
+
+    items = tuple(replace(i, references=(other(i.view),)) for i in embeds.dataset.items[:4] if other(i.view))
+    dataset = replace(embeds.dataset, items=items, sources=embeds.dataset.sources[:1])
+    return replace(embeds, dataset=dataset), replace(latents, dataset=dataset)
+
+
 def trained(nano, caches, config):
     trainer = new_trainer(nano, *caches, config)
     with torch.inference_mode(), closing(trainer.run()) as run:
@@ -156,7 +174,8 @@ def check_gradients(nano64, caches, config):
     config = replace(config, adapter=replace(config.adapter, compute="model"))
     trainer = new_trainer(nano64, *caches, config)
     taught, *others = in_float64(trainer)
-    batch = [taught, next(s for s in others if s.is_reg and s.latent.shape == taught.latent.shape)]
+    like = [s for s in others if s.latent.shape == taught.latent.shape]
+    batch = [taught, next((s for s in like if s.is_reg), like[0])]
     parameters = trainer.adapters.trainable()
     swap = borrow(nano64, trainer.adapters.deltas(), True)
     with torch.inference_mode(), swap as borrowed, training_mode(), trainer.adapters.unchanging():
@@ -209,6 +228,7 @@ def objective_of(config) -> TrainingSettings:
 
 
 def check_pair(nano32, nano64, caches, pair, checked):
+    caches = of_pairs(caches) if "slider of pairs" in pair else caches
     if frozenset(pair) in REFUSED:
         with pytest.raises(UserError):
             new_trainer(nano32, *caches, config_of(*pair))
