@@ -10,11 +10,12 @@ from pathlib import Path
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 T_FAR = 1.96
 COLUMNS = {
-    "concept": "concept", "leak": "leak", "kept": "kept %", "far": "far, x 1000", "loss": "validation loss",
-    "selectivity": "selectivity", "steps": "steps", "seconds": "seconds",
+    "concept": "concept", "off": "off", "few": "in 4 steps", "few_off": "off in 4 steps", "leak": "leak",
+    "kept": "kept %", "far": "far", "loss": "validation loss", "selectivity": "selectivity", "steps": "steps",
+    "seconds": "seconds",
 }  # fmt: skip
-TIMES = {"far": 1000}
-DIGITS = {"concept": 0, "leak": 0, "kept": 0, "far": 2, "loss": 4, "selectivity": 1, "steps": 0, "seconds": 0}
+TIMES = {"far": 1000, "off": 1000, "few_off": 1000}
+DIGITS = {"far": 2, "off": 1, "few_off": 1, "loss": 4, "selectivity": 1}  # the others have none
 SCORES = ("concept", "leak", "kept")  # of 0 to 100, in the plot
 
 
@@ -51,7 +52,7 @@ def _words(name: str, values: Sequence[float]) -> str:
     if not values:
         return ""
     mean, half = interval([TIMES.get(name, 1) * value for value in values])
-    digits = DIGITS[name]
+    digits = DIGITS.get(name, 0)
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half else "")
 
 

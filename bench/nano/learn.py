@@ -61,14 +61,18 @@ def merged(base: nn.Module, lora: dict[str, torch.Tensor]) -> nn.Module:
     return model
 
 
-def concept_score(name: str, model: nn.Module, trigger: bool, count: int) -> float:
-    """Mean score, 0 to 100, of ``count`` pictures painted from the concept's probes."""
-    concept, autoencoder = concepts.CONCEPTS[name], score.autoencoder_of()
-    examples = concepts.probes(name, count, trigger)
+def concept_pictures(name: str, model: nn.Module, trigger: bool, count: int, steps: int = 20) -> tuple[list, list]:
+    """``count`` of the concept's probes, and the pictures (H, W, 3) that the model paints of them."""
+    autoencoder, examples = score.autoencoder_of(), concepts.probes(name, count, trigger)
     references = [e.reference for e in examples if e.reference is not None]
     known = autoencoder.encode(data.to_pixels(references)) if references else None
     captions = [e.caption for e in examples]
-    pictures = score.paint(model, autoencoder, captions, concepts.SIZE, reference=known)
+    return examples, score.paint(model, autoencoder, captions, concepts.SIZE, reference=known, steps=steps)
+
+
+def concept_score(name: str, examples: list, pictures: list) -> float:
+    """Mean score of the pictures, 0 (nothing of the concept) to 100 (a real render)."""
+    concept = concepts.CONCEPTS[name]
     return 100 * statistics.mean(concept.score(e, p) for e, p in zip(examples, pictures, strict=True))
 
 

@@ -12,8 +12,8 @@ from bench.learning.questions import QUESTIONS, STANDARD
 from bench.learning.table import COLUMNS, interval, plot, table
 from bench.nano.learn import job_of, learn
 
-CELL = {"concept": 80.0, "leak": 20.0, "kept": 90.0, "far": 0.002, "loss": 0.5, "selectivity": None, "steps": 9,
-        "seconds": 1.0}  # fmt: skip
+CELL = {"concept": 80.0, "off": 0.01, "few": 60.0, "few_off": 0.02, "leak": 20.0, "kept": 90.0, "far": 0.002,
+        "loss": 0.5, "selectivity": None, "steps": 9, "seconds": 1.0}  # fmt: skip
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -40,7 +40,7 @@ def test_a_table_has_the_base_and_every_setting(tmp_path):
     result = {"question": "rate", "protocol": {"concept": "style"}, "base": {"concept": 1.0}, "cells": cells}
     lines = table(result).splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["| rate", "| ---", "| base", "| a", "| b"]
-    assert "| 80 | 21 ± 13 | 90 | 2.00 | 0.5000 |  | 9 | 1 |" in lines[3] and len(COLUMNS) == 8
+    assert "| 80 | 10.0 | 60 | 20.0 | 21 ± 13 | 90 | 2.00 | 0.5000 |  | 9 | 1 |" in lines[3] and len(COLUMNS) == 11
     plot(result, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -55,6 +55,7 @@ def test_the_shortest_form_measures_both_trainers_and_goes_on_where_it_was_left(
     assert (ours["setting"], node["setting"]) == ("the demo", "TrainLoraNode, 2e-3") and ours["selectivity"] > 0
     assert ours["loss"] > 0 and ours["seconds"] > 0 < node["seconds"] and node["loss"] is None
     assert 0 < ours["far"] < first["base"]["far"] + 1 and first["base"]["far"] == 0
+    assert 0 < ours["off"] != ours["few_off"] > 0 and ours["few"] >= 0
     assert "| the demo | 1 |" in capsys.readouterr().out and path.with_suffix(".png").is_file()
     again = answered("trainer", Protocol("character", 1, 1), 1, path, ["the demo"])
     assert again == first
