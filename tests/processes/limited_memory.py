@@ -24,7 +24,7 @@ from flux2_train.runs.prepare import new_trainer  # noqa: E402
 from flux2_train.settings.training import TrainingSettings  # noqa: E402
 from flux2_train.train.trainer import Trainer  # noqa: E402
 
-CONFIG = TrainingSettings(steps=2, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
+CONFIG = TrainingSettings(steps=1, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
 
 
 def address_space(kind: str = "VmSize") -> int:
