@@ -129,6 +129,24 @@ def test_who_leaves_the_search_is_not_moved_back_to_the_top(opened, runs):
     assert page.evaluate("() => document.activeElement.getAttribute('aria-activedescendant')") == "flux2-run-1"
 
 
+def test_a_run_that_is_opened_comes_into_an_empty_panel(opened, runs):
+    """Until the server has answered, the panel shows nothing of the run that was open before."""
+    page, _, _ = opened
+    make_run(runs, "one"), make_run(runs, "two")
+    open_runs(page, 2)
+    option(page, "one").click()
+    detail(page, "Run one")
+    page.locator(".flux2-run-detail .close").click()
+    answers = []
+    page.route("**/flux2_train/runs/details*", lambda route: answers.append(route))
+    option(page, "two").click()
+    page.locator(".flux2-run-detail").wait_for(state="attached")
+    assert page.locator(".flux2-run-detail").inner_text() == ""
+    answers[0].continue_()
+    page.unroute("**/flux2_train/runs/details*")
+    detail(page, "Run two")
+
+
 def test_a_run_is_deleted_after_a_question(opened, runs, tmp_path):
     page, _, name = opened
     make_run(runs, "one"), make_run(runs, "two")

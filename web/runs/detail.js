@@ -63,6 +63,7 @@ export class Detail {
         this.asked += 1;
         if (!runs.length) {
             this.empty();
+            this.element.replaceChildren(); // the next run comes into an empty panel, not into that of this one
             this.element.remove();
             return;
         }
