@@ -48,7 +48,7 @@ def trainer_of(kind: str, model, data, problem: Problem):
     from flux2_train.settings.objective import PreservationSettings
     from flux2_train.settings.training import TrainingSettings
 
-    preserve = PreservationSettings(together=kind == "together")
+    preserve = PreservationSettings(every=1, together=kind == "together")
     weight = 0.0 if kind == "plain" else 1.0
     config = TrainingSettings(rank=problem.rank, steps=1, validation_items=0, checkpointing=problem.checkpointing,
                          preservation=weight, preservation_options=preserve)  # fmt: skip

@@ -23,7 +23,7 @@ QUESTIONS: dict[str, Settings] = {
     "preservation": {
         "off": ("preservation=0",), "class 0.3": ("preservation=0.3",), "class 1": (), "class 3": ("preservation=3",),
         "blank 1": ("training.preservation_options.kind=blank",),
-        "class 1, every 3": ("training.preservation_options.every=3",),
+        "class 1, in each step": ("training.preservation_options.every=1",),
     },
     "guidance": {"1": (), "3": ("differential_guidance=3", *EQUAL_UPDATE)},
     "rate": {

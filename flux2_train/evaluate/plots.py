@@ -48,8 +48,9 @@ def _draw_validation(axis, history: History) -> None:
 
 
 def _draw_preservation(axis, history: History) -> None:
-    steps = range(1, len(history.preservation) + 1)
-    axis.plot(steps, history.preservation, color="#c9763b", linewidth=1, label="preservation")
+    """Of the steps that preserve; the others have 0."""
+    steps, values = zip(*((n, value) for n, value in enumerate(history.preservation, 1) if value), strict=True)
+    axis.plot(steps, values, color="#c9763b", linewidth=1, label="preservation")
 
 
 def times_plot(config: TimestepSettings, tokens: int, size: tuple[int, int] = (800, 400)) -> Image.Image:

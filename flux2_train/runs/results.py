@@ -71,7 +71,8 @@ def write_results(
 
 def _write_losses(trainer: Trainer, path: Path) -> None:
     history = trainer.history
-    rows = zip(history.losses, history.smoothed, history.preservation, history.seconds, history.rates, strict=True)
+    preservation = (value or "" for value in history.preservation)  # empty in steps that do not preserve
+    rows = zip(history.losses, history.smoothed, preservation, history.seconds, history.rates, strict=True)
     header = ("step", "loss", "smoothed", "preservation", "seconds", "learning_rate")
     write_table(path, [header, *((step, *row) for step, row in enumerate(rows, 1))])
 

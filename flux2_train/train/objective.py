@@ -44,7 +44,8 @@ class Objective:
 
     def parts(self, step: int) -> list[Callable[[StepInput, Memo], ObjectivePart]]:
         """The parts of optimizer step ``step`` (from 1), to be run one after the other."""
-        preserving = self.config.preservation and (step - 1) % self.config.preservation_options.every == 0
+        # Not at step 1, where nothing has been learned yet and there is nothing to preserve.
+        preserving = self.config.preservation and step % self.config.preservation_options.every == 0
         learning = [self.learn] if self.config.slider.slider == OFF else self.slider.parts()
         if not preserving:
             return learning
@@ -138,7 +139,8 @@ class Objective:
         if self.config.preservation_options.kind == "class" and any(s.is_reg for s in preserved.samples):
             # a regularisation image's caption is its class caption: preserving it would prevent learning it
             error = error * torch.tensor([not s.is_reg for s in preserved.samples], device=error.device)
-        return ObjectivePart(self.config.preservation * error, preservation=error.detach())
+        weight = self.config.preservation * self.config.preservation_options.every  # the same on average over steps
+        return ObjectivePart(weight * error, preservation=error.detach())
 
     def _base(self, inputs: StepInput) -> Tensor:
         with self.base_model():

@@ -14,7 +14,7 @@ from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.session import train
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.base import choices
-from flux2_train.settings.objective import GuidanceSettings
+from flux2_train.settings.objective import GuidanceSettings, PreservationSettings
 from flux2_train.settings.optimizer import EmaSettings, OptimizerSettings
 from flux2_train.settings.timesteps import TimestepSettings
 from flux2_train.settings.training import TrainingSettings
@@ -40,7 +40,7 @@ EVERY = {
     "strata": {"timesteps": TimestepSettings(strata=4)},
     "round robin": {"timesteps": TimestepSettings(distribution="round robin", values=(0.2, 0.5, 0.9))},
     "drawn guidance": {"guidance": GuidanceSettings(guidance_max=4.0)},
-    "preservation": {"preservation": 1.0},
+    "preservation": {"preservation": 1.0, "preservation_options": PreservationSettings(every=2)},
     "batch and accumulate": {"batch": 2, "accumulate": 2},
 }
 

@@ -113,7 +113,7 @@ WIRES = {  # by the trainer's input: the node to wire, what is set on it, and th
     "objective": ("TrainingObjective", {"bad_losses": 2}, "guard.bad_losses"),
     "timesteps": ("Timesteps", {"strata": 3}, "timesteps.strata"),
     "optimizer": ("Optimizer", {"weight_decay": 0.25}, "optimizer.weight_decay"),
-    "preserve": ("Preservation", {"every": 3}, "preservation_options.every"),
+    "preserve": ("Preservation", {"every": 2}, "preservation_options.every"),
     "validation_loss": ("ValidationLoss", {"every": 7}, "validation_loss.every"),
     "save": ("SaveOptions", {"precision": "fp32"}, "save.precision"),
     "checkpoints": ("Checkpoints", {"keep": 1}, "checkpoints.keep"),

@@ -22,11 +22,13 @@ from flux2_train.runs.folder import RunFolder
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.runs.session import train
 from flux2_train.runs.writers.preview_files import MOST_COLUMNS, PreviewFiles
+from flux2_train.settings.objective import PreservationSettings
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train.history import BANDS, History
 
 CONFIG = TrainingSettings(name="logged", steps=3, rank=2, validation_items=2, preservation=0.5, checkpointing=False,
+                     preservation_options=PreservationSettings(every=2),
                      logs="csv and TensorBoard", validation_loss=ValidationLossSettings(per_image=True))  # fmt: skip
 
 

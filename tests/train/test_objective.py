@@ -20,6 +20,7 @@ from flux2_train.settings.objective import GuidanceSettings, LossSettings, Prese
 from flux2_train.settings.timesteps import TimestepSettings
 from flux2_train.settings.training import TrainingSettings
 
+PRESERVING = PreservationSettings().every  # the first step that preserves
 BASE = TrainingSettings(steps=4, rank=2, batch=2, targets="tiny", validation_items=0)
 CACHES = tiny_caches()
 
@@ -142,11 +143,11 @@ def test_true_cfg_compares_the_mixture():
     assert part.loss.detach().numpy() == pytest.approx(mse(blank + 4 * (p - blank) - target), rel=1e-4)
 
 
-def kept(**changes):
+def kept(options):
     """Of one preserving pass: (loss, the adapted model's prediction, an untouched model's), both with other words."""
-    with step(preservation=0.5, **changes) as (_, objective, case):
+    with step(preservation=0.5, preservation_options=options) as (_, objective, case):
         part = objective.preserve(case, {})
-        words = [objective.blank if changes else s.class_embeds for s in case.samples]
+        words = [objective.blank if options.kind == "blank" else s.class_embeds for s in case.samples]
         other = [replace(s, embeds=w) for s, w in zip(case.samples, words, strict=True)]
         adapted = objective.predict(replace(case, samples=other)).detach()
         return part, adapted.double().numpy(), untouched(case, other)
@@ -159,13 +160,13 @@ def untouched(case, samples):
         return bare.predict(borrowed, case.x_t, case.t, samples).double().numpy()
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"preservation_options": PreservationSettings(kind="blank")}], ids=["class", "blank"]
-)
-def test_preservation_compares_with_the_untouched_model(changes):
-    part, adapted, base = kept(**changes)
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("kind", ["class", "blank"])
+def test_preservation_compares_with_the_untouched_model(kind, every):
+    """And weighs as many times as much as there are steps from one that preserves to the next."""
+    part, adapted, base = kept(PreservationSettings(kind, every))
     assert np.abs(adapted - base).max() > 1e-3
-    assert part.loss.detach().numpy() == pytest.approx(0.5 * mse(adapted - base), rel=1e-4)
+    assert part.loss.detach().numpy() == pytest.approx(0.5 * every * mse(adapted - base), rel=1e-4)
     assert part.preservation.numpy() == pytest.approx(mse(adapted - base), rel=1e-4)
 
 
@@ -182,7 +183,7 @@ def in_float64(trainer, case):
 def gradients(**changes):
     with step(preservation=0.5, **changes) as (trainer, objective, case):
         case = in_float64(trainer, case)
-        for compute in objective.parts(1):
+        for compute in objective.parts(PRESERVING):
             compute(case, {}).loss.sum().backward()
         return [p.grad for p in trainer.adapters.trainable()]
 
@@ -211,7 +212,7 @@ def gradients_of_a_step(checkpointing, base_model=None, **changes):
         if base_model:
             objective.base_model = partial(base_model, trainer.adapters)
         with trainer.adapters.dropping(0, 1), trainer.adapters.unchanging():
-            trainer._backward(objective.parts(1), case, 1.0)
+            trainer._backward(objective.parts(PRESERVING), case, 1.0)
         return [p.grad for p in trainer.adapters.trainable()]
 
 
@@ -258,21 +259,21 @@ def peak(**changes):
     with step(preservation=0.5, checkpointing=False, **changes) as (trainer, objective, case):
         alive = Alive()
         with torch.autograd.graph.saved_tensors_hooks(alive.pack, lambda kept: kept.tensor):
-            trainer._backward(objective.parts(1), case, 0.5)
+            trainer._backward(objective.parts(PRESERVING), case, 0.5)
         gc.collect()
         return alive.peak
 
 
 @pytest.mark.long
 def test_graphs_of_both_passes_live_at_once_only_if_asked_for():
-    plain = peak(preservation_options=PreservationSettings(every=2)), peak()
+    plain = peak(preservation_options=PreservationSettings(every=PRESERVING + 1)), peak()
     assert plain[1] == pytest.approx(plain[0], rel=0.01)
     assert peak(preservation_options=PreservationSettings(together=True)) > 1.8 * plain[0]
 
 
 def test_every_nth_step_preserves():
     with step(preservation=0.5, preservation_options=PreservationSettings(every=3)) as (_, objective, _):
-        assert [len(objective.parts(n)) for n in range(1, 8)] == [2, 1, 1, 2, 1, 1, 2]
+        assert [len(objective.parts(n)) for n in range(1, 8)] == [1, 1, 2, 1, 1, 2, 1]
 
 
 def test_what_carries_no_gradient_is_computed_once_per_memo():

@@ -184,7 +184,7 @@ def check_gradients(nano64, caches, config):
         doubled = {name: value.double() for name in ("x_t", "target", "on_path")
                    if (value := getattr(case, name)) is not None}  # fmt: skip
         case = replace(case, **doubled)
-        parts = objective.parts(1)
+        parts = objective.parts(6)  # the loss of every option, also of those that act in every second or third step
         memos = [{} for _ in parts]
 
         def evaluate_part(part, memo, differentiate):

@@ -19,14 +19,16 @@ from flux2_train.data.samples import samples
 from flux2_train.events import Phase, Stepped, Validated
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.objective import PreservationSettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).resolve().parents[1] / "processes" / "train_tiny.py"
 CONFIG = TrainingSettings(
-    steps=0, epochs=1, rank=2, learning_rate=2e-3, batch=4, preservation=0.5, validation_items=3, seed=5
-)
+    steps=0, epochs=1, rank=2, learning_rate=2e-3, batch=4, preservation=0.5, validation_items=3, seed=5,
+    preservation_options=PreservationSettings(every=1),
+)  # fmt: skip
 ADAPTERS_AGREE = 1e-4  # relative, by norm
 
 

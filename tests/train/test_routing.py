@@ -112,7 +112,7 @@ def trained(caches=None, **changes):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_preservation_and_its_prior_see_the_tokens_of_the_learning_pass(passes, together):
-    trained(preservation=1.0, preservation_options=PreservationSettings(together=together), steps=1, batch=2)
+    trained(preservation=1.0, preservation_options=PreservationSettings(together=together, every=1), steps=1, batch=2)
     if together:
         (both, gradient, _), (prior, plain, _) = passes
         assert gradient and not plain

@@ -129,7 +129,7 @@ def test_preservation_holds_the_class_word(nano, robot):
             with trainer._base_model():
                 base = trainer.predict(borrowed, x, t, [sample])
         if weight:
-            assert all(e.preservation > 0 for e in received if isinstance(e, events.Stepped) and e.step > 1)
+            assert all(e.preservation > 0 for e in received if isinstance(e, events.Stepped) and not e.step % 3)
         return (adapted - base).norm().item()
 
     assert drift(10.0) < 0.7 * drift(0.0)

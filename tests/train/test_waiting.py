@@ -54,8 +54,8 @@ def steps_log(brief_nano, robot, waits, **changes):
 
 @pytest.mark.long
 def test_nothing_is_read_between_backward_passes(brief_nano, robot, waits):
-    together = PreservationSettings(together=False)
-    log = steps_log(brief_nano, robot, waits, preservation=1.0, preservation_options=together)
+    each = PreservationSettings(every=1)
+    log = steps_log(brief_nano, robot, waits, preservation=1.0, preservation_options=each)
     first, last = log.index("backward"), len(log) - 1 - log[::-1].index("backward")
     assert last > first and set(log[first : last + 1]) == {"backward"}
     assert "cpu" in log[last:]  # what was measured is read then

@@ -117,7 +117,7 @@ export class Chart {
                 ...this.shown.map((each) => ({
                     points: { show: false }, ...each, spanGaps: true,
                     label: each.key === "validation" && this.state.heldOut ? words("held-out") : each.label(),
-                    value: (_, value, __, at) => number(at === null ? this.state.curves[each.key].at(-1) : value),
+                    value: (_, value, __, at) => number(at === null ? this.state.curves[each.key].findLast((known) => known !== undefined) : value),
                 })),
             ],
             cursor: { drag: { x: true, y: false, setScale: false }, bind: Object.fromEntries(kinds.map((kind) => [kind, unscaled])) },

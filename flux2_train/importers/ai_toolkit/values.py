@@ -142,13 +142,14 @@ def ema(value: Any, section: Section) -> None:
 
 
 def preserve(kind: str, multiplier: str):
-    """Preservation of that kind, as strong as the multiplier."""
+    """Preservation of that kind in every step, as strong as the multiplier."""
 
     def take(value: Any, section: Section) -> str | None:
         if not flag(value):
             return "off"
         section.put("training.preservation", number(section.get(multiplier, 1.0)))
         section.put("training.preservation_options.kind", kind)
+        section.put("training.preservation_options.every", 1)
         return None
 
     return take
