@@ -129,7 +129,7 @@ def quick_start() -> list[Group]:
     # 300 steps are enough for nano, a large model needs about 1,000; preservation keeps the meaning of "creature"
     graph = training(
         load("nano"), {"folder": "character", "trigger": "vorn", "class_word": "creature", "resolution": 128},
-        {"name": "vorn_nano", "steps": 300, "learning_rate": 2e-3, "preservation": 1.0, "checkpointing": False},
+        {"name": "vorn_nano", "steps": 300, "learning_rate": 2e-3, "preservation": 0.5, "checkpointing": False},
     )  # fmt: skip
     prompts = (
         "a waving vorn creature at the right in the snow on a sunny day",

@@ -11,7 +11,7 @@ Settings = dict[str, tuple[str, ...]]
 
 # Differential guidance s pushes the target s times as far, so gradients are s times as large. With s times the
 # preservation and s times the clipping limit, settings differ in nothing but the guidance.
-EQUAL_UPDATE = ("training.optimizer.max_grad_norm=3", "preservation=3")
+EQUAL_UPDATE = ("training.optimizer.max_grad_norm=3", "preservation=1.5")
 # With half of nano's few tokens routed past the middle blocks a step takes 0.91 of the time (on an idle core).
 AS_LONG = 330
 QUESTIONS: dict[str, Settings] = {
@@ -21,9 +21,9 @@ QUESTIONS: dict[str, Settings] = {
         "TrainLoraNode, 2e-3": ("trainer=node", "learning_rate=2e-3"),
     },
     "preservation": {
-        "off": ("preservation=0",), "class 0.3": ("preservation=0.3",), "class 1": (), "class 3": ("preservation=3",),
-        "blank 1": ("training.preservation_options.kind=blank",),
-        "class 1, in each step": ("training.preservation_options.every=1",),
+        "off": ("preservation=0",), "class 0.5": (), "class 1": ("preservation=1",), "class 3": ("preservation=3",),
+        "blank 0.5": ("training.preservation_options.kind=blank",),
+        "class 1, in each step": ("preservation=1", "training.preservation_options.every=1"),
     },
     "guidance": {"1": (), "3": ("differential_guidance=3", *EQUAL_UPDATE)},
     "rate": {

@@ -19,7 +19,7 @@ def rope_in_float64(monkeypatch):
     monkeypatch.setattr(comfy.ldm.flux.layers, "rope", lambda pos, dim, theta: rope(pos, dim, theta).double())
 
 
-def float64_model(make=brief_flux2, **kwargs):
+def float64_model(make=tiny_flux2, **kwargs):
     model = make(**kwargs)
     model.model.diffusion_model.double()
     model.model.diffusion_model.dtype = torch.float64
@@ -69,7 +69,7 @@ def test_without_the_layer_norm_copies_gradients_are_wrong(monkeypatch, rope_in_
     """The remedy is needed: taking it out must not go unnoticed."""
     import flux2_train.host.borrowed.borrow as host
 
-    model = float64_model()
+    model = float64_model(brief_flux2)
     adapters, case = adapters_for(model, dtype=torch.float64), problem()
 
     def gradients():
