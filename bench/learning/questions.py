@@ -12,6 +12,7 @@ Settings = dict[str, tuple[str, ...]]
 # Differential guidance s pushes the target s times as far, so gradients are s times as large. With s times the
 # preservation and s times the clipping limit, settings differ in nothing but the guidance.
 EQUAL_UPDATE = ("training.optimizer.max_grad_norm=3", "preservation=1.5")
+EACH_STEP = ("preservation=1", "training.preservation_options.every=1")
 # With half of nano's few tokens routed past the middle blocks a step takes 0.91 of the time (on an idle core).
 AS_LONG = 330
 QUESTIONS: dict[str, Settings] = {
@@ -23,7 +24,7 @@ QUESTIONS: dict[str, Settings] = {
     "preservation": {
         "off": ("preservation=0",), "class 0.5": (), "class 1": ("preservation=1",), "class 3": ("preservation=3",),
         "blank 0.5": ("training.preservation_options.kind=blank",),
-        "class 1, in each step": ("preservation=1", "training.preservation_options.every=1"),
+        "class 1, in each step": EACH_STEP,
     },
     "guidance": {"1": (), "3": ("differential_guidance=3", *EQUAL_UPDATE)},
     "rate": {
@@ -47,9 +48,9 @@ QUESTIONS: dict[str, Settings] = {
     "captions": {"no dropout": (), "dropout 0.1": ("dataset.caption_options.dropout=0.1",)},
     "ema": {"off": (), "0.9": ("training.ema.ema_decay=0.9",), "0.97": ("training.ema.ema_decay=0.97",)},
     "passes": {
-        "plain": (), "half of the tokens": ("training.routing.selection_ratio=0.5",),
-        "half of the tokens, as long": ("training.routing.selection_ratio=0.5", f"steps={AS_LONG}"),
-        "scheduled sampling 0.3": ("training.rollout.probability=0.3",),
+        "plain": EACH_STEP, "half of the tokens": (*EACH_STEP, "training.routing.selection_ratio=0.5"),
+        "half of the tokens, as long": (*EACH_STEP, "training.routing.selection_ratio=0.5", f"steps={AS_LONG}"),
+        "scheduled sampling 0.3": (*EACH_STEP, "training.rollout.probability=0.3"),
     },
     "precision": {
         "as in file": (), "fp8": ("model.precision=fp8 (scaled)",), "int8": ("model.precision=int8",),
