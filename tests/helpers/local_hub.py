@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import yaml
+from huggingface_hub import constants
 
 LOGIN = "hf_localtesttoken"
 
@@ -48,6 +49,16 @@ def local_hub() -> Iterator[Hub]:
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+def log_in(hub: Hub, monkeypatch) -> None:
+    """Make ``huggingface_hub`` use this hub, with alice's token in the environment.
+
+    Large files go by git-lfs, which the library speaks where its own protocol (Xet) is off.
+    """
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", LOGIN)
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -105,7 +116,8 @@ class Answer(BaseHTTPRequestHandler):
         if owner != "alice":
             return self.reply({"error": "You don't have the rights to create a model under this namespace"}, 403)
         exists = name in self.server.repositories
-        self.server.repositories.setdefault(name, {"private": asked.get("private", False), "files": {}})
+        private = asked.get("private", False) or asked.get("visibility") == "private"  # before version 2, and since
+        self.server.repositories.setdefault(name, {"private": private, "files": {}})
         address = {"url": f"{self.server.address}/{name}"}
         return self.reply({"error": "You already created this model repo", **address} if exists else address,
                           409 if exists else 200)  # fmt: skip

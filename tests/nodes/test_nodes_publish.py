@@ -3,10 +3,9 @@
 import json
 import shutil
 
-import huggingface_hub
 import pytest
 from comfy_api.latest import io
-from local_hub import LOGIN, local_hub
+from local_hub import LOGIN, local_hub, log_in
 from made_runs import make_run
 
 from flux2_train.host.loading.files import lora_folder, published_folder, run_folder
@@ -54,8 +53,7 @@ def test_it_uploads_privately_and_never_for_other_computers(publish, monkeypatch
     from comfy.cli_args import args
 
     with local_hub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
-        monkeypatch.setenv("HF_TOKEN", LOGIN)
+        log_in(hub, monkeypatch)
         _, text = publish("pub", "alice/pub")
         assert hub.repositories["alice/pub"]["private"] and text.endswith(f"Uploaded: {hub.address}/alice/pub")
         assert LOGIN not in json.dumps(text)

@@ -84,5 +84,5 @@ def _reason(error: Exception, status: int | str) -> str:
 
 
 def _is_of_the_network(error: Exception) -> bool:
-    """Errors of the library's HTTP client: requests before version 1, whose errors are OSErrors, httpx since."""
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpcore")
+    """Errors of the library's HTTP client: requests before version 1, whose errors are OSErrors, then httpx or httpx2."""
+    return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore"))

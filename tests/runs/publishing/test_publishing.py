@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from local_hub import LOGIN, local_hub
+from local_hub import LOGIN, local_hub, log_in
 from made_runs import make_run
 from PIL import Image
 from safetensors.torch import save_file
@@ -58,8 +58,7 @@ def hub():
 @pytest.fixture
 def logged_in(hub, monkeypatch):
     """The running hub, which knows this computer's login. Its token is in the environment alone."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
-    monkeypatch.setenv("HF_TOKEN", LOGIN)
+    log_in(hub, monkeypatch)
     hub.repositories.clear(), hub.objects.clear(), hub.sent.clear(), hub.tokens.clear()
     return hub
 
