@@ -84,5 +84,5 @@ def _reason(error: Exception, status: int | str) -> str:
 
 
 def _is_of_the_network(error: Exception) -> bool:
-    """Errors of the library's HTTP client: requests before version 1, whose errors are OSErrors, then httpx or httpx2."""
+    """Errors of the library's HTTP client: requests before version 1 (OSErrors), then httpx or httpx2."""
     return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore"))
