@@ -19,6 +19,7 @@ from flux2_train.planning.planner import lora_sites
 from flux2_train.planning.weights import of_flavour
 from flux2_train.planning.work import Machine, Work
 from flux2_train.settings.memory import MemorySettings
+from flux2_train.settings.objective import PreservationSettings
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.rollout import RolloutSettings
 from flux2_train.settings.training import TrainingSettings
@@ -26,7 +27,10 @@ from flux2_train.streaming.gathering import Part
 from flux2_train.streaming.ring import ALIGNMENT, Group
 from flux2_train.train.plans import require_shareable
 
-CONFIG = TrainingSettings(steps=6, rank=2, learning_rate=2e-3, preservation=0.5, validation_items=3, seed=5)
+CONFIG = TrainingSettings(
+    steps=6, rank=2, learning_rate=2e-3, preservation=0.5, preservation_options=PreservationSettings(every=1),
+    validation_items=3, seed=5,
+)  # fmt: skip
 WITHIN = 0.05  # of the plan
 BESIDE = 100e6  # bytes that no plan counts: what the allocator keeps, and torch.distributed itself
 
