@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import UserError
 
-OLDEST, NEWEST = "0.16.3", "0.30.0"  # ComfyUI's versions on which the tests of the engine have run
+OLDEST, NEWEST = "0.16.3", "0.33.0"  # ComfyUI's versions on which the tests of the engine have run
 
 _TRIED = (
     f"Its tests have run on ComfyUI {OLDEST} to {NEWEST}: look for a newer version of the pack, or use one of these."
