@@ -66,6 +66,8 @@ OPTIONS = {
     "slider": {"slider.slider": "prompts", "slider.positive": POSITIVE, "slider.negative": NEGATIVE},
     "slider of pairs": {"slider.slider": "pairs"},
 }  # fmt: skip
+if not hasattr(torch.optim, "Muon"):  # which came with torch 2.9
+    del OPTIONS["muon"]
 PAIRS = list(combinations(OPTIONS, 2))
 REFUSED = {
     frozenset(pair) for pair in (
