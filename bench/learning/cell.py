@@ -90,7 +90,7 @@ def base_scores(protocol: Protocol) -> dict[str, float]:
 def _scores(model: nn.Module, protocol: Protocol) -> dict[str, float]:
     name, count = protocol.concept, protocol.prompts
     concept, off = _concept(name, *learn.concept_pictures(name, model, True, count))
-    few, few_off = _concept(name, *learn.concept_pictures(name, model, True, count, FEW))
+    few, few_off = _concept(name, *learn.concept_pictures(name, model, True, count, steps=FEW))
     leak, _ = _concept(name, *learn.concept_pictures(name, model, False, count))
     pictures = _held_out_pictures(model, count)
     tally, _ = score.compared(score.held_out_prompts(count), pictures)

@@ -72,6 +72,6 @@ def plot(result: dict, path: Path) -> None:
     axes.set_ylim(0, 105)
     axes.set_title(f"{result['question']}: {result['protocol']['concept']}")
     axes.grid(alpha=0.25)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the points
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # right of the plot, where it hides no point
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -61,13 +61,13 @@ def merged(base: nn.Module, lora: dict[str, torch.Tensor]) -> nn.Module:
     return model
 
 
-def concept_pictures(name: str, model: nn.Module, trigger: bool, count: int, steps: int = 20) -> tuple[list, list]:
+def concept_pictures(name: str, model: nn.Module, trigger: bool, count: int, **sampling) -> tuple[list, list]:
     """``count`` of the concept's probes, and the pictures (H, W, 3) that the model paints of them."""
     autoencoder, examples = score.autoencoder_of(), concepts.probes(name, count, trigger)
     references = [e.reference for e in examples if e.reference is not None]
     known = autoencoder.encode(data.to_pixels(references)) if references else None
     captions = [e.caption for e in examples]
-    return examples, score.paint(model, autoencoder, captions, concepts.SIZE, reference=known, steps=steps)
+    return examples, score.paint(model, autoencoder, captions, concepts.SIZE, reference=known, **sampling)
 
 
 def concept_score(name: str, examples: list, pictures: list) -> float:

@@ -44,7 +44,7 @@ class Objective:
 
     def parts(self, step: int) -> list[Callable[[StepInput, Memo], ObjectivePart]]:
         """The parts of optimizer step ``step`` (from 1), to be run one after the other."""
-        # Not at step 1, where nothing has been learned yet and there is nothing to preserve.
+        # Counted so that step 1 preserves only if each step does: nothing has been learned before it.
         preserving = self.config.preservation and step % self.config.preservation_options.every == 0
         learning = [self.learn] if self.config.slider.slider == OFF else self.slider.parts()
         if not preserving:

@@ -137,7 +137,7 @@ def caches(robot):
 
 
 def of_pairs(caches):
-    """The caches without regularisation images, the reference of each image another one of its shape."""
+    """The caches of the taught images whose shape another one shares, which becomes their reference."""
     embeds, latents = caches
     taught = [item.view for item in embeds.dataset.items[:4]]
 
