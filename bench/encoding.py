@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,8 @@ def encode_image(vae, image: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def encoded(dataset: Dataset, clip, vae) -> tuple[EmbedCache, LatentCache]:
-    """Everything of a data set, in memory, as ComfyUI encodes it."""
-    embeds = {text: encode_text(clip, text) for text in dataset.texts()}
+def encoded(dataset: Dataset, clip, vae, prompts: Sequence[str] = ()) -> tuple[EmbedCache, LatentCache]:
+    """Everything of a data set and further ``prompts``, in memory, as ComfyUI encodes it."""
+    embeds = {text: encode_text(clip, text) for text in (*dataset.texts(), *prompts)}
     latents = dict(encode_views(list(dataset.views()), lambda image: encode_image(vae, image)))
     return EmbedCache(dataset, embeds), LatentCache(dataset, latents)

@@ -53,7 +53,7 @@ def _learn(options: argparse.Namespace) -> None:
 def _slide(options: argparse.Namespace) -> None:
     from .slide import slide
 
-    slide(options.seeds, options.probes, options.steps)
+    slide(options.names, options.seeds, options.probes, options.steps)
 
 
 def _concept(options: argparse.Namespace) -> None:
@@ -94,6 +94,7 @@ def _training_jobs(jobs) -> None:
 def _measuring_jobs(jobs) -> None:
     from flux2_train.nano import WEIGHTS
 
+    from .slide import SLIDERS
     from .world.concepts import CONCEPTS
 
     score = jobs.add_parser("score", help="print every figure")
@@ -113,7 +114,8 @@ def _measuring_jobs(jobs) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE",
         help="a setting in place of the demo's, as for train: training.routing.selection_ratio=0.5; repeatable",
     )  # fmt: skip
-    slide = jobs.add_parser("slide", help="train a size slider from pairs, and measure sizes over its strength")
+    slide = jobs.add_parser("slide", help="train sliders, of the size from pairs and of the brightness from prompts")
+    slide.add_argument("--names", nargs="+", choices=SLIDERS, default=list(SLIDERS))
     slide.add_argument("--steps", type=int, default=100)
     for job, run, probes in ((learn, _learn, 20), (slide, _slide, 10)):
         job.add_argument("--seeds", type=int, default=3)

@@ -1,7 +1,8 @@
-"""Builds what the settings choose for a MODEL: the adapters and their optimizer."""
+"""Builds what the settings choose for a MODEL: the adapters and their optimizer; and says what cannot act."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ..errors import UserError
 from ..host import identify, sizes
 from ..host.borrowed.borrow import linears
 from ..host.borrowed.cards import Cards
+from ..host.describe import lora_warning
 from ..host.graph_types import ModelPatcher
 from ..host.lora import apply as lora
 from ..host.system import cards
@@ -91,3 +93,16 @@ def require_taught(dataset: Dataset, config: TrainingSettings) -> None:
             raise UserError(
                 f"Preservation is on but Dataset Folder has no {name} ({', '.join(folders)}); fill in '{field}'."
             )
+
+
+def first_warnings(model: ModelPatcher, config: TrainingSettings, total: int) -> Iterator[str]:
+    """What the user should know before the first of ``total`` steps: a doubtful model, and settings that do nothing."""
+    yield from filter(None, (identify.distilled_warning(model), lora_warning(model)))
+    guidance, every = config.guidance, config.preservation_options.every
+    if (guidance.guidance, guidance.guidance_max) != (1, 0) and not identify.has_guidance(model):
+        yield f"{identify.flavour_name(model)} has no guidance input; the guidance set is ignored."
+    if config.preservation and every > total:
+        yield (
+            f"Preservation acts once in {every} steps, and this run has only {total}: nothing is preserved. Train for "
+            "more steps, or set 'every' of Preservation to 1."
+        )

@@ -26,13 +26,12 @@ from ..host.borrowed.borrow import borrow_as, training_mode
 from ..host.borrowed.compute import training_dtype
 from ..host.borrowed.routing import Route
 from ..host.borrowed.velocity import Condition, check_embeds, velocity
-from ..host.describe import lora_warning
 from ..host.graph_types import ModelPatcher
 from ..settings.steering import PAUSE
 from ..settings.training import TrainingSettings
 from . import processes, timesteps
 from .between_steps import BetweenSteps
-from .building import build_adapters, build_optimizer, cards_of, require_taught
+from .building import build_adapters, build_optimizer, cards_of, first_warnings, require_taught
 from .ema import Ema
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps, clip
 from .held_out import kept_out
@@ -136,11 +135,7 @@ class Trainer(Steerable):
                     yield event
 
     def _run(self) -> Generator[Event, None, None]:
-        for warning in filter(None, (identify.distilled_warning(self.model), lora_warning(self.model))):
-            yield Warned(warning)
-        guidance = self.config.guidance
-        if (guidance.guidance, guidance.guidance_max) != (1, 0) and not identify.has_guidance(self.model):
-            yield Warned(f"{identify.flavour_name(self.model)} has no guidance input; the guidance set is ignored.")
+        yield from map(Warned, first_warnings(self.model, self.config, self.total))
         yield Phase("loading")
         config = self.config
         steps = batches(self.samples, self.step_size, config.seed, ENDLESS, 0, self.batches_of_step)

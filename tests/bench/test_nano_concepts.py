@@ -13,7 +13,7 @@ from bench.nano.__main__ import parser
 from bench.nano.data import to_pictures, to_pixels
 from bench.nano.learn import demo_settings, job_of
 from bench.nano.score import autoencoder_of
-from bench.nano.world import character, concepts, scenes
+from bench.nano.world import character, concepts, scenes, words
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,6 +110,18 @@ def test_pairs_of_a_slider_differ_in_size_alone(tmp_path):
     assert np.abs(plain - scenes.draw(spec, slide.SIZE)).max() < 1e-6
     assert 1.6 * slide.covered(spec, small) < slide.covered(spec, plain) < slide.covered(spec, large) / 1.2
     assert slide.covered(spec, slide.empty(spec)) == 0
-    slide.write_pairs(tmp_path, count=2)
+    dataset = slide.write_pairs(tmp_path, count=2)
+    assert (dataset["folder"], dataset["references"]) == (tmp_path / "after", [tmp_path / "before"])
     assert {p.name for p in (tmp_path / "before").iterdir()} == {"01.png", "02.png"}
     assert {p.suffix for p in (tmp_path / "after").iterdir()} == {".png", ".txt"}
+
+
+def test_a_slider_of_prompts_is_measured_on_captions_that_leave_the_sky_open(tmp_path):
+    spec = slide.one_object(random.Random(3))
+    day, night = (scenes.draw(replace(spec, sky=sky), slide.SIZE) for sky in ("day", "night"))
+    assert slide.brightness(spec, day) > slide.brightness(spec, night) + 20
+    assert slide.brightness(spec, np.ones_like(day)) == 100
+    assert words.caption(spec).startswith(slide.without_sky(spec) + " ")
+    assert not any(word in slide.without_sky(spec) for sky in concepts.SKIES for word in words.WORDS[sky])
+    dataset = slide.write_scenes(tmp_path, count=2)
+    assert {p.name for p in dataset["folder"].iterdir()} == {"01.png", "01.txt", "02.png", "02.txt"}
