@@ -113,7 +113,7 @@ SLIDERS = {
     "pairs": Slider({"slider": "pairs"}, write_pairs, words.caption, covered, "the object covers"),
     "prompts": Slider(
         {"slider": "prompts", "neutral": "a creature", "positive": "a creature on a sunny day",
-         "negative": "a creature at night", "slider_guidance": 1.0},
+         "negative": "a creature at night", "slider_guidance": 0.5},
         write_scenes, without_sky, brightness, "the picture's brightness is",
     ),
 }  # fmt: skip
