@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from axe import serious_findings
-from browsing import photograph, says
+from browsing import clear_toasts, photograph, says
 from made_runs import make_run
 from runs_tab import detail, open_runs, option, press_tab
 
@@ -72,6 +72,7 @@ def test_runs_are_listed_opened_and_compared(opened, runs, tmp_path, palette):
         photograph(page, tmp_path, f"{name}_{palette}_two")
         assert serious_findings(page, ".flux2-runs") == []
         option(page, "edit-recolour").click()
+        clear_toasts(page)  # the same words may still be there from the other palette
         detail(page, "Run edit-recolour").get_by_role("button", name="Stop and keep").click()
         says(page, "ends after the step in progress")
         assert running.stop.exists()

@@ -96,11 +96,17 @@ def write_all(folder: Path, full: bool) -> None:
         write(folder / f"{name}.safetensors", [(key, tuple(value.shape)) for key, value in found.items()])
 
 
+def load_all(base: Path, text: Path, vae: Path, full: bool) -> tuple:
+    row = replace(FLAVOURS["nano"], text_encoder_config=text_encoder(full))
+    return load.load_transformer(base), load.load_text_encoder(text, row), load.load_vae(vae, FLAVOURS["klein-4b"])
+
+
 def run(folder: Path, full: bool) -> None:
-    base, text, vae = (folder / f"{name}.safetensors" for name in ("transformer", "text", "vae"))
-    row, tell = replace(FLAVOURS["nano"], text_encoder_config=text_encoder(full)), partial(report, resident("VmRSS"))
-    model, clip = load.load_transformer(base), load.load_text_encoder(text, row)
-    autoencoder = load.load_vae(vae, FLAVOURS["klein-4b"])
+    paths = [folder / f"{name}.safetensors" for name in ("transformer", "text", "vae")]
+    load_all(*paths, full)  # so that the pages of libraries which loading uses are not counted with it
+    gc.collect()
+    tell = partial(report, resident("VmRSS"))
+    model, clip, autoencoder = load_all(*paths, full)
     loaded = tell()
     dataset = read_folder(DatasetSettings(ROOT / "datasets" / "robot", resolution=64))
     dataset = replace(dataset, items=dataset.items[:1])
@@ -113,7 +119,7 @@ def run(folder: Path, full: bool) -> None:
     model = model if full else with_few_words(model)
     trainer = new_trainer(model, embeds, latents, TrainingSettings(steps=1, rank=4, validation_items=0))
     losses = [event.loss for event in trainer.run() if hasattr(event, "loss")]
-    sizes = [path.stat().st_size for path in (base, text)]
+    sizes = [path.stat().st_size for path in paths[:2]]
     print(json.dumps({"files": sizes, "loaded": loaded, "encoded": encoded, "cached": cached, "trained": tell(),
                       "losses": losses}))  # fmt: skip
 
