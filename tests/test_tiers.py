@@ -39,13 +39,26 @@ def test_second(): print("process", os.getpid())
 """,
 }
 
+DRAWN = """
+import pytest
+
+@pytest.mark.drawn
+@pytest.mark.parametrize("one", "abc")
+@pytest.mark.parametrize("other", "xyz")
+def test_drawn(one, other): print("drawn", one, other)
+
+@pytest.mark.drawn(cases=1)
+@pytest.mark.parametrize("one", "def")
+def test_one_drawn(one): print("drawn", one)
+"""
+
 
 @pytest.fixture
 def run(tmp_path):
     """``run(argument, ...)``: what pytest prints of a small suite that has these tiers."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    long\n    slow\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    long\n    slow\n    drawn\n")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
 
     def pytest_on(*arguments):
@@ -78,3 +91,16 @@ def test_each_tier_runs_its_tests_and_says_what_it_left_out(run, arguments, line
 def test_a_file_is_run_by_one_process(run):
     printed = run("-n", "2")
     assert len(set(re.findall(r"process (\d+)", printed))) == 1
+
+
+@pytest.mark.long
+def test_of_drawn_cases_each_value_is_run_and_under_all_each_case(run, tmp_path):
+    def cases(*arguments):
+        return re.findall(r"^drawn (\w) ?(\w?)$", run("test_drawn.py", *arguments), re.MULTILINE)
+
+    (tmp_path / "test_drawn.py").write_text(DRAWN)
+    drawn, every = cases(), cases("--all")
+    pairs, alone = [pair for pair in drawn if pair[1]], [one for one, other in drawn if not other]
+    assert {one for one, _ in pairs} == set("abc") and {other for _, other in pairs} == set("xyz")
+    assert len(pairs) < 9 and len(alone) == 1 and len(set(every)) == 9 + 3
+    assert cases() == drawn

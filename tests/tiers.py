@@ -2,12 +2,16 @@
 
 ``scripts/test --quick`` leaves out tests marked ``long`` or ``slow``, ``scripts/test`` those marked ``slow``, and
 ``scripts/test --all`` runs everything and gives the fixture ``full_size`` as True. Of a test with many cases that is
-marked ``long(cases=3)``, ``--quick`` runs three.
+marked ``long(cases=3)``, ``--quick`` runs three. Of one that is marked ``drawn``, ``scripts/test`` runs so many cases
+that each value of each of its parameters is in one of them, or as many as ``drawn(cases=3)`` says; chance draws them,
+the same ones each time, others with ``FLUX2_TEST_SEED``.
 """
 
 from __future__ import annotations
 
 import gc
+import os
+import random
 import time
 from collections import Counter, defaultdict
 
@@ -59,9 +63,9 @@ def pytest_collection_modifyitems(config, items: list) -> None:
     """Take out of ``items`` what the tier leaves to a larger one, count it, and put the longest files first."""
     tier, left = tier_of(config), Counter()
     kept, dropped = [], []
-    quick = _quick_cases(items)
+    quick, undrawn = _quick_cases(items), _undrawn_cases(items)
     for item in items:
-        needs = "--quick" if item in quick else _needed(item)
+        needs = "--quick" if item in quick else "--all" if item in undrawn else _needed(item)
         if (needs == "--all" and tier != "--all") or (needs == "" and tier == "--quick"):
             left["scripts/test" if needs == "" else "--all"] += 1
             dropped.append(item)
@@ -97,12 +101,38 @@ def _needed(item) -> str:
 
 def _quick_cases(items: list) -> set:
     """The cases that ``--quick`` runs of tests marked ``long(cases=3)``: so many of each, evenly spread."""
+    tests = _cases_of_tests(items, "long").items()
+    return {all_of[i] for (*_, cases), all_of in tests if cases for i in _spread(len(all_of), cases)}
+
+
+def _undrawn_cases(items: list) -> set:
+    """The cases of tests marked ``drawn`` that ``--all`` alone runs."""
+    tests, seed = _cases_of_tests(items, "drawn").items(), os.environ.get("FLUX2_TEST_SEED", "0")
+    return {
+        item for (path, name, cases), all_of in tests
+        for item in set(all_of) - _draw(all_of, cases, random.Random(f"{seed} {path.stem} {name}"))
+    }  # fmt: skip
+
+
+def _cases_of_tests(items: list, mark_name: str) -> dict[tuple, list]:
+    """The cases of each marked test by its file, its name and the mark's ``cases``, without those marked ``slow``."""
     tests = defaultdict(list)
     for item in items:
-        mark = item.get_closest_marker("long")
-        if mark and mark.kwargs and not item.get_closest_marker("slow"):
-            tests[item.path, item.originalname, mark.kwargs["cases"]].append(item)
-    return {all_of[i] for (_, _, cases), all_of in tests.items() for i in _spread(len(all_of), cases)}
+        mark = item.get_closest_marker(mark_name)
+        if mark and not item.get_closest_marker("slow"):
+            tests[item.path, item.originalname, mark.kwargs.get("cases")].append(item)
+    return tests
+
+
+def _draw(cases: list, count: int | None, chance: random.Random) -> set:
+    """``count`` cases, or so many that each value of each parameter is in one of them."""
+    order, seen, found = chance.sample(cases, len(cases)), set(), set()
+    for case in order:
+        values = {(name, id(value)) for name, value in case.callspec.params.items()}
+        if len(found) < count if count else values - seen:
+            found.add(case)
+            seen |= values
+    return found
 
 
 def _spread(length: int, count: int) -> set[int]:

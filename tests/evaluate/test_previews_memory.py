@@ -61,6 +61,7 @@ def resident(nano, caches):
     return run(nano, caches)
 
 
+@pytest.mark.drawn(cases=2)
 @pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_streamed_weights_paint_measure_and_learn_the_same(nano, caches, resident, layout):

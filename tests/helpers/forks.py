@@ -1,8 +1,9 @@
 """Python for tests' child processes that starts in a second: forked from a process that has imported what is slow.
 
-``python forks.py MODULE...`` imports these modules, then reads a JSON line for each process to start: Python's
-arguments, the environment, the working directory and the files for stdout and stderr. It answers with a line when that
-process has ended: its exit code, a signal as a negative number.
+``python forks.py MODULE...`` imports these modules, then reads JSON lines. A line is a list of processes to start side
+by side, each by Python's arguments, the environment, the working directory and the files for stdout and stderr. It
+answers with a line when all have ended: their exit codes, a signal as a negative number. If one fails, the others are
+ended.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,18 +38,32 @@ def run(arguments: list, environment: dict[str, str], cwd: Path) -> subprocess.C
     A process that uses a GPU cannot be forked from one that has looked for it, so there Python starts anew, as it does
     where forking is not safe.
     """
+    if not forkable():
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    (done,) = run_together([(arguments, environment)], cwd)
+    return done
+
+
+def run_together(commands: list[tuple[list, dict[str, str]]], cwd: Path) -> list[subprocess.CompletedProcess]:
+    """``run`` for several (arguments, environment) side by side, only where ``run`` forks."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [[Path(folder) / f"{name}{number}" for name in ("out", "err")] for number in range(len(commands))]
+        asked = [[list(map(str, arguments)), environment, str(cwd), *map(str, pair)]
+                 for (arguments, environment), pair in zip(commands, files, strict=True)]  # fmt: skip
+        server = _server()
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        codes = json.loads(server.stdout.readline())
+        return [subprocess.CompletedProcess(arguments, code, *(file.read_text() for file in pair))
+                for (arguments, _), code, pair in zip(commands, codes, files, strict=True)]  # fmt: skip
+
+
+def forkable() -> bool:
+    """False where a process that was forked could not use the device, or where forking is not safe."""
     import torch
 
-    arguments = list(map(str, arguments))
-    if torch.cuda.is_available() or sys.platform != "linux":
-        return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = (Path(folder) / name for name in ("out", "err"))
-        server = _server()
-        server.stdin.write(json.dumps([arguments, environment, str(cwd), str(out), str(err)]) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+    return not torch.cuda.is_available() and sys.platform == "linux"
 
 
 @cache
@@ -106,11 +122,28 @@ def main() -> None:
         with contextlib.suppress(Exception):  # a process that needs it will say what is wrong with it
             importlib.import_module(name)
     for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            sys.stdout = answers
-            _become(*json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
+        started = {}
+        for number, process in enumerate(json.loads(line)):
+            pid = os.fork()
+            if not pid:
+                sys.stdout = answers
+                _become(*process)
+            started[pid] = number
+        print(json.dumps(_codes(started)), file=answers, flush=True)
+
+
+def _codes(running: dict[int, int]) -> list[int]:
+    """The exit codes of processes, by their number; the others are ended when one fails."""
+    codes = [0] * len(running)
+    while running:
+        pid, status = os.wait()
+        if pid not in running:
+            continue  # a process that one of ours has left behind
+        code = codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+        if code:
+            for other in running:
+                os.kill(other, signal.SIGTERM)
+    return codes
 
 
 if __name__ == "__main__":

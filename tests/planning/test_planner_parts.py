@@ -44,6 +44,7 @@ def last_norm(work):
     return work.batch * work.image * work.weights.hidden * work.size
 
 
+@pytest.mark.drawn
 @pytest.mark.long
 @pytest.mark.parametrize("mode", ["blocks", "off"])
 @pytest.mark.parametrize("kind", [{"dora": True}, {"kind": "loha"}, {"kind": "lokr"},

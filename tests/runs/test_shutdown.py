@@ -22,6 +22,7 @@ from flux2_train.runs.folder import STOPPED, RunFolder
 from flux2_train.settings.saving import CheckpointSettings
 
 
+@pytest.mark.drawn(cases=1)
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)

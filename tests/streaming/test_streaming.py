@@ -228,6 +228,7 @@ def test_a_streamed_step_equals_a_resident_one_bit_by_bit(format):
     assert all(given_back(linears(model)[name].weight, weight) for name, weight in before.items())
 
 
+@pytest.mark.drawn
 @pytest.mark.long(cases=5)
 @pytest.mark.parametrize("layout", [
     Layout(streamed=(1,)), Layout(streamed=ALL, per_group=2), Layout(streamed=ALL, ahead=False),

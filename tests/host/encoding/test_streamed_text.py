@@ -64,6 +64,7 @@ def require_same_bits(clip):
     assert torch.equal(encode_text(clip, TEXTS[0]), expected[0])
 
 
+@pytest.mark.drawn(cases=3)
 @pytest.mark.long
 @pytest.mark.parametrize("precision", ["as in file", "fp8 (e4m3)", "fp8 (scaled)", "mxfp8", "int8", "nvfp4", "int4"])
 def test_every_precision(precision, own_nano):

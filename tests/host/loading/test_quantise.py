@@ -157,6 +157,7 @@ def text_encoder(tmp_path_factory):
         return path, encode_text(load.load_text_encoder(path, FLAVOURS["nano"]), "a red cat")
 
 
+@pytest.mark.drawn(cases=3)
 @pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp8 (e4m3)", *FORMATS])
 def test_the_text_encoders_precision_acts(precision, text_encoder, comfy_folders):

@@ -36,6 +36,7 @@ def certify(model, adapters, exported, path, precision="bf16"):
         return certificate.certify(model, adapters.deltas(), exported.parts, path, probe(), precision)
 
 
+@pytest.mark.drawn
 @pytest.mark.long(cases=12)
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,6 +55,7 @@ def test_a_true_copy_is_certified_on_every_base(kind, format, tmp_path):
     assert not [m for m in model.model.diffusion_model.modules() if m._forward_hooks]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("precision", write.DTYPES)
 @pytest.mark.parametrize("format", write.FORMATS)
 def test_every_export_format_and_precision_is_certified(format, precision, tmp_path):

@@ -172,6 +172,7 @@ def expected_change(part, weight):
     return part.magnitude[:, None] * (weight + delta) / weight.norm(dim=1, keepdim=True) - weight
 
 
+@pytest.mark.drawn
 @pytest.mark.long(cases=10)
 @pytest.mark.parametrize("strength", [1.0, 0.6, -0.5])
 @pytest.mark.parametrize("mode", [lora.MERGED, lora.BYPASS])
