@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,9 +111,7 @@ def test_the_tests_run_in_a_checkout_of_any_name(tmp_path):
         (checkout / name).write_bytes((ROOT / name).read_bytes())
     for name in ("bench", "flux2_train", "nodes", "scripts"):
         (checkout / name).symlink_to(ROOT / name)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/data"], cwd=checkout, capture_output=True, text=True
-    )
+    done = forks.run(["-m", "pytest", "-q", "tests/data"], dict(os.environ), checkout)
     assert done.returncode == 0, done.stdout
 
 
