@@ -71,9 +71,9 @@ def test_the_device_refuses_what_a_gpu_refuses():
 
 
 @pytest.mark.long
-def test_the_nodes():
+def test_the_nodes_and_the_engine(full_size):
     other_device.require_buildable()
-    assert " passed" in run(NODES)
+    assert " passed" in run([*NODES, *(found(name) for name in (*ENGINE, *(MORE if full_size else [])))])
 
 
 @pytest.mark.drawn(cases=1)
@@ -89,12 +89,6 @@ def found(name: str) -> str:
     """The file of the tests of that name, whichever room it lies in."""
     (path,) = (ROOT / "tests").rglob(f"test_{name}.py")
     return str(path.relative_to(ROOT))
-
-
-@pytest.mark.long
-def test_the_engine(full_size):
-    other_device.require_buildable()
-    assert " passed" in run([found(name) for name in (*ENGINE, *(MORE if full_size else []))])
 
 
 @pytest.mark.long
