@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..errors import UserError
-from .estimate import Estimate, estimate
+from . import cards
+from .estimate import Estimate, estimate, rounds_of
 from .layout import BLOCKS, OFF, SELECTIVE, WHOLE, Layout, spread
 from .weights import Weights
 from .work import Machine, Work
@@ -68,7 +70,20 @@ def choose(work: Work, machine: Machine, pins: Pins = FREE) -> Plan:
     resident = [plan for plan in fitting if not plan.estimate.traffic]
     spare = [plan for plan in resident if needed(plan.estimate) <= FULL * machine.vram]
     best = _calmer(_fastest(fitting), resident, STREAMING)
-    return best if best.estimate.traffic else _calmer(best, spare, FILLING)
+    return in_flight(work, machine, best if best.estimate.traffic else _calmer(best, spare, FILLING))
+
+
+def in_flight(work: Work, machine: Machine, plan: Plan) -> Plan:
+    """The same layout with as many passes in flight over several cards as fit; the plan itself if that is one."""
+    if not work.overlaps:
+        return plan
+    passes = math.ceil(cards.passes(work, rounds_of(work, plan.layout)))
+    for count in range(min(len(work.cards), passes), 1, -1):
+        layout = replace(plan.layout, in_flight=count)
+        overlapping = Plan(layout, estimate(work, layout, machine))
+        if overlapping.fits(machine):
+            return overlapping
+    return plan
 
 
 def _calmer(best: Plan, plans: list[Plan], gain: float) -> Plan:

@@ -33,7 +33,19 @@ FLAGS = [(command, kind, name) for command, kinds in SETTINGS.items() for kind, 
 OTHERS = {
     "sample": {"output", "size", "seed", "batch", "reference", "keep_reference_size", "lora"},
     "dataset check": {"sheet"},
-    "plan": {"flavour", "transformer", "vram", "precision", "ram", "bus", "tflops", "here", "shared", "cards"},
+    "plan": {
+        "flavour",
+        "transformer",
+        "vram",
+        "precision",
+        "ram",
+        "bus",
+        "tflops",
+        "here",
+        "shared",
+        "cards",
+        "accumulate",
+    },
     "convert": {"base", "allow_unmatched"},
 }
 
