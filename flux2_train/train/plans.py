@@ -155,10 +155,9 @@ def require_shareable(config: TrainingSettings, processes: int) -> None:
 def may_overlap(config: TrainingSettings) -> bool:
     """Whether passes may be in flight over several cards, which gives the same bits as one after the other.
 
-    Not with dropout, which draws from one generator in the order of the passes, and not with compiled blocks: all
-    blocks of a kind share one function, which is told before each call whose block it is.
+    Not with dropout, which draws from one generator in the order of the passes. Compiled blocks run on one card anyway.
     """
-    return not config.adapter.dropout and config.compile != ON
+    return not config.adapter.dropout
 
 
 def plan(work: Work, pins: Pins, computer: Machine, binding: bool) -> Plan:

@@ -39,7 +39,7 @@ from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps, cli
 from .history import History, Measured, Unread, read
 from .loss_scale import LossScale
 from .micro_batches import Part
-from .objective import Objective
+from .objective import Objective, Predict
 from .out_of_memory import RunMemory
 from .preview_request import PreviewRequest
 from .rollout import draw_offsets, rolled_input
@@ -199,11 +199,7 @@ class Trainer(Steerable):
         def compute(micro_batch: int) -> Tensor:
             most, cards = self.memory.plan.layout.in_flight, self.cards.devices
             device = cards[-1] if most > 1 else self.device  # of the loss
-            batches = (
-                (rolled_input(self.config.rollout, inputs, [drawn.offsets[i] for i in rows], objective.predict), weight)
-                for rows, weight in processes.shares(self.accelerator, len(batch), micro_batch)
-                for inputs in [step_input(batch, drawn, rows, device, self.device)]
-            )
+            batches = self._micro_batches(batch, drawn, micro_batch, device, objective.predict)
             parts = objective.parts(step)
             if most == 1:
                 return read([self._backward(parts, inputs, weight) for inputs, weight in batches])
@@ -232,6 +228,14 @@ class Trainer(Steerable):
             )
         self._update(measured.loss)
         return measured
+
+    def _micro_batches(
+        self, batch: list[Sample], drawn: Drawn, size: int, device: torch.device, predict: Predict
+    ) -> Iterator[tuple[StepInput, float]]:
+        """This process's inputs on the device of the loss, ``size`` samples at a time, and what each sample weighs."""
+        for rows, weight in processes.shares(self.accelerator, len(batch), size):
+            inputs = step_input(batch, drawn, rows, device, self.device)
+            yield rolled_input(self.config.rollout, inputs, [drawn.offsets[i] for i in rows], predict), weight
 
     @contextmanager
     def _undo_if_interrupted(self) -> Iterator[None]:

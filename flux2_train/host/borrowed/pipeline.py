@@ -158,9 +158,9 @@ class Unit:
         self.card = card
 
     def cut(self, card: torch.device, *streams: Tensor) -> tuple[Tensor, ...]:
-        """Copies of the streams on another card. ``backward`` goes on from their gradients."""
+        """Copies of the streams of this card on another one. ``backward`` goes on from their gradients."""
         grads: list[Tensor | None] = []
-        self.cuts[streams[0].device].append((_End.apply(grads, *streams), grads))
+        self.cuts[self.card].append((_End.apply(grads, *streams), grads))
         begin = torch.zeros((), requires_grad=True)  # nothing else tells autograd that the copies need gradients
         return _Begin.apply(grads, card, begin, *(stream.detach() for stream in streams))
 
