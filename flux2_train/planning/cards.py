@@ -67,13 +67,13 @@ def passes(work: Work, rounds: int) -> float:
 def seconds(each: Sequence[float], passes: float, in_flight: int) -> float:
     """Seconds per step of cards that compute for so long ``each``, in so many ``passes`` with gradients.
 
-    One after the other that is the sum. With passes in flight, the slowest card computes all the time, once the first
-    pass has come to it and until the last one has left it. For S cards with equal shares and M passes: (M + S - 1) / M
-    times the share of one.
+    One after the other that is the sum. In flight, the first pass takes its way over all cards, and each of the others
+    is done one turn later: that of the slowest card, or longer if too few are in flight to keep it busy. So S cards
+    with equal shares and as many of M passes in flight take (M + S - 1) / M times the share of one.
     """
-    if in_flight == 1:
-        return sum(each)
-    return max(each) + (sum(each) - max(each)) / max(1.0, passes)
+    passes, way = max(1.0, passes), sum(each) / max(1.0, passes)
+    turn = way if in_flight == 1 else max(max(each) / passes, way / in_flight)
+    return way + (passes - 1) * turn
 
 
 def _part(work: Work, blocks: range, first: bool, last: bool) -> Work:

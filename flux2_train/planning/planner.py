@@ -70,20 +70,13 @@ def choose(work: Work, machine: Machine, pins: Pins = FREE) -> Plan:
     resident = [plan for plan in fitting if not plan.estimate.traffic]
     spare = [plan for plan in resident if needed(plan.estimate) <= FULL * machine.vram]
     best = _calmer(_fastest(fitting), resident, STREAMING)
-    return in_flight(work, machine, best if best.estimate.traffic else _calmer(best, spare, FILLING))
+    return best if best.estimate.traffic else _calmer(best, spare, FILLING)
 
 
-def in_flight(work: Work, machine: Machine, plan: Plan) -> Plan:
-    """The same layout with as many passes in flight over several cards as fit; the plan itself if that is one."""
-    if not work.overlaps:
-        return plan
-    passes = math.ceil(cards.passes(work, rounds_of(work, plan.layout)))
-    for count in range(min(len(work.cards), passes), 1, -1):
-        layout = replace(plan.layout, in_flight=count)
-        overlapping = Plan(layout, estimate(work, layout, machine))
-        if overlapping.fits(machine):
-            return overlapping
-    return plan
+def most_in_flight(work: Work, layout: Layout) -> int:
+    """How many passes with gradients can be in flight over the cards: no more than there are cards, or passes."""
+    passes = math.ceil(cards.passes(work, rounds_of(work, layout)))
+    return max(1, min(len(work.cards), passes)) if work.overlaps else 1
 
 
 def _calmer(best: Plan, plans: list[Plan], gain: float) -> Plan:
@@ -100,9 +93,10 @@ def _fastest(plans: list[Plan]) -> Plan:
 def fitting_plans(work: Work, machine: Machine, pins: Pins, most: int = 0) -> Iterator[Plan]:
     """For every combination of the other choices, the plan that streams least, if it fits."""
     for layout in combinations(work, pins, most):
-        plan = least_streaming(work, machine, layout, pins)
-        if plan.fits(machine):
-            yield plan
+        for count in range(1, most_in_flight(work, layout) + 1):
+            plan = least_streaming(work, machine, replace(layout, in_flight=count), pins)
+            if plan.fits(machine):
+                yield plan
 
 
 def combinations(work: Work, pins: Pins, most: int = 0) -> Iterator[Layout]:

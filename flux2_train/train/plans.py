@@ -17,8 +17,9 @@ from ..host.loading import text_length
 from ..host.system import cards
 from ..host.system.machine import machine
 from ..host.system.memory import pinnable, without_reserved
+from ..planning.estimate import estimate
 from ..planning.layout import BLOCKS, LEAF, OFF, WHOLE
-from ..planning.planner import GB, Pins, Plan, choose, in_flight, smallest
+from ..planning.planner import GB, Pins, Plan, choose, most_in_flight, smallest
 from ..planning.work import Machine, Passes, Work
 from ..settings.memory import ALL, AUTO, ON
 from ..settings.optimizer import OTHER
@@ -165,7 +166,9 @@ def plan(work: Work, pins: Pins, computer: Machine, binding: bool) -> Plan:
     if binding:
         return choose(work, computer, pins)
     boundless = Machine(float("inf"), float("inf"), computer.bus, computer.flops)
-    return in_flight(work, boundless, smallest(work, boundless, pins))
+    least = smallest(work, boundless, pins).layout
+    layout = replace(least, in_flight=most_in_flight(work, least))
+    return Plan(layout, estimate(work, layout, boundless))
 
 
 def available(device: torch.device, limit: float = 0.0, pinned: float = 0.0) -> Machine:

@@ -11,8 +11,8 @@ from flux2_train.errors import UserError
 from flux2_train.flavours import FLAVOURS
 from flux2_train.planning.cards import layouts, ranges, seconds, split, works
 from flux2_train.planning.estimate import estimate
-from flux2_train.planning.layout import Layout, spread
-from flux2_train.planning.planner import Pins, choose, lora_sites, needed
+from flux2_train.planning.layout import BLOCKS, Layout, spread
+from flux2_train.planning.planner import FREE, Pins, choose, lora_sites, needed
 from flux2_train.planning.weights import of_flavour
 from flux2_train.planning.work import Machine, Passes, Work
 from flux2_train.settings.memory import MemorySettings
@@ -83,22 +83,25 @@ def test_a_plan_fits_if_it_fits_every_card():
         choose(work, Machine(24e9, others=(3e9,)), Pins(streamed=0))
 
 
-def at_once(plan):
-    return plan.layout.in_flight
+def at_once(work, machine, pins=FREE):
+    return choose(work, machine, pins).layout.in_flight
 
 
 def test_passes_are_in_flight_where_a_step_has_several_and_they_fit():
-    machine = Machine(24e9, others=(24e9,))
-    one_by_one = choose(work_of(cards=(22, 34), accumulate=4, overlaps=False), machine)
-    plan = choose(work_of(cards=(22, 34), accumulate=4), machine)
-    assert (at_once(one_by_one), at_once(plan)) == (1, 2) and plan.layout == replace(one_by_one.layout, in_flight=2)
-    assert at_once(choose(work_of(cards=(22, 34)), machine)) == 1  # a step is one pass
-    assert at_once(choose(work_of(cards=(22, 34), passes=Passes(trained=4 / 3)), machine)) == 2
-    assert at_once(choose(work_of(accumulate=4), MACHINE)) == 1
-    tight = replace(machine, vram=needed(one_by_one.estimate) + 1e8)
-    assert choose(work_of(cards=(22, 34), accumulate=4), tight).layout == one_by_one.layout
-    over_three = choose(work_of(cards=(12, 22, 22), accumulate=2), Machine(24e9, others=(24e9, 24e9)))
-    assert at_once(over_three) == 2
+    machine, three = Machine(24e9, others=(24e9,)), Machine(24e9, others=(24e9, 24e9))
+    several = work_of(cards=(22, 34), accumulate=4)
+    one_by_one = choose(replace(several, overlaps=False), machine)
+    assert one_by_one.layout.in_flight == 1
+    assert choose(several, machine).layout == replace(one_by_one.layout, in_flight=2)
+    assert at_once(work_of(cards=(22, 34)), machine) == 1  # a step is one pass
+    assert at_once(work_of(cards=(22, 34), passes=Passes(trained=4 / 3)), machine) == 2
+    assert at_once(work_of(cards=(22, 34), batch=4), machine, Pins(micro_batch=1)) == 2
+    assert at_once(work_of(accumulate=4), MACHINE) == 1
+    assert at_once(work_of(cards=(12, 22, 22), accumulate=2), three) == 2
+    assert at_once(work_of(cards=(12, 22, 22), accumulate=9), three) == 3
+    tight, pins = replace(machine, vram=needed(one_by_one.estimate) + 1e8), Pins(BLOCKS, 1, False, 0, micro_batch=1)
+    assert at_once(several, machine, pins) == 2 and at_once(several, tight, pins) == 1
+    assert at_once(several, tight) == 2  # something else is streamed or recomputed for it, which is faster
 
 
 def test_each_card_keeps_the_activations_of_the_passes_that_come_to_it():
@@ -116,6 +119,8 @@ def test_the_seconds_of_passes_in_flight():
     assert seconds([3.0, 2.0, 1.0], passes=4, in_flight=1) == 6
     assert seconds([2.0, 2.0, 2.0], passes=4, in_flight=3) == 2 * (4 + 3 - 1) / 4
     assert seconds([3.0, 2.0, 1.0], passes=4, in_flight=3) == 3 + 3 / 4
+    assert seconds([2.0, 2.0, 2.0, 2.0], passes=4, in_flight=2) == 2 + 3 * 1  # a way of 2, half of it between two ends
+    assert seconds([2.0, 2.0], passes=1, in_flight=1) == seconds([2.0, 2.0], passes=1.0, in_flight=2) == 4
     work, machine = work_of(cards=(16, 20, 20), accumulate=4, passes=Passes(trained=2, plain=1)), Machine(24e9)
     each = [estimate(part, Layout(), machine).compute for part in works(work)]
     found = estimate(work, Layout(in_flight=3), machine)

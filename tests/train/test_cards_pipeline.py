@@ -189,27 +189,19 @@ def test_cards_work_at_the_same_time(trainer, one_after_the_other, monkeypatch, 
     assert ratio < (1 + theory) / 2 and waits[1] < waits[0]
 
 
-def failing(monkeypatch, error, at, times=1):
-    """Let the last card's block number ``at`` of all that it runs raise the error."""
-    run, seen = borrowed.Passing.block, []
-
-    def block(passing, number, *args, **kwargs):
-        if number == 5 and torch.is_grad_enabled():
-            seen.append(number)
-            if at <= len(seen) < at + times:
-                raise error
-        return run(passing, number, *args, **kwargs)
-
-    monkeypatch.setattr(borrowed.Passing, "block", block)
-
-
 def test_an_error_in_one_unit_comes_out_and_leaves_nothing(trainer, model, monkeypatch):
     class Failed(Exception):
         pass
 
-    before, split = threading.active_count(), trainer("3")
+    before, split, run = threading.active_count(), trainer("3"), borrowed.Passing.block
+
+    def block(passing, number, *args, **kwargs):
+        if number == 5 and pipeline.unit().number == 2:
+            raise Failed("the third unit")
+        return run(passing, number, *args, **kwargs)
+
     with monkeypatch.context() as patched:
-        failing(patched, Failed("the third unit"), 3)
+        patched.setattr(borrowed.Passing, "block", block)
         with pytest.raises(Failed, match="the third unit"):
             steps(split)
     assert threading.active_count() == before and split.step == 0
@@ -233,13 +225,19 @@ def test_cancel_inside_a_unit(trainer, monkeypatch):
     assert_same(steps(split).state_dict(), steps(trainer()).state_dict())
 
 
-def test_out_of_memory_repeats_the_step_one_after_the_other(trainer, monkeypatch):
-    split = trainer("2")
-    with monkeypatch.context() as patched:
-        failing(patched, MemoryError("the last card is full"), 2)
-        with torch.inference_mode(), closing(split.run()) as received:
-            warned = [event.text for event in received if isinstance(event, events.Warned)]
-    assert any("ran out of memory in step 1: repeated with" in text for text in warned) and in_flight(split) == 1
+def test_out_of_memory_repeats_the_step_with_less_in_flight(trainer, monkeypatch):
+    split, run = trainer("2"), borrowed.Passing.block
+
+    def block(passing, number, *args, **kwargs):
+        if number == 5 and pipeline.unit() and pipeline.unit().number:
+            raise MemoryError("no room for a second unit")
+        return run(passing, number, *args, **kwargs)
+
+    monkeypatch.setattr(borrowed.Passing, "block", block)
+    with torch.inference_mode(), closing(split.run()) as received:
+        warned = [event.text for event in received if isinstance(event, events.Warned)]
+    assert all("ran out of memory in step 1: repeated with" in text for text in warned) and in_flight(split) == 1
+    assert "2 passes in flight" in warned[0] and "in flight" not in warned[-1]
     assert "one card works at a time" in split.memory.describe()
     assert_same(split.state_dict(), steps(trainer()).state_dict())
 

@@ -1,5 +1,6 @@
 """Units in flight over cards: the order in which they compute, and what happens when one of them fails."""
 
+import _thread
 import gc
 import random
 import threading
@@ -140,6 +141,18 @@ def test_an_error_stops_all_units_and_comes_out_itself():
     with pytest.raises(Cancelled):
         pipeline.in_flight(CARDS, [watched.unit(), failing(Cancelled()), *[watched.unit()] * 50], 3)
     assert threading.active_count() == before and len(watched.backward[CARDS[0]]) <= 1
+
+
+def test_ctrl_c_stops_all_units():
+    watched, before = Watched(CARDS, lambda: 0.002), threading.active_count()
+
+    def job():
+        pipeline.enter(CARDS[0])
+        _thread.interrupt_main()
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.in_flight(CARDS, [watched.unit(), job, *[watched.unit()] * 500], 3)
+    assert threading.active_count() == before and len(watched.backward[CARDS[0]]) < 400
 
 
 def test_a_cancel_is_heard_beside_a_lack_of_memory():
