@@ -24,7 +24,7 @@ SETTINGS = {
                (PreviewSettings, ["negative", "steps", "guidance", "sampler"])],
     "dataset check": [(DatasetSettings, ["resolution", "captions", "prompt", "trigger", "references"]),
                       (TrainingSettings, ["batch"])],
-    "plan": [(DatasetSettings, ["resolution"]), (TrainingSettings, ["rank", "batch", "targets"]),
+    "plan": [(DatasetSettings, ["resolution"]), (TrainingSettings, ["rank", "batch", "accumulate", "targets"]),
              (OptimizerSettings, ["optimizer"])],
     "convert": [(SaveSettings, ["format", "precision", "plain_rank"])],
 }  # fmt: skip
@@ -33,19 +33,7 @@ FLAGS = [(command, kind, name) for command, kinds in SETTINGS.items() for kind, 
 OTHERS = {
     "sample": {"output", "size", "seed", "batch", "reference", "keep_reference_size", "lora"},
     "dataset check": {"sheet"},
-    "plan": {
-        "flavour",
-        "transformer",
-        "vram",
-        "precision",
-        "ram",
-        "bus",
-        "tflops",
-        "here",
-        "shared",
-        "cards",
-        "accumulate",
-    },
+    "plan": {"flavour", "transformer", "vram", "precision", "ram", "bus", "tflops", "here", "shared", "cards"},
     "convert": {"base", "allow_unmatched"},
 }
 

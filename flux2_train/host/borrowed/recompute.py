@@ -130,8 +130,8 @@ class Recompute:
     takes time in every block. Autograd recomputes in threads of its own, where the adapters have to act as before.
     """
 
-    def __init__(self, how: How, adapted: Adapted):
-        self.how, self.adapted = how, adapted
+    def __init__(self, how: How, adapted: Adapted | None = None):
+        self.how, self.adapted = how, adapted or Adapted({})
 
     def __call__(self, original: Callable, number: int, *args, **kwargs):
         layout = self.how.layout
