@@ -29,7 +29,7 @@ MORE = [
 ]  # with --all
 # Of the tests of a model split over cards, and of passes in flight over them; the rest with --all.
 SPLIT = "clipped or accumulate or streamed or routed or number_of_cards or cancel or plan_says or refused"
-IN_FLIGHT = "recomputed or same_time and 2 or repeats or one_unit"
+IN_FLIGHT = "recomputed or same_time and 2 or repeats or one_unit or next_one_alone"
 NOT_THERE = {
     "latents_in_batches": "the device's storages cannot be copied by copy.deepcopy",
     "whose_numbers_the_device_lacks": "compares the device's rounding with the CPU's",

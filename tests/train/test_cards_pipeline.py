@@ -27,7 +27,7 @@ from flux2_train.settings.objective import GuidanceSettings, PreservationSetting
 from flux2_train.settings.rollout import RolloutSettings
 from flux2_train.settings.routing import RoutingSettings
 from flux2_train.settings.slider import SliderSettings
-from flux2_train.train import building, plans
+from flux2_train.train import building, micro_batches, plans
 
 pytestmark = pytest.mark.skipif(len(cards.seen()) < 3, reason="test_other_device.py runs this on three devices")
 CONFIG = replace(resuming.CONFIG, steps=2, accumulate=4)
@@ -187,6 +187,27 @@ def test_cards_work_at_the_same_time(trainer, one_after_the_other, monkeypatch, 
         f"time ({1 - 1 / count:.0%} and {(count - 1) / (units + count - 1):.0%})"
     )
     assert ratio < (1 + theory) / 2 and waits[1] < waits[0]
+
+
+def test_tensors_go_from_a_card_to_the_next_one_alone(trainer, monkeypatch):
+    """On a GPU any other copy would wait for all that the far card has begun, and the cards would not overlap."""
+    monkeypatch.setattr(building, "split", lambda *_: (3, 2, 1))
+    to, run, pairs = torch.Tensor.to, micro_batches.in_flight, set()
+
+    def noted(tensor, *args, **kwargs):
+        result = to(tensor, *args, **kwargs)
+        if "cpu" not in (tensor.device.type, result.device.type) and tensor.device != result.device:
+            pairs.add((tensor.device.index, result.device.index))
+        return result
+
+    def watched(*args):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.Tensor, "to", noted)
+            return run(*args)
+
+    monkeypatch.setattr(micro_batches, "in_flight", watched)
+    split = steps(trainer("3", steps=1, **EACH, **CASES["tokens routed"][2]))
+    assert in_flight(split) == 3 and pairs == {(0, 1), (1, 2), (2, 1), (1, 0)}
 
 
 def test_an_error_in_one_unit_comes_out_and_leaves_nothing(trainer, model, monkeypatch):
