@@ -27,8 +27,9 @@ MORE = [
     "streamed_text",
     "trainer",
 ]  # with --all
-# Of the tests of a model split over cards; the rest with --all.
+# Of the tests of a model split over cards, and of passes in flight over them; the rest with --all.
 SPLIT = "clipped or accumulate or streamed or routed or number_of_cards or cancel or plan_says or refused"
+IN_FLIGHT = "recomputed or same_time and 2 or repeats or one_unit or next_one_alone"
 NOT_THERE = {
     "latents_in_batches": "the device's storages cannot be copied by copy.deepcopy",
     "whose_numbers_the_device_lacks": "compares the device's rounding with the CPU's",
@@ -94,4 +95,5 @@ def found(name: str) -> str:
 @pytest.mark.long
 def test_a_model_split_over_cards(full_size):
     other_device.require_buildable()
-    assert " passed" in run([found("cards")], chosen="" if full_size else SPLIT, cards=3)
+    files = [found("cards"), found("cards_pipeline")]
+    assert " passed" in run(files, chosen="" if full_size else f"{SPLIT} or {IN_FLIGHT}", cards=3)

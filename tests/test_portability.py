@@ -44,7 +44,7 @@ PLACES = {
 }
 # Calls of torch.cuda: the files in which a device that is no CUDA device never reaches them.
 CUDA = {
-    "flux2_train/host/borrowed/cards.py", "flux2_train/host/sampling/painter.py", "flux2_train/host/system/facts.py",
+    "flux2_train/host/borrowed/pipeline.py", "flux2_train/host/sampling/painter.py", "flux2_train/host/system/facts.py",
     "flux2_train/host/system/machine.py", "flux2_train/host/system/memory.py", "flux2_train/host/system/starting.py",
     "flux2_train/runs/results.py", "flux2_train/runs/several/training.py", "flux2_train/streaming/ring.py",
     "flux2_train/streaming/saved_tensors.py", "flux2_train/train/out_of_memory.py",

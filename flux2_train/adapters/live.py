@@ -8,6 +8,7 @@ to the model's own Linears.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -83,8 +84,8 @@ class Adapters(nn.Module):
 
     peft initialises them on the CPU from ``seed``, so that a seed gives the same adapters on every device, and so that
     they change nothing at first. ``device`` may be a function of a Linear's name. DoRA also needs ``row_norms``: the L2
-    norm of every row of a Linear's weight (out,). With ``enabled`` False all of them do nothing, which gives the base
-    model for preservation. Dropout acts in ``train`` mode only. Create them where autograd is on
+    norm of every row of a Linear's weight (out,). With ``enabled`` False, or at strength 0, all of them do nothing,
+    which gives the base model for preservation. Dropout acts in ``train`` mode only. Create them where autograd is on
     (``host.borrowed.borrow.training_mode``).
     """
 
@@ -100,7 +101,7 @@ class Adapters(nn.Module):
         self.sites, self.config, self.names, self.enabled = sites, config, list(sites), True
         self.divisors: dict[str, Divisor] | None = None  # DoRA's, while they are kept
         self.casts: dict[torch.dtype, dict[str, tuple[Tensor, Tensor]]] | None = None  # LoRA's matrices, while kept
-        self.strength = 1.0
+        self.of_thread = threading.local()  # passes of several threads run at once, each at its own strength
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.tree = peft.inject_adapter_in_model(peft_config(sites, config), shadow(sites), adapter_name=NAME)
@@ -197,17 +198,27 @@ class Adapters(nn.Module):
         """
         return {name: _LiveDelta(self, name) for name in self.names}
 
+    @property
+    def strength(self) -> float:
+        """What the adapters add is multiplied by this in the calling thread."""
+        return getattr(self.of_thread, "strength", 1.0)
+
     @contextmanager
     def at_strength(self, strength: float) -> Iterator[None]:
-        """Multiply what the adapters add by ``strength`` inside, for previews; 0 is the base model bit for bit."""
-        before, self.strength = self.strength, strength
+        """Multiply what the adapters add in this thread by ``strength`` inside; 0 is the base model bit for bit."""
+        before, self.of_thread.strength = self.strength, strength
         try:
             yield
         finally:
-            self.strength = before
+            self.of_thread.strength = before
+
+    @property
+    def off(self) -> bool:
+        """Whether the adapters add nothing at the moment."""
+        return not self.enabled or not self.strength
 
     def _scaled(self, name: str, x: Tensor, y: Tensor, base: Base) -> Tensor | None:
-        if not self.enabled or not self.strength:
+        if self.off:
             return None
         delta = self._delta(name, x, y, base)
         return delta if self.strength == 1 else delta * self.strength
@@ -302,8 +313,7 @@ class _LiveDelta(PlainLora):
     def factors(self, dtype: torch.dtype) -> Factors | None:
         """See ``PlainLora``. None also for dropout, and for an adapter in fp32 beside a layer that is not."""
         adapters = self.adapters
-        off = not adapters.enabled or not adapters.strength
-        if off or not self.fuses(dtype) or adapters.draws:
+        if adapters.off or not self.fuses(dtype) or adapters.draws:
             return None
         return Factors(*self.cast(dtype), self.layer.scaling[NAME] * adapters.strength)
 
@@ -323,7 +333,7 @@ class _LiveDelta(PlainLora):
     def sum_of(self, dtype: torch.dtype, device: torch.device, base: Base) -> Sum | None:
         """See ``PlainLora``."""
         adapters = self.adapters
-        if not adapters.enabled or not adapters.strength:
+        if adapters.off:
             return None
         dtype = torch.float32 if adapters.config.compute == "fp32" else dtype
         part = adapters.part(self.name, dtype)

@@ -9,13 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..data.held_out import also_trained
 from ..data.samples import Sample
 from ..events import BestSoFar, Event, ImageLoss, ImagesMeasured, Phase, Validated
 from ..host.borrowed.borrow import training_mode
 from ..host.graph_types import ModelPatcher
 from ..train import processes
 from ..train.between_steps import BetweenSteps
-from ..train.held_out import also_trained
 from ..train.trainer import Trainer
 from .best import best_step
 from .copies import TrainingPictures

@@ -1,7 +1,8 @@
 """One model over several cards: which blocks lie on which, and what each card then has to do.
 
-The blocks of a card follow each other. Everything outside of blocks lies on the first card, which also computes the
-loss. One card works at a time.
+The blocks of a card follow each other. What comes before the blocks lies on the first card, the last layer on the last
+card, which also computes the loss. Where a step consists of several passes with gradients, these may be in flight:
+while a card computes for one of them, the others compute for others. Otherwise one card works at a time.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from .layout import Layout
 from .weights import Weights
 from .work import Work
 
+LAST = "final_layer."  # what the names of the last layer's Linears begin with
+
 
 def split(sizes: Sequence[int], outside: int, free: Sequence[float]) -> tuple[int, ...]:
     """How many blocks each card gets, so that its bytes are about its share of the ``free`` bytes of all cards.
 
-    ``sizes``: bytes of each block; ``outside``: bytes that the first card holds beside. Every card gets a block at
-    least, so there may not be more cards than blocks.
+    ``sizes``: bytes of each block; ``outside``: bytes outside of blocks, counted on the first card. Every card gets a
+    block at least, so there may not be more cards than blocks.
     """
     counts: list[int] = []
     held, goal, total = float(outside), 0.0, outside + sum(sizes)
@@ -42,18 +45,39 @@ def ranges(counts: Sequence[int]) -> list[range]:
 @lru_cache(maxsize=16)
 def works(work: Work) -> tuple[Work, ...]:
     """What each card does of ``work``, which is split as its ``cards`` say."""
-    return tuple(_part(work, blocks, first=not card) for card, blocks in enumerate(ranges(work.cards)))
+    count = len(work.cards)
+    return tuple(_part(work, own, not card, card == count - 1) for card, own in enumerate(ranges(work.cards)))
 
 
 def layouts(work: Work, layout: Layout) -> Iterator[Layout]:
-    """The layout as each card sees it, whose blocks are numbered from 0."""
-    for blocks in ranges(work.cards):
+    """The layout as each card sees it, whose blocks are numbered from 0.
+
+    In flight are as many passes as there are cards from this one on, at most: ``host.borrowed.pipeline`` keeps to that.
+    """
+    for card, blocks in enumerate(ranges(work.cards)):
         own = tuple(number - blocks.start for number in layout.streamed if number in blocks)
-        yield replace(layout, streamed=own)
+        yield replace(layout, streamed=own, in_flight=min(layout.in_flight, len(work.cards) - card))
 
 
-def _part(work: Work, blocks: range, first: bool) -> Work:
-    names = _names(work.weights, blocks, first)
+def passes(work: Work, rounds: int) -> float:
+    """How many passes with gradients a step consists of, on average, if the model runs in so many ``rounds``."""
+    return work.passes.trained * rounds
+
+
+def seconds(each: Sequence[float], passes: float, in_flight: int) -> float:
+    """Seconds per step of cards that compute for so long ``each``, in so many ``passes`` with gradients.
+
+    One after the other that is the sum. In flight, the first pass takes its way over all cards, and each of the others
+    is done one turn later: that of the slowest card, or longer if too few are in flight to keep it busy. So S cards
+    with equal shares and as many of M passes in flight take (M + S - 1) / M times the share of one.
+    """
+    passes, way = max(1.0, passes), sum(each) / max(1.0, passes)
+    turn = way if in_flight == 1 else max(max(each) / passes, way / in_flight)
+    return way + (passes - 1) * turn
+
+
+def _part(work: Work, blocks: range, first: bool, last: bool) -> Work:
+    names = _names(work.weights, blocks, first, last)
     sites = {new: work.sites[old] for old, new in names.items() if old in work.sites}
     share = sum(parameters for _, parameters in sites.values()) / max(1, work.parameters)
     painting = {} if first else {"decoding": 0}
@@ -65,8 +89,9 @@ def _part(work: Work, blocks: range, first: bool) -> Work:
     )  # fmt: skip
 
 
-def _names(weights: Weights, blocks: range, first: bool) -> dict[str, str]:
-    """The Linears of these blocks, and on the first card those outside of blocks, each with its name on the card."""
+def _names(weights: Weights, blocks: range, first: bool, last: bool) -> dict[str, str]:
+    """The Linears on a card, with the names that they have there: of its blocks, and on the ``first`` and the ``last``
+    card those before and behind all blocks."""
     own = [weights.blocks[number] for number in blocks]
     double = sum(block.startswith("double") for block in own)
     renamed = {old: new for old, new in zip(own, _numbered(double, len(own) - double), strict=True)}
@@ -75,7 +100,7 @@ def _names(weights: Weights, blocks: range, first: bool) -> dict[str, str]:
         block = ".".join(name.split(".")[:2]) if "_blocks." in name else ""
         if block in renamed:
             found[name] = renamed[block] + name.removeprefix(block)
-        elif not block and first:
+        elif not block and (last if name.startswith(LAST) else first):
             found[name] = name
     return found
 

@@ -22,8 +22,7 @@ class Estimate:
     """Bytes of every part on the device and in host memory; seconds per step of arithmetic and of transfers.
 
     ``traffic``: bytes over the bus in a step. ``disk``: bytes of streamed weights that host memory has no room for.
-    ``others``: if the model is split over several cards, what each of the others takes; the seconds are of all, which
-    work one after the other.
+    ``others``: if the model is split over several cards, what each of the others takes; the seconds are of all.
     """
 
     parts: dict[str, int]
@@ -63,7 +62,7 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     blocks = blocks_of(work, tokens_of(work, layout))
     streamed = [block_bytes(work)[number] for number in layout.streamed]
     ring, staying = ring_bytes(work, layout)
-    offloaded = sum(block.inputs for block in blocks) if layout.offload_activations else 0
+    offloaded = layout.in_flight * sum(block.inputs for block in blocks) if layout.offload_activations else 0
     parts = {
         "weights": work.weights.total - sum(streamed) + _shared(work, sum(streamed)),
         "streaming": ring,
@@ -76,7 +75,8 @@ def estimate(work: Work, layout: Layout, machine: Machine) -> Estimate:
     parts["previews"] = _preview(work, parts)
     traffic = _received(work, transferred(work, layout, sum(streamed), staying))
     compute = operations(work, layout) / machine.flops
-    moved = 2 * offloaded * work.passes.trained * _rounds(work, layout)  # there and back, always through pinned memory
+    # There and back, always through pinned memory
+    moved = 2 * offloaded / layout.in_flight * work.passes.trained * rounds_of(work, layout)
     away = sum(streamed) if work.shares == 1 else 0  # in host memory
     room = max(0.0, machine.ram - offloaded)
     disk = round(max(0.0, away - room)) if work.weights.mapped else 0
@@ -91,8 +91,10 @@ def _over_cards(work: Work, layout: Layout, machine: Machine) -> Estimate:
     host = {name: sum(one.host[name] for one in each) for name in first.host}
     # Copied there once and read no more where they are mapped from a file; else they stay in host memory, too.
     host["other cards"] = 0 if work.weights.mapped else sum(one.parts["weights"] for one in others)
+    passes = cards.passes(work, rounds_of(work, layout))
     return replace(
-        first, host=host, compute=sum(one.compute for one in each), transfer=sum(one.transfer for one in each),
+        first, host=host, compute=cards.seconds([one.compute for one in each], passes, layout.in_flight),
+        transfer=cards.seconds([one.transfer for one in each], passes, layout.in_flight),
         traffic=sum(one.traffic for one in each), disk=sum(one.disk for one in each), others=tuple(others),
     )  # fmt: skip
 
@@ -135,7 +137,7 @@ def optimizer_bytes(work: Work) -> int:
     return round(OPTIMIZER_STATE[work.optimizer](work))
 
 
-def _rounds(work: Work, layout: Layout) -> int:
+def rounds_of(work: Work, layout: Layout) -> int:
     """How many times a step runs the model: once for each micro-batch of each batch."""
     return work.accumulate * -(-work.batch // layout.micro_batch)
 
@@ -185,7 +187,7 @@ def _moment(work: Work, layout: Layout, blocks: list[Block]) -> dict[str, int]:
     pass of a step on, all gradients exist from the start.
     """
     tokens, every = tokens_of(work, layout), 4 * work.parameters
-    earlier = every if work.passes.trained * _rounds(work, layout) > 1 else 0  # gradients of an earlier pass
+    earlier = every if work.passes.trained * rounds_of(work, layout) > 1 else 0  # gradients of an earlier pass
     own = _gradients(work)
     # kept outside of blocks: rotary embeddings, the copy of the image that the last norm reads, cast matrices
     saved = tokens.all * ROPE + tokens.batch * tokens.image * work.weights.hidden * work.size + _skipping(work, tokens)
@@ -200,6 +202,8 @@ def _moment(work: Work, layout: Layout, blocks: list[Block]) -> dict[str, int]:
             moments[-1]["activations"] += kept
             moments[-1]["workspace"] -= kept
         saved += kept
+    for moment in moments[1:]:  # of every other pass in flight all is kept, at most
+        moment["activations"] += (layout.in_flight - 1) * (saved - _cast(work))
     return max(moments, key=lambda moment: sum(moment.values()))
 
 
@@ -254,7 +258,7 @@ def transferred(work: Work, layout: Layout, streamed: int, staying: float) -> in
     if not streamed:
         return 0
     per_pass = 2 * max(0, streamed - staying) * work.passes.trained + streamed * work.passes.plain
-    return round(per_pass * _rounds(work, layout))
+    return round(per_pass * rounds_of(work, layout))
 
 
 def operations(work: Work, layout: Layout) -> float:

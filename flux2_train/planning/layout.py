@@ -15,7 +15,8 @@ class Layout:
 
     ``every``: every that many blocks one is recomputed; the others keep their activations. ``streamed``: numbers of the
     blocks whose weights stay in host memory; ``grouped`` and ``per_group`` say in which groups they are fetched.
-    ``micro_batch``: how many samples run together. ``ahead``: fetch the next group while one is in use.
+    ``micro_batch``: how many samples run together. ``ahead``: fetch the next group while one is in use. ``in_flight``:
+    how many passes with gradients are under way at a time, each on another of several cards.
     """
 
     checkpointing: str = BLOCKS
@@ -26,6 +27,7 @@ class Layout:
     per_group: int = 1
     ahead: bool = True
     micro_batch: int = 1
+    in_flight: int = 1
 
     def recomputes(self, block: int) -> bool:
         """Whether a block is run again in backward; double and single blocks are numbered together."""
@@ -41,6 +43,8 @@ class Layout:
         parts.append(recomputed[self.checkpointing] + every)
         if self.offload_activations:
             parts.append("activations in host memory")
+        if self.in_flight > 1:
+            parts.append(f"{self.in_flight} passes in flight")
         return ", ".join(parts)
 
 

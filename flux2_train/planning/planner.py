@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..errors import UserError
-from .estimate import Estimate, estimate
+from . import cards
+from .estimate import Estimate, estimate, rounds_of
 from .layout import BLOCKS, OFF, SELECTIVE, WHOLE, Layout, spread
 from .weights import Weights
 from .work import Machine, Work
@@ -71,6 +73,12 @@ def choose(work: Work, machine: Machine, pins: Pins = FREE) -> Plan:
     return best if best.estimate.traffic else _calmer(best, spare, FILLING)
 
 
+def most_in_flight(work: Work, layout: Layout) -> int:
+    """How many passes with gradients can be in flight over the cards: no more than there are cards, or passes."""
+    passes = math.ceil(cards.passes(work, rounds_of(work, layout)))
+    return max(1, min(len(work.cards), passes)) if work.overlaps else 1
+
+
 def _calmer(best: Plan, plans: list[Plan], gain: float) -> Plan:
     """The fastest of ``plans`` instead of the best one, unless that is faster by more than ``gain``."""
     other = _fastest(plans or [best])
@@ -85,9 +93,10 @@ def _fastest(plans: list[Plan]) -> Plan:
 def fitting_plans(work: Work, machine: Machine, pins: Pins, most: int = 0) -> Iterator[Plan]:
     """For every combination of the other choices, the plan that streams least, if it fits."""
     for layout in combinations(work, pins, most):
-        plan = least_streaming(work, machine, layout, pins)
-        if plan.fits(machine):
-            yield plan
+        for count in range(1, most_in_flight(work, layout) + 1):
+            plan = least_streaming(work, machine, replace(layout, in_flight=count), pins)
+            if plan.fits(machine):
+                yield plan
 
 
 def combinations(work: Work, pins: Pins, most: int = 0) -> Iterator[Layout]:

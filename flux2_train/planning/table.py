@@ -31,7 +31,7 @@ class Question:
     ``there``: the machine around the card. ``kernels``: the precisions that are dequantised in one step. ``file``: a
     transformer's file, which is planned for as it is stored. ``shares``: among how many processes, with a card each,
     the base is shared; the bus is then the way from card to card. ``cards``: over how many equal cards its blocks are
-    split in one process.
+    split in one process. ``accumulate``: batches per step.
     """
 
     rank: int = 16
@@ -44,6 +44,7 @@ class Question:
     file: Weights | None = None
     shares: int = 1
     cards: int = 1
+    accumulate: int = 1
 
 
 def pins_of(row: Flavour, question: Question) -> Pins:
@@ -58,10 +59,10 @@ def work_of(row: Flavour, precision: str, resolution: int, question: Question) -
     sites = lora_sites(weights, select(weights.linears, question.targets), question.rank)
     sizes = [weights.linears[name] for name in sites]
     edges = sum(into + out + 2 * question.rank for into, out in sizes)
-    return Work(weights, sites, (resolution // 16) ** 2, row.text_length, question.batch, optimizer=question.optimizer,
-                precision=precision, edges=edges, begun=question.rank * sum(into for into, _ in sizes),
-                in_one_step=precision in question.kernels, shares=question.shares,
-                cards=_split(weights, question.cards))  # fmt: skip
+    return Work(weights, sites, (resolution // 16) ** 2, row.text_length, question.batch, question.accumulate,
+                optimizer=question.optimizer, precision=precision, edges=edges,
+                begun=question.rank * sum(into for into, _ in sizes), in_one_step=precision in question.kernels,
+                shares=question.shares, cards=_split(weights, question.cards))  # fmt: skip
 
 
 def _split(weights: Weights, cards: int) -> tuple[int, ...]:
@@ -127,12 +128,19 @@ def parts(plan: Plan, blocks: int, split_over: Sequence[int] = ()) -> str:
         lines.append(f"{'weights':12} {estimate.disk / GB:7.2f} GB for which host memory has no room: read from disk")
     if split_over:
         lines[1:] = [
-            f"card 1 of {len(split_over)}: {split_over[0]} blocks and all that is outside of blocks",
+            f"card 1 of {len(split_over)}: {split_over[0]} blocks and what comes before them",
             *lines[1:],
         ]
-        lines += [*_other_cards(estimate, split_over), "one card works at a time: they add memory, not speed"]
+        lines += [*_other_cards(estimate, split_over), _at_a_time(plan.layout.in_flight)]
     lines.append(f"{'time':12} {estimate.seconds:7.2f} s per step, limited by {estimate.limit}")
     return "\n".join(lines)
+
+
+def _at_a_time(in_flight: int) -> str:
+    """Whether the cards of a plan work at the same time."""
+    if in_flight == 1:
+        return "one card works at a time: they add memory, not speed"
+    return f"{in_flight} passes in flight: while a card computes for one of them, the others compute for others"
 
 
 def _other_cards(first: Estimate, split_over: Sequence[int]) -> Iterator[str]:

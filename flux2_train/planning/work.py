@@ -36,7 +36,8 @@ class Work:
     ``routed`` of all steps; the ``references`` among the image tokens are seen by all blocks. ``optimizer_state``:
     bytes that an optimizer keeps for which the planner has no rule, 0 if they were not measured. ``shares``: among how
     many processes the streamed weights are shared, each of which keeps its part on its device. ``cards``: over how many
-    cards the blocks are split, how many blocks lie on each; empty for one card.
+    cards the blocks are split, how many blocks lie on each; empty for one card. ``overlaps``: whether several passes
+    with gradients may be in flight over the cards.
     """
 
     weights: Weights
@@ -63,6 +64,7 @@ class Work:
     optimizer_state: int = 0
     shares: int = 1
     cards: tuple[int, ...] = ()
+    overlaps: bool = True
 
     def image_at(self, block: int, routed: bool) -> int:
         """Image tokens that a block sees in a step that is ``routed``, or in one that is not."""

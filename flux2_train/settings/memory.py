@@ -82,7 +82,8 @@ class MemorySettings(Settings):
     cards: str = setting(
         "1",
         "Split the blocks over several cards of this computer, by the free memory of each: how many, or which, as 0,2, "
-        "or 'auto' for all that ComfyUI sees. One card works at a time, so this adds memory, not speed.",
+        "or 'auto' for all that ComfyUI sees. One card works at a time, unless a step has several batches "
+        "(accumulate): then all do.",
         advanced=True,
     )
 

@@ -25,7 +25,7 @@ this computer's card.
   python -m flux2_train plan --transformer flux-2-klein-base-9b-fp8.safetensors --vram 12
   python -m flux2_train plan --flavour klein-9b --here
   python -m flux2_train plan --flavour dev --vram 24 --shared 2
-  python -m flux2_train plan --flavour dev --vram 24 --cards 2
+  python -m flux2_train plan --flavour dev --vram 24 --cards 2 --accumulate 4
 
 A cell is the precision, how many blocks are streamed from host memory (12s), and seconds per step.
 """
@@ -44,7 +44,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--precision", choices=("bf16", *FORMATS), default="", help="of the transformer (default: the fastest)"
     )
-    add_flags(parser, TrainingSettings, "rank", "batch", "targets")
+    add_flags(parser, TrainingSettings, "rank", "batch", "accumulate", "targets")
     add_flags(parser, OptimizerSettings, "optimizer")
     parser.add_argument("--ram", type=float, metavar="GB", help="free host memory (default: 64)")
     parser.add_argument("--bus", type=float, metavar="GB/s", help="host to card (default: 20)")
@@ -55,7 +55,8 @@ def add(commands) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--cards", type=int, default=1, metavar="N",
-        help="with cards of Memory: the blocks split over N such cards in one process, one of which works at a time",
+        help="with cards of Memory: the blocks split over N such cards in one process; with --accumulate they work at "
+        "the same time",
     )  # fmt: skip
     parser.add_argument(
         "--here", action="store_true",
@@ -114,7 +115,8 @@ def _asked(arguments: argparse.Namespace):
     if arguments.tflops:
         machine = replace(machine, flops=arguments.tflops * 1e12)
     question = Question(arguments.rank, arguments.batch, arguments.targets, arguments.optimizer, arguments.precision,
-                        machine, kernels, shares=arguments.shared, cards=arguments.cards)  # fmt: skip
+                        machine, kernels, shares=arguments.shared, cards=arguments.cards,
+                        accumulate=arguments.accumulate)  # fmt: skip
     rates = f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bus / 1e9:.3g} GB/s from host memory"
     return question, f"seconds: {'given' if arguments.bus or arguments.tflops else source}, {rates}"
 

@@ -111,7 +111,7 @@ class Objective:
         if not options.reflexflow or inputs.on_path is None:
             return None
         drifted = frozen(memo, "prediction", lambda: predicted)
-        clean = frozen(memo, "clean", lambda: self.predict(replace(inputs, x_t=inputs.on_path)))
+        clean = frozen(memo, "clean", lambda: self.predict(inputs.changed(inputs.on_path)))
         factors = drift_weights(clean, drifted, options.reflex_weight)
         return torch.where(inputs.rolled.view(-1, 1, 1, 1), factors, 1.0)
 
@@ -174,4 +174,5 @@ def _concatenated(a: StepInput, b: StepInput) -> StepInput:
         a.guidance + b.guidance,
         tuple(replace(i, kept=torch.cat((i.kept, j.kept))) for i, j in zip(a.routes, b.routes, strict=True)),
         None if a.on_path is None else torch.cat((a.on_path, b.on_path)),
+        None if a.entry is None else tuple(map(torch.cat, zip(a.entry, b.entry, strict=True))),
     )

@@ -17,8 +17,9 @@ from ..host.loading import text_length
 from ..host.system import cards
 from ..host.system.machine import machine
 from ..host.system.memory import pinnable, without_reserved
+from ..planning.estimate import estimate
 from ..planning.layout import BLOCKS, LEAF, OFF, WHOLE
-from ..planning.planner import GB, Pins, Plan, choose, smallest
+from ..planning.planner import GB, Pins, Plan, choose, most_in_flight, smallest
 from ..planning.work import Machine, Passes, Work
 from ..settings.memory import ALL, AUTO, ON
 from ..settings.optimizer import OTHER
@@ -152,11 +153,22 @@ def require_shareable(config: TrainingSettings, processes: int) -> None:
         raise UserError(f"share_base is on, which does not go with {' and '.join(on)}: turn one of them off.")
 
 
+def may_overlap(config: TrainingSettings) -> bool:
+    """Whether passes may be in flight over several cards, which gives the same bits as one after the other.
+
+    Not with dropout, which draws from one generator in the order of the passes. Compiled blocks run on one card anyway.
+    """
+    return not config.adapter.dropout
+
+
 def plan(work: Work, pins: Pins, computer: Machine, binding: bool) -> Plan:
     """The plan of a run. If ``binding``, it has to fit the computer: raises UserError if no plan does."""
-    if not binding:
-        return smallest(work, Machine(float("inf"), float("inf"), computer.bus, computer.flops), pins)
-    return choose(work, computer, pins)
+    if binding:
+        return choose(work, computer, pins)
+    boundless = Machine(float("inf"), float("inf"), computer.bus, computer.flops)
+    least = smallest(work, boundless, pins).layout
+    layout = replace(least, in_flight=most_in_flight(work, least))
+    return Plan(layout, estimate(work, layout, boundless))
 
 
 def available(device: torch.device, limit: float = 0.0, pinned: float = 0.0) -> Machine:
@@ -186,6 +198,7 @@ def planned(
     computer = available(device, config.memory.memory_limit * GB, config.memory.pinned_memory * GB)
     if on and on.several:
         others = cards.free(on.devices[1:], config.memory.memory_limit * GB)
-        work, computer = replace(work, cards=on.counts), replace(computer, others=tuple(others))
+        work = replace(work, cards=on.counts, overlaps=may_overlap(config))
+        computer = replace(computer, others=tuple(others))
     binding = device.type == "cuda" or bool(config.memory.memory_limit)
     return work, pins, computer, plan(work, pins, computer, binding)

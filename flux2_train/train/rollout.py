@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,4 +52,4 @@ def rolled_input(
 
     with torch.no_grad():
         x = rollout.rolled(inputs.x_t, inputs.target, inputs.t, paths, velocity, config.sampler == "heun")
-    return replace(inputs, x_t=x, on_path=inputs.x_t)
+    return inputs.changed(x, on_path=inputs.x_t)

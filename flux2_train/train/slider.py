@@ -53,17 +53,14 @@ class Slider:
         return [Direction(self, -1.0), Direction(self, 1.0)]
 
     def learn(self, inputs: StepInput, memo: Memo, direction: float) -> ObjectivePart:
-        """The loss of one direction. The second part reports the mean error of both."""
+        """The loss of one direction. Each reports half of its error, so that together they report the mean of both."""
         asked = (
             self._of_prompts(inputs, memo, direction) if self.config.slider == PROMPTS else _of_pair(inputs, direction)
         )
         predicted = self.predict(asked)
         error = mean_squared_error(predicted.detach(), asked.target)
         loss = 0.5 * self.loss(asked, memo, predicted, asked.target)
-        if direction < 0:
-            memo["first direction"] = error
-            return ObjectivePart(loss)
-        return ObjectivePart(loss, velocity_error=(error + memo.get("first direction", error)) / 2)
+        return ObjectivePart(loss, velocity_error=error / 2)
 
     def _of_prompts(self, inputs: StepInput, memo: Memo, direction: float) -> StepInput:
         plain = replace(inputs, routes=())
@@ -86,7 +83,7 @@ def _of_pair(inputs: StepInput, direction: float) -> StepInput:
     x0, before = (torch.cat(latents).to(inputs.x_t) for latents in
                   ([s.latent for s in inputs.samples], [s.references[0] for s in inputs.samples]))  # fmt: skip
     x_t, target = with_other_image(inputs.x_t, inputs.target, inputs.t, x0, before)
-    return replace(alone, x_t=x_t, target=target)
+    return alone.changed(x_t, target=target)
 
 
 def slider_embeds(config: SliderSettings, embeds: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..data.samples import Sample
 from ..flow.target import interpolate, velocity_target
+from ..host.borrowed.pipeline import once
 from ..host.borrowed.routing import Route
 
 Memo = dict[str, Tensor]  # values without gradient by name; passing the same memo again reuses them
@@ -35,7 +36,8 @@ class StepInput:
     """A batch with its randomness drawn: ``x_t`` and ``target`` (B, 128, h, w), times ``t`` (B,).
 
     ``guidance`` holds one value per sample for models with a guidance input (dev). ``routes`` say which image tokens
-    skip blocks. ``on_path`` is ``x_t`` before the model has sampled some of it (``rolled``), if it has.
+    skip blocks. ``on_path`` is ``x_t`` before the model has sampled some of it (``rolled``), if it has. ``entry`` are
+    ``x_t`` and ``t`` on the card where the model takes them in, if the loss is computed on another one.
     """
 
     samples: list[Sample]
@@ -45,6 +47,15 @@ class StepInput:
     guidance: list[float]
     routes: tuple[Route, ...] = ()
     on_path: Tensor | None = None
+    entry: tuple[Tensor, Tensor] | None = None
+
+    def changed(self, x_t: Tensor, **others) -> StepInput:
+        """The same with another ``x_t``."""
+        return replace(self, x_t=x_t, entry=None, **others)
+
+    def entering(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """``x_t`` and ``t`` on the device on which the model takes them in."""
+        return self.entry or (self.x_t.to(device), self.t.to(device))
 
     @property
     def rolled(self) -> Tensor:
@@ -54,14 +65,25 @@ class StepInput:
         return (self.x_t != self.on_path).flatten(1).any(1)
 
 
-def step_input(batch: Sequence[Sample], drawn: Drawn, rows: Sequence[int], device: torch.device) -> StepInput:
-    """What some ``rows`` of a batch are trained on, on the device."""
+def step_input(
+    batch: Sequence[Sample], drawn: Drawn, rows: Sequence[int], device: torch.device, enters: torch.device | None = None
+) -> StepInput:
+    """What some ``rows`` of a batch are trained on, on the device of the loss.
+
+    If the model ``enters`` on another device, ``entry`` is computed there again: a copy from card to card would wait
+    for all that either of them has begun.
+    """
     samples = [batch[i] for i in rows]
-    x0 = torch.cat([s.latent for s in samples]).to(device, torch.float32)
-    noise, t = drawn.noise[rows].to(device), drawn.t[rows].to(device)
+    x0, noise, t = torch.cat([s.latent for s in samples]).float(), drawn.noise[rows], drawn.t[rows]
     routes = tuple(route.rows(rows) for route in drawn.routes)
     guidance = [drawn.guidance[i] for i in rows]
-    return StepInput(samples, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance, routes)
+
+    def on(place: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        own = x0.to(place), noise.to(place), t.to(place)
+        return interpolate(*own), own[2], velocity_target(*own[:2])
+
+    entry = None if enters in (None, device) else on(enters)[:2]
+    return StepInput(samples, *on(device), guidance, routes, entry=entry)
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,9 @@ class ObjectivePart:
 
 def frozen(memo: Memo, name: str, compute: Callable[[], Tensor]) -> Tensor:
     """The value of ``compute`` without gradient. It is computed once and then read from ``memo``."""
-    if name not in memo:
+
+    def value() -> Tensor:
         with torch.no_grad():
-            memo[name] = compute().detach()
-    return memo[name]
+            return compute().detach()
+
+    return once(memo, name, value)

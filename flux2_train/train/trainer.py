@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,28 +16,30 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.cache import EmbedCache, LatentCache
+from ..data.held_out import kept_out
 from ..data.order import batches, drawn, step_count
 from ..data.samples import Sample, samples
 from ..errors import UserError
 from ..events import LOWER_RATE, Completed, Event, Phase, Planned, Stepped, Warned
 from ..flow.guidance import embedded
 from ..host import identify
+from ..host.borrowed import pipeline
 from ..host.borrowed.borrow import borrow_as, training_mode
-from ..host.borrowed.compute import training_dtype
+from ..host.borrowed.compute import in_training_dtype, training_dtype
 from ..host.borrowed.routing import Route
 from ..host.borrowed.velocity import Condition, check_embeds, velocity
 from ..host.graph_types import ModelPatcher
 from ..settings.steering import PAUSE
 from ..settings.training import TrainingSettings
-from . import processes, timesteps
+from . import micro_batches, processes, timesteps
 from .between_steps import BetweenSteps
 from .building import build_adapters, build_optimizer, cards_of, first_warnings, require_taught
 from .ema import Ema
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps, clip
-from .held_out import kept_out
 from .history import History, Measured, Unread, read
 from .loss_scale import LossScale
-from .objective import Objective
+from .micro_batches import Part
+from .objective import Objective, Predict
 from .out_of_memory import RunMemory
 from .preview_request import PreviewRequest
 from .rollout import draw_offsets, rolled_input
@@ -195,12 +197,14 @@ class Trainer(Steerable):
         drawn = self.draw(batch, step)
 
         def compute(micro_batch: int) -> Tensor:
-            measured: list[Unread] = []
-            for rows, weight in processes.shares(self.accelerator, len(batch), micro_batch):
-                inputs = step_input(batch, drawn, rows, self.device)
-                inputs = rolled_input(self.config.rollout, inputs, [drawn.offsets[i] for i in rows], objective.predict)
-                measured.append(self._backward(objective.parts(step), inputs, weight))
-            return read(measured)
+            most, cards = self.memory.plan.layout.in_flight, self.cards.devices
+            device = cards[-1] if most > 1 else self.device  # of the loss
+            batches = self._micro_batches(batch, drawn, micro_batch, device, objective.predict)
+            parts = objective.parts(step)
+            if most == 1:
+                return read([self._backward(parts, inputs, weight) for inputs, weight in batches])
+            with in_training_dtype(borrowed):  # which each pass sets and sets back, beside the others
+                return read(micro_batches.over_cards(batches, parts, self._run_part, cards, most))
 
         undo = partial(self.optimizer.zero_grad, set_to_none=True)
         share = self.memory.attempt(step, compute, undo)
@@ -224,6 +228,14 @@ class Trainer(Steerable):
             )
         self._update(measured.loss)
         return measured
+
+    def _micro_batches(
+        self, batch: list[Sample], drawn: Drawn, size: int, device: torch.device, predict: Predict
+    ) -> Iterator[tuple[StepInput, float]]:
+        """This process's inputs on the device of the loss, ``size`` samples at a time, and what each sample weighs."""
+        for rows, weight in processes.shares(self.accelerator, len(batch), size):
+            inputs = step_input(batch, drawn, rows, device, self.device)
+            yield rolled_input(self.config.rollout, inputs, [drawn.offsets[i] for i in rows], predict), weight
 
     @contextmanager
     def _undo_if_interrupted(self) -> Iterator[None]:
@@ -263,9 +275,11 @@ class Trainer(Steerable):
         """What this run learns, on the model that ``borrow`` gave."""
 
         def predict(inputs: StepInput) -> Tensor:
-            return self.predict(borrowed, inputs.x_t, inputs.t, inputs.samples, inputs.guidance, inputs.routes)
+            x_t, t = inputs.entering(self.device)
+            predicted = self.predict(borrowed, x_t, t, inputs.samples, inputs.guidance, inputs.routes)
+            return predicted.to(inputs.x_t.device)
 
-        return Objective(self.config, predict, self._base_model, self.blank, self.slider)
+        return Objective(self.config, predict, partial(self.adapters.at_strength, 0.0), self.blank, self.slider)
 
     def draw(self, batch: list[Sample], step: int) -> Drawn:
         """Everything random about the samples of optimizer step ``step``."""
@@ -281,22 +295,16 @@ class Trainer(Steerable):
         routes = self.router.draw(batch, step, self.generator)
         return Drawn(noise, t, values, routes, draw_offsets(self.config.rollout, len(batch), step, self.generator))
 
-    def _backward(
-        self, parts: list[Callable[[StepInput, Memo], ObjectivePart]], inputs: StepInput, weight: float
-    ) -> Unread:
-        """Run the parts' backward passes one after the other; each sample weighs ``weight``. Waits for none of them."""
+    def _backward(self, parts: Sequence[Part], inputs: StepInput, weight: float) -> Unread:
+        """Run the parts one after the other, forward and backward; each sample weighs ``weight``. Waits for none."""
         memo: Memo = {}
-        loss = preservation = inputs.t.new_zeros(())
-        errors = inputs.t[:0]
-        for compute in parts:
-            with self.adapters.at_strength(strength_of(compute)):
-                part = compute(inputs, memo)
-                self.accelerator.backward(self.loss_scale.up(weight * part.loss.sum()))
-            if part.velocity_error is not None:
-                loss, errors = part.velocity_error.detach().sum(), part.velocity_error.detach()
-            if part.preservation is not None:
-                preservation = part.preservation.detach().sum()
-        return Unread(weight, loss, preservation, inputs.t[: len(errors)], errors)
+        return micro_batches.unread(inputs, weight, [self._run_part(part, inputs, memo, weight) for part in parts])
+
+    def _run_part(self, part: Part, inputs: StepInput, memo: Memo, weight: float) -> ObjectivePart:
+        with self.adapters.at_strength(strength_of(part)):
+            done = part(inputs, memo)
+            pipeline.backward(partial(self.accelerator.backward, self.loss_scale.up(weight * done.loss.sum())))
+        return micro_batches.reported(done)
 
     def total_of(self, measured: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -322,15 +330,6 @@ class Trainer(Steerable):
         averaged = self.ema and getattr(self.config.ema, f"ema_{use}")
         with self._weights_to_use(), self.ema.in_place() if averaged else nullcontext():
             yield
-
-    @contextmanager
-    def _base_model(self) -> Iterator[None]:
-        """The adapters are switched off inside the block."""
-        self.adapters.enabled = False
-        try:
-            yield
-        finally:
-            self.adapters.enabled = True
 
     def predict(
         self, borrowed: ModelPatcher, x_t: Tensor, t: Tensor, batch: list[Sample], guidance: list[float] = (),

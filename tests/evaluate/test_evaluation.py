@@ -13,6 +13,7 @@ from PIL import Image
 from support import brief_flux2, same, state_dict, tiny_caches
 
 from flux2_train import events
+from flux2_train.data.held_out import kept_out
 from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
 from flux2_train.evaluate.fixed_noise import NOISY, OTHERS, TIMES, lenders
@@ -26,7 +27,6 @@ from flux2_train.runs.session import train
 from flux2_train.runs.writers.image_files import HEADER, ImageFiles, read_losses
 from flux2_train.settings.previews import ValidationLossSettings
 from flux2_train.settings.training import TrainingSettings
-from flux2_train.train.held_out import kept_out
 
 SHORT = TrainingSettings(name="watched", steps=4, rank=2, learning_rate=1e-2, validation_items=2, checkpointing=False)
 

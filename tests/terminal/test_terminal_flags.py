@@ -24,7 +24,7 @@ SETTINGS = {
                (PreviewSettings, ["negative", "steps", "guidance", "sampler"])],
     "dataset check": [(DatasetSettings, ["resolution", "captions", "prompt", "trigger", "references"]),
                       (TrainingSettings, ["batch"])],
-    "plan": [(DatasetSettings, ["resolution"]), (TrainingSettings, ["rank", "batch", "targets"]),
+    "plan": [(DatasetSettings, ["resolution"]), (TrainingSettings, ["rank", "batch", "accumulate", "targets"]),
              (OptimizerSettings, ["optimizer"])],
     "convert": [(SaveSettings, ["format", "precision", "plain_rank"])],
 }  # fmt: skip

@@ -125,7 +125,8 @@ def test_weights_lie_on_the_card_of_their_block_and_are_copied_once(trainer, mod
         before = [id(weights.kept) for weights in how.elsewhere]
         next(event for event in run if isinstance(event, events.Stepped))
         assert before == [id(weights.kept) for weights in how.elsewhere] and not how.copied()
-    assert not held.keys() & {name for name in layers if "_blocks." not in name}
+    outside = {name: card for name, card in held.items() if "_blocks." not in name}
+    assert outside == {f"final_layer.{name}": split.cards.devices[-1] for name in ("linear", "adaLN_modulation.1")}
 
 
 def test_a_run_goes_on_with_another_number_of_cards(trainer, tmp_path):

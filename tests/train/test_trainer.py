@@ -128,7 +128,7 @@ def test_preservation_holds_the_class_word(nano, robot):
             x, t = torch.randn(sample.latent.shape, generator=torch.Generator().manual_seed(3)), torch.tensor([0.7])
             x, t = x.to(borrowed.load_device), t.to(borrowed.load_device)
             adapted = trainer.predict(borrowed, x, t, [sample])
-            with trainer._base_model():
+            with trainer.adapters.at_strength(0.0):
                 base = trainer.predict(borrowed, x, t, [sample])
         if weight:
             assert all(e.preservation > 0 for e in received if isinstance(e, events.Stepped) and e.step > 1)

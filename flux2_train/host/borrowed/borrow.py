@@ -39,9 +39,9 @@ from .cards import Cards, Passing, block_number
 from .compiled import Compiled, while_training
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 from .lora_linear import lora_linear
-from .recompute import Recompute
+from .recompute import Adapted, Recompute
 from .routing import routed
-from .streamed import SOURCE, StreamedWeights, can_stream, inside_blocks, portions_of
+from .streamed import SOURCE, StreamedWeights, can_stream, portions_of
 
 KEY = "flux2_train"
 BLOCK_KINDS = (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)
@@ -164,7 +164,7 @@ class _Swap:
     def __init__(self, model: ModelPatcher, deltas: dict[str, Delta], how: Borrowed):
         self.transformer, self.deltas, self.how = model.model.diffusion_model, deltas, how
         self.device, self.mapped = model.load_device, deferred.mapped(model)
-        self.recompute = Recompute(how, _drawing(deltas))
+        self.recompute = Recompute(how, Adapted(deltas))
         self.compiled = Compiled(deltas, how) if how.compiled else None
         self.doubles = len(self.transformer.double_blocks)
         self.passing = Passing(how.cards) if how.cards else None
@@ -213,9 +213,12 @@ class _Swap:
         """The names of the Linears on each card but the first."""
         if self.how.cards is None:
             return {}
-        blocks = list(inside_blocks(layers).values())
-        cards = self.how.cards.others.items()
-        return {card: [name for number in own for name in blocks[number]] for card, own in cards}
+        cards, found = self.how.cards, {card: [] for card in self.how.cards.others}
+        for name in layers:
+            card = cards.of_layer(name, self.doubles)
+            if card in found:
+                found[card].append(name)
+        return found
 
     def _layers(self) -> dict[str, nn.Module]:
         return {name: m for name, m in self.transformer.named_modules() if hasattr(m, "in_features")}
@@ -286,18 +289,14 @@ class _Swap:
             return _Forward(self.passing.block, number, run) if self.passing else run
         if self.passing and module is self.transformer.final_layer:
             return _Forward(self.passing.last, original)
+        if self.passing and module is self.transformer.double_stream_modulation_img:
+            return _Forward(self.passing.begin, original)
         return None
 
     def _block(self, module: nn.Module, name: str, original: Callable) -> Callable:
         if self.compiled is None:
             return original
         return while_training(self.compiled.block(module, name, original), original)
-
-
-def _drawing(deltas: dict[str, Delta]) -> Callable[[], bool]:
-    """Says at any time whether a Delta draws random numbers. Of those that are not ours nobody knows, so they may."""
-    sources = {getattr(delta, "adapters", None) for delta in deltas.values()}
-    return lambda: any(source is None or source.draws for source in sources)
 
 
 def _is_taken(module: nn.Module) -> bool:

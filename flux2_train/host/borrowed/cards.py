@@ -1,19 +1,22 @@
 """A borrowed model whose blocks lie on several cards: what enters a block is handed over to the block's card.
 
-Autograd hands the gradients back the same way. Modulations and rotary embeddings are the same for many blocks and have
-no gradient, because nothing outside of blocks is trained: a pass copies them once to each card.
+Autograd hands the gradients back the same way; in a unit of ``pipeline`` the graph is cut there. Modulations and rotary
+embeddings are the same for many blocks and have no gradient, because nothing outside of blocks is trained: a pass takes
+them along from card to card. The last layer lies on the last card, so that a unit's loss does not wait for the first.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ...planning.cards import ranges
+from ...planning.cards import LAST, ranges
+from .pipeline import current, enter, unit
 from .recompute import STREAMS
 from .routing import KEY, TokenRouting
 
@@ -43,7 +46,9 @@ class Cards:
 
     def of_layer(self, name: str, double: int) -> torch.device:
         """The card of a Linear, by its dotted name, in a model with so many ``double`` blocks."""
-        return self.of_block(block_number(name, double)) if "_blocks." in name else self.devices[0]
+        if "_blocks." in name:
+            return self.of_block(block_number(name, double))
+        return self.devices[-1 if name.startswith(LAST) else 0]
 
 
 def block_number(name: str, double: int) -> int:
@@ -71,40 +76,55 @@ class HandOver(torch.autograd.Function):
 
 def handed_over(tensors: list[Tensor], card: torch.device) -> list[Tensor]:
     """The tensors on a card; those that are there already are returned as they are."""
+    own = unit()
+    over = partial(HandOver.apply, card) if own is None else partial(own.cut, card)
     traced = [t for t in tensors if t.device != card and t.requires_grad and torch.is_grad_enabled()]
-    copies = dict(zip(map(id, traced), HandOver.apply(card, *traced) if traced else (), strict=True))
+    copies = dict(zip(map(id, traced), over(*traced) if traced else (), strict=True))
     return [copies[id(t)] if id(t) in copies else t.to(card) for t in tensors]
 
 
+class _Copies(threading.local):
+    """What blocks share in the pass of a thread, by the original's id: the original, which keeps its id, and a copy."""
+
+    def __init__(self):
+        self.of: dict[int, tuple[Tensor, Tensor]] = {}
+
+
 class Passing:
-    """Runs the blocks and the last layer of a model where they lie. One pass of the model runs at a time."""
+    """Runs the blocks and the last layer of a model where they lie. A thread runs one pass of the model at a time."""
 
     def __init__(self, cards: Cards):
-        self.cards = cards
-        # What blocks share, by the original's id and the card: the original, which keeps its id alive, and a copy.
-        self.copies: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self.cards, self.copies = cards, _Copies()
+
+    def begin(self, run: Callable, vector: Tensor):
+        """``run`` what makes modulations of a pass's ``vector``, which the last layer wants, too: it goes along."""
+        self.clear()
+        self.copies.of[id(vector)] = vector, vector
+        return run(vector)
 
     def block(self, number: int, run: Callable, *args, **kwargs):
         """``run`` a block on its card."""
-        if number == 0:
-            self.clear()
         return self._run(self.cards.of_block(number), run, args, kwargs)
 
     def last(self, run: Callable, *args, **kwargs):
-        """``run`` what follows the blocks, on the first card."""
+        """``run`` what follows the blocks, on the last card. There the output stays for a unit's loss."""
         try:
-            return self._run(self.cards.devices[0], run, args, kwargs)
+            output = self._run(self.cards.devices[-1], run, args, kwargs)
         finally:
             self.clear()
+        return output if unit() else handed_over([output], self.cards.devices[0])[0]
 
     def clear(self) -> None:
         """Let go of what the last pass has copied."""
-        self.copies.clear()
+        self.copies.of.clear()
 
     def _run(self, card: torch.device, run: Callable, args: tuple, kwargs: dict):
         try:
+            # Copied before the unit enters the card: a copy waits for what the card before has begun, and that should
+            # not be another unit's.
             args, kwargs = self._on(card, args, kwargs)
-            with _current(card):
+            enter(card)
+            with current(card):
                 return run(*args, **kwargs)
         except BaseException:
             self.clear()
@@ -119,23 +139,20 @@ class Passing:
         waiting = [] if routing is None or routing.skipping is None else [routing.skipping]
         streams = [*waiting, *_tensors((args[:1], own))]
         new = {id(old): now for old, now in zip(streams, handed_over(streams, card), strict=True)}
+        for tensor, _ in list(self.copies.of.values()):
+            self._shared(tensor, card)
         new |= {id(tensor): self._shared(tensor, card) for tensor in _tensors((shared, args[1:]))}
         if routing is not None:
             routing.move(card, new[id(routing.skipping)] if waiting else None)
         return _changed(args, new), {**_changed(own | shared, new), **options}
 
     def _shared(self, tensor: Tensor, card: torch.device) -> Tensor:
-        """A copy on the card, the same one in the whole pass."""
-        if tensor.device == card:
-            return tensor
-        if (id(tensor), card) not in self.copies:
-            self.copies[id(tensor), card] = tensor, handed_over([tensor], card)[0]
-        return self.copies[id(tensor), card][1]
-
-
-def _current(card: torch.device) -> AbstractContextManager:
-    """Kernels that are not torch's own start on the current card, wherever their tensors lie."""
-    return torch.cuda.device(card) if card.type == "cuda" else nullcontext()
+        """A copy on the card, the same one for all of its blocks: of the copy on the card before."""
+        _, copy = self.copies.of.get(id(tensor), (tensor, tensor))
+        if copy.device != card:
+            copy = copy.to(card)
+        self.copies.of[id(tensor)] = tensor, copy
+        return copy
 
 
 def _tensors(value) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from ...adapters.parts import Delta
 from ...planning.layout import SELECTIVE
 from ...streaming.saved_tensors import offloaded
 from .streamed import How
@@ -99,22 +100,45 @@ def _keeping_attention() -> tuple:
     return _attended_in(_Keeping(kept)), _attended_in(_Giving(kept))
 
 
+class Adapted:
+    """The adapters on a model's layers, as far as recomputation depends on them."""
+
+    def __init__(self, deltas: dict[str, Delta]):
+        self.sources = {getattr(delta, "adapters", None) for delta in deltas.values()}
+
+    def draw(self) -> bool:
+        """Whether one of them draws random numbers now. Of those that are not ours nobody knows, so they may."""
+        return any(source is None or source.draws for source in self.sources)
+
+    def as_now(self, run: Callable) -> Callable:
+        """``run`` with the adapters at the strength that they have now, whichever thread calls it."""
+        strengths = [(source, source.strength) for source in self.sources if source is not None]
+
+        def later(*args, **kwargs):
+            with ExitStack() as stack:
+                for source, strength in strengths:
+                    stack.enter_context(source.at_strength(strength))
+                return run(*args, **kwargs)
+
+        return later
+
+
 class Recompute:
     """Runs a block by the layout that ``how`` has at that moment. Block numbers count double blocks first.
 
-    ``draws`` says whether anything in a block draws random numbers: only then their generator's state is kept and set
-    back for the recomputation, which takes time in every block.
+    A generator's state is kept and set back for the recomputation only if an adapter draws random numbers, because that
+    takes time in every block. Autograd recomputes in threads of its own, where the adapters have to act as before.
     """
 
-    def __init__(self, how: How, draws: Callable[[], bool] = lambda: True):
-        self.how, self.draws = how, draws
+    def __init__(self, how: How, adapted: Adapted | None = None):
+        self.how, self.adapted = how, adapted or Adapted({})
 
     def __call__(self, original: Callable, number: int, *args, **kwargs):
         layout = self.how.layout
         if not torch.is_grad_enabled() or not layout.recomputes(number):
             return original(*args, **kwargs)
         streams = {name: kwargs.pop(name) for name in STREAMS if name in kwargs}
-        run = partial(_on_copies, original, args[1:], kwargs, tuple(streams))
+        run = partial(_on_copies, self.adapted.as_now(original), args[1:], kwargs, tuple(streams))
         contexts = noop_context_fn
         if layout.checkpointing == SELECTIVE:
             contexts = _keeping_attention
@@ -122,7 +146,7 @@ class Recompute:
             # Passed as arguments of their own, so that hooks on saved tensors, which count or move them, see these too.
             tensors = *args[:1], *streams.values()
             return checkpoint(
-                run, *tensors, use_reentrant=False, context_fn=contexts, preserve_rng_state=self.draws()
+                run, *tensors, use_reentrant=False, context_fn=contexts, preserve_rng_state=self.adapted.draw()
             )  # fmt: skip
 
 

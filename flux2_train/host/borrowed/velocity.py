@@ -16,6 +16,7 @@ from torch import Tensor
 from ...errors import UserError
 from . import rotation
 from .compute import in_training_dtype
+from .pipeline import enter
 from .recompute import attended
 from .routing import KEY, Route, TokenRouting
 
@@ -71,8 +72,10 @@ def velocity(
     """The model's velocity for ``x_t`` (B, 128, h, w) at times ``t`` (B,) fp32 in 0..1; same shape, at least fp32.
 
     Samples of one batch run together if their conditions have equal shapes, else one by one. ``routes`` say which image
-    tokens skip blocks; they need a model that ``borrow`` gave.
+    tokens skip blocks; they need a model that ``borrow`` gave. In a unit of ``pipeline`` the result lies on the
+    last card.
     """
+    enter(x_t.device)
     each = [model_inputs(model, x_t[i : i + 1], c) for i, c in enumerate(conditions)]
     if len({_shapes(inputs) for inputs in each}) == 1:
         return _apply(model, x_t, t, _stack(each), routes)
@@ -104,9 +107,10 @@ def _stack(each: list[dict]) -> dict:
 def _apply(model: ModelPatcher, x_t: Tensor, t: Tensor, inputs: dict, routes: Sequence[Route]) -> Tensor:
     raw: list[Tensor] = []
 
-    def keep_output(executor, *args, **kwargs):
-        raw.append(executor(*args, **kwargs))
-        return raw[-1]
+    def keep_output(executor, x, *args, **kwargs):
+        raw.append(executor(x, *args, **kwargs))
+        # In a unit the output stays on the last card. Nothing reads what apply_model makes of what is returned here.
+        return raw[-1] if raw[-1].device == x.device else x
 
     options = _transformer_options(model, keep_output)
     if routes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from ..data.samples import Samples
 from ..errors import UserError
 from ..events import Warned
 from ..names import counted
 from ..settings.previews import ValidationLossSettings
+from .samples import Samples
 
 
 def kept_out(samples: Samples, config: ValidationLossSettings) -> tuple[Samples, Samples]:
