@@ -19,6 +19,7 @@ from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.objective import GuidanceSettings, LossSettings, PreservationSettings
 from flux2_train.settings.timesteps import TimestepSettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train.building import first_warnings
 
 PRESERVING = PreservationSettings().every  # the first step that preserves
 BASE = TrainingSettings(steps=4, rank=2, batch=2, targets="tiny", validation_items=0)
@@ -304,3 +305,10 @@ def test_the_embedded_guidance_reaches_the_model():
         assert torch.allclose(one[0], other[0], atol=1e-6) and not torch.allclose(one[1], other[1], atol=1e-4)
     with step(guidance=GuidanceSettings(1.0, guidance_max=5.0)) as (_, _, case):
         assert len(set(case.guidance)) == 2 and all(1 <= g <= 5 for g in case.guidance)
+
+
+@pytest.mark.parametrize("every, warned", [(3, True), (2, False)])
+def test_a_run_too_short_to_preserve_says_so(every, warned):
+    config = replace(BASE, steps=2, preservation=1.0, preservation_options=PreservationSettings(every=every))
+    received = list(first_warnings(brief_flux2(), config, total=2))
+    assert [text for text in received if "nothing is preserved" in text] == received and bool(received) == warned

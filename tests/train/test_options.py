@@ -20,7 +20,6 @@ from flux2_train.settings.recipes import RECIPES, combined
 from flux2_train.settings.text import numbers, rates
 from flux2_train.settings.timesteps import TimestepSettings
 from flux2_train.settings.training import NO_RECIPE, TrainingSettings
-from flux2_train.train.building import first_warnings
 from flux2_train.train.timesteps import mu_of
 
 BASE = TrainingSettings(steps=4, rank=2, targets="tiny", learning_rate=2e-3, validation_items=0)
@@ -177,13 +176,6 @@ def test_a_model_without_guidance_says_so_and_ignores_it():
         == [text for text in received if "has no guidance input; the guidance set is ignored" in text]
         != []
     )
-
-
-@pytest.mark.parametrize("every, warned", [(3, True), (2, False)])
-def test_a_run_too_short_to_preserve_says_so(every, warned):
-    config = replace(BASE, steps=2, preservation=1.0, preservation_options=PreservationSettings(every=every))
-    received = list(first_warnings(brief_flux2(), config, total=2))
-    assert [text for text in received if "nothing is preserved" in text] == received and bool(received) == warned
 
 
 def test_prodigy_runs_at_its_own_rate(plain):
