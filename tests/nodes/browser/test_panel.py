@@ -3,6 +3,7 @@
 On the frontend that ComfyUI pins, in its older renderer; under --all in the newer one and on the newest frontend too.
 """
 
+import psutil
 import pytest
 from axe import serious_findings
 from browsing import WATCH, clear_toasts, load, open_tab, photograph, run, says, steady_box
@@ -23,6 +24,7 @@ def tab(request, chromium):
     name = request.param
     server = request.getfixturevalue("newest_server" if "newest" in name else "server")
     write_files(server.folder)
+    psutil.Process(server.process.pid).nice(10)  # the runs here have no end: the browser comes first
     context = chromium.new_context(viewport={"width": 1600, "height": 1400}, locale="en-US")
     page = open_tab(context, server, "vue" in name)
     page.set_default_timeout(100_000)
