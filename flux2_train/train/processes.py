@@ -162,6 +162,10 @@ class Pace:
         self.seconds.append(summed[-count:].tolist())
         return summed[:-count]
 
+    def slowest(self, own: float) -> float:
+        """The seconds of the last step in the slowest process, the same in all of them; ``own`` if there is one."""
+        return max(self.seconds[-1]) if self.seconds else own
+
     def slow(self) -> str:
         """A sentence that names a process for which the others wait, once; empty if there is none."""
         if len(self.seconds) < PACE_STEPS:

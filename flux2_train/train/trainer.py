@@ -19,7 +19,7 @@ from ..data.cache import EmbedCache, LatentCache
 from ..data.order import batches, drawn, step_count
 from ..data.samples import Sample, samples
 from ..errors import UserError
-from ..events import LOWER_RATE, Completed, Event, Phase, Planned, Stepped, Warned
+from ..events import LOWER_RATE, Completed, Event, Phase, Stepped, Warned
 from ..flow.guidance import embedded
 from ..host import identify
 from ..host.borrowed.borrow import borrow_as, training_mode
@@ -32,6 +32,7 @@ from ..settings.training import TrainingSettings
 from . import processes, timesteps
 from .between_steps import BetweenSteps
 from .building import build_adapters, build_optimizer, cards_of, first_warnings, require_taught
+from .compiling import kind_of
 from .ema import Ema
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps, clip
 from .held_out import kept_out
@@ -174,9 +175,10 @@ class Trainer(Steerable):
         if not isinstance(measured, Warned):
             self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
         self._end_update()
-        for message in self.memory.new_messages():
-            yield Warned(message)
-            yield Planned(self.memory.describe())
+        if not isinstance(measured, Warned):
+            kind, slowest = kind_of(batch, bool(measured.preservation)), self.pace.slowest(seconds)
+            yield from self.memory.weigh(kind, slowest, self.total - step, self.total)
+        yield from self.memory.news()
         if isinstance(measured, Warned):
             yield measured
             return
