@@ -19,6 +19,7 @@ from ..host.graph_types import ModelPatcher
 from ..host.system import compiler
 from ..host.system.machine import rates_in_words
 from ..host.system.memory import can_spill, free, is_out_of_memory, reset_watermarks
+from ..planning.compiling import Trial
 from ..planning.layout import SELECTIVE
 from ..planning.planner import GB, Plan, lower
 from ..planning.table import parts
@@ -26,7 +27,6 @@ from ..settings.memory import AUTO, OFF, ON
 from ..settings.training import TrainingSettings
 from ..streaming.gathering import Gathered
 from . import plans, processes
-from .compiling import Trial
 from .preview_request import PreviewRequest
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +62,11 @@ def step_input(batch: Sequence[Sample], drawn: Drawn, rows: Sequence[int], devic
     routes = tuple(route.rows(rows) for route in drawn.routes)
     guidance = [drawn.guidance[i] for i in rows]
     return StepInput(samples, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance, routes)
+
+
+def kind_of(batch: Sequence[Sample], preserving: bool) -> Hashable:
+    """What steps of equal work have in common: the sizes of their images, and whether they preserve."""
+    return preserving, *sorted(sample.shape for sample in batch)
 
 
 @dataclass(frozen=True)

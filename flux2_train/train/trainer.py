@@ -32,7 +32,6 @@ from ..settings.training import TrainingSettings
 from . import processes, timesteps
 from .between_steps import BetweenSteps
 from .building import build_adapters, build_optimizer, cards_of, first_warnings, require_taught
-from .compiling import kind_of
 from .ema import Ema
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps, clip
 from .held_out import kept_out
@@ -46,7 +45,7 @@ from .routing import Router
 from .schedules import Schedule
 from .slider import slider_embeds, strength_of
 from .steering import ENDLESS, Requests, Steerable
-from .step_input import Drawn, Memo, ObjectivePart, StepInput, step_input
+from .step_input import Drawn, Memo, ObjectivePart, StepInput, kind_of, step_input
 
 
 class Trainer(Steerable):

@@ -10,17 +10,20 @@ import torch._inductor.config
 from support import brief_flux2, same, state_dict, tiny_caches
 
 from flux2_train import events
+from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
 from flux2_train.host.borrowed.cards import Cards
 from flux2_train.host.borrowed.compiled import Compiled
 from flux2_train.host.system import compiler
+from flux2_train.planning import compiling
 from flux2_train.planning.layout import BLOCKS, SELECTIVE
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
-from flux2_train.train import compiling, out_of_memory, packing, trainer
+from flux2_train.train import out_of_memory, packing, trainer
 from flux2_train.train.out_of_memory import RunMemory
+from flux2_train.train.step_input import kind_of
 
 CPU = torch.device("cpu")
 SHORT = TrainingSettings(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0)
@@ -162,7 +165,7 @@ def test_compiled_blocks_recompute_attention_too(parts):
 def test_auto_keeps_compiled_blocks_that_are_faster_also_when_resumed(parts, figures):
     figures(1.0, 0.25)
     tried, received = train(parts, AUTO)
-    found = "compiled by eager: 0.25 s per step instead of 1 s; compiling took 0 s, the gain of 1 step"
+    found = "compiled by eager: 0.25 s per step, not 1 s; 1 step wins back the 0 s of compiling"
     assert blocks(received) == [TIMED, ON_TRIAL, found]
     assert [text for text in said(received, events.Phase) if "compil" in text] == [
         "trying the compiler", "compiling blocks: the next step takes longer", f"blocks are {found}"]  # fmt: skip
@@ -248,3 +251,11 @@ def test_auto_gives_up_when_a_step_fails_also_when_resumed(parts, figures, monke
     assert same(lora(tried), lora(train(parts, replace(AUTO, compile="off"))[0]))
     _, received = train(parts, replace(AUTO, steps=9), tried.state_dict())
     assert blocks(received) == [found]
+
+
+def test_kinds_are_sizes_and_preservation():
+    small, *_ = of = samples(*tiny_caches())
+    large = next(sample for sample in of if sample.shape != small.shape)
+    assert kind_of([small, large], False) == kind_of([large, small], False)
+    kinds = [([small], False), ([small], True), ([large], False), ([small, small], False)]
+    assert len({kind_of(*each) for each in kinds}) == len(kinds)

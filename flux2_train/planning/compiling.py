@@ -9,21 +9,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from statistics import median
 
-from ..data.samples import Sample
 from ..names import counted
-from .guards import FEW
 
+FEW = 5  # steps, enough for a median
 HOPED = 0.3  # of a step's time that compiling saves at best
 TAKES = 60.0  # seconds that compiling takes, before it is measured
 LEAST = 0.02  # of a step's time: medians of a few steps differ by that much by chance
 LONGEST = 100  # steps; if none of their kinds has come often enough by then, they are compared as one kind
 
 Times = dict[Hashable, list[float]]  # seconds of steps by their kind, in the order in which they were done
-
-
-def kind_of(batch: Sequence[Sample], preserving: bool) -> Hashable:
-    """What steps of equal work have in common: the sizes of their images, and whether they preserve."""
-    return preserving, *sorted(sample.shape for sample in batch)
 
 
 class Trial:
@@ -78,9 +72,8 @@ class Trial:
             self.decide(False, f"compiled steps take {after:.3g} s and others {before:.3g} s")
             return True
         spent = self._compiling()
-        back = counted(max(1, round(spent / saved)), "step")
-        self.decide(True, f"{after:.3g} s per step instead of {before:.3g} s; compiling took {spent:.3g} s, the gain of "
-                    f"{back}")  # fmt: skip
+        won = counted(max(1, round(spent / saved)), "step wins", "steps win")
+        self.decide(True, f"{after:.3g} s per step, not {before:.3g} s; {won} back the {spent:.3g} s of compiling")
         return True
 
     def _compared(self) -> tuple[float, float] | None:
