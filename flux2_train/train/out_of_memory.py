@@ -6,6 +6,7 @@ So it is, without compiled blocks, when what torch's compiler made fails. Whethe
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from ..settings.training import TrainingSettings
 from ..streaming.gathering import Gathered
 from . import plans, processes
 from .preview_request import PreviewRequest
+
+T = TypeVar("T")
 
 
 class RunMemory:
@@ -153,7 +156,7 @@ class RunMemory:
             plan = f"{plan}\n{'base':12} shared by {self.work.shares} processes, block by block"
         return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}{self._blocks()}"
 
-    def attempt(self, step: int, compute: Callable[[int], Tensor], undo: Callable[[], None]) -> Tensor:
+    def attempt(self, step: int, compute: Callable[[int], T], undo: Callable[[], None]) -> T:
         """``compute(micro_batch)``, repeated in the next smaller layout each time the device runs out of memory.
 
         It is also repeated, once in a run, without compiled blocks if there are any and it fails for another reason.

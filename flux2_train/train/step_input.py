@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.samples import Sample
 from ..flow.target import interpolate, velocity_target
 from ..host.borrowed.routing import Route
+from ..streaming.uploads import uploaded
 
 Memo = dict[str, Tensor]  # values without gradient by name; passing the same memo again reuses them
 
@@ -57,8 +58,8 @@ class StepInput:
 def step_input(batch: Sequence[Sample], drawn: Drawn, rows: Sequence[int], device: torch.device) -> StepInput:
     """What some ``rows`` of a batch are trained on, on the device."""
     samples = [batch[i] for i in rows]
-    x0 = torch.cat([s.latent for s in samples]).to(device, torch.float32)
-    noise, t = drawn.noise[rows].to(device), drawn.t[rows].to(device)
+    x0 = uploaded(torch.cat([s.latent for s in samples]), device).to(torch.float32)
+    noise, t = uploaded(drawn.noise[rows], device), uploaded(drawn.t[rows], device)
     routes = tuple(route.rows(rows) for route in drawn.routes)
     guidance = [drawn.guidance[i] for i in rows]
     return StepInput(samples, interpolate(x0, noise, t), t, velocity_target(x0, noise), guidance, routes)

@@ -195,22 +195,24 @@ class Trainer(Steerable):
         objective = self.objective(borrowed)
         drawn = self.draw(batch, step)
 
-        def compute(micro_batch: int) -> Tensor:
+        def compute(micro_batch: int) -> list[Unread]:
             measured: list[Unread] = []
             for rows, weight in processes.shares(self.accelerator, len(batch), micro_batch):
                 inputs = step_input(batch, drawn, rows, self.device)
                 inputs = rolled_input(self.config.rollout, inputs, [drawn.offsets[i] for i in rows], objective.predict)
                 measured.append(self._backward(objective.parts(step), inputs, weight))
-            return read(measured)
+            return measured
 
         undo = partial(self.optimizer.zero_grad, set_to_none=True)
-        share = self.memory.attempt(step, compute, undo)
-        measured = Measured.of(self.pace.total(share.to(self.accelerator.device)))
-        self._begin_update()
+        passes = self.memory.attempt(step, compute, undo)
+        self.pace.end(passes[-1].loss)
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)
         self.loss_scale.down(parameters)
         norm = clip(parameters, self.config.optimizer.max_grad_norm or math.inf)
+        share, norm, sizes = read(passes, norm, self.dead_adapters.sizes())
+        measured, norm = Measured.of(self.pace.total(share.to(self.accelerator.device))), norm.item()
+        self._begin_update()
         if math.isfinite(measured.loss) and self.loss_scale.overflowed(math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             scale = f"the loss scale is {self.loss_scale.scale:g} now"
@@ -223,7 +225,7 @@ class Trainer(Steerable):
             return Warned(
                 f"Step {step} was left out: its loss is no number ({', '.join(bad)}).", pictures=tuple(bad[:3])
             )
-        self._update(measured.loss)
+        self._update(measured.loss, sizes)
         return measured
 
     @contextmanager
@@ -242,10 +244,10 @@ class Trainer(Steerable):
             self._end_update()
             raise
 
-    def _update(self, loss: float) -> None:
+    def _update(self, loss: float, sizes: Tensor) -> None:
         clamped = self.config.loss.loss_min or self.config.loss.loss_max  # a clamped loss has no gradient on purpose
         if not clamped and self.optimizer.param_groups[0]["lr"]:
-            self.dead_adapters.check(loss)
+            self.dead_adapters.check(loss, sizes)
         self.half_updated = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -340,7 +342,7 @@ class Trainer(Steerable):
         """The borrowed model's velocity (B, 128, h, w) for ``x_t`` at times ``t`` (B,)."""
         method = self.config.guidance.references
         conditions = [
-            Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), g, method)
+            Condition(s.embeds, s.references, g, method)
             for s, g in zip(batch, guidance or [self.config.guidance.guidance] * len(batch), strict=True)
         ]
         return velocity(borrowed, x_t, t, conditions, routes)

@@ -20,6 +20,7 @@ with processes.launched() as accelerator:
     for step in range(processes.PACE_STEPS + 2):
         pace.begin()
         time.sleep(LATE * (accelerator.process_index == 1))
+        pace.end(torch.zeros(()))
         summed = pace.total(torch.tensor([1.0, float(step)], dtype=torch.float64))
         said.append(pace.slow())
     out = Path(f"{sys.argv[1]}.{accelerator.process_index}")
