@@ -14,7 +14,7 @@ from conftest import ROOT
 from bench.gpu import __main__ as command
 from bench.gpu.process import Lost, Process
 from bench.gpu.results import Results
-from bench.gpu.rows import chosen, rows
+from bench.gpu.rows import REMEDIES, chosen, rows
 from flux2_train.host.loading import load
 from flux2_train.settings.model import ModelSettings
 
@@ -28,7 +28,7 @@ def test_rows_have_names_of_their_own_and_the_most_telling_are_first():
         names = [row.name for row in rows(device)]
         assert len(set(names)) == len(names)
         kinds = list(dict.fromkeys(row.kind for row in rows(device)))
-        assert kinds == ["rates", "gradient", "run", "step", "diffusers"]
+        assert kinds == ["rates", "gradient", "run", "step", "ablation", "diffusers"]
     assert [row.name for row in chosen(rows("cuda"), ["klein-9b-512*", "rates"])] == [
         "rates", "klein-9b-512-fp8", "klein-9b-512-bf16"]  # fmt: skip
     for flavour in ("klein-9b", "klein-4b", "dev"):
@@ -313,3 +313,10 @@ def test_a_step_is_measured_against_its_plan(process):
     found = ask(process, "step", flavour="nano", pixels=128, precision="bf16", offload="all")
     assert found["seconds"] > 0 and found["planned_seconds"] > 0 and 0 < found["of_products"] < 10
     assert found["traffic"] == found["planned_traffic"] > 0 and len(found["all_seconds"]) == 5
+
+
+def test_a_step_without_any_remedy_is_measured(process):
+    what = {"flavour": "nano", "pixels": 128, "precision": "bf16"}
+    plain, every = (ask(process, "ablation", **what, remedies=remedies) for remedies in ([], REMEDIES))
+    assert plain["loss"] == pytest.approx(every["loss"], rel=1e-2) and plain["layout"] == every["layout"]
+    assert plain["seconds"] > 0 and every["seconds"] > 0 and "recomputed" in every["layout"]
