@@ -14,7 +14,7 @@ from conftest import ROOT
 from bench.gpu import __main__ as command
 from bench.gpu.process import Lost, Process
 from bench.gpu.results import Results
-from bench.gpu.rows import REMEDIES, chosen, rows
+from bench.gpu.rows import chosen, rows
 from flux2_train.host.loading import load
 from flux2_train.settings.model import ModelSettings
 
@@ -316,7 +316,5 @@ def test_a_step_is_measured_against_its_plan(process):
 
 
 def test_a_step_without_any_remedy_is_measured(process):
-    what = {"flavour": "nano", "pixels": 128, "precision": "bf16"}
-    plain, every = (ask(process, "ablation", **what, remedies=remedies) for remedies in ([], REMEDIES))
-    assert plain["loss"] == pytest.approx(every["loss"], rel=1e-2) and plain["layout"] == every["layout"]
-    assert plain["seconds"] > 0 and every["seconds"] > 0 and "recomputed" in every["layout"]
+    found = ask(process, "ablation", flavour="nano", pixels=64, precision="bf16", remedies=[])
+    assert found["seconds"] > 0 and found["loss"] > 0 and "recomputed" in found["layout"]

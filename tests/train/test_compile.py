@@ -164,6 +164,7 @@ def test_compiled_blocks_recompute_attention_too(parts):
 @pytest.mark.long
 def test_auto_keeps_compiled_blocks_that_are_faster_also_when_resumed(parts, figures):
     figures(1.0, 0.25)
+    parts = parts[0], *tiny_caches(1)  # of one size
     tried, received = train(parts, AUTO)
     found = "compiled by eager: 0.25 s per step, not 1 s; 1 step wins back the 0 s of compiling"
     assert blocks(received) == [TIMED, ON_TRIAL, found]
@@ -182,6 +183,7 @@ def test_auto_keeps_compiled_blocks_that_are_faster_also_when_resumed(parts, fig
 
 def test_auto_gives_up_what_is_not_faster_also_when_resumed(parts, figures):
     figures(1.0, 1.5)
+    parts = parts[0], *tiny_caches(1)  # of one size
     tried, received = train(parts, AUTO)
     found = "not compiled: compiled steps take 1.5 s and others 1 s"
     assert blocks(received) == [TIMED, ON_TRIAL, found] and not said(received, events.Warned)
