@@ -159,7 +159,8 @@ class RunMemory:
     def attempt(self, step: int, compute: Callable[[int], T], undo: Callable[[], None]) -> T:
         """``compute(micro_batch)``, repeated in the next smaller layout each time the device runs out of memory.
 
-        It is also repeated, once in a run, without compiled blocks if there are any and it fails for another reason.
+        It is also repeated, once in a run, without compiled blocks if there are any and it fails for another reason, or
+        if memory runs out while these are on trial.
         Before a repetition ``undo`` clears the gradients, and torch's random generators are set back, so that the same
         numbers are drawn. Not for the optimizer's update. Raises the device's own error when no smaller layout is left.
         """
@@ -171,7 +172,7 @@ class RunMemory:
                 return compute(self.plan.layout.micro_batch)
             except BaseException as error:
                 alone = self.work.shares == 1  # the others would wait for what this process fetches again
-                tries = alone and is_out_of_memory(error)
+                tries = alone and is_out_of_memory(error) and not self._on_trial
                 smaller = lower(self.work, self.machine, self.plan, self.pins) if tries else None
                 if smaller is None and not (alone and self._blames_compiler(error, step)):
                     raise
@@ -179,9 +180,14 @@ class RunMemory:
             undo()
             _restore(states)
 
+    @property
+    def _on_trial(self) -> bool:
+        return self.trial is not None and self.trial.trying
+
     def _blames_compiler(self, error: BaseException, step: int) -> bool:
         """Whether to try again without compiled blocks. If they were not to blame, the error then comes again."""
-        if not self.how.compiled or not compiler.may_be_the_compilers(error):
+        theirs = compiler.may_be_the_compilers(error) or (self._on_trial and is_out_of_memory(error))
+        if not self.how.compiled or not theirs:
             return False
         reason = f"step {step} failed with them and was repeated ({compiler.reason_of(error)})"
         self._stop_compiling(reason, kept=True)
