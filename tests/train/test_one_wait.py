@@ -10,9 +10,10 @@ import torch
 from support import brief_flux2, same, state_dict, tiny_caches
 from test_objective_data import masked_caches
 
-from flux2_train.host.system import rates
+from flux2_train.host.system import compiler, rates
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.objective import GuidanceSettings, PreservationSettings
 from flux2_train.settings.optimizer import EmaSettings
 from flux2_train.settings.routing import RoutingSettings
@@ -33,6 +34,7 @@ CASES = {
     "moving average": ({"ema": EmaSettings(ema_decay=0.9)}, ()),
     "routed": ({"routing": RoutingSettings(0.5, 0, -1, until=100.0)}, ()),
     "dora, dropout": ({"adapter": AdapterSettings(dora=True, dropout=0.3)}, ()),
+    "streamed": ({"memory": MemorySettings(blocks_to_swap=2)}, ()),
     "lokr": ({"adapter": AdapterSettings(kind="lokr")}, ()),
 }
 
@@ -72,6 +74,13 @@ def test_the_processor_waits_once_in_a_step(asynchronous, case):
     """For what the step has measured; its first steps may also build things."""
     changes, of_sample = CASES[case]
     assert trained(replace(SHORT, **changes), of_sample, "masks" in case)[1][-1] == [("to the host", "history.py")]
+
+
+@pytest.mark.slow
+def test_with_compiled_blocks_it_waits_once_too(asynchronous, monkeypatch):
+    monkeypatch.setattr(compiler, "BACKEND", "eager")
+    trainer, found = trained(replace(SHORT, compile="on"))
+    assert trainer.memory.how.ran and found[-1] == [("to the host", "history.py")]
 
 
 def test_without_pinned_memory_uploads_wait_too_and_the_bits_are_the_same(asynchronous, monkeypatch):
