@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 NODES = ["tests/nodes/test_nodes.py", "tests/nodes/test_cache_nodes.py"]
-ENGINE = ["placing", "streaming"]
+ENGINE = ["placing", "streaming", "one_wait"]
 # Of NODES, what depends on where ComfyUI keeps weights; the rest runs once, or with --all.
 PLACED = "caches_train_apply_and_sample or memory_is_free_before_the_transformer_loads"
 MORE = [

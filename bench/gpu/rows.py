@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 SLOWEST = 150.0  # seconds that a row may take before it is given up
 PATIENCE = 4  # on a processor every limit is this many times as long, because other programs may use it too
+REMEDIES = ["lora", "norms", "rope", "uploads", "one-wait"]  # in the order in which they are added, see ``ablation``
 FORMATS = ("bf16", "fp8 (scaled)", "fp8 (e4m3)", "mxfp8", "int8", "nvfp4", "int4", "fp32")
 
 
@@ -28,7 +29,7 @@ class Row:
 def rows(device: str) -> list[Row]:
     """All rows of a kind of device, in the order in which they are measured. A processor gets more time for each."""
     found = [Row("rates", "rates"), *_gradients(), *_runs(), *(_steps_cpu() if device == "cpu" else _steps()),
-             *_peers(device)]  # fmt: skip
+             *_ablation(device), *_peers(device)]  # fmt: skip
     return [replace(row, seconds=PATIENCE * row.seconds) for row in found] if device == "cpu" else found
 
 
@@ -88,6 +89,16 @@ def _step(flavour: str, pixels: int, precision: str, card: int = 0, seconds: flo
     """``card``: GiB that the plan may use, 0 for all there are."""
     name = f"{flavour}-{pixels}-{_word(precision)}{f'-{card}gb' if card else ''}"
     return Row(name, "step", {"flavour": flavour, "pixels": pixels, "precision": precision, "card": card}, seconds)
+
+
+def _ablation(device: str) -> Iterator[Row]:
+    """One step without what makes it faster, then with one remedy more in each row, then with compiled blocks."""
+    for flavour, pixels in [("nano", 256)] if device == "cpu" else [("klein-9b", 1024), ("klein-4b", 512)]:
+        what = {"flavour": flavour, "pixels": pixels, "precision": "bf16"}
+        for count, name in enumerate(("plain", *REMEDIES)):
+            yield Row(f"ablation-{flavour}-{pixels}-{name}", "ablation", {**what, "remedies": REMEDIES[:count]})
+        compiled = {**what, "remedies": REMEDIES, "compile": "on"}
+        yield Row(f"ablation-{flavour}-{pixels}-compiled", "ablation", compiled, 2 * SLOWEST)
 
 
 def _peers(device: str) -> Iterator[Row]:

@@ -24,15 +24,19 @@ RANK, STEPS, WARMUP = 16, 3, 2
 EVERY = 0.005  # seconds between two looks at the card's free memory
 
 
-def step(flavour: str, pixels: int, precision: str, card: int = 0, offload: str = "auto") -> dict:
+def step(
+    flavour: str, pixels: int, precision: str, card: int = 0, offload: str = "auto", recompute: str = "auto",
+    compile: str = "off",
+) -> dict:  # fmt: skip
     """A row: the run that LoRA Trainer would make of these settings, by its own plan, for a few steps.
 
     ``card`` is the memory_limit in GiB, 0 for none. Raises UserError where nothing fits.
     """
     model = models.flavour_model(flavour, precision)
     device = model.load_device
-    config = TrainingSettings(rank=RANK, steps=WARMUP + STEPS, validation_items=0, offload=offload,
-                         memory=MemorySettings(memory_limit=card * 2**30 / GB))  # fmt: skip
+    memory = MemorySettings(memory_limit=card * 2**30 / GB, recompute=recompute)
+    config = TrainingSettings(rank=RANK, steps=WARMUP + STEPS, validation_items=0, offload=offload, compile=compile,
+                         memory=memory)  # fmt: skip
     trainer = new_trainer(model, *models.caches(pixels, FLAVOURS[flavour].context), config)
     seconds, traffic, warned = [], [], []
     with _watched(device) as memory, torch.inference_mode(), closing(trainer.run()) as run:
@@ -47,6 +51,7 @@ def step(flavour: str, pixels: int, precision: str, card: int = 0, offload: str 
     rate = operations(work, plan.layout) / median
     found = {
         "layout": plan.layout.describe(len(work.weights.blocks)), "seconds": median, "all_seconds": seconds,
+        "loss": trainer.history.losses[-1],
         "planned_seconds": plan.estimate.seconds, "of_products": rate / rates(device).flops, "flops": rate,
         "planned_peak": plan.estimate.peak, "traffic": traffic[-1] - traffic[-2],
         "planned_traffic": plan.estimate.traffic, "limited_by": plan.estimate.limit, "warnings": warned, **memory,

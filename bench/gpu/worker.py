@@ -59,7 +59,7 @@ def measured(request: dict) -> dict:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # ComfyUI's interrupt and pyo3's panics are no Exceptions
-        if isinstance(error, UserError) and request["kind"] == "step":
+        if isinstance(error, UserError) and request["kind"] in ("step", "ablation"):
             found = {"refused": scrubbed(str(error))}
         else:
             traceback.print_exc()
@@ -112,13 +112,20 @@ def _step(**arguments) -> dict:
     return step(**arguments)
 
 
+def _ablation(**arguments) -> dict:
+    from bench.gpu.ablation import ablation
+
+    return ablation(**arguments)
+
+
 def _diffusers(**arguments) -> dict:
     from bench.gpu.peers import diffusers
 
     return diffusers(**arguments)
 
 
-KINDS = {"rates": _rates, "gradient": _gradient, "run": _run, "step": _step, "diffusers": _diffusers}
+KINDS = {"rates": _rates, "gradient": _gradient, "run": _run, "step": _step, "ablation": _ablation,
+         "diffusers": _diffusers}  # fmt: skip
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -13,6 +13,7 @@ def outside(masks: Sequence[Tensor | None], like: Tensor) -> Tensor:
 
     ``1 - m / max(m)`` divided by its own mean; 0 for a sample without a mask or with a mask of one brightness.
     """
-    rows = [torch.zeros((1, 1, *like.shape[-2:])) if m is None else 1 - m.float() / m.max() for m in masks]
+    none = torch.zeros((1, 1, *like.shape[-2:]), device=like.device)
+    rows = [none if m is None else 1 - m.float() / m.max() for m in masks]
     dark = torch.cat([row.to(like) for row in rows])
     return dark / dark.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)

@@ -28,5 +28,5 @@ def weighted(losses: Tensor, factors: Tensor | None) -> Tensor:
 
 def replaced(target: Tensor, other: Tensor, chosen: Sequence[bool]) -> Tensor:
     """``target`` (B, C, h, w) with the samples in ``chosen`` taken from ``other``."""
-    rows = torch.tensor(list(chosen), device=target.device).view(-1, 1, 1, 1)
-    return torch.where(rows, other.to(target.dtype), target)
+    pairs = zip(target.split(1), other.to(target.dtype).split(1), chosen, strict=True)
+    return torch.cat([theirs if is_chosen else own for own, theirs, is_chosen in pairs])  # nothing goes to the device

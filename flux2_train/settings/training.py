@@ -134,11 +134,12 @@ class TrainingSettings(Settings):
         "says how many.",
         ge=0, le=64, **RARE,
     )  # fmt: skip
-    compile: Literal["off", "on"] = setting(
+    compile: Literal["off", "auto", "on"] = setting(
         OFF,
         "'on' runs the transformer's blocks through torch.compile, which fuses what lies between the matrix products. "
         "Compiling takes a minute or more at the start; results are equal up to rounding. Where no compiler works, the "
-        "run says so and goes on as with 'off'.",
+        "run says so and goes on as with 'off'. 'auto' times some steps without and with it, if the run is long enough "
+        "to gain from it, and stays with the faster way.",
         **RARE,
     )  # fmt: skip
     adapter: AdapterSettings = field(default_factory=AdapterSettings)

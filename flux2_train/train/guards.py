@@ -33,22 +33,22 @@ def norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
 
 
 @torch.no_grad()
-def clip(parameters: Sequence[nn.Parameter], most: float) -> float:
-    """Scale the gradients so that their norm together is at most ``most``, and return what it was.
+def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+    """Scale the gradients so that their norm together is at most ``most``, and return what it was (1,), unread.
 
     torch's own function, which one card runs, adds up the cards one after the other, so that the sum rounds otherwise.
     """
     if len({parameter.device for parameter in parameters}) == 1:
-        return torch.nn.utils.clip_grad_norm_(parameters, most).item()
+        return torch.nn.utils.clip_grad_norm_(parameters, most).reshape(1)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
-        return 0.0
+        return torch.zeros(1)
     total = torch.linalg.vector_norm(norms(gradients))
     if math.isfinite(most):
         factor = torch.clamp(most / (total + 1e-6), max=1.0)
         for gradient in gradients:
             gradient.mul_(factor.to(gradient.device))
-    return total.item()
+    return total.reshape(1)
 
 
 @dataclass
@@ -130,11 +130,17 @@ class DeadAdapters:
         self.layers = layers
         self.steps_without = dict.fromkeys(layers, 0)
 
-    def check(self, loss: float) -> None:
-        """Look at a step's gradients. Call between backward and clearing them, if the learning rate is not 0."""
+    def sizes(self) -> Tensor:
+        """The largest number of each gradient that there is (n,), unread. Call between backward and clearing them."""
+        gradients = [gradient for _, gradient in self._gradients()]
+        return norms(gradients, math.inf) if gradients else torch.zeros(0)
+
+    def check(self, loss: float, sizes: Tensor) -> None:
+        """Look at a step's gradients, if the learning rate is not 0; ``sizes`` are of these."""
         if not loss:
             return
-        learning = self._with_gradient()
+        named = zip(self._gradients(), sizes.tolist(), strict=True)
+        learning = {name for (name, _), size in named if size > 0}
         for name in self.layers:
             self.steps_without[name] = 0 if name in learning else self.steps_without[name] + 1
         dead = [name for name, steps in self.steps_without.items() if steps >= PATIENCE]
@@ -152,12 +158,8 @@ class DeadAdapters:
         """Continue from a state of ``state_dict``."""
         self.steps_without = dict(state)
 
-    def _with_gradient(self) -> set[str]:
-        named = [(name, p.grad) for name, parameters in self.layers.items() for p in parameters if p.grad is not None]
-        if not named:
-            return set()
-        largest = norms([gradient for _, gradient in named], math.inf).tolist()
-        return {name for (name, _), size in zip(named, largest, strict=True) if size > 0}
+    def _gradients(self) -> list[tuple[str, Tensor]]:
+        return [(name, p.grad) for name, parameters in self.layers.items() for p in parameters if p.grad is not None]
 
 
 class SlowSteps:

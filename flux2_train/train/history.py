@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,10 +49,19 @@ class Unread:
     errors: Tensor
 
 
-def read(passes: list[Unread]) -> Tensor:
-    """The sums over a step's passes for ``Measured.of`` (2 + 2 BANDS,), in float64 on the CPU, in a single transfer."""
+def read(passes: list[Unread], *others: Tensor) -> tuple[Tensor, ...]:
+    """A step's numbers on the CPU, in a single transfer, in which alone the processor waits for the device.
+
+    The first are the sums over its passes for ``Measured.of`` (2 + 2 BANDS,), in float64; ``others`` (n,) come as they
+    are.
+    """
     flat = [torch.cat((p.loss[None], p.preservation[None], p.t, p.errors)) for p in passes]
-    values = torch.cat(flat).cpu().split([len(each) for each in flat])
+    all_of_them = [*flat, *(other.to(flat[0]) for other in others)]
+    values = torch.cat(all_of_them).cpu().split([len(each) for each in all_of_them])
+    return _sums(passes, values[: len(passes)]), *values[len(passes) :]
+
+
+def _sums(passes: list[Unread], values: Sequence[Tensor]) -> Tensor:
     sums = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
     for one, own in zip(passes, values, strict=True):
         count = len(one.errors)

@@ -17,6 +17,7 @@ from ..flow.target import differential_target, mean_squared_error
 from ..flow.weighting import place_weights, replaced, weighted
 from ..settings.slider import OFF
 from ..settings.training import TrainingSettings
+from ..streaming.uploads import uploaded
 from . import timesteps
 from .slider import Slider
 from .step_input import Memo, ObjectivePart, StepInput, frozen
@@ -100,7 +101,7 @@ class Objective:
         options = self.config.loss
         width = lambda: losses.huber_width(inputs.t, options.huber_width, options.huber_schedule)  # noqa: E731
         elements = losses.elementwise(options.loss, width, options.wavelet_detail)(_difference(predicted, target))
-        factors = place_weights([s.mask for s in inputs.samples], [s.weight for s in inputs.samples], elements)
+        factors = place_weights(_masks(inputs), [s.weight for s in inputs.samples], elements)
         loss = weighted(weighted(elements, factors), self._drift_weights(inputs, memo, predicted)).flatten(1).mean(1)
         weights = timesteps.weights(self.config.timesteps, inputs.t)
         return losses.clamped(loss if weights is None else loss * weights.to(loss), options.loss_min, options.loss_max)
@@ -127,7 +128,7 @@ class Objective:
         """(B,) the weighted distance from the base model's prediction outside the masks, where they are dark."""
         if not self.config.preservation_options.outside_mask:
             return 0.0
-        masks = [s.mask for s in inputs.samples]
+        masks = _masks(inputs)
         if all(mask is None for mask in masks):
             return 0.0
         distance = losses.squared(_difference(predicted, frozen(memo, "base", lambda: self._base(_unrouted(inputs)))))
@@ -138,7 +139,8 @@ class Objective:
         error = mean_squared_error(predicted, prior)
         if self.config.preservation_options.kind == "class" and any(s.is_reg for s in preserved.samples):
             # a regularisation image's caption is its class caption: preserving it would prevent learning it
-            error = error * torch.tensor([not s.is_reg for s in preserved.samples], device=error.device)
+            counts = zip(error.split(1), preserved.samples, strict=True)
+            error = torch.cat([own * (not sample.is_reg) for own, sample in counts])
         weight = self.config.preservation * self.config.preservation_options.every  # the same on average over steps
         return ObjectivePart(weight * error, preservation=error.detach())
 
@@ -153,6 +155,12 @@ class Objective:
 
     def _unconditional(self, inputs: StepInput) -> StepInput:
         return replace(inputs, samples=[replace(s, embeds=self.blank) for s in inputs.samples])
+
+
+def _masks(inputs: StepInput) -> list[Tensor | None]:
+    """The samples' masks, on the device."""
+    device = inputs.x_t.device
+    return [None if s.mask is None else uploaded(s.mask, device) for s in inputs.samples]
 
 
 def _difference(predicted: Tensor, target: Tensor) -> Tensor:

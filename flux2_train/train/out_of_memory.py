@@ -1,11 +1,12 @@
 """When the device runs out of memory in a step, the step is repeated in a smaller layout with the same noise.
 
-So it is, without compiled blocks, when what torch's compiler made fails.
+So it is, without compiled blocks, when what torch's compiler made fails. Whether blocks are compiled is decided here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,13 +20,17 @@ from ..host.graph_types import ModelPatcher
 from ..host.system import compiler
 from ..host.system.machine import rates_in_words
 from ..host.system.memory import can_spill, free, is_out_of_memory, reset_watermarks
+from ..planning.compiling import Trial
+from ..planning.layout import SELECTIVE
 from ..planning.planner import GB, Plan, lower
 from ..planning.table import parts
-from ..settings.memory import ON
+from ..settings.memory import AUTO, OFF, ON
 from ..settings.training import TrainingSettings
 from ..streaming.gathering import Gathered
 from . import plans, processes
 from .preview_request import PreviewRequest
+
+T = TypeVar("T")
 
 
 class RunMemory:
@@ -55,7 +60,10 @@ class RunMemory:
             plans_of_all = processes.of_all(self.plan)  # one for all: they have to run the model equally often
             self.plan = min(plans_of_all, key=lambda plan: plan.estimate.peak)
         self.how = Borrowed(self.plan.layout, via, config.memory.pinned_memory * GB, cards, config.compile == ON)
-        self.compiles, self.uncompiled = config.compile == ON, ""  # asked for, and why nothing is compiled after all
+        self.compiles, self.uncompiled = config.compile != OFF, ""  # asked for, and why nothing is compiled after all
+        self.trial = Trial() if config.compile == AUTO else None
+        self.against = _against_compiling(config, adapters, cards) if self.trial else ""
+        self.how.compilable = self.compiles and not self.against
         self.device, self.computes_in = model.load_device, training_dtype(model)
         self.messages: list[str] = []
         self.unpinned = 0
@@ -77,25 +85,67 @@ class RunMemory:
 
     def begin(self) -> Iterator[Event]:
         """How the run is laid out, once it is known whether blocks can be compiled."""
-        if self.compiles:
-            yield Phase("trying the compiler")
-            reason = compiler.problem(self.device)
-            if reason:
-                self._stop_compiling(f"torch's compiler does not work here ({reason})")
-                yield from map(Warned, self.new_messages())
+        if self.against and not self.uncompiled:
+            self._stop_compiling(self.against)
+        elif self.trial and self.trial.decided and not self.uncompiled:
+            self.how.compiled = True
+        if self.how.compiled:
+            yield from self._try_compiler()
+        if self.messages:
+            yield from map(Warned, self.new_messages())
         yield Planned(self.describe())
 
-    def _stop_compiling(self, reason: str) -> None:
+    def _try_compiler(self) -> Iterator[Event]:
+        yield Phase("trying the compiler")
+        reason = compiler.problem(self.device)
+        if reason:
+            self._stop_compiling(f"torch's compiler does not work here ({reason})")
+
+    def weigh(self, kind: Hashable, seconds: float, left: int, total: int) -> Iterator[Event]:
+        """Take note of a step of a ``kind`` for compile 'auto', after which ``left`` of ``total`` are left.
+
+        Between two steps blocks begin to be compiled, or are compiled no longer.
+        """
+        trial = self.trial
+        if trial is None:
+            return
+        if trial.trying and not self.how.ran:
+            self._stop_compiling("no block could be compiled", kept=True)
+        if not trial.add(kind, seconds, left, total):
+            return
+        self.how.compiled = trial.trying or bool(trial.decided)
+        if trial.trying:
+            yield from self._try_compiler()
+        if self.how.compiled and trial.trying:  # the compiler works
+            yield Phase("compiling blocks: the next step takes longer")
+        elif trial.decided is not None:
+            yield Phase(f"blocks are {self._made()}")
+        yield Planned(self.describe())
+
+    def _stop_compiling(self, reason: str, kept: bool = False) -> None:
+        """Compile nothing from now on; if ``kept``, nor in a resumed run."""
         self.how.compiled, self.uncompiled = False, reason
+        if self.trial:
+            self.trial.closed, self.trial.trying = True, False
+            if kept:
+                self.trial.decide(False, reason)
         self.messages.append(f"Blocks are not compiled, and the run goes on as with compile 'off': {reason}.")
+
+    def _made(self) -> str:
+        """Whether blocks are compiled, and why."""
+        if self.uncompiled:
+            return f"not compiled: {self.uncompiled}"
+        trial = self.trial
+        if self.how.compiled or (trial and trial.decided):
+            others = f", but not {' and '.join(sorted(self.how.uncompiled))}" if self.how.uncompiled else ""
+            again = ", attention is computed again too" if self.plan.layout.checkpointing == SELECTIVE else ""
+            figures = f": {trial.why}" if trial and trial.why else ", on trial" if trial else ""
+            return f"compiled by {compiler.BACKEND}{others}{again}{figures}"
+        return f"not compiled: {trial.why or 'steps are timed first'}"
 
     def _blocks(self) -> str:
         """The line about compiled blocks, empty if the user wants none."""
-        if not self.compiles:
-            return ""
-        others = f", but not {' and '.join(sorted(self.how.uncompiled))}" if self.how.uncompiled else ""
-        made = f"compiled by {compiler.BACKEND}{others}" if self.how.compiled else f"not compiled: {self.uncompiled}"
-        return f"\n{'blocks':12} {made}"
+        return f"\n{'blocks':12} {self._made()}" if self.compiles else ""
 
     def describe(self) -> str:
         """The plan as lines of text, the dtype in which the run computes, and whether its blocks are compiled."""
@@ -106,10 +156,11 @@ class RunMemory:
             plan = f"{plan}\n{'base':12} shared by {self.work.shares} processes, block by block"
         return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}{self._blocks()}"
 
-    def attempt(self, step: int, compute: Callable[[int], Tensor], undo: Callable[[], None]) -> Tensor:
+    def attempt(self, step: int, compute: Callable[[int], T], undo: Callable[[], None]) -> T:
         """``compute(micro_batch)``, repeated in the next smaller layout each time the device runs out of memory.
 
-        It is also repeated, once in a run, without compiled blocks if there are any and it fails for another reason.
+        It is also repeated, once in a run, without compiled blocks if there are any and it fails for another reason, or
+        if memory runs out while these are on trial.
         Before a repetition ``undo`` clears the gradients, and torch's random generators are set back, so that the same
         numbers are drawn. Not for the optimizer's update. Raises the device's own error when no smaller layout is left.
         """
@@ -121,7 +172,7 @@ class RunMemory:
                 return compute(self.plan.layout.micro_batch)
             except BaseException as error:
                 alone = self.work.shares == 1  # the others would wait for what this process fetches again
-                tries = alone and is_out_of_memory(error)
+                tries = alone and is_out_of_memory(error) and not self._on_trial
                 smaller = lower(self.work, self.machine, self.plan, self.pins) if tries else None
                 if smaller is None and not (alone and self._blames_compiler(error, step)):
                     raise
@@ -129,11 +180,17 @@ class RunMemory:
             undo()
             _restore(states)
 
+    @property
+    def _on_trial(self) -> bool:
+        return self.trial is not None and self.trial.trying
+
     def _blames_compiler(self, error: BaseException, step: int) -> bool:
         """Whether to try again without compiled blocks. If they were not to blame, the error then comes again."""
-        if not self.how.compiled or not compiler.may_be_the_compilers(error):
+        theirs = compiler.may_be_the_compilers(error) or (self._on_trial and is_out_of_memory(error))
+        if not self.how.compiled or not theirs:
             return False
-        self._stop_compiling(f"step {step} failed with them and was repeated ({compiler.reason_of(error)})")
+        reason = f"step {step} failed with them and was repeated ({compiler.reason_of(error)})"
+        self._stop_compiling(reason, kept=True)
         return True
 
     def _step_down(self, smaller: Plan, step: int) -> None:
@@ -172,6 +229,12 @@ class RunMemory:
         images = f", {split} of {self.work.batch} images at a time" if split < self.work.batch else ""
         return f"{self.plan.layout.describe(blocks)}{images}"
 
+    def news(self) -> Iterator[Event]:
+        """What has changed since the last call, each with the plan as it is now."""
+        for message in self.new_messages():
+            yield Warned(message)
+            yield Planned(self.describe())
+
     def new_messages(self) -> Iterator[str]:
         """The messages since the last call; they are removed."""
         if self.how.unpinned() > self.unpinned:
@@ -181,6 +244,16 @@ class RunMemory:
         self.how.notes.clear()
         while self.messages:
             yield self.messages.pop(0)
+
+
+def _against_compiling(config: TrainingSettings, adapters: Adapters, cards: Cards | None) -> str:
+    """Why no block of a run can be compiled, as far as it is known before the first step; empty if one can."""
+    if config.memory.recompute == SELECTIVE:
+        return "recompute of Memory is 'selective', and compiled blocks compute attention again too"
+    if cards and cards.several:
+        return "compiled blocks run on one card"
+    reasons = {delta.uncompiled for delta in adapters.deltas().values()}
+    return reasons.pop() if len(reasons) == 1 else ""
 
 
 def _random_states() -> list[Tensor]:

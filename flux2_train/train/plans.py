@@ -103,8 +103,7 @@ def _painting(previews: PreviewRequest) -> dict[str, int]:
 def pins_of(config: TrainingSettings, model: ModelPatcher) -> Pins:
     """What the user has fixed for the planner. Without a GPU nothing is streamed unless the user sets it."""
     memory, gpu = config.memory, model.load_device.type == "cuda"
-    recompute = BLOCKS if config.compile == ON and memory.recompute == AUTO else memory.recompute
-    checkpointing = OFF if not config.checkpointing else None if recompute == AUTO else recompute
+    checkpointing = OFF if not config.checkpointing else None if memory.recompute == AUTO else memory.recompute
     away = None if memory.offload_activations == AUTO else memory.offload_activations == ON
     streamed = _streamed(config, model)
     if not gpu and not memory.memory_limit:  # no limit is known: checkpoint blocks, and nothing more
@@ -119,6 +118,7 @@ def pins_of(config: TrainingSettings, model: ModelPatcher) -> Pins:
         memory.stream,
         min(memory.micro_batch, config.batch) or (None if gpu or memory.memory_limit else config.batch),
         gpu or bool(streamed) or bool(away),
+        config.compile != ON,  # compiled blocks compute attention again
     )
 
 

@@ -143,7 +143,7 @@ class Pace:
     """How long each process computes its share of a step. The seconds travel with the sums that are added up anyway."""
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.begun = accelerator, 0.0
+        self.accelerator, self.begun, self.took = accelerator, 0.0, 0.0
         self.seconds: deque[list[float]] = deque(maxlen=PACE_STEPS)  # of each process, in the last steps
         self.told: set[int] = set()
 
@@ -151,16 +151,26 @@ class Pace:
         """A step begins here."""
         self.begun = time.perf_counter()
 
+    def end(self, last: Tensor) -> None:
+        """A process's share ends here, once the device has computed ``last`` (). A process that is alone waits not."""
+        if self.accelerator.num_processes > 1:
+            last.item()
+        self.took = time.perf_counter() - self.begun
+
     def total(self, value: Tensor) -> Tensor:
-        """The sum of the vector ``value`` over all processes, as ``total``, at the end of a process's share."""
+        """The sum of the vector ``value`` over all processes, as ``total``, after the end of a process's share."""
         count = self.accelerator.num_processes
         if count == 1:
             return value
         own = torch.zeros(count, dtype=value.dtype, device=value.device)
-        own[self.accelerator.process_index] = time.perf_counter() - self.begun
+        own[self.accelerator.process_index] = self.took
         summed = total(self.accelerator, torch.cat((value, own)))
         self.seconds.append(summed[-count:].tolist())
         return summed[:-count]
+
+    def slowest(self, own: float) -> float:
+        """The seconds of the last step in the slowest process, the same in all of them; ``own`` if there is one."""
+        return max(self.seconds[-1]) if self.seconds else own
 
     def slow(self) -> str:
         """A sentence that names a process for which the others wait, once; empty if there is none."""

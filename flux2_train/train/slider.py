@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..flow.slider import slider_target, with_other_image
 from ..flow.target import mean_squared_error
 from ..settings.slider import PAIRS, PROMPTS, SliderSettings
+from ..streaming.uploads import uploaded
 from .step_input import Memo, ObjectivePart, StepInput, frozen
 
 Predict = Callable[[StepInput], Tensor]
@@ -80,7 +81,8 @@ def _of_pair(inputs: StepInput, direction: float) -> StepInput:
     alone = replace(inputs, samples=[replace(s, references=()) for s in inputs.samples])
     if direction > 0:
         return alone
-    x0, before = (torch.cat(latents).to(inputs.x_t) for latents in
+    device = inputs.x_t.device
+    x0, before = (uploaded(torch.cat(latents), device).to(inputs.x_t) for latents in
                   ([s.latent for s in inputs.samples], [s.references[0] for s in inputs.samples]))  # fmt: skip
     x_t, target = with_other_image(inputs.x_t, inputs.target, inputs.t, x0, before)
     return alone.changed(x_t, target=target)

@@ -13,6 +13,7 @@ from ..settings.training import TrainingSettings
 from . import packing
 from .ema import Ema
 from .history import History
+from .out_of_memory import RunMemory
 from .schedules import Schedule
 
 GUARDS = ("bad_losses", "divergence", "dead_adapters", "loss_scale")
@@ -34,6 +35,7 @@ class Resumable:
     schedule: Schedule
     ema: Ema | None
     history: History
+    memory: RunMemory
 
     def _begin_update(self) -> None:
         """From here to ``_end_update`` the state is of no step."""
@@ -63,6 +65,7 @@ class Resumable:
             "scheduled": self.schedule.done,
             "ema": self.ema.state_dict() if self.ema else None,
             "history": self.history.state_dict(),
+            **({"compiling": trial.state_dict()} if (trial := self.memory.trial) else {}),
             "guards": {name: getattr(self, name).state_dict() for name in GUARDS},
         }
 
@@ -75,6 +78,8 @@ class Resumable:
         self.restore_weights(state)
         self.schedule.go_to(state["scheduled"])
         self.history.load_state_dict(state["history"])
+        if self.memory.trial and "compiling" in state:
+            self.memory.trial.load_state_dict(state["compiling"])
         for name in state["guards"].keys() & set(GUARDS):  # checkpoints of older versions lack the newer guards
             getattr(self, name).load_state_dict(state["guards"][name])
 

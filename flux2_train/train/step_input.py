@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from ..data.samples import Sample
 from ..flow.target import interpolate, velocity_target
 from ..host.borrowed.pipeline import once
 from ..host.borrowed.routing import Route
+from ..streaming.uploads import uploaded
 
 Memo = dict[str, Tensor]  # values without gradient by name; passing the same memo again reuses them
 
@@ -74,16 +75,22 @@ def step_input(
     for all that either of them has begun.
     """
     samples = [batch[i] for i in rows]
-    x0, noise, t = torch.cat([s.latent for s in samples]).float(), drawn.noise[rows], drawn.t[rows]
+    x0 = torch.cat([s.latent for s in samples])
     routes = tuple(route.rows(rows) for route in drawn.routes)
     guidance = [drawn.guidance[i] for i in rows]
 
     def on(place: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        own = x0.to(place), noise.to(place), t.to(place)
-        return interpolate(*own), own[2], velocity_target(*own[:2])
+        latents = uploaded(x0, place).to(torch.float32)
+        noise, t = uploaded(drawn.noise[rows], place), uploaded(drawn.t[rows], place)
+        return interpolate(latents, noise, t), t, velocity_target(latents, noise)
 
     entry = None if enters in (None, device) else on(enters)[:2]
     return StepInput(samples, *on(device), guidance, routes, entry=entry)
+
+
+def kind_of(batch: Sequence[Sample], preserving: bool) -> Hashable:
+    """What steps of equal work have in common: the sizes of their images, and whether they preserve."""
+    return preserving, *sorted(sample.shape for sample in batch)
 
 
 @dataclass(frozen=True)

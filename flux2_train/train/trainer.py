@@ -20,7 +20,7 @@ from ..data.held_out import kept_out
 from ..data.order import batches, drawn, step_count
 from ..data.samples import Sample, samples
 from ..errors import UserError
-from ..events import LOWER_RATE, Completed, Event, Phase, Planned, Stepped, Warned
+from ..events import LOWER_RATE, Completed, Event, Phase, Stepped, Warned
 from ..flow.guidance import embedded
 from ..host import identify
 from ..host.borrowed import pipeline
@@ -47,7 +47,7 @@ from .routing import Router
 from .schedules import Schedule
 from .slider import slider_embeds, strength_of
 from .steering import ENDLESS, Requests, Steerable
-from .step_input import Drawn, Memo, ObjectivePart, StepInput, step_input
+from .step_input import Drawn, Memo, ObjectivePart, StepInput, kind_of, step_input
 
 
 class Trainer(Steerable):
@@ -176,9 +176,10 @@ class Trainer(Steerable):
         if not isinstance(measured, Warned):
             self.history.add(measured.loss, measured.preservation, seconds, rate, measured.bands)
         self._end_update()
-        for message in self.memory.new_messages():
-            yield Warned(message)
-            yield Planned(self.memory.describe())
+        if not isinstance(measured, Warned):
+            kind, slowest = kind_of(batch, bool(measured.preservation)), self.pace.slowest(seconds)
+            yield from self.memory.weigh(kind, slowest, self.total - step, self.total)
+        yield from self.memory.news()
         if isinstance(measured, Warned):
             yield measured
             return
@@ -196,24 +197,26 @@ class Trainer(Steerable):
         objective = self.objective(borrowed)
         drawn = self.draw(batch, step)
 
-        def compute(micro_batch: int) -> Tensor:
+        def compute(micro_batch: int) -> list[Unread]:
             most, cards = self.memory.plan.layout.in_flight, self.cards.devices
             device = cards[-1] if most > 1 else self.device  # of the loss
             batches = self._micro_batches(batch, drawn, micro_batch, device, objective.predict)
             parts = objective.parts(step)
             if most == 1:
-                return read([self._backward(parts, inputs, weight) for inputs, weight in batches])
+                return [self._backward(parts, inputs, weight) for inputs, weight in batches]
             with in_training_dtype(borrowed):  # which each pass sets and sets back, beside the others
-                return read(micro_batches.over_cards(batches, parts, self._run_part, cards, most))
+                return micro_batches.over_cards(batches, parts, self._run_part, cards, most)
 
         undo = partial(self.optimizer.zero_grad, set_to_none=True)
-        share = self.memory.attempt(step, compute, undo)
-        measured = Measured.of(self.pace.total(share.to(self.accelerator.device)))
-        self._begin_update()
+        passes = self.memory.attempt(step, compute, undo)
+        self.pace.end(passes[-1].loss)
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)
         self.loss_scale.down(parameters)
         norm = clip(parameters, self.config.optimizer.max_grad_norm or math.inf)
+        share, norm, sizes = read(passes, norm, self.dead_adapters.sizes())
+        measured, norm = Measured.of(self.pace.total(share.to(self.accelerator.device))), norm.item()
+        self._begin_update()
         if math.isfinite(measured.loss) and self.loss_scale.overflowed(math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             scale = f"the loss scale is {self.loss_scale.scale:g} now"
@@ -226,7 +229,7 @@ class Trainer(Steerable):
             return Warned(
                 f"Step {step} was left out: its loss is no number ({', '.join(bad)}).", pictures=tuple(bad[:3])
             )
-        self._update(measured.loss)
+        self._update(measured.loss, sizes)
         return measured
 
     def _micro_batches(
@@ -253,10 +256,10 @@ class Trainer(Steerable):
             self._end_update()
             raise
 
-    def _update(self, loss: float) -> None:
+    def _update(self, loss: float, sizes: Tensor) -> None:
         clamped = self.config.loss.loss_min or self.config.loss.loss_max  # a clamped loss has no gradient on purpose
         if not clamped and self.optimizer.param_groups[0]["lr"]:
-            self.dead_adapters.check(loss)
+            self.dead_adapters.check(loss, sizes)
         self.half_updated = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -338,7 +341,7 @@ class Trainer(Steerable):
         """The borrowed model's velocity (B, 128, h, w) for ``x_t`` at times ``t`` (B,)."""
         method = self.config.guidance.references
         conditions = [
-            Condition(s.embeds.clone(), tuple(r.clone() for r in s.references), g, method)
+            Condition(s.embeds, s.references, g, method)
             for s, g in zip(batch, guidance or [self.config.guidance.guidance] * len(batch), strict=True)
         ]
         return velocity(borrowed, x_t, t, conditions, routes)

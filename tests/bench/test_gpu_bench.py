@@ -28,7 +28,7 @@ def test_rows_have_names_of_their_own_and_the_most_telling_are_first():
         names = [row.name for row in rows(device)]
         assert len(set(names)) == len(names)
         kinds = list(dict.fromkeys(row.kind for row in rows(device)))
-        assert kinds == ["rates", "gradient", "run", "step", "diffusers"]
+        assert kinds == ["rates", "gradient", "run", "step", "ablation", "diffusers"]
     assert [row.name for row in chosen(rows("cuda"), ["klein-9b-512*", "rates"])] == [
         "rates", "klein-9b-512-fp8", "klein-9b-512-bf16"]  # fmt: skip
     for flavour in ("klein-9b", "klein-4b", "dev"):
@@ -313,3 +313,8 @@ def test_a_step_is_measured_against_its_plan(process):
     found = ask(process, "step", flavour="nano", pixels=128, precision="bf16", offload="all")
     assert found["seconds"] > 0 and found["planned_seconds"] > 0 and 0 < found["of_products"] < 10
     assert found["traffic"] == found["planned_traffic"] > 0 and len(found["all_seconds"]) == 5
+
+
+def test_a_step_without_any_remedy_is_measured(process):
+    found = ask(process, "ablation", flavour="nano", pixels=64, precision="bf16", remedies=[])
+    assert found["seconds"] > 0 and found["loss"] > 0 and "recomputed" in found["layout"]

@@ -1,7 +1,7 @@
 // A device that is not the CPU and has no speed: its memory is the host's, and its kernels are the CPU's.
 //
 // What it is for: an operation that mixes its tensors with the CPU's, or with those of another such device, fails here,
-// as it does on a GPU.
+// as it does on a GPU. It also tells whom it is asked to (``flux2_tell_waits``) where the processor would wait for a GPU.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -123,6 +123,22 @@ at::Tensor on_device(const at::Tensor& tensor, c10::Device device) {
   return seen_as(tensor, storage_on(tensor.storage(), device), c10::DispatchKeySet(OTHER_KEY));
 }
 
+// ---- what the processor would wait for -----------------------------------------------------------------------------
+
+using Listener = void (*)(const char* what, int64_t bytes);
+Listener listener = nullptr;
+
+void tell(const std::string& what, const at::Tensor& tensor) {
+  if (listener) listener(what.c_str(), static_cast<int64_t>(tensor.nbytes()));
+}
+
+// Operations whose result, or whose result's size, the processor has to know. Indexing by booleans calls nonzero.
+void tell_of(const c10::FunctionSchema& schema, const std::vector<at::Tensor>& given) {
+  static const std::set<std::string> waiting = {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero",
+                                                "aten::masked_select", "aten::_unique2", "aten::unique_dim"};
+  if (listener && waiting.count(schema.name())) tell(schema.name(), given.front());
+}
+
 // ---- every operation -----------------------------------------------------------------------------------------------
 
 // Where an operation runs: the device of its first tensor that is no mere number, else of its first, else ``otherwise``.
@@ -237,13 +253,15 @@ void run_on_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit:
   Call call{schema};
   for (size_t i = 0; i < count; ++i) (*stack)[begin + i] = call.argument(schema.arguments()[i], (*stack)[begin + i]);
   require_one_device(schema, call.given);
+  tell_of(schema, call.given);
   op.callBoxed(stack);
   call.give_back_written();
   if (call.wanted && call.wanted->type() != OTHER) return;
   for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i) (*stack)[i] = call.result((*stack)[i]);
 }
 
-at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+  if (!non_blocking && is_other(from) != is_other(to)) tell(is_other(from) ? "to the host" : "to the device", from);
   on_host(to).copy_(on_host(from));
   return to;
 }
@@ -274,3 +292,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
 const bool registered = (at::RegisterPrivateUse1HooksInterface(new Hooks), true);
 
 }  // namespace
+
+// Call ``told`` with a name and a number of bytes each time the processor would wait for a GPU; nobody if it is null.
+extern "C" void flux2_tell_waits(Listener told) { listener = told; }

@@ -6,11 +6,13 @@ the environment says how many there are (1); their tensors do not mix with each 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +60,32 @@ def _built() -> Path:
         subprocess.run(["g++", *options, SOURCE, "-L", own / "lib", "-ltorch_cpu", "-lc10", "-o", partial], check=True)
         os.replace(partial, library)
     return library
+
+
+@contextmanager
+def waits() -> Iterator[list[tuple[str, int, str]]]:
+    """A list that grows inside by (what, bytes, file and line) wherever the processor would wait for a GPU.
+
+    These are copies that are not ``non_blocking``, in either direction, and operations whose result it has to know.
+    """
+    found: list[tuple[str, int, str]] = []
+
+    def told(what: bytes, size: int) -> None:
+        found.append((what.decode(), size, _caller()))
+
+    kept = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64)(told)
+    library = ctypes.CDLL(str(_built()))
+    library.flux2_tell_waits(kept)
+    try:
+        yield found
+    finally:
+        library.flux2_tell_waits(None)
+
+
+def _caller() -> str:
+    """Where in this project or ComfyUI the present call comes from."""
+    frames = [frame for frame in traceback.extract_stack() if "site-packages" not in frame.filename]
+    return next((f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames) if f.filename != __file__), "")
 
 
 def _module() -> ModuleType:

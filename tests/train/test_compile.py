@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -9,17 +10,26 @@ import torch._inductor.config
 from support import brief_flux2, same, state_dict, tiny_caches
 
 from flux2_train import events
+from flux2_train.data.samples import samples
 from flux2_train.errors import UserError
+from flux2_train.host.borrowed.cards import Cards
 from flux2_train.host.borrowed.compiled import Compiled
 from flux2_train.host.system import compiler
+from flux2_train.planning import compiling
 from flux2_train.planning.layout import BLOCKS, SELECTIVE
 from flux2_train.runs.prepare import new_trainer
+from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
+from flux2_train.train import out_of_memory, packing, trainer
+from flux2_train.train.out_of_memory import RunMemory
+from flux2_train.train.step_input import kind_of
 
 CPU = torch.device("cpu")
 SHORT = TrainingSettings(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0)
 COMPILED = replace(SHORT, compile="on")
+AUTO = replace(SHORT, compile="auto", steps=5)
+TIMED, ON_TRIAL = "not compiled: steps are timed first", "compiled by eager, on trial"
 
 
 @pytest.fixture
@@ -44,10 +54,39 @@ def traced(monkeypatch):
     compiler.problem.cache_clear()
 
 
-def train(parts, config):
+@pytest.fixture
+def figures(monkeypatch, traced):
+    """A function that sets the seconds of steps without and with compiled blocks, in place of what steps here take.
+
+    All steps are of one kind, and two of each way are enough, the first not counted: a trial ends after step 4.
+    """
+    monkeypatch.setattr(compiling, "FEW", 1)
+    monkeypatch.setattr(compiling, "TAKES", 0.5)
+    monkeypatch.setattr(trainer, "kind_of", lambda *_: "one")
+    weigh = RunMemory.weigh
+
+    def given(plain, compiled):
+        def told(memory, kind, _, *rest):
+            return weigh(memory, kind, compiled if memory.how.compiled else plain, *rest)
+
+        monkeypatch.setattr(RunMemory, "weigh", told)
+
+    return given
+
+
+def train(parts, config, state=None):
+    """A run, or the rest of one from its ``state`` as a checkpoint keeps it: the trainer and its events."""
     trainer = new_trainer(*parts, config)
+    if state:
+        trainer.load_state_dict(packing.copied(state))
     with torch.inference_mode(), closing(trainer.run()) as run:
         return trainer, list(run)
+
+
+def blocks(received):
+    """What the plans of a run say of its blocks, each once."""
+    lines = [line for text in said(received, events.Planned) for line in text.splitlines()]
+    return list(dict.fromkeys(line[13:] for line in lines if line.startswith("blocks  ")))
 
 
 def said(received, kind):
@@ -117,6 +156,117 @@ def test_this_machines_compiler_works():
 
 
 def test_compiled_blocks_recompute_attention_too(parts):
-    assert new_trainer(*parts, COMPILED).memory.plan.layout.checkpointing == BLOCKS
+    trainer = new_trainer(*parts, COMPILED)
+    assert trainer.memory.plan.layout.checkpointing == BLOCKS and not trainer.memory.pins.selective
+    assert new_trainer(*parts, AUTO).memory.pins.selective  # whether that is faster is measured
     with pytest.raises(UserError, match="compile is 'on', and compiled blocks compute attention again too"):
         replace(COMPILED, memory=MemorySettings(recompute=SELECTIVE))
+
+
+@pytest.mark.long
+def test_auto_keeps_compiled_blocks_that_are_faster_also_when_resumed(parts, figures):
+    figures(1.0, 0.25)
+    parts = parts[0], *tiny_caches(1)  # of one size
+    tried, received = train(parts, AUTO)
+    found = "compiled by eager: 0.25 s per step, not 1 s; 1 step wins back the 0 s of compiling"
+    assert blocks(received) == [TIMED, ON_TRIAL, found]
+    assert [text for text in said(received, events.Phase) if "compil" in text] == [
+        "trying the compiler", "compiling blocks: the next step takes longer", f"blocks are {found}"]  # fmt: skip
+    assert not said(received, events.Warned) and tried.memory.how.ran and tried.memory.how.compiled
+    off, _ = train(parts, replace(AUTO, compile="off"))
+    assert tried.history.losses[:2] == off.history.losses[:2]  # nothing was compiled yet
+    of_off = lora(off)
+    for name, value in lora(tried).items():
+        assert (value - of_off[name]).norm() <= 1e-3 * of_off[name].norm()
+    figures(1.0, 4.0)  # nothing is weighed again
+    resumed, received = train(parts, replace(AUTO, steps=6), tried.state_dict())
+    assert blocks(received) == [found] and resumed.memory.how.ran and resumed.step == 6
+
+
+def test_auto_gives_up_what_is_not_faster_also_when_resumed(parts, figures):
+    figures(1.0, 1.5)
+    parts = parts[0], *tiny_caches(1)  # of one size
+    tried, received = train(parts, AUTO)
+    found = "not compiled: compiled steps take 1.5 s and others 1 s"
+    assert blocks(received) == [TIMED, ON_TRIAL, found] and not said(received, events.Warned)
+    assert tried.memory.how.ran and not tried.memory.how.compiled
+    resumed, received = train(parts, replace(AUTO, steps=12), tried.state_dict())
+    assert blocks(received) == [found] and not resumed.memory.how.ran and resumed.step == 12
+
+
+def test_auto_has_the_bits_of_off_where_the_run_is_too_short_to_gain(parts, figures):
+    figures(0.1, 0.0)
+    short, received = train(parts, AUTO)
+    assert blocks(received) == [TIMED, "not compiled: 3 steps of 0.1 s would not win back the time of compiling"]
+    assert "trying the compiler" not in said(received, events.Phase)
+    off, of_off = train(parts, replace(AUTO, compile="off"))
+    assert same(lora(short), lora(off)) and not blocks(of_off)
+    assert "compiling" not in off.state_dict()
+
+
+def test_auto_stays_off_where_no_block_can_be_compiled_and_says_why(parts, traced):
+    loha = replace(AUTO, steps=1, adapter=AdapterSettings(kind="loha"))
+    tried, received = train(parts, loha)
+    assert "LoHa's products are as large as the weights" in said(received, events.Warned)[0]
+    assert blocks(received) == [said(received, events.Warned)[0].removesuffix(".").replace(
+        "Blocks are not compiled, and the run goes on as with compile 'off'", "not compiled")]  # fmt: skip
+    assert same(lora(tried), lora(train(parts, replace(loha, compile="off"))[0]))
+    selective = replace(AUTO, memory=MemorySettings(recompute=SELECTIVE))
+    two = Cards((CPU, torch.device("meta")), (3, 3))
+    against = out_of_memory._against_compiling
+    assert "recompute of Memory is 'selective'" in against(selective, tried.adapters, None)
+    plain = new_trainer(*parts, AUTO).adapters
+    assert against(AUTO, plain, two) == "compiled blocks run on one card" and not against(AUTO, plain, None)
+    assert new_trainer(*parts, selective).memory.plan.layout.checkpointing == SELECTIVE
+
+
+def test_auto_finds_out_that_another_node_keeps_blocks_from_being_compiled(parts, figures):
+    figures(1.0, 0.1)
+    model = parts[0].clone()
+    model.set_model_attn1_output_patch(lambda found, options: 1.5 * found)
+    tried, received = train((model, *parts[1:]), AUTO)
+    assert blocks(received)[-1] == "not compiled: no block could be compiled"
+    assert any("another node has patched its attention" in text for text in said(received, events.Warned))
+    assert same(lora(tried), lora(train((model, *parts[1:]), replace(AUTO, compile="off"))[0]))
+
+
+def test_auto_without_a_compiler_decides_nothing_so_that_a_resumed_run_looks_again(parts, figures, monkeypatch):
+    figures(1.0, 0.25)
+    monkeypatch.setattr(compiler, "problem", cache(lambda device: "no Triton"))
+    tried, received = train(parts, AUTO)
+    assert said(received, events.Warned) == [
+        "Blocks are not compiled, and the run goes on as with compile 'off': torch's compiler does not work here (no "
+        "Triton)."
+    ]
+    assert blocks(received) == [TIMED, "not compiled: torch's compiler does not work here (no Triton)"]
+    assert same(lora(tried), lora(train(parts, replace(AUTO, compile="off"))[0]))
+    assert tried.state_dict()["compiling"]["compiled"] is None
+
+
+@pytest.mark.parametrize("error, text, words", [
+    (RuntimeError, "no code for these sizes", "RuntimeError: no code for these sizes"),
+    (torch.OutOfMemoryError, "CUDA out of memory.", "OutOfMemoryError: CUDA out of memory"),
+])  # fmt: skip
+def test_auto_gives_up_when_a_step_fails_also_when_resumed(parts, figures, monkeypatch, error, text, words):
+    """Also when memory runs out: the layout of blocks that are not compiled stays."""
+
+    def fails(owner, key, block):
+        raise error(text)
+
+    figures(1.0, 0.25)
+    monkeypatch.setattr(Compiled, "kind", fails)
+    tried, received = train(parts, AUTO)
+    found = f"not compiled: step 3 failed with them and was repeated ({words})"
+    assert blocks(received) == [TIMED, ON_TRIAL, found]
+    off, _ = train(parts, replace(AUTO, compile="off"))
+    assert same(lora(tried), lora(off)) and tried.memory.plan.layout == off.memory.plan.layout
+    _, received = train(parts, replace(AUTO, steps=9), tried.state_dict())
+    assert blocks(received) == [found]
+
+
+def test_kinds_are_sizes_and_preservation():
+    small, *_ = of = samples(*tiny_caches())
+    large = next(sample for sample in of if sample.shape != small.shape)
+    assert kind_of([small, large], False) == kind_of([large, small], False)
+    kinds = [([small], False), ([small], True), ([large], False), ([small, small], False)]
+    assert len({kind_of(*each) for each in kinds}) == len(kinds)

@@ -77,13 +77,13 @@ def test_an_adapter_is_dead_when_both_factors_stay_without_gradient():
     for parameters in found.values():
         parameters[0].grad, parameters[1].grad = torch.zeros(2, 2), torch.ones(2, 2)  # as at the start, where B is 0
     for _ in range(2 * PATIENCE):
-        guard.check(0.5)
+        guard.check(0.5, guard.sizes())
     found["two"][1].grad = torch.zeros(2, 2)
     for _ in range(PATIENCE - 1):
-        guard.check(0.5)
-    guard.check(0.0)  # no loss, no gradient to be expected
+        guard.check(0.5, guard.sizes())
+    guard.check(0.0, guard.sizes())  # no loss, no gradient to be expected
     with pytest.raises(UserError, match=r"1 of 2 adapters get no gradient \(two\)"):
-        guard.check(0.5)
+        guard.check(0.5, guard.sizes())
 
 
 def test_a_gradient_in_between_clears_the_count():
@@ -92,7 +92,7 @@ def test_a_gradient_in_between_clears_the_count():
     for step in range(4 * PATIENCE):
         for parameters in found.values():
             parameters[0].grad = torch.full((2, 2), float(step % PATIENCE == 0))
-        guard.check(0.5)
+        guard.check(0.5, guard.sizes())
 
 
 def test_slow_steps_are_no_matter_of_memory_where_none_has_spilled():

@@ -68,7 +68,7 @@ def test_reading_at_once_gives_the_sums_of_reading_each():
         t, errors = torch.rand(count, generator=g), torch.rand(count, generator=g)
         passes.append(Unread(weight, errors.sum(), torch.rand((), generator=g), t, errors))
     passes.append(Unread(0.5, torch.zeros(()), torch.ones(()), torch.zeros(0), torch.zeros(0)))
-    found = read(passes)
+    (found,) = read(passes)
     loss = sum(p.weight * p.loss.double() for p in passes)
     preservation = sum(p.weight * p.preservation.double() for p in passes)
     bands = sum(tally(p.t, p.errors) for p in passes[:2])

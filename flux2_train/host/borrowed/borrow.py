@@ -53,17 +53,20 @@ class Borrowed:
     ``via`` copies streamed weights; None chooses the best way for the device. At most ``pinned`` bytes of them are
     pinned; 0 chooses half of the host's free memory. ``cards`` says which blocks lie on which card; None for one card.
     While ``compiled`` is on, blocks run through torch.compile in training, but for the classes in ``uncompiled``;
-    ``notes`` are sentences about these that nobody has read yet.
+    ``notes`` are sentences about these that nobody has read yet. It may be turned on and off between two steps if
+    ``compilable`` was true when the model was borrowed; ``ran`` says whether any block has run compiled.
     """
 
     def __init__(
         self, layout: Layout, via: Direct | None = None, pinned: float = 0.0, cards: Cards | None = None,
         compiled: bool = False,
     ):  # fmt: skip
-        self.layout, self.via, self.pinned, self.compiled = layout, via, pinned, compiled
+        self.layout, self.via, self.pinned = layout, via, pinned
+        self.compiled = self.compilable = compiled
         self.cards = cards if cards and cards.several else None
         self.notes: list[str] = []
         self.uncompiled: set[str] = set()
+        self.ran = False
         self.changed: Callable[[], None] = lambda: None
         self.streamed: StreamedWeights | None = None
         self.elsewhere: list[StreamedWeights] = []  # on the other cards
@@ -165,7 +168,7 @@ class _Swap:
         self.transformer, self.deltas, self.how = model.model.diffusion_model, deltas, how
         self.device, self.mapped = model.load_device, deferred.mapped(model)
         self.recompute = Recompute(how, Adapted(deltas))
-        self.compiled = Compiled(deltas, how) if how.compiled else None
+        self.compiled = Compiled(deltas, how) if how.compilable else None
         self.doubles = len(self.transformer.double_blocks)
         self.passing = Passing(how.cards) if how.cards else None
         self.lay_out: Callable[[], None] = self._stream

@@ -124,6 +124,7 @@ class How(Protocol):
     compiled: bool
     notes: list[str]
     uncompiled: set[str]
+    ran: bool
 
 
 class Compiled:
@@ -173,9 +174,11 @@ class _Block:
         self.reason = next(_reasons(module, deltas), "")
 
     def __call__(self, *args, **kwargs):
+        if not self.owner.how.compiled:
+            return self.original(*args, **kwargs)
         stream = kwargs["img"] if "img" in kwargs else args[0]
         key = type(self.module), tuple(_how(delta, stream.dtype) for delta in self.deltas)
-        if not self.owner.how.compiled or key in self.owner.refused:
+        if key in self.owner.refused:
             return self.original(*args, **kwargs)
         reason = self.reason or _of_others(kwargs)
         if reason:
@@ -201,7 +204,9 @@ class _Block:
         if grad:
             args, kwargs = _differentiable(args, kwargs)
         with tracked(grad):
-            return kind(values, scales, args, kwargs)
+            found = kind(values, scales, args, kwargs)
+        self.owner.how.ran = True
+        return found
 
     def _values(self, how: Sequence[str], stream: Tensor) -> list[tuple] | None:
         """What the stand-ins of the Linears compute with; None if a gradient is needed of an adapter that is off."""

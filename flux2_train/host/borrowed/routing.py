@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...streaming.uploads import uploaded
+
 KEY = "flux2_train_routing"  # of transformer_options
 
 
@@ -35,7 +37,7 @@ class TokenRouting:
     """The routes of one pass of the model, on images of ``image`` tokens. References behind them are always kept."""
 
     def __init__(self, routes: Sequence[Route], image: int, device: torch.device):
-        self.routes = [replace(route, kept=route.kept.to(device)) for route in routes]
+        self.routes = [replace(route, kept=uploaded(route.kept, device)) for route in routes]
         self.image = image
         self.skipping: Tensor | None = None  # (B, image + references, D), as it was where the route began
         self.index: Tensor | None = None  # (B, kept + references), places in ``skipping``

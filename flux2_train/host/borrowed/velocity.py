@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...errors import UserError
+from ...streaming.uploads import uploaded
 from . import rotation
 from .compute import in_training_dtype
 from .pipeline import enter
@@ -55,12 +56,12 @@ def model_inputs(model: ModelPatcher, x: Tensor, condition: Condition) -> dict:
     directly does not get that padding.
     """
     conds = model.model.extra_conds(
-        cross_attn=condition.embeds.to(x.device),
+        cross_attn=uploaded(condition.embeds, x.device),
         pooled_output=None,  # FLUX.2 has none, but ComfyUI up to 0.18.2 requires the key
         noise=x,
         device=x.device,
         guidance=condition.guidance,
-        reference_latents=[r.to(x) for r in condition.references] or None,
+        reference_latents=[uploaded(r, x.device).to(x) for r in condition.references] or None,
         reference_latents_method=condition.method,
     )
     return {name: c.process_cond(batch_size=x.shape[0], area=None, device=x.device).cond for name, c in conds.items()}

@@ -175,8 +175,9 @@ def test_the_launcher_has_a_place_for_every_word():
 def test_a_process_for_which_the_others_wait_is_named_once(tmp_path):
     done = run_in_two_processes("pace_probe.py", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    for rank in (0, 1):
-        (ones, step), said = json.loads((tmp_path / f"out.{rank}").read_text())
+    both = [json.loads((tmp_path / f"out.{rank}").read_text()) for rank in (0, 1)]
+    assert both[0][2] == both[1][2] > 0.1 and processes.Pace(processes.alone()).slowest(2.5) == 2.5
+    for (ones, step), said, _ in both:
         assert (ones, step) == (2, 2 * (processes.PACE_STEPS + 1))
         (words,) = filter(None, said)
         assert words.startswith("Process 1 of 2 (counted from 0) takes 0.1") and "they wait for it" in words
