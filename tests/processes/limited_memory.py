@@ -38,7 +38,7 @@ def run(trainer: Trainer) -> list[str]:
         return [event.text for event in received if isinstance(event, events.Warned)]
 
 
-model, caches = tiny_flux2(single=10), tiny_caches(items=1, resolution=512)
+model, caches = tiny_flux2(single=10), tiny_caches(items=1, resolution=768)
 free = new_trainer(model, *caches, CONFIG)
 run(free)
 took = address_space("VmPeak") - address_space()
