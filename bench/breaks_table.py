@@ -169,7 +169,7 @@ RUN = (
           "tests/evaluate/test_evaluation.py", "files_name"),
     Break("rich-is-noise", "flux2_train/evaluate/verdicts.py", " and _log(m.unknown) > far", "",
           "tests/evaluate/test_evaluation.py", "rich_picture"),
-    Break("regularisation-held-out", "flux2_train/train/held_out.py",
+    Break("regularisation-held-out", "flux2_train/data/held_out.py",
           " if not samples.sources[i.source].is_reg", "", "tests/evaluate/test_evaluation.py", "regularisation_images"),
 )
 DATA = (

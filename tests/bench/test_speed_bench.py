@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 from bench.speed.ratios import ratio
@@ -19,10 +18,9 @@ ONE = "--checkpointing on --against diffusers node"  # the other half of what it
 def result(tmp_path_factory):
     pytest.importorskip("diffusers", reason="diffusers, a development requirement, is not installed")
     out = tmp_path_factory.mktemp("speed") / "speed.json"
-    subprocess.run(
-        [sys.executable, "-m", "bench.speed", *TINY.split(), *ONE.split(), "--out", str(out)], cwd=ROOT, check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    command = ["-m", "bench.speed", *TINY.split(), *ONE.split(), "--out", str(out)]
+    done = forks.run(command, {**os.environ, "OMP_NUM_THREADS": "1"}, ROOT)
+    assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
 
 
@@ -51,9 +49,8 @@ def test_the_machine_is_named(result):
 def test_a_step_of_ours_is_fewer_operations():
     """Counted, so it is the same on every machine: what joins Linear and LoRA, and the rotation, has to stay in use."""
     pytest.importorskip("diffusers", reason="diffusers, a development requirement, is not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.speed.kernels", "--each"], cwd=ROOT, check=True, capture_output=True, text=True
-    )  # fmt: skip
+    done = forks.run(["-m", "bench.speed.kernels", "--each"], dict(os.environ), ROOT)
+    assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     for (ours, own), (theirs, _) in (zip(rows[i : i + 4 : 2], rows[i + 1 : i + 4 : 2], strict=True) for i in (0, 4)):
         assert ours["contender"] == "ours" and theirs["contender"] == "diffusers"

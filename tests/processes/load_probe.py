@@ -135,7 +135,7 @@ def write_quantisable(folder: Path, full: bool) -> None:
 
 def quantisable(full: bool) -> dict[str, int]:
     """Sizes of a text encoder that is nearly all matrices."""
-    layers = 16 if full else 2
+    layers = 16 if full else 1
     return {**text_encoder(True), "vocab_size": 256, "num_hidden_layers": layers, "intermediate_size": 8192}
 
 

@@ -232,6 +232,7 @@ SPOILED = {
 }
 
 
+@pytest.mark.drawn(cases=3)
 @pytest.mark.long(cases=1)
 @pytest.mark.parametrize("how", SPOILED)
 def test_a_checkpoint_of_right_sums_and_wrong_content_is_damaged(trainer, tmp_path, how):

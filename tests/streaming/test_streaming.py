@@ -216,6 +216,7 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.drawn(cases=8)
 @pytest.mark.long(cases=5)
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_streamed_step_equals_a_resident_one_bit_by_bit(format):
