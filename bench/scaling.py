@@ -72,20 +72,24 @@ def measure(counts: Sequence[int], images: int, steps: int, repeats: int) -> dic
     """For each kind and number of processes the medians over ``repeats`` runs, which take turns."""
     from bench.nano.world.concepts import write_dataset
 
-    cases = {("weak", count): images for count in counts} | {("strong", count): images // count for count in counts}
-    runs: dict[tuple[str, int], list[dict[str, float]]] = {case: [] for case in cases}
+    cases = {f"weak {count}": (count, images) for count in counts}
+    cases |= {f"strong {count}": (count, images // count) for count in counts}
+    runs: dict[tuple[int, int], list[dict[str, float]]] = {case: [] for case in cases.values()}  # both begin with one
     with tempfile.TemporaryDirectory() as folder:
         write_dataset("character", Path(folder), 4 * images)
         for _ in range(repeats):
-            for case, batch in cases.items():
-                runs[case].append(launch(case[1], Path(folder), batch, steps))
-    return {f"{kind} {count}": {"images in a step": cases[kind, count] * count,
-                                **{name: statistics.median(run[name] for run in own) for name in own[0]}}
-            for (kind, count), own in runs.items()}  # fmt: skip
+            for count, batch in runs:
+                runs[count, batch].append(launch(count, Path(folder), batch, steps))
+    return {name: {"images in a step": count * batch, **_medians(runs[count, batch])}
+            for name, (count, batch) in cases.items()}  # fmt: skip
+
+
+def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
 def line(name: str, found: dict, alone: dict) -> str:
-    """What came of a case, beside one process of the same kind."""
+    """A sentence that compares a case with one process, and says what its step consists of."""
     rate = found["images in a step"] / found["steps"] / (alone["images in a step"] / alone["steps"])
     each = alone["own"] * found["images in a step"] / alone["images in a step"] / int(name.split()[1])
     return (

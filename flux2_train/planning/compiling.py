@@ -1,7 +1,7 @@
 """compile 'auto': whether blocks run compiled is measured on a run's own steps, once, and kept for its resumes.
 
-Some steps run without compiled blocks and are timed. If so many are left that compiling could win back what it takes,
-blocks are compiled and as many steps are timed again; then the faster way is used for the rest of the run.
+Some steps run without compiled blocks and are timed. If enough steps are left for compiling to save more time than it
+takes, blocks are compiled, and as many steps are timed again. The faster way is used for the rest of the run.
 """
 
 from __future__ import annotations
