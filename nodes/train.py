@@ -68,7 +68,7 @@ class LoraTrainer(io.ComfyNode):
                     "cut), or has finished with fewer steps, and gives a finished one that is exactly the same. 'new' "
                     "always begins anew.",
                 ),
-                *fields.inputs(TrainingSettings, "validation_items", "logs", "processes", "compile"),
+                *fields.inputs(TrainingSettings, "validation_items", "logs", "processes", "compile", "attention"),
                 socket(
                     FluxOptions, MOST,
                     "Rarer choices, each kind in a node of its own: wire Validation (previews), Validation Loss, "

@@ -30,7 +30,7 @@ MORE = [
 # Of ENGINE, what a device of the tests' own computes; with --all here too.
 WITHOUT_A_DEVICE = "late_device or without_the_waits or fetched_ahead"
 # Of the tests of a model split over cards, and of passes in flight over them; the rest with --all.
-SPLIT = "clipped or accumulate or streamed or routed or number_of_cards or cancel or plan_says or refused"
+SPLIT = "clipped or accumulate or streamed or routed or number_of_cards or cancel or plan_says or refused or row_over"
 IN_FLIGHT = "recomputed or same_time and 2 or repeats or one_unit or next_one_alone"
 NOT_THERE = {
     "latents_in_batches": "the device's storages cannot be copied by copy.deepcopy",
@@ -98,5 +98,5 @@ def found(name: str) -> str:
 @pytest.mark.long
 def test_a_model_split_over_cards(full_size):
     other_device.require_buildable()
-    files = [found("cards"), found("cards_pipeline")]
+    files = [found("cards"), found("cards_pipeline"), found("gpu_several")]
     assert " passed" in run(files, chosen="" if full_size else f"{SPLIT} or {IN_FLIGHT}", cards=3)

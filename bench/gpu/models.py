@@ -92,16 +92,18 @@ def _filled(tile: Tensor, shape: tuple[int, ...]) -> Tensor:
     return (numbers * shape[1] ** -0.5).to(torch.bfloat16)
 
 
-def caches(pixels: int, context: int, texts: tuple[str, ...] = ()) -> tuple[EmbedCache, LatentCache]:
-    """Random latents of two square images and random embeds of their captions and of ``texts``."""
+def caches(
+    pixels: int, context: int, texts: tuple[str, ...] = (), images: int = 2, tokens: int = 0
+) -> tuple[EmbedCache, LatentCache]:
+    """Random latents of square images and random embeds of their captions and of ``texts``, TEXT ``tokens`` each."""
     generator = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(2):
-            Image.new("RGB", (pixels, pixels), (50 * number, 90, 120)).save(Path(folder) / f"{number}.png")
+        for number in range(images):
+            Image.new("RGB", (pixels, pixels), (50 * number % 256, 90, 120)).save(Path(folder) / f"{number}.png")
             (Path(folder) / f"{number}.txt").write_text(f"a picture with the number {number}")
         dataset = read_folder(DatasetSettings(Path(folder), resolution=pixels))
     dataset = replace(dataset, warnings=())
     every = dict.fromkeys([*dataset.texts(), *texts])
-    embeds = {text: torch.randn(1, TEXT, context, generator=generator).to(torch.bfloat16) for text in every}
+    embeds = {text: torch.randn(1, tokens or TEXT, context, generator=generator).to(torch.bfloat16) for text in every}
     latents = {view: torch.randn(view.latent_shape, generator=generator) for view in dataset.views()}
     return EmbedCache(dataset, embeds), LatentCache(dataset, latents)

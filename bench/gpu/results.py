@@ -109,6 +109,9 @@ def _words(row: dict) -> Iterator[str]:
     for name, text, unit in NUMBERS:
         if row.get(name) is not None:
             yield text.format(row[name] / unit)
+    if "peaks" in row:
+        pairs = zip(row["peaks"], row["planned_peaks"], strict=True)
+        yield "on each card " + ", ".join(f"{peak / GB:.2f} GB (planned {planned / GB:.2f})" for peak, planned in pairs)
     yield from (str(row[name]) for name in ("layout", "words") if row.get(name))
     if row.get("warnings"):
         yield f"warned: {' / '.join(row['warnings'])}"

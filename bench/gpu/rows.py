@@ -29,7 +29,7 @@ class Row:
 def rows(device: str) -> list[Row]:
     """All rows of a kind of device, in the order in which they are measured. A processor gets more time for each."""
     found = [Row("rates", "rates"), *_gradients(), *_runs(), *(_steps_cpu() if device == "cpu" else _steps()),
-             *_ablation(device), *_peers(device)]  # fmt: skip
+             *_ablation(device), *_several(device), *_peers(device)]  # fmt: skip
     return [replace(row, seconds=PATIENCE * row.seconds) for row in found] if device == "cpu" else found
 
 
@@ -99,6 +99,18 @@ def _ablation(device: str) -> Iterator[Row]:
             yield Row(f"ablation-{flavour}-{pixels}-{name}", "ablation", {**what, "remedies": REMEDIES[:count]})
         compiled = {**what, "remedies": REMEDIES, "compile": "on"}
         yield Row(f"ablation-{flavour}-{pixels}-compiled", "ablation", compiled, 2 * SLOWEST)
+
+
+def _several(device: str) -> Iterator[Row]:
+    """What needs several cards: one model over all of them, and as many processes. With one card they are absent."""
+    for flavour, pixels in [("nano", 256)] if device == "cpu" else [("klein-9b", 1024), ("dev", 512)]:
+        what = {"flavour": flavour, "pixels": pixels, "precision": "bf16"}
+        for accumulate in (1, 4):
+            name = f"cards-{flavour}-{pixels}-bf16-{'in-flight' if accumulate > 1 else 'one-by-one'}"
+            yield Row(name, "cards", {**what, "accumulate": accumulate}, 2 * SLOWEST)
+    flavour, pixels = ("nano", 128) if device == "cpu" else ("klein-4b", 512)
+    yield Row(f"scaling-{flavour}-{pixels}-bf16", "scaling",
+              {"flavour": flavour, "pixels": pixels, "precision": "bf16"}, 4 * SLOWEST)  # fmt: skip
 
 
 def _peers(device: str) -> Iterator[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
 import comfy.model_management
@@ -13,6 +13,7 @@ import torch
 from bench.gpu import models
 from flux2_train import events
 from flux2_train.flavours import FLAVOURS
+from flux2_train.host.system.cards import chosen
 from flux2_train.host.system.rates import rates
 from flux2_train.planning.estimate import operations
 from flux2_train.planning.planner import GB
@@ -26,20 +27,20 @@ EVERY = 0.005  # seconds between two looks at the card's free memory
 
 def step(
     flavour: str, pixels: int, precision: str, card: int = 0, offload: str = "auto", recompute: str = "auto",
-    compile: str = "off",
+    compile: str = "off", cards: str = "1", accumulate: int = 1,
 ) -> dict:  # fmt: skip
     """A row: the run that LoRA Trainer would make of these settings, by its own plan, for a few steps.
 
-    ``card`` is the memory_limit in GiB, 0 for none. Raises UserError where nothing fits.
+    ``card`` is the memory_limit in GiB, 0 for none; ``cards`` is Memory's. Raises UserError where nothing fits.
     """
     model = models.flavour_model(flavour, precision)
     device = model.load_device
-    memory = MemorySettings(memory_limit=card * 2**30 / GB, recompute=recompute)
+    memory = MemorySettings(memory_limit=card * 2**30 / GB, recompute=recompute, cards=cards)
     config = TrainingSettings(rank=RANK, steps=WARMUP + STEPS, validation_items=0, offload=offload, compile=compile,
-                         memory=memory)  # fmt: skip
+                              accumulate=accumulate, memory=memory)  # fmt: skip
     trainer = new_trainer(model, *models.caches(pixels, FLAVOURS[flavour].context), config)
     seconds, traffic, warned = [], [], []
-    with _watched(device) as memory, torch.inference_mode(), closing(trainer.run()) as run:
+    with _watched(chosen(cards, device)) as memory, torch.inference_mode(), closing(trainer.run()) as run:
         for event in run:
             if isinstance(event, events.Warned):
                 warned.append(event.text)
@@ -49,29 +50,34 @@ def step(
     plan, work = trainer.memory.plan, trainer.memory.work
     median = statistics.median(seconds[WARMUP:])
     rate = operations(work, plan.layout) / median
+    others = plan.estimate.others
     found = {
         "layout": plan.layout.describe(len(work.weights.blocks)), "seconds": median, "all_seconds": seconds,
         "loss": trainer.history.losses[-1],
         "planned_seconds": plan.estimate.seconds, "of_products": rate / rates(device).flops, "flops": rate,
         "planned_peak": plan.estimate.peak, "traffic": traffic[-1] - traffic[-2],
         "planned_traffic": plan.estimate.traffic, "limited_by": plan.estimate.limit, "warnings": warned, **memory,
+        **({"planned_peaks": [own.peak for own in (plan.estimate, *others)]} if others else {}),
     }  # fmt: skip
     trainer.release()
     return found
 
 
 @contextmanager
-def _watched(device: torch.device) -> Iterator[dict]:
+def _watched(cards: Sequence[torch.device]) -> Iterator[dict]:
     """Fills a dict with ``peak``, bytes that torch had allocated, and ``on_card``, bytes in use for whatever reason.
 
-    The second counts what dynamic VRAM holds, which does not come from torch's allocator. Cards only.
+    The second counts what dynamic VRAM holds, which does not come from torch's allocator. Both are of the first card;
+    ``peaks`` are those of all, where there are several. CUDA only.
     """
-    found: dict[str, int] = {}
+    found: dict = {}
+    device = cards[0]
     if device.type != "cuda":
         yield found
         return
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    for card in cards:
+        torch.cuda.synchronize(card)
+        torch.cuda.reset_peak_memory_stats(card)
     total, least, done = torch.cuda.mem_get_info(device)[1], [torch.cuda.mem_get_info(device)[0]], threading.Event()
 
     def watch() -> None:
@@ -87,6 +93,8 @@ def _watched(device: torch.device) -> Iterator[dict]:
         thread.join()
         found.update(peak=torch.cuda.max_memory_allocated(device), on_card=total - least[0],
                      loaded=_loaded(device))  # fmt: skip
+        if len(cards) > 1:
+            found["peaks"] = [torch.cuda.max_memory_allocated(card) for card in cards]
 
 
 def _loaded(device: torch.device) -> int:

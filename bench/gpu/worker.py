@@ -59,7 +59,7 @@ def measured(request: dict) -> dict:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # ComfyUI's interrupt and pyo3's panics are no Exceptions
-        if isinstance(error, UserError) and request["kind"] in ("step", "ablation"):
+        if isinstance(error, UserError) and request["kind"] in ("step", "ablation", "cards"):
             found = {"refused": scrubbed(str(error))}
         else:
             traceback.print_exc()
@@ -118,6 +118,18 @@ def _ablation(**arguments) -> dict:
     return ablation(**arguments)
 
 
+def _cards(**arguments) -> dict:
+    from bench.gpu.several import over_cards
+
+    return over_cards(**arguments)
+
+
+def _scaling(**arguments) -> dict:
+    from bench.gpu.several import scaling
+
+    return scaling(**arguments, comfyui=sys.argv[2])
+
+
 def _diffusers(**arguments) -> dict:
     from bench.gpu.peers import diffusers
 
@@ -125,7 +137,7 @@ def _diffusers(**arguments) -> dict:
 
 
 KINDS = {"rates": _rates, "gradient": _gradient, "run": _run, "step": _step, "ablation": _ablation,
-         "diffusers": _diffusers}  # fmt: skip
+         "cards": _cards, "scaling": _scaling, "diffusers": _diffusers}  # fmt: skip
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -30,6 +30,7 @@ LOGS: dict[str, tuple[str, ...]] = {
     "csv, TensorBoard and Weights & Biases": ("tensorboard", "wandb"),
 }  # fmt: skip
 CSV = next(iter(LOGS))
+COMFYUI, FASTEST = "comfyui", "fastest"  # attention kernels
 LEAST_RATE = 1e-7  # a lower learning rate moves no weight
 OPTIONAL = {"optional": True}
 
@@ -142,6 +143,13 @@ class TrainingSettings(Settings):
         "to gain from it, and stays with the faster way.",
         **RARE,
     )  # fmt: skip
+    attention: Literal["comfyui", "fastest"] = setting(
+        COMFYUI,
+        "Which attention kernel steps use. 'comfyui' takes the first that fits, in ComfyUI's order. 'fastest' times "
+        "those that have a gradient, once for each image size, and uses the fastest; resumed runs use the same. "
+        "Results are equal up to rounding.",
+        **RARE,
+    )  # fmt: skip
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     timesteps: TimestepSettings = field(default_factory=TimestepSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -184,6 +192,8 @@ class TrainingSettings(Settings):
             yield "offload is 'off', but Memory says how much to stream; set offload to 'auto' or Memory's amount to 0."
         if self.compile == ON and self.memory.recompute == "selective":
             yield "compile is 'on', and compiled blocks compute attention again too; set recompute of Memory to 'auto'."
+        if self.compile == ON and self.attention == FASTEST:
+            yield "compile is 'on', and torch chooses the attention of compiled blocks; set attention to 'comfyui'."
         if self.compile == ON and self.memory.cards != "1":
             yield "compile is 'on', and compiled blocks run on one card; set compile to 'off' or cards of Memory to 1."
         if self.slider.slider != NO_SLIDER:

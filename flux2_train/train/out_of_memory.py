@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapters.live import Adapters
 from ..events import Event, Phase, Planned, Warned
+from ..host.borrowed.attention import Kernels
 from ..host.borrowed.borrow import Borrowed
 from ..host.borrowed.cards import Cards
 from ..host.borrowed.compute import NAMES, training_dtype
@@ -25,7 +26,7 @@ from ..planning.layout import SELECTIVE
 from ..planning.planner import GB, Plan, lower
 from ..planning.table import parts
 from ..settings.memory import AUTO, OFF, ON
-from ..settings.training import TrainingSettings
+from ..settings.training import FASTEST, TrainingSettings
 from ..streaming.gathering import Gathered
 from . import plans, processes
 from .preview_request import PreviewRequest
@@ -60,13 +61,14 @@ class RunMemory:
             plans_of_all = processes.of_all(self.plan)  # one for all: they have to run the model equally often
             self.plan = min(plans_of_all, key=lambda plan: plan.estimate.peak)
         self.how = Borrowed(self.plan.layout, via, config.memory.pinned_memory * GB, cards, config.compile == ON)
+        self.how.attention = Kernels(config.attention == FASTEST)
         self.compiles, self.uncompiled = config.compile != OFF, ""  # asked for, and why nothing is compiled after all
         self.trial = Trial() if config.compile == AUTO else None
         self.against = _against_compiling(config, adapters, cards) if self.trial else ""
         self.how.compilable = self.compiles and not self.against
         self.device, self.computes_in = model.load_device, training_dtype(model)
         self.messages: list[str] = []
-        self.unpinned = 0
+        self.unpinned = self.measured = 0
 
     @property
     def room(self) -> float:
@@ -154,7 +156,12 @@ class RunMemory:
         plan = parts(self.plan, self.work.weights.double + self.work.weights.single, self.work.cards)
         if self.work.shares > 1:
             plan = f"{plan}\n{'base':12} shared by {self.work.shares} processes, block by block"
-        return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}{self._blocks()}"
+        return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}{self._blocks()}{self._attention()}"
+
+    def _attention(self) -> str:
+        """The line about attention's kernels, empty if none is chosen."""
+        chosen = self.how.attention.words()
+        return f"\n{'attention':12} {chosen}" if chosen else ""
 
     def attempt(self, step: int, compute: Callable[[int], T], undo: Callable[[], None]) -> T:
         """``compute(micro_batch)``, repeated in the next smaller layout each time the device runs out of memory.
@@ -233,6 +240,9 @@ class RunMemory:
         """What has changed since the last call, each with the plan as it is now."""
         for message in self.new_messages():
             yield Warned(message)
+            yield Planned(self.describe())
+        if len(self.how.attention.why) > self.measured:
+            self.measured = len(self.how.attention.why)
             yield Planned(self.describe())
 
     def new_messages(self) -> Iterator[str]:

@@ -66,6 +66,7 @@ class Resumable:
             "ema": self.ema.state_dict() if self.ema else None,
             "history": self.history.state_dict(),
             **({"compiling": trial.state_dict()} if (trial := self.memory.trial) else {}),
+            **({"attention": kernels.state_dict()} if (kernels := self.memory.how.attention).fastest else {}),
             "guards": {name: getattr(self, name).state_dict() for name in GUARDS},
         }
 
@@ -80,6 +81,7 @@ class Resumable:
         self.history.load_state_dict(state["history"])
         if self.memory.trial and "compiling" in state:
             self.memory.trial.load_state_dict(state["compiling"])
+        self.memory.how.attention.load_state_dict(state.get("attention", {}))
         for name in state["guards"].keys() & set(GUARDS):  # checkpoints of older versions lack the newer guards
             getattr(self, name).load_state_dict(state["guards"][name])
 

@@ -28,7 +28,7 @@ def test_rows_have_names_of_their_own_and_the_most_telling_are_first():
         names = [row.name for row in rows(device)]
         assert len(set(names)) == len(names)
         kinds = list(dict.fromkeys(row.kind for row in rows(device)))
-        assert kinds == ["rates", "gradient", "run", "step", "ablation", "diffusers"]
+        assert kinds == ["rates", "gradient", "run", "step", "ablation", "cards", "scaling", "diffusers"]
     assert [row.name for row in chosen(rows("cuda"), ["klein-9b-512*", "rates"])] == [
         "rates", "klein-9b-512-fp8", "klein-9b-512-bf16"]  # fmt: skip
     for flavour in ("klein-9b", "klein-4b", "dev"):

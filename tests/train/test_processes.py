@@ -16,10 +16,11 @@ from support import brief_flux2, tiny_caches
 
 from flux2_train.data.order import epoch_batches
 from flux2_train.data.samples import samples
-from flux2_train.events import Phase, Stepped, Validated
+from flux2_train.events import Phase, Planned, Stepped, Validated
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
 from flux2_train.settings.objective import PreservationSettings
+from flux2_train.settings.routing import RoutingSettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train import processes
 
@@ -123,8 +124,10 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, caches, whole):
         (4, {"batch": 1, "preservation": 0.0}),
         (4, {"batch": 1, "adapter": AdapterSettings(dora=True)}),
         (2, {"batch": 1, "accumulate": 2}),
+        (2, {"batch": 2, "routing": RoutingSettings(0.5, 0, -1, until=100.0)}),
+        (2, {"batch": 2, "compile": "on"}),
     ],
-    ids=["preservation", "plain", "dora", "accumulate"],
+    ids=["preservation", "plain", "dora", "accumulate", "token routing", "compiled"],
 )
 def test_any_number_of_processes_learns_the_same(tmp_path, caches, count, changes):
     config = replace(CONFIG, **changes)
@@ -133,6 +136,8 @@ def test_any_number_of_processes_learns_the_same(tmp_path, caches, count, change
     for ours, _, losses in found:
         assert_close(ours, matrices(trainer))
         assert losses == pytest.approx(trainer.history.losses, rel=1e-5)
+    plans = [event.text for event in found[0][1] if isinstance(event, Planned)]
+    assert all("compiled by inductor" in plan for plan in plans) == (config.compile == "on")
 
 
 def preservation(events):

@@ -35,6 +35,7 @@ from ..loading import deferred
 from ..system.heap import freed_at_once
 from ..system.memory import unload
 from . import placing
+from .attention import OPTION, Kernels
 from .cards import Cards, Passing, block_number
 from .compiled import Compiled, while_training
 from .frozen import fetched, frozen_linear, frozen_rms_norm
@@ -66,6 +67,7 @@ class Borrowed:
         self.cards = cards if cards and cards.several else None
         self.notes: list[str] = []
         self.uncompiled: set[str] = set()
+        self.attention = Kernels()
         self.ran = False
         self.changed: Callable[[], None] = lambda: None
         self.streamed: StreamedWeights | None = None
@@ -116,6 +118,7 @@ def borrow_as(
     _require_uncompiled(model)
     borrowed = model.clone()
     swap = _Swap(model, deltas, how)
+    borrowed.model_options["transformer_options"][OPTION] = how.attention
     borrowed.set_injections(KEY, [PatcherInjection(inject=lambda _: swap.inject(), eject=lambda _: swap.eject())])
     before = borrowed.loaded_size()
     if placing.place(borrowed, swap.away, memory_required):

@@ -9,13 +9,13 @@ import comfy.model_management
 import comfy.patcher_extension
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...errors import UserError
 from ...streaming.uploads import uploaded
 from . import rotation
+from .attention import OPTION, Kernels
 from .compute import in_training_dtype
 from .pipeline import enter
 from .recompute import attended
@@ -130,6 +130,7 @@ def _transformer_options(model: ModelPatcher, wrapper: Callable) -> dict:
     if rotation.available() and comfy.model_management.in_training:
         patches = options.setdefault("patches", {})
         patches["attn1_patch"] = [*patches.get("attn1_patch", ()), rotation.Rotations()]  # a MODEL's own come first
-    # Training needs an attention with a gradient, whichever the user chose: sage and flash have none.
-    options["optimized_attention_override"] = lambda _, *args, **kwargs: attended(attention_pytorch, *args, **kwargs)
+    # Training needs an attention with a gradient, whichever the user chose: ComfyUI's sage and flash have none.
+    kernels = options.pop(OPTION, None) or Kernels()
+    options["optimized_attention_override"] = lambda _, *args, **kwargs: attended(kernels, *args, **kwargs)
     return options

@@ -24,7 +24,7 @@ from ..loading.files import cache_folder
 
 FILE, LARGEST, ENTRIES = "rates.json", 1 << 16, 32  # its name, its largest size in bytes, its largest number of cards
 COPIED = 1 << 28  # bytes in one copy from host memory
-SIDES = (512, 1024, 2048, 4096)  # of the matrices; the first whose product takes LONG seconds is used, else the last
+SIDES = (128, 512, 1024, 2048, 4096)  # of the matrices: the first whose product takes LONG seconds, else the last
 LONG, ROUND, ROUNDS = 2e-3, 0.05, 3  # seconds of a product, seconds of a round, number of rounds
 READ, READ_SECONDS = 1 << 28, 1.0  # most bytes and seconds to read from the disk
 BLOCK, NEW = 1 << 23, 1 << 26  # bytes per read; bytes of the file that is written if there is no model
@@ -136,16 +136,21 @@ def dtype_of_training(device: torch.device) -> str:
 def _products(device: torch.device) -> Iterator[tuple[str, float]]:
     """Operations per second of matrix products, by dtype. The matrices are random: zeros would take less power."""
     dtype = dtype_of_training(device)
-    side = next((s for s in SIDES if _once(device, _plain(device, dtype, s)) > LONG), SIDES[-1])
-    yield dtype, 2 * side**3 / _seconds(device, _plain(device, dtype, side))
+    yield dtype, _rate_of(device, _plain, dtype)
     if device.type == "cpu":
         return
     others = [name for name in ("bf16", "fp16") if name != dtype]
     for name, make in {**{n: _plain for n in others}, "fp8": _fp8, "int8": _int8}.items():
         try:
-            yield name, 2 * side**3 / _seconds(device, make(device, name, side))
+            yield name, _rate_of(device, make, name)
         except (RuntimeError, AttributeError, NotImplementedError, ValueError):
             continue  # the device or this torch does not have this product
+
+
+def _rate_of(device: torch.device, make: Callable[..., Callable[[], object]], name: str) -> float:
+    """Operations per second of a product. Its matrices are as large as a clock needs: some devices have slow fp8."""
+    side = next((s for s in SIDES if _once(device, make(device, name, s)) > LONG), SIDES[-1])
+    return 2 * side**3 / _seconds(device, make(device, name, side))
 
 
 def _matrix(device: torch.device, side: int) -> torch.Tensor:

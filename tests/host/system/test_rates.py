@@ -170,3 +170,15 @@ def test_a_plan_for_other_cards_is_assumed():
     assert seconds == "seconds: assumed, 50 TFLOP/s and 20 GB/s from host memory"
     there = table.machine_of(24, asked)
     assert (there.vram, there.pinned, there.bus_unpinned) == (24 * 2**30 - table.TAKEN, 32e9, 0.0)
+
+
+def test_a_product_that_a_device_computes_slowly_is_measured_on_small_matrices():
+    """Some processors have no fast fp8: a product of 2048 rows takes ten minutes there."""
+    asked = []
+
+    def slow(device, name, side):
+        asked.append(side)
+        return lambda: time.sleep(0.01 * (side / 128) ** 3)
+
+    found = rates._rate_of(DEVICE, slow, "fp8")
+    assert set(asked) == {128} and found == pytest.approx(2 * 128**3 / 0.01, rel=0.5)
