@@ -141,6 +141,7 @@ def with_nano(page, steps: int, name: str) -> None:
         page.evaluate(SET, [kind, values])
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda each: each.slug)
 def test_no_node_lies_over_another_at_open_and_no_wire_runs_under_one(page, renderer, template, look):
     open_graph(page, graph_of(template))
