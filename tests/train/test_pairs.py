@@ -1,4 +1,4 @@
-"""Every two options together on nano: three steps (two without --all) with finite losses, checkpointing or not, and right gradients.
+"""Every two options together on nano: steps with finite losses, checkpointing or not, and right gradients.
 
 All learn from the same data: masks, references, and regularisation images that keep the base model's prediction. A
 slider of pairs has no such images.
