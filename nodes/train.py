@@ -68,7 +68,9 @@ class LoraTrainer(io.ComfyNode):
                     "cut), or has finished with fewer steps, and gives a finished one that is exactly the same. 'new' "
                     "always begins anew.",
                 ),
-                *fields.inputs(TrainingSettings, "validation_items", "logs", "processes", "compile", "attention"),
+                *fields.inputs(
+                    TrainingSettings, "validation_items", "logs", "processes", "compile", "attention", "speed"
+                ),
                 socket(
                     FluxOptions, MOST,
                     "Rarer choices, each kind in a node of its own: wire Validation (previews), Validation Loss, "

@@ -92,13 +92,15 @@ def _step(flavour: str, pixels: int, precision: str, card: int = 0, seconds: flo
 
 
 def _ablation(device: str) -> Iterator[Row]:
-    """One step without what makes it faster, then with one remedy more in each row, then with compiled blocks."""
+    """One step without what makes it faster, then with one remedy more in each row, then compiled, and in 8 bits."""
     for flavour, pixels in [("nano", 256)] if device == "cpu" else [("klein-9b", 1024), ("klein-4b", 512)]:
         what = {"flavour": flavour, "pixels": pixels, "precision": "bf16"}
         for count, name in enumerate(("plain", *REMEDIES)):
             yield Row(f"ablation-{flavour}-{pixels}-{name}", "ablation", {**what, "remedies": REMEDIES[:count]})
         compiled = {**what, "remedies": REMEDIES, "compile": "on"}
         yield Row(f"ablation-{flavour}-{pixels}-compiled", "ablation", compiled, 2 * SLOWEST)
+        certified = {**what, "remedies": REMEDIES, "speed": "certified"}
+        yield Row(f"ablation-{flavour}-{pixels}-certified", "ablation", certified, 2 * SLOWEST)
 
 
 def _several(device: str) -> Iterator[Row]:

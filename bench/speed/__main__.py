@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OTHERS = [name for name in CONTENDERS if name != "ours"]
 SIZES = ("hidden", "double", "single", "context", "tokens", "text", "rank")
 OVERHEAD = {"hidden": 128, "double": 8, "single": 24, "context": 64, "tokens": 16, "text": 16, "rank": 4}
-TRAINERS = [name for name in OTHERS if not name.startswith(("routed", "compiled"))]
+TRAINERS = [name for name in OTHERS if not name.startswith(("routed", "compiled", "int8"))]
 
 
 class Worker:

@@ -12,16 +12,18 @@ from .problem import TARGETS, TEXT, Problem, train
 Done = Callable[[float | None], None]  # told the step's loss where it is known
 
 
-def ours(problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False) -> None:
+def ours(problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False, eight_bit: bool = False) -> None:
     """The engine on the MODEL that ComfyUI's loader gives a graph.
 
     ``ratio``: of the tokens that blocks 2 to -3 see. ``compile``: whether blocks run through torch.compile.
+    ``eight_bit``: whether the blocks' Linears are multiplied in int8.
     """
     model = comfyui_model(problem)
     from flux2_train.adapters import targets
     from flux2_train.adapters.live import Adapters, Site
     from flux2_train.flow.routing import draw_kept
     from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, training_mode
+    from flux2_train.host.borrowed.eight_bit import EightBit
     from flux2_train.host.borrowed.routing import Route
     from flux2_train.host.borrowed.velocity import Condition, velocity
     from flux2_train.planning.layout import BLOCKS, OFF, Layout
@@ -41,13 +43,20 @@ def ours(problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False
         return velocity(borrowed, x_t, t, [condition], routes)
 
     how = Borrowed(Layout(BLOCKS if problem.checkpointing else OFF), compiled=compile)
-    with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode():
+    fast = EightBit(model)
+    fast.chosen, how.eight_bit = fast.possible, fast if eight_bit else None
+    with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode(), fast.acting():
         train(problem, predict, adapters.trainable(), done)
 
 
 def compiled(problem: Problem, done: Done) -> None:
     """The engine with compiled blocks; its first step compiles them."""
     ours(problem, done, compile=True)
+
+
+def int8(problem: Problem, done: Done) -> None:
+    """The engine as with speed 'fast': all Linears of the blocks in int8."""
+    ours(problem, done, eight_bit=True)
 
 
 def routed_50(problem: Problem, done: Done) -> None:
@@ -143,5 +152,5 @@ def with_short_text(model, tokens: int):
 
 CONTENDERS = {
     "ours": ours, "diffusers": diffusers, "node": node, "node_bypass": node_bypass, "routed_50": routed_50,
-    "routed_25": routed_25, "compiled": compiled,
+    "routed_25": routed_25, "compiled": compiled, "int8": int8,
 }  # fmt: skip

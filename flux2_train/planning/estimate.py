@@ -11,8 +11,9 @@ from ..formats import dequantising
 from . import cards
 from .activations import ROPE, Block, Numbers, Tokens, double_block, single_block
 from .layout import SELECTIVE, SLOTS, Layout, groups
-from .work import Machine, Work
+from .work import AT_ONCE, Machine, Work
 
+IN_INT8 = 8  # bytes for each number that is converted to or from int8 at a time, in fp32 and int32
 IN_ONE_STEP = 2  # formats.Precision.dequantising where a kernel dequantises in one step
 OVERLAP = 1.15  # a step with transfers beside arithmetic takes this many times the longer of both: bench/gpu checks it
 
@@ -173,11 +174,12 @@ def blocks_of(work: Work, tokens: Tokens) -> list[Block]:
 
 
 def _dequantised(work: Work, linear: str) -> int:
-    if linear in work.weights.plain and work.size == 2:
-        return 0
     into, out = work.weights.linears[linear]
+    in_int8 = out * into + IN_INT8 * min(AT_ONCE, out * into) if work.eight_bit else 0
+    if linear in work.weights.plain and work.size == 2:
+        return in_int8
     steps = dequantising(work.precision)
-    return (min(steps, IN_ONE_STEP) if work.in_one_step else steps) * work.size * out * into
+    return (min(steps, IN_ONE_STEP) if work.in_one_step else steps) * work.size * out * into + in_int8
 
 
 def _moment(work: Work, layout: Layout, blocks: list[Block]) -> dict[str, int]:

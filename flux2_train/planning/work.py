@@ -8,6 +8,7 @@ from .weights import Weights
 
 PINNED_SHARE = 0.5  # at most this share is pinned of the host memory that is free or holds these weights already
 DISK = 1e9  # bytes per second from the disk, if it is not measured
+AT_ONCE = 1 << 24  # numbers that products in 8 bits convert at a time on a card
 UNPINNED = 1 / 3  # rate of unpinned memory as a share of the rate of pinned memory, if it is not measured
 
 
@@ -37,7 +38,7 @@ class Work:
     bytes that an optimizer keeps for which the planner has no rule, 0 if they were not measured. ``shares``: among how
     many processes the streamed weights are shared, each of which keeps its part on its device. ``cards``: over how many
     cards the blocks are split, how many blocks lie on each; empty for one card. ``overlaps``: whether several passes
-    with gradients may be in flight over the cards.
+    with gradients may be in flight over the cards. ``eight_bit``: whether frozen Linears are multiplied in int8.
     """
 
     weights: Weights
@@ -65,6 +66,7 @@ class Work:
     shares: int = 1
     cards: tuple[int, ...] = ()
     overlaps: bool = True
+    eight_bit: bool = False
 
     def image_at(self, block: int, routed: bool) -> int:
         """Image tokens that a block sees in a step that is ``routed``, or in one that is not."""

@@ -47,7 +47,8 @@ def write_lora(model: ModelPatcher, path: Path, output: Path, save: SaveSettings
     exported = _exported(model, config, state, path.name, save)
     dataset = read_settings(DatasetSettings, next(iter(about.job["dataset"]), {}), "dataset")
     steps = len(state["history"]["losses"])
-    metadata = {**header(config, model, steps, dataset), **exported.metadata}
+    products = state.get("products", {}).get("sentence", "")
+    metadata = {**header(config, model, steps, dataset, products), **exported.metadata}
     written = files.save_as(exported, output, metadata)
     return f"{written.name}: {len(exported.parts)} layers of step {about.step} as {save.format}, {save.precision}"
 

@@ -103,6 +103,7 @@ def report(trainer: Trainer, dataset: Dataset, saved: SavedLora) -> dict:
         "seconds_per_step": statistics.median(history.seconds) if history.seconds else None,
         "peak_memory": peak_memory(trainer.device),
         "planned_peak_memory": trainer.memory.plan.estimate.peak,
+        "products": trainer.memory.products.sentence,
         "plan": trainer.memory.describe().splitlines(),
     }
 
@@ -121,13 +122,17 @@ def peak_memory(device: torch.device) -> int:
 
 def metadata(trainer: Trainer, dataset: Dataset) -> dict[str, str]:
     """Header of the LoRA file: what it is, what it was trained on and how, for people and other tools."""
-    return header(trainer.config, trainer.model, len(trainer.history.losses), dataset)
+    products = trainer.memory.products.sentence
+    return header(trainer.config, trainer.model, len(trainer.history.losses), dataset, products)
 
 
 def header(
-    config: TrainingSettings, model: ModelPatcher, steps: int, dataset: Dataset | DatasetSettings
+    config: TrainingSettings, model: ModelPatcher, steps: int, dataset: Dataset | DatasetSettings, products: str = ""
 ) -> dict[str, str]:
-    """The header of a LoRA that was trained on ``model`` for that many steps."""
+    """The header of a LoRA that was trained on ``model`` for that many steps.
+
+    ``products`` says how the base model's products were computed, empty if exactly.
+    """
     flavour = identify.flavour_name(model)
     return {
         "modelspec.sai_model_spec": "1.0.0",
@@ -150,4 +155,5 @@ def header(
         "flux2_train.config": config.to_json(),
         "flux2_train.class_word": dataset.class_word,
         REFERENCES: config.guidance.references,
+        **({"flux2_train.products": products} if products else {}),
     }

@@ -31,6 +31,7 @@ LOGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 CSV = next(iter(LOGS))
 COMFYUI, FASTEST = "comfyui", "fastest"  # attention kernels
+SPEEDS = EXACT, CERTIFIED, FAST = ("exact", "certified", "fast")
 LEAST_RATE = 1e-7  # a lower learning rate moves no weight
 OPTIONAL = {"optional": True}
 
@@ -148,6 +149,13 @@ class TrainingSettings(Settings):
         "Which attention kernel steps use. 'comfyui' takes the first that fits, in ComfyUI's order. 'fastest' times "
         "those that have a gradient, once for each image size, and uses the fastest; resumed runs use the same. "
         "Results are equal up to rounding.",
+        **RARE,
+    )  # fmt: skip
+    speed: Literal[SPEEDS] = setting(
+        EXACT,
+        "'fast' multiplies by the base model's weights in 8 bits, wherever that can be done; the LoRA's own products "
+        "stay exact. 'certified' first compares both on your model and first images, takes the layers in which 8 bits "
+        "are close to exact, and none if that is not faster here; the run says how many, how close and how fast.",
         **RARE,
     )  # fmt: skip
     adapter: AdapterSettings = field(default_factory=AdapterSettings)

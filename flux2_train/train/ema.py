@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -47,3 +47,18 @@ class Ema:
         self.steps = state["steps"]
         for own, saved in zip(self.shadow, state["shadow"], strict=True):
             own.copy_(saved)
+
+
+@contextmanager
+def weights_to_use(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """The weights that the optimizer wants used outside training: schedule-free AdamW trains with other ones."""
+    if not hasattr(optimizer, "eval"):
+        yield
+        return
+    trained = [parameter.detach().clone() for parameter in parameters]
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()  # rounds on its way back
+        torch._foreach_copy_([parameter.detach() for parameter in parameters], trained)

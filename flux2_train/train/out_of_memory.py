@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import TypeVar
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ..adapters.live import Adapters
@@ -30,6 +31,7 @@ from ..settings.training import FASTEST, TrainingSettings
 from ..streaming.gathering import Gathered
 from . import plans, processes
 from .preview_request import PreviewRequest
+from .speed.products import Gradient, Products
 
 T = TypeVar("T")
 
@@ -66,8 +68,10 @@ class RunMemory:
         self.trial = Trial() if config.compile == AUTO else None
         self.against = _against_compiling(config, adapters, cards) if self.trial else ""
         self.how.compilable = self.compiles and not self.against
+        self.products = Products(config.speed, model, cards.devices if cards else [model.load_device])
+        self.how.eight_bit = self.products.eight_bit
         self.device, self.computes_in = model.load_device, training_dtype(model)
-        self.messages: list[str] = []
+        self.messages = self.products.warnings
         self.unpinned = self.measured = 0
 
     @property
@@ -96,6 +100,13 @@ class RunMemory:
         if self.messages:
             yield from map(Warned, self.new_messages())
         yield Planned(self.describe())
+
+    def certify(self, gradient: Gradient, accelerator: Accelerator) -> Iterator[Event]:
+        """Decide which layers are multiplied in 8 bits, by a ``gradient`` that the next step would have; see there."""
+        yield from self.products.certify(gradient, accelerator)
+        yield from self.news()
+        if not self.products.undecided:
+            yield Planned(self.describe())
 
     def _try_compiler(self) -> Iterator[Event]:
         yield Phase("trying the compiler")
@@ -156,7 +167,10 @@ class RunMemory:
         plan = parts(self.plan, self.work.weights.double + self.work.weights.single, self.work.cards)
         if self.work.shares > 1:
             plan = f"{plan}\n{'base':12} shared by {self.work.shares} processes, block by block"
-        return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}{self._blocks()}{self._attention()}"
+        sentence = self.products.sentence
+        products = f"\n{'products':12} {sentence}" if sentence else ""
+        acts = f"{products}{self._blocks()}{self._attention()}"
+        return f"{plan}\n{'rates':12} {rates_in_words(self.device)}\n{computes}{acts}"
 
     def _attention(self) -> str:
         """The line about attention's kernels, empty if none is chosen."""

@@ -25,7 +25,7 @@ from ..settings.memory import ALL, AUTO, ON
 from ..settings.optimizer import OTHER
 from ..settings.slider import OFF as NO_SLIDER
 from ..settings.slider import PROMPTS
-from ..settings.training import TrainingSettings
+from ..settings.training import EXACT, TrainingSettings
 from .other_optimizers import state_bytes
 from .preview_request import PreviewRequest
 from .routing import resolved
@@ -72,7 +72,8 @@ def work_of(
         in_one_step=sizes.dequantises_in_one_step(sizes.precision_of(model)),
         size=sizes.number_size(model), kind="dora" if config.adapter.dora else config.adapter.kind,
         edges=sum(sum(p.shape) for p in trained), begun=sum(p.numel() for p in trained if p.any()),
-        references=references, optimizer_state=_optimizer_state(config, trained), **_routing(config, model),
+        references=references, optimizer_state=_optimizer_state(config, trained), eight_bit=config.speed != EXACT,
+        **_routing(config, model),
         **(_painting(previews) if previews else {}),
     )  # fmt: skip
 

@@ -48,6 +48,12 @@ class Resumable:
             self.updating = False
             self.of_no_step.release()
 
+    def _undo(self, generator: torch.Tensor, drawn: int) -> None:
+        """Restore what a step has drawn, and drop its gradients."""
+        self.generator.set_state(generator)
+        self.drawn = drawn
+        self.optimizer.zero_grad(set_to_none=True)
+
     def state_dict(self) -> dict:
         """Everything that training changes, and its random state. Do not call while ``half_updated``.
 
@@ -67,6 +73,7 @@ class Resumable:
             "history": self.history.state_dict(),
             **({"compiling": trial.state_dict()} if (trial := self.memory.trial) else {}),
             **({"attention": kernels.state_dict()} if (kernels := self.memory.how.attention).fastest else {}),
+            **({"products": products.state_dict()} if (products := self.memory.products).sentence else {}),
             "guards": {name: getattr(self, name).state_dict() for name in GUARDS},
         }
 
@@ -82,6 +89,8 @@ class Resumable:
         if self.memory.trial and "compiling" in state:
             self.memory.trial.load_state_dict(state["compiling"])
         self.memory.how.attention.load_state_dict(state.get("attention", {}))
+        if "products" in state:
+            self.memory.products.load_state_dict(state["products"])
         for name in state["guards"].keys() & set(GUARDS):  # checkpoints of older versions lack the newer guards
             getattr(self, name).load_state_dict(state["guards"][name])
 

@@ -34,7 +34,7 @@ from ..settings.training import TrainingSettings
 from . import micro_batches, processes, timesteps
 from .between_steps import BetweenSteps
 from .building import build_adapters, build_optimizer, cards_of, first_warnings, require_taught
-from .ema import Ema
+from .ema import Ema, weights_to_use
 from .guards import BadLosses, DeadAdapters, Divergence, Plateau, SlowSteps, clip
 from .history import History, Measured, Unread, read
 from .loss_scale import LossScale
@@ -166,10 +166,10 @@ class Trainer(Steerable):
             yield Phase(f"the validation loss has not fallen for {self.plateau.patience} validations: ending")
 
     def _timed_step(self, borrowed: ModelPatcher, step: int, batch: list[Sample]) -> Iterator[Event]:
+        if self.memory.products.undecided:
+            yield from self.memory.certify(partial(self._gradient, borrowed, step, batch), self.accelerator)
         started, rate = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
-        adapters = self.adapters
-        dropping = adapters.dropping(self.config.seed, step)
-        with training_mode(), adapters.unchanging(), dropping, self._undo_if_interrupted():
+        with self._training(step), self.memory.products.acting():
             measured = self._step(borrowed, step, batch)
         seconds = time.perf_counter() - started
         self.step = step
@@ -194,21 +194,7 @@ class Trainer(Steerable):
         Every process draws noise and times for all samples, so that they do not depend on how samples are shared.
         """
         self.pace.begin()
-        objective = self.objective(borrowed)
-        drawn = self.draw(batch, step)
-
-        def compute(micro_batch: int) -> list[Unread]:
-            most, cards = self.memory.plan.layout.in_flight, self.cards.devices
-            device = cards[-1] if most > 1 else self.device  # of the loss
-            batches = self._micro_batches(batch, drawn, micro_batch, device, objective.predict)
-            parts = objective.parts(step)
-            if most == 1:
-                return [self._backward(parts, inputs, weight) for inputs, weight in batches]
-            with in_training_dtype(borrowed):  # which each pass sets and sets back, beside the others
-                return micro_batches.over_cards(batches, parts, self._run_part, cards, most)
-
-        undo = partial(self.optimizer.zero_grad, set_to_none=True)
-        passes = self.memory.attempt(step, compute, undo)
+        passes = self._passes(borrowed, step, batch)
         self.pace.end(passes[-1].loss)
         parameters = self.adapters.trainable()
         processes.add_gradients(self.accelerator, parameters)
@@ -232,6 +218,36 @@ class Trainer(Steerable):
         self._update(measured.loss, sizes)
         return measured
 
+    def _passes(self, borrowed: ModelPatcher, step: int, batch: list[Sample]) -> list[Unread]:
+        """All forward and backward passes of a step over this process's samples."""
+        objective = self.objective(borrowed)
+        drawn = self.draw(batch, step)
+
+        def compute(micro_batch: int) -> list[Unread]:
+            most, cards = self.memory.plan.layout.in_flight, self.cards.devices
+            device = cards[-1] if most > 1 else self.device  # of the loss
+            batches = self._micro_batches(batch, drawn, micro_batch, device, objective.predict)
+            parts = objective.parts(step)
+            if most == 1:
+                return [self._backward(parts, inputs, weight) for inputs, weight in batches]
+            with in_training_dtype(borrowed):  # which each pass sets and sets back, beside the others
+                return micro_batches.over_cards(batches, parts, self._run_part, cards, most)
+
+        return self.memory.attempt(step, compute, partial(self.optimizer.zero_grad, set_to_none=True))
+
+    def _gradient(self, borrowed: ModelPatcher, step: int, batch: list[Sample]) -> tuple[list[Tensor], float]:
+        """A step's gradient in host memory, and the seconds of its passes. The step then draws and finds the same."""
+        started, parameters = time.perf_counter(), self.adapters.trainable()
+        with self._training(step):
+            self._passes(borrowed, step, batch)
+            processes.add_gradients(self.accelerator, parameters)
+            clip(parameters, math.inf).item()  # waits for the device
+            seconds = time.perf_counter() - started
+            found = [torch.zeros(p.shape) if p.grad is None else p.grad.cpu() for p in parameters]
+            self._undo(*self.begun)
+        self._end_update()
+        return found, seconds
+
     def _micro_batches(
         self, batch: list[Sample], drawn: Drawn, size: int, device: torch.device, predict: Predict
     ) -> Iterator[tuple[StepInput, float]]:
@@ -241,18 +257,16 @@ class Trainer(Steerable):
             yield rolled_input(self.config.rollout, inputs, [drawn.offsets[i] for i in rows], predict), weight
 
     @contextmanager
-    def _undo_if_interrupted(self) -> Iterator[None]:
-        """If the step is interrupted before its update, restore the generator and counter and drop the gradients."""
-        generator, drawn, self.interrupted = self.generator.get_state(), self.drawn, True
-        self.begun = generator, drawn
+    def _training(self, step: int) -> Iterator[None]:
+        """A step's passes and its update run inside. If it is interrupted before that, nothing of it is left."""
+        self.begun, self.interrupted = (self.generator.get_state(), self.drawn), True
         try:
-            yield
+            with training_mode(), self.adapters.unchanging(), self.adapters.dropping(self.config.seed, step):
+                yield
             self.interrupted = False
         except BaseException:
             if not self.half_updated:
-                self.generator.set_state(generator)
-                self.drawn = drawn
-                self.optimizer.zero_grad(set_to_none=True)
+                self._undo(*self.begun)
             self._end_update()
             raise
 
@@ -265,7 +279,7 @@ class Trainer(Steerable):
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         if self.ema:
-            with self._weights_to_use():
+            with weights_to_use(self.optimizer, self.adapters.trainable()):
                 self.ema.update()
         self.half_updated = False
 
@@ -314,24 +328,11 @@ class Trainer(Steerable):
         return processes.total(self.accelerator, measured.to(self.accelerator.device))
 
     @contextmanager
-    def _weights_to_use(self) -> Iterator[None]:
-        """The weights that the optimizer wants used outside training: schedule-free AdamW trains with other ones."""
-        if not hasattr(self.optimizer, "eval"):
-            yield
-            return
-        trained = [parameter.detach().clone() for parameter in self.adapters.trainable()]
-        self.optimizer.eval()
-        try:
-            yield
-        finally:
-            self.optimizer.train()  # rounds on its way back
-            torch._foreach_copy_([parameter.detach() for parameter in self.adapters.trainable()], trained)
-
-    @contextmanager
     def weights_for(self, use: str) -> Iterator[None]:
         """The adapters' weights for ``use`` (``preview`` or ``export``): their running mean if the user chose it."""
         averaged = self.ema and getattr(self.config.ema, f"ema_{use}")
-        with self._weights_to_use(), self.ema.in_place() if averaged else nullcontext():
+        mean = self.ema.in_place() if averaged else nullcontext()
+        with weights_to_use(self.optimizer, self.adapters.trainable()), mean:
             yield
 
     def predict(

@@ -13,7 +13,7 @@ undoes and redoes whenever it moves the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
@@ -38,11 +38,12 @@ from . import placing
 from .attention import OPTION, Kernels
 from .cards import Cards, Passing, block_number
 from .compiled import Compiled, while_training
+from .eight_bit import EightBit
 from .frozen import fetched, frozen_linear, frozen_rms_norm
 from .lora_linear import lora_linear
 from .recompute import Adapted, Recompute
 from .routing import routed
-from .streamed import SOURCE, StreamedWeights, can_stream, portions_of
+from .streamed import SOURCE, StreamedWeights, can_stream, only, portions_of
 
 KEY = "flux2_train"
 BLOCK_KINDS = (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)
@@ -55,7 +56,8 @@ class Borrowed:
     pinned; 0 chooses half of the host's free memory. ``cards`` says which blocks lie on which card; None for one card.
     While ``compiled`` is on, blocks run through torch.compile in training, but for the classes in ``uncompiled``;
     ``notes`` are sentences about these that nobody has read yet. It may be turned on and off between two steps if
-    ``compilable`` was true when the model was borrowed; ``ran`` says whether any block has run compiled.
+    ``compilable`` was true when the model was borrowed; ``ran`` says whether any block has run compiled. ``eight_bit``
+    says which Linears are multiplied in 8 bits, None for none.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Borrowed:
         self.uncompiled: set[str] = set()
         self.attention = Kernels()
         self.ran = False
+        self.eight_bit: EightBit | None = None
         self.changed: Callable[[], None] = lambda: None
         self.streamed: StreamedWeights | None = None
         self.elsewhere: list[StreamedWeights] = []  # on the other cards
@@ -206,6 +209,8 @@ class _Swap:
                 module.forward = forward
                 self.swapped.append(module)
         self._stream()
+        if self.how.eight_bit:
+            self.how.eight_bit.attach(self._layers())
         self.how.changed = self.lay_out
 
     def away(self) -> list[nn.Module]:
@@ -237,10 +242,10 @@ class _Swap:
             self._open(list(elsewhere))
         portions = portions_of(layers, self.how.layout)
         away = {name for names in elsewhere.values() for name in names}
-        self.how.streamed.stream(layers, _only(portions, layers.keys() - away))
+        self.how.streamed.stream(layers, only(portions, layers.keys() - away))
         for weights, names in zip(self.how.elsewhere, elsewhere.values(), strict=True):
             self.unmovable = next((name for name in names if not self._movable(name, layers)), self.unmovable)
-            own = _only(portions, set(names))
+            own = only(portions, set(names))
             in_ring = {name for portion in own for name in portion}
             weights.stream(layers, own, [name for name in names if name not in in_ring and can_stream(layers[name])])
 
@@ -274,6 +279,8 @@ class _Swap:
         if self.how.streamed is not None:
             for weights in (self.how.streamed, *self.how.elsewhere):
                 weights.pause()
+        if self.how.eight_bit:
+            self.how.eight_bit.detach()
         if self.compiled is not None:
             self.compiled.forget()
         for module in self.swapped:
@@ -343,8 +350,3 @@ def _rms_norm(
 ) -> Tensor:
     elsewhere = home is not None and x.device != home  # on another card than the scale
     return frozen_rms_norm(module, x, kept) if comfy.model_management.in_training or elsewhere else original(x)
-
-
-def _only(portions: list[list[str]], wanted: Collection[str]) -> list[list[str]]:
-    """The portions with the wanted names alone, without those in which none is left."""
-    return [own for own in ([name for name in portion if name in wanted] for portion in portions) if own]

@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import UserError
 from ...streaming.ring import tracked
+from . import int8
+from .eight_bit import SLOT
 from .streamed import SOURCE, arrived
 
 # Attributes of layers whose weight is streamed, comes from dynamic VRAM, or is patched on its way
@@ -63,17 +65,27 @@ def resident(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Tens
 
 @contextmanager
 def _cast(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    with _taken(layer, dtype, dtype, device) as (weight, bias):
+        with torch.inference_mode():
+            plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+            plain = plain.to(dtype).data  # .data: a parameter moved outside of inference mode has no version counter
+            scale = getattr(layer, "pre_quant_scale", None)  # AWQ files scale the layer's input
+            if scale is not None:
+                plain = plain * scale.to(plain)
+        yield plain, bias
+
+
+@contextmanager
+def _taken(
+    layer: nn.Module, dtype: torch.dtype, bias_dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weight and bias as ComfyUI's casting gives them; it may leave the weight quantised if that has ``dtype``."""
     with torch.inference_mode():  # the mode ComfyUI's casting code expects; outside of it weights get cloned
         weight, bias, handle = comfy.ops.cast_bias_weight(
-            layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True
+            layer, dtype=dtype, bias_dtype=bias_dtype, device=device, offloadable=True
         )
-        plain = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-        plain = plain.to(dtype).data  # .data: a parameter moved outside of inference mode has no version counter
-        scale = getattr(layer, "pre_quant_scale", None)  # AWQ files scale the layer's input
-        if scale is not None:
-            plain = plain * scale.to(plain)
     try:
-        yield plain, bias
+        yield weight, bias
     finally:
         with torch.inference_mode():
             comfy.ops.uncast_bias_weight(layer, weight, bias, handle)
@@ -120,8 +132,62 @@ def row_norms(layer: nn.Module, device: torch.device) -> Tensor:
         return torch.linalg.vector_norm(weight, dim=1).clone()
 
 
+@contextmanager
+def numbers(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int8.Numbers, Tensor | None]]:
+    """A ComfyUI layer's weight in int8, and its bias in ``dtype``, on ``device``; valid inside the block only.
+
+    A weight that is stored in int8 is used as it is stored, another one is quantised from ``dtype``.
+    """
+    own = resident(layer, dtype, device)
+    if own is not None:
+        yield int8.quantised(own), None
+        return
+    with arrived(layer):
+        kept = layer._parameters["weight"]
+        if int8.stored(kept) is None:
+            with _cast(layer, dtype, device) as (weight, bias):
+                yield int8.quantised(weight), bias
+            return
+        with _taken(layer, kept.dtype, dtype, device) as (weight, bias):
+            yield int8.stored(weight), bias
+
+
 def product(layer: nn.Module, x: Tensor) -> Tensor:
-    """``x W^T + b`` (..., out) with the layer's weight in the dtype and on the device of ``x`` (..., in)."""
+    """``x W^T + b`` (..., out) with the layer's weight in the dtype and on the device of ``x`` (..., in).
+
+    In 8 bits where the layer's slot says so, see ``eight_bit``.
+    """
+    slot = layer.__dict__.get(SLOT)
+    if slot is None or not (slot.acts or slot.compares):
+        return _product(layer, x)
+    rows = x.reshape(-1, x.shape[-1])
+    if not slot.compares:
+        with numbers(layer, x.dtype, x.device) as (weight, bias):
+            y = int8.product(rows, weight)
+            return (y if bias is None else y.add_(bias)).view(*x.shape[:-1], -1)
+    y = _product(layer, x)
+    with numbers(layer, x.dtype, x.device) as (weight, bias):
+        exact = y.view(-1, y.shape[-1])
+        slot.compare(int8.product, rows, weight, exact if bias is None else exact - bias)
+    return y
+
+
+def transposed_product(layer: nn.Module, grad: Tensor) -> Tensor:
+    """``grad W`` (..., in), the gradient of ``product`` for its input, of ``grad`` (..., out); in 8 bits as there."""
+    slot = layer.__dict__.get(SLOT)
+    if slot is None or not (slot.acts or slot.compares):
+        return _transposed_product(layer, grad)
+    rows = grad.reshape(-1, grad.shape[-1])
+    if not slot.compares:
+        with numbers(layer, grad.dtype, grad.device) as (weight, _):
+            return int8.transposed_product(rows, weight).view(*grad.shape[:-1], -1)
+    found = _transposed_product(layer, grad)
+    with numbers(layer, grad.dtype, grad.device) as (weight, _):
+        slot.compare(int8.transposed_product, rows, weight, found.view(-1, found.shape[-1]))
+    return found
+
+
+def _product(layer: nn.Module, x: Tensor) -> Tensor:
     own = resident(layer, x.dtype, x.device)
     if own is not None:
         return F.linear(x, own)
@@ -129,8 +195,7 @@ def product(layer: nn.Module, x: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
 
 
-def transposed_product(layer: nn.Module, grad: Tensor) -> Tensor:
-    """``grad W`` (..., in), the gradient of ``product`` for its input, of ``grad`` (..., out)."""
+def _transposed_product(layer: nn.Module, grad: Tensor) -> Tensor:
     own = resident(layer, grad.dtype, grad.device)
     if own is not None:
         return grad @ own

@@ -6,7 +6,7 @@ dequantises and patches it as always. Weights that moved to host memory for a ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol
@@ -202,6 +202,11 @@ def portions_of(layers: dict[str, nn.Module], layout: Layout) -> list[list[str]]
     portions = groups(layout, list(blocks), blocks)
     usable = [[name for name in portion if can_stream(layers[name])] for portion in portions]
     return [portion for portion in usable if portion]
+
+
+def only(portions: list[list[str]], wanted: Collection[str]) -> list[list[str]]:
+    """The portions with the wanted names alone, without those in which none is left."""
+    return [own for own in ([name for name in portion if name in wanted] for portion in portions) if own]
 
 
 def can_stream(layer: nn.Module) -> bool:

@@ -1,0 +1,142 @@
+"""Matrix products of int8 numbers in place of a frozen Linear's, forward and backward, from one int8 weight.
+
+Every token is quantised by its own largest number, and the weight by that of each output channel, so that a large
+number takes bits from its own row alone. In backward the channels' scales are multiplied into the gradient before its
+tokens are quantised: what is left of the weight are the same int8 numbers. Sums are exact, in int32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...planning.work import AT_ONCE
+from ..system.compiler import reason_of
+
+LARGEST = 127
+ALIGNED = 32  # cuBLASLt on Turing wants multiples of it where newer cards want multiples of 8
+IN_CACHE = 1 << 18  # numbers that a CPU converts at a time
+INT8_LAYOUT = "TensorWiseINT8Layout"  # comfy-kitchen's name of what ComfyUI calls int8_tensorwise
+
+
+class Numbers(NamedTuple):
+    """A weight (out, in): int8 ``values`` times ``scales`` (out, 1) in fp32.
+
+    ``group``: every so many numbers of a row were multiplied by a Hadamard matrix before (convrot); 0 if none were.
+    """
+
+    values: Tensor
+    scales: Tensor
+    group: int = 0
+
+
+def stored(weight: Tensor) -> Numbers | None:
+    """The numbers of a weight that ComfyUI keeps in int8, as they are stored; None for another format."""
+    params = getattr(weight, "_params", None)
+    if getattr(weight, "_layout_cls", "") != INT8_LAYOUT or getattr(params, "transposed", False):
+        return None
+    scales = params.scale.float().reshape(-1, 1).expand(weight.shape[0], 1)
+    return Numbers(weight._qdata, scales, params.convrot_groupsize if getattr(params, "convrot", False) else 0)
+
+
+def quantised(weight: Tensor) -> Numbers:
+    """A plain weight (out, in) with a scale for each output channel."""
+    return Numbers(*_by_rows(weight))
+
+
+def product(x: Tensor, weight: Numbers) -> Tensor:
+    """``x W^T`` (R, out) in the dtype of ``x`` (R, in)."""
+    return _scaled(_rotated(x, weight.group), None, weight.values.t(), weight.scales.t())
+
+
+def transposed_product(grad: Tensor, weight: Numbers) -> Tensor:
+    """``grad W`` (R, in) in the dtype of ``grad`` (R, out)."""
+    return _rotated(_scaled(grad, weight.scales.t(), weight.values, None), weight.group)
+
+
+def fits(into: int, out: int) -> bool:
+    """Whether a Linear's features are such that every device with int8 products has them in both directions."""
+    return into % ALIGNED == 0 and out % ALIGNED == 0
+
+
+@cache
+def problem(device: torch.device) -> str:
+    """Why a device has no int8 products, in torch's words; empty if both directions give the right numbers."""
+    with torch.inference_mode(False), torch.no_grad():
+        numbers = (torch.arange(3 * ALIGNED * ALIGNED) % 255 - LARGEST).to(torch.int8)
+        x, weight = numbers[: ALIGNED * ALIGNED].view(ALIGNED, -1), numbers.view(-1, ALIGNED)
+        grad = numbers.view(ALIGNED, -1)
+        pairs = ((x, weight.t()), (grad, weight))
+        try:
+            found = [_integers(a.to(device), b.t().to(device).t() if b is pairs[0][1] else b.to(device)).cpu()
+                     for a, b in pairs]  # fmt: skip
+        except Exception as error:  # whatever is missing, the run goes on without it
+            return reason_of(error)
+    right = all(torch.equal(own, a.int() @ b.int()) for own, (a, b) in zip(found, pairs, strict=True))
+    return "" if right else "it computes wrong numbers"
+
+
+def _by_rows(matrix: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``matrix`` (R, C), times ``columns`` (1, C) if given, as int8 values (R, C) and a scale (R, 1) for each row.
+
+    Rounded to the nearest, halves to even. A row that is not finite gets a scale that is not finite.
+    """
+    values = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
+    scales = torch.empty(len(matrix), 1, dtype=torch.float32, device=matrix.device)
+    for rows in _chunks(*matrix.shape, IN_CACHE if matrix.device.type == "cpu" else AT_ONCE):
+        part = matrix[rows] if columns is None else matrix[rows] * columns
+        scale = torch.linalg.vector_norm(part, math.inf, dim=1, keepdim=True).float() / LARGEST
+        scales[rows] = scale
+        values[rows] = (part * torch.where(scale == 0, 0.0, 1 / scale)).round_()
+    return values, scales
+
+
+def _scaled(matrix: Tensor, before: Tensor | None, right: Tensor, after: Tensor | None) -> Tensor:
+    """``matrix`` times the columns ``before``, quantised, times int8 ``right``, times the columns ``after``."""
+    found = matrix.new_empty(len(matrix), right.shape[1])
+    for rows in _chunks(*found.shape, AT_ONCE):
+        values, scales = _by_rows(matrix[rows], before)
+        _write(found[rows], _integers(values, right), scales, after)
+    return found
+
+
+def _write(found: Tensor, integers: Tensor, scales: Tensor, after: Tensor | None) -> None:
+    for rows in _chunks(*found.shape, IN_CACHE if found.device.type == "cpu" else AT_ONCE):
+        part = integers[rows] * scales[rows]
+        found[rows] = part if after is None else part.mul_(after)
+
+
+def _integers(a: Tensor, b: Tensor) -> Tensor:
+    """``a b`` (R, C) int32 of int8 matrices. CUDA wants more than 16 rows: they are filled up."""
+    missing = 0 if a.device.type == "cpu" else -len(a) % ALIGNED
+    return torch._int_mm(F.pad(a, (0, 0, 0, missing)) if missing else a, b)[: len(a)]
+
+
+def _chunks(rows: int, columns: int, most: int) -> Iterator[slice]:
+    """Slices of the rows with about ``most`` numbers in each."""
+    step = max(1, most // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _rotated(x: Tensor, group: int) -> Tensor:
+    """``x`` with every ``group`` numbers of a row multiplied by the Hadamard matrix, which is its own inverse."""
+    if not group:
+        return x
+    return (x.unflatten(-1, (-1, group)) @ _hadamard(group, x.dtype, x.device)).flatten(-2)
+
+
+@cache
+def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The regular Hadamard matrix of a power of 4, orthonormal: Kronecker products of one of four rows."""
+    with torch.inference_mode(False):
+        four = (torch.ones(4, 4) - 2 * torch.eye(4).flip(1)) / 2
+        found = torch.ones(1, 1)
+        while len(found) < size:
+            found = torch.kron(found, four)
+        return found.to(device, dtype)

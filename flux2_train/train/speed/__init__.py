@@ -1,0 +1,1 @@
+"""How the products of a run's frozen Linears are computed."""
