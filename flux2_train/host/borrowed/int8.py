@@ -7,7 +7,6 @@ tokens are quantised: what is left of the weight are the same int8 numbers. Sums
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from ..system.compiler import reason_of
 
 LARGEST = 127
 ALIGNED = 32  # cuBLASLt on Turing wants multiples of it where newer cards want multiples of 8
-IN_CACHE = 1 << 18  # numbers that a CPU converts at a time
+IN_CACHE = 1 << 17  # numbers that a CPU converts at a time
 INT8_LAYOUT = "TensorWiseINT8Layout"  # comfy-kitchen's name of what ComfyUI calls int8_tensorwise
 
 
@@ -89,11 +88,11 @@ def _by_rows(matrix: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
     """
     values = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
     scales = torch.empty(len(matrix), 1, dtype=torch.float32, device=matrix.device)
-    for rows in _chunks(*matrix.shape, IN_CACHE if matrix.device.type == "cpu" else AT_ONCE):
-        part = matrix[rows] if columns is None else matrix[rows] * columns
-        scale = torch.linalg.vector_norm(part, math.inf, dim=1, keepdim=True).float() / LARGEST
-        scales[rows] = scale
-        values[rows] = (part * torch.where(scale == 0, 0.0, 1 / scale)).round_()
+    for rows, room in _parts(matrix):
+        part = matrix[rows] if columns is None else torch.mul(matrix[rows], columns, out=room)
+        largest = torch.maximum(part.amax(1, keepdim=True), -part.amin(1, keepdim=True))
+        scales[rows] = scale = largest.float() / LARGEST
+        values[rows] = torch.mul(part, torch.where(scale == 0, 0.0, 1 / scale), out=room).round_()
     return values, scales
 
 
@@ -107,15 +106,31 @@ def _scaled(matrix: Tensor, before: Tensor | None, right: Tensor, after: Tensor 
 
 
 def _write(found: Tensor, integers: Tensor, scales: Tensor, after: Tensor | None) -> None:
-    for rows in _chunks(*found.shape, IN_CACHE if found.device.type == "cpu" else AT_ONCE):
-        part = integers[rows] * scales[rows]
-        found[rows] = part if after is None else part.mul_(after)
+    for rows, room in _parts(found):
+        part = found[rows] if found.dtype == room.dtype else room
+        part.copy_(integers[rows]).mul_(scales[rows])
+        if after is not None:
+            part.mul_(after)
+        if part is room:
+            found[rows] = part
 
 
 def _integers(a: Tensor, b: Tensor) -> Tensor:
     """``a b`` (R, C) int32 of int8 matrices. CUDA wants more than 16 rows: they are filled up."""
     missing = 0 if a.device.type == "cpu" else -len(a) % ALIGNED
     return torch._int_mm(F.pad(a, (0, 0, 0, missing)) if missing else a, b)[: len(a)]
+
+
+def _parts(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of rows that are converted at a time, each with room for them in fp32, or in fp64 for a matrix of that.
+
+    The room is the same memory for all: new memory costs a CPU more time than what is written into it.
+    """
+    slices = list(_chunks(*matrix.shape, IN_CACHE if matrix.device.type == "cpu" else AT_ONCE))
+    most = slices[0].stop if slices else 0
+    dtype = torch.promote_types(matrix.dtype, torch.float32)
+    room = torch.empty(min(most, len(matrix)), matrix.shape[1], dtype=dtype, device=matrix.device)
+    return ((rows, room[: min(rows.stop, len(matrix)) - rows.start]) for rows in slices)
 
 
 def _chunks(rows: int, columns: int, most: int) -> Iterator[slice]:
