@@ -45,6 +45,7 @@ def ours(problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False
     how = Borrowed(Layout(BLOCKS if problem.checkpointing else OFF), compiled=compile)
     fast = EightBit(model)
     fast.chosen, how.eight_bit = fast.possible, fast if eight_bit else None
+    fast.keep(True)
     with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode(), fast.acting():
         train(problem, predict, adapters.trainable(), done)
 

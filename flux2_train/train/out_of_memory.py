@@ -6,6 +6,7 @@ So it is, without compiled blocks, when what torch's compiler made fails. Whethe
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -24,7 +25,7 @@ from ..host.system.machine import rates_in_words
 from ..host.system.memory import can_spill, free, is_out_of_memory, reset_watermarks
 from ..planning.compiling import Trial
 from ..planning.layout import SELECTIVE
-from ..planning.planner import GB, Plan, lower
+from ..planning.planner import GB, Plan, lower, needed
 from ..planning.table import parts
 from ..settings.memory import AUTO, OFF, ON
 from ..settings.training import FASTEST, TrainingSettings
@@ -70,9 +71,19 @@ class RunMemory:
         self.how.compilable = self.compiles and not self.against
         self.products = Products(config.speed, model, cards.devices if cards else [model.load_device])
         self.how.eight_bit = self.products.eight_bit
+        self._keep_int8()
         self.device, self.computes_in = model.load_device, training_dtype(model)
         self.messages = self.products.warnings
         self.unpinned = self.measured = 0
+
+    def _keep_int8(self) -> None:
+        """Keep int8 numbers of the weights beside them, if the plan streams nothing and leaves room for them."""
+        own, estimate = self.how.eight_bit, self.plan.estimate
+        alone = not self.plan.layout.streamed and not self.work.cards
+        if own and own.copies and alone and needed(estimate) + own.copies <= self.machine.vram:
+            own.keep(True)
+            parts = {**estimate.parts, "int8 copies": own.copies}
+            self.plan = replace(self.plan, estimate=replace(estimate, parts=parts))
 
     @property
     def room(self) -> float:
@@ -229,6 +240,8 @@ class RunMemory:
         return smaller is not None
 
     def _adopt(self, plan: Plan) -> None:
+        if self.how.eight_bit:
+            self.how.eight_bit.keep(False)
         free()
         self.plan = plan
         self.how.lay_out(plan.layout)

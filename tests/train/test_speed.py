@@ -10,9 +10,15 @@ from support import brief_flux2, same, tiny_caches
 from test_compile import SHORT, lora, said, train
 
 from flux2_train import events
+from flux2_train.flavours import FLAVOURS
 from flux2_train.host.borrowed import int8
 from flux2_train.host.borrowed.borrow import linears
 from flux2_train.planning import certifying
+from flux2_train.planning.activations import Tokens
+from flux2_train.planning.estimate import blocks_of
+from flux2_train.planning.planner import needed
+from flux2_train.planning.weights import of_flavour
+from flux2_train.planning.work import AT_ONCE, Work
 from flux2_train.runs import session
 from flux2_train.runs.checkpoint_lora import write_lora
 from flux2_train.runs.prepare import new_trainer
@@ -160,6 +166,36 @@ def test_a_gradient_that_is_not_finite_decides_nothing(parts, faster, monkeypatc
     trainer, received = train(parts, CERTIFIED)
     assert said(received, events.Phase).count("comparing 8-bit products with exact ones") == 2
     assert trainer.memory.products.choice is not None
+
+
+def test_int8_numbers_are_kept_as_long_as_there_is_room(parts):
+    """The plan counts them. A smaller layout does without; so does a plan that streams, or a limit without room."""
+    trainer = new_trainer(*parts, FAST)
+    memory, own = trainer.memory, trainer.memory.how.eight_bit
+    assert own.keeps and memory.plan.estimate.parts["int8 copies"] == own.copies > 0
+    assert "int8 copies" in memory.describe()
+    exact = new_trainer(*parts, SHORT).memory.plan.estimate
+    assert memory.plan.estimate.peak >= exact.peak + own.copies
+    memory._adopt(memory.plan)
+    assert not own.keeps
+    memory.plan = replace(memory.plan, estimate=exact)
+    for share, keeps in ((0.9, False), (1.1, True)):
+        memory.machine = replace(memory.machine, vram=needed(exact) + share * own.copies)
+        memory._keep_int8()
+        assert own.keeps == keeps == ("int8 copies" in memory.plan.estimate.parts)
+    streamed = replace(FAST, memory=MemorySettings(blocks_to_swap=1))
+    assert not new_trainer(*parts, streamed).memory.how.eight_bit.keeps
+    for config in (SHORT, streamed):
+        assert "int8 copies" not in new_trainer(*parts, config).memory.plan.estimate.parts
+
+
+def test_the_plan_counts_what_is_converted_at_a_time():
+    """Beside the dequantised weight, where that is most of what a block takes."""
+    exact = Work(of_flavour(FLAVOURS["klein-9b"], "fp8 (scaled)"), {}, 64, precision="fp8 (scaled)")
+    eight_bit, block = replace(exact, eight_bit=True), Tokens(1, 64, 16)
+    wide = 4096 * 36864  # a single block's first Linear
+    added = [b.top - a.top for a, b in zip(blocks_of(exact, block), blocks_of(eight_bit, block), strict=True)]
+    assert max(added) == wide + 8 * AT_ONCE and min(added) > 0
 
 
 def test_report_and_lora_say_it(parts, faster, tmp_path):

@@ -18,6 +18,7 @@ from ...planning.certifying import Agreement
 from ...planning.work import AT_ONCE
 from . import int8
 from .int8 import Numbers
+from .streamed import SOURCE
 
 SLOT = "flux2_train_eight_bit"  # attribute of a layer
 Product = Callable[[Tensor, Numbers], Tensor]  # int8.product or int8.transposed_product
@@ -27,7 +28,8 @@ class EightBit:
     """The Linears inside a model's blocks: how many there ``are``, and the names for which 8 bits are ``possible``.
 
     The ``chosen`` ones are multiplied in 8 bits inside ``acting``. Always exact are other packs' layers, those with a
-    LoRA of ComfyUI's or a scale on their input, and those whose features are no multiples of 32.
+    LoRA of ComfyUI's or a scale on their input, and those whose features are no multiples of 32. If it ``keeps`` them,
+    int8 numbers of weights that are not streamed are made once, and not for each product; all take ``copies`` bytes.
     """
 
     def __init__(self, model: ModelPatcher):
@@ -37,13 +39,23 @@ class EightBit:
         self.possible = tuple(
             name for name, m in layers.items() if _can(m) and f"diffusion_model.{name}.weight" not in patched
         )
+        stored = {name for name in self.possible if int8.stored(layers[name].weight)}
+        self.copies = sum(layers[n].in_features * layers[n].out_features for n in self.possible if n not in stored)
         self.chosen: Collection[str] = ()
+        self.keeps = False
+        self.kept: dict[str, Numbers] = {}
         self.acts = False
         self.sums: dict[str, dict[Product, Tensor]] | None = None  # while products are compared
         self.attached: list[nn.Module] = []
 
+    def keep(self, on: bool) -> None:
+        """Keep int8 numbers from now on, and of those that are kept the chosen layers' alone; or none."""
+        self.keeps = on
+        self.kept = {name: numbers for name, numbers in self.kept.items() if on and name in self.chosen}
+
     def attach(self, layers: dict[str, nn.Module]) -> None:
-        """Give the layers their slots, until ``detach``."""
+        """Give the layers their slots, until ``detach``. They may have been moved or patched since the last time."""
+        self.kept.clear()
         for name in self.possible:
             if _can(layers[name]):
                 layers[name].__dict__[SLOT] = Slot(self, name)
@@ -51,6 +63,7 @@ class EightBit:
 
     def detach(self) -> None:
         """Take the slots away: the layers are ComfyUI's again."""
+        self.kept.clear()
         while self.attached:
             self.attached.pop().__dict__.pop(SLOT, None)
 
@@ -89,6 +102,17 @@ class Slot(NamedTuple):
     def acts(self) -> bool:
         """Whether the layer is multiplied in 8 bits now."""
         return self.owner.acts and self.name in self.owner.chosen
+
+    @property
+    def kept(self) -> Numbers | None:
+        """The int8 numbers of the layer's weight that are kept."""
+        return self.owner.kept.get(self.name)
+
+    def keep(self, layer: nn.Module, numbers: Numbers) -> Numbers:
+        """``numbers``, which are kept where that is wanted and the weight stays where it is."""
+        if self.owner.keeps and SOURCE not in layer.__dict__ and layer._parameters.get("bias") is None:
+            self.owner.kept[self.name] = numbers
+        return numbers
 
     @property
     def compares(self) -> bool:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ...errors import UserError
 from ...streaming.ring import tracked
 from . import int8
-from .eight_bit import SLOT
+from .eight_bit import SLOT, Slot
 from .streamed import SOURCE, arrived
 
 # Attributes of layers whose weight is streamed, comes from dynamic VRAM, or is patched on its way
@@ -136,19 +136,24 @@ def row_norms(layer: nn.Module, device: torch.device) -> Tensor:
 def numbers(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int8.Numbers, Tensor | None]]:
     """A ComfyUI layer's weight in int8, and its bias in ``dtype``, on ``device``; valid inside the block only.
 
-    A weight that is stored in int8 is used as it is stored, another one is quantised from ``dtype``.
+    A weight that is stored in int8 is used as it is stored, another one is quantised from ``dtype``. The layer has a
+    slot, which may keep its numbers.
     """
+    slot: Slot = layer.__dict__[SLOT]
     own = resident(layer, dtype, device)
+    if slot.kept is not None:
+        yield slot.kept, None
+        return
     if own is not None:
-        yield int8.quantised(own), None
+        yield slot.keep(layer, int8.quantised(own)), None
         return
     with arrived(layer):
-        kept = layer._parameters["weight"]
-        if int8.stored(kept) is None:
+        weight = layer._parameters["weight"]
+        if int8.stored(weight) is None:
             with _cast(layer, dtype, device) as (weight, bias):
-                yield int8.quantised(weight), bias
+                yield slot.keep(layer, int8.quantised(weight)), bias
             return
-        with _taken(layer, kept.dtype, dtype, device) as (weight, bias):
+        with _taken(layer, weight.dtype, dtype, device) as (weight, bias):
             yield int8.stored(weight), bias
 
 

@@ -83,6 +83,7 @@ class Products:
         layers = found if accelerator.num_processes == 1 else worst_of(processes.of_all(found))
         self.choice = self._chosen(layers, exact, gradient, accelerator)
         self.eight_bit.chosen = frozenset(self.choice.layers)
+        self.eight_bit.keep(self.eight_bit.keeps and bool(self.choice.layers))
         yield Phase(self.sentence)
 
     def _chosen(

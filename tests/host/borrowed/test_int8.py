@@ -195,3 +195,28 @@ def test_layers_that_stay_exact():
     assert set(inside) - set(found.possible) == {NAME, "single_blocks.0.linear1"} and found.are == 12
     assert not EightBit(brief_flux2(format="nvfp4_awq")).possible
     assert int8.fits(64, 32) and not int8.fits(64, 40) and not int8.fits(40, 64)
+
+
+def test_kept_numbers_are_made_once_and_change_no_bit(monkeypatch):
+    """Of weights that are not streamed, and not stored in int8 anyway; gone when the model is given back."""
+    made, quantised = [], int8.quantised
+    monkeypatch.setattr(int8, "quantised", lambda weight: (made.append(weight.shape), quantised(weight))[1])
+    model = brief_flux2(format="scaled_fp8_e4m3")
+    adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
+    found = {}
+    for layout in (Layout(BLOCKS), STREAMED):
+        for keeps in (False, True):
+            how = eight_bit(model, layout)
+            how.eight_bit.keep(keeps)
+            made.clear()
+            with borrow_as(model, adapters.deltas(), how) as borrowed, training_mode(), how.eight_bit.acting():
+                gradients(borrowed, adapters, case)
+                found[layout, keeps] = gradients(borrowed, adapters, case), len(made), len(how.eight_bit.kept)
+                how.eight_bit.keep(False)
+                assert not how.eight_bit.kept
+    resident, streamed = (found[layout, True] for layout in (Layout(BLOCKS), STREAMED))
+    assert all(torch.equal(*both) for both in zip(resident[0], found[Layout(BLOCKS), False][0], strict=True))
+    assert resident[1:] == (12, 12) and found[Layout(BLOCKS), False][2] == 0
+    assert streamed[2] == 2 and streamed[1] > 12 and found[STREAMED, False][1] > streamed[1]
+    sizes = [layer.in_features * layer.out_features for n, layer in linears(model).items() if "_blocks." in n]
+    assert how.eight_bit.copies == sum(sizes) and EightBit(brief_flux2(format="int8")).copies == 0
