@@ -14,7 +14,7 @@ from conftest import ROOT
 from bench.gpu import __main__ as command
 from bench.gpu.process import Lost, Process
 from bench.gpu.results import Results
-from bench.gpu.rows import chosen, rows
+from bench.gpu.rows import REMEDIES, chosen, rows
 from flux2_train.host.loading import load
 from flux2_train.settings.model import ModelSettings
 
@@ -318,3 +318,9 @@ def test_a_step_is_measured_against_its_plan(process):
 def test_a_step_without_any_remedy_is_measured(process):
     found = ask(process, "ablation", flavour="nano", pixels=64, precision="bf16", remedies=[])
     assert found["seconds"] > 0 and found["loss"] > 0 and "recomputed" in found["layout"]
+
+
+def test_a_certified_step_is_measured(process):
+    found = ask(process, "ablation", flavour="nano", pixels=64, precision="bf16", remedies=REMEDIES, speed="certified")
+    assert found["seconds"] > 0 and ("layers, cosine of the gradient" in found["products"]
+                                     or "exact products: 8 bits take" in found["products"])  # fmt: skip

@@ -11,7 +11,7 @@ from bench.speed.ratios import ratio
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "--hidden 128 --double 1 --single 1 --context 64 --tokens 16 --pairs 3 --threads 1 --device cpu"
-ONE = "--checkpointing on --against diffusers node"  # the other half of what it can do costs half a minute more
+ONE = "--checkpointing on --against diffusers node int8"  # the other half of what it can do costs half a minute more
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,12 @@ def test_we_and_diffusers_train_the_same_problem(result):
 def test_comfyuis_node_is_measured_step_by_step(result):
     assert len(result["modes"]["checkpointing on"]["node"]["all_seconds"]) == 3
     assert 0 < result["modes"]["checkpointing on"]["node"]["time_ratio"]["low"] < 100
+
+
+@pytest.mark.long
+def test_8_bits_learn_nearly_the_same(result):
+    ours, theirs = result["modes"]["checkpointing on"]["ours"], result["modes"]["checkpointing on"]["int8"]
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=0.05) and ours["losses"] != theirs["losses"]
 
 
 @pytest.mark.long

@@ -43,6 +43,7 @@ CASES = {
     "leaves, activations in host memory": ("2", {"group_offload": "leaf", "offload_activations": "on"}, {}),
     "attention kept": ("auto", {"recompute": "selective"}, {"checkpointing": True}),
     "tokens routed across cards": ("auto", {}, {"routing": RoutingSettings(0.5, 0, -1, until=100.0)}),
+    "in 8 bits": ("auto", {}, {"speed": "fast", "checkpointing": True}),
     "dora": ("auto", {}, {"adapter": AdapterSettings(dora=True), "checkpointing": True}),
     "lokr": ("auto", {}, {"adapter": AdapterSettings(kind="lokr", lokr_decompose_both=True)}),
     "dropout": ("auto", {}, {"adapter": AdapterSettings(dropout=0.3), "checkpointing": True}),

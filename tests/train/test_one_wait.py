@@ -36,6 +36,7 @@ CASES = {
     "dora, dropout": ({"adapter": AdapterSettings(dora=True, dropout=0.3)}, ()),
     "streamed": ({"memory": MemorySettings(blocks_to_swap=2)}, ()),
     "lokr": ({"adapter": AdapterSettings(kind="lokr")}, ()),
+    "8 bits": ({"speed": "fast"}, ()),
 }
 
 

@@ -140,6 +140,19 @@ def test_any_number_of_processes_learns_the_same(tmp_path, caches, count, change
     assert all("compiled by inductor" in plan for plan in plans) == (config.compile == "on")
 
 
+@pytest.mark.slow
+def test_processes_choose_the_same_layers_for_8_bits(tmp_path, caches):
+    """What each has found and how long it took goes to all; whether 8 bits are faster here is theirs to find."""
+    config = replace(CONFIG, batch=2, speed="certified")
+    (ours, received, losses), (others, _, other_losses) = launch(tmp_path, caches, config)
+    assert all(torch.equal(a, b) for name in ours for a, b in zip(ours[name], others[name], strict=True))
+    assert losses == other_losses
+    lines = [line for event in received if isinstance(event, Planned) for line in event.text.splitlines()]
+    before, after = [line for line in lines if line.startswith("products ")]
+    assert before.endswith("until 8 bits are compared with them")
+    assert "exact products: 8 bits take " in after or "8-bit products in 12 of 12 layers, cosine" in after
+
+
 def preservation(events):
     return [event.preservation for event in events if isinstance(event, Stepped)]
 
