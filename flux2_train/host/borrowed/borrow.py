@@ -56,8 +56,7 @@ class Borrowed:
     pinned; 0 chooses half of the host's free memory. ``cards`` says which blocks lie on which card; None for one card.
     While ``compiled`` is on, blocks run through torch.compile in training, but for the classes in ``uncompiled``;
     ``notes`` are sentences about these that nobody has read yet. It may be turned on and off between two steps if
-    ``compilable`` was true when the model was borrowed; ``ran`` says whether any block has run compiled. ``eight_bit``
-    says which Linears are multiplied in 8 bits, None for none.
+    ``compilable`` was true when the model was borrowed; ``ran`` says whether any block has run compiled.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Borrowed:
         self.uncompiled: set[str] = set()
         self.attention = Kernels()
         self.ran = False
-        self.eight_bit: EightBit | None = None
+        self.eight_bit: EightBit | None = None  # the Linears that may be multiplied in 8 bits
         self.changed: Callable[[], None] = lambda: None
         self.streamed: StreamedWeights | None = None
         self.elsewhere: list[StreamedWeights] = []  # on the other cards
@@ -279,10 +278,8 @@ class _Swap:
         if self.how.streamed is not None:
             for weights in (self.how.streamed, *self.how.elsewhere):
                 weights.pause()
-        if self.how.eight_bit:
-            self.how.eight_bit.detach()
-        if self.compiled is not None:
-            self.compiled.forget()
+        for own in filter(None, (self.how.eight_bit, self.compiled)):
+            own.forget()
         for module in self.swapped:
             if isinstance(module.__dict__.get("forward"), _Forward):
                 del module.forward

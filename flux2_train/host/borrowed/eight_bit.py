@@ -54,14 +54,14 @@ class EightBit:
         self.kept = {name: numbers for name, numbers in self.kept.items() if on and name in self.chosen}
 
     def attach(self, layers: dict[str, nn.Module]) -> None:
-        """Give the layers their slots, until ``detach``. They may have been moved or patched since the last time."""
+        """Give the layers their slots, until ``forget``. They may have been moved or patched since the last time."""
         self.kept.clear()
         for name in self.possible:
             if _can(layers[name]):
                 layers[name].__dict__[SLOT] = Slot(self, name)
                 self.attached.append(layers[name])
 
-    def detach(self) -> None:
+    def forget(self) -> None:
         """Take the slots away: the layers are ComfyUI's again."""
         self.kept.clear()
         while self.attached:
