@@ -34,6 +34,11 @@ class Agreement:
             return cls(math.inf, 0.0)
         return cls(difference / exact, (exact**2 + other**2 - difference**2) / (2 * exact * other))
 
+    @classmethod
+    def worst(cls, several: Sequence[Agreement]) -> Agreement:
+        """The largest error and the smallest cosine of several."""
+        return cls(max(each.badness for each in several), min(each.cosine for each in several))
+
     @property
     def badness(self) -> float:
         """The larger, the worse; what is no number is worst."""
@@ -88,4 +93,4 @@ def gain(exact: Sequence[float], other: Sequence[float]) -> float:
 def worst_of(all_of: Sequence[dict[str, Agreement]]) -> dict[str, Agreement]:
     """Of each layer the worst agreement that any process has found."""
     names = {name: None for own in all_of for name in own}
-    return {name: max((own[name] for own in all_of if name in own), key=lambda each: each.badness) for name in names}
+    return {name: Agreement.worst([own[name] for own in all_of if name in own]) for name in names}

@@ -45,7 +45,8 @@ def test_the_worst_are_given_back_until_too_few_are_left():
 
 def test_of_several_processes_the_worst_counts():
     found = worst_of([{"a": Agreement(0.1, 0.9), "b": Agreement(0, 1)}, {"a": Agreement(math.nan, 0.0)}])
-    assert math.isnan(found["a"].error) and found["b"] == Agreement(0, 1)
+    assert found == {"a": Agreement(math.inf, 0.0), "b": Agreement(0, 1)}
+    assert Agreement.worst([Agreement(0.1, 0.9), Agreement(0.2, 0.95)]) == Agreement(0.2, 0.9)
 
 
 def test_a_choice_keeps_all_it_was_made_of():

@@ -80,14 +80,14 @@ class EightBit:
     def comparing(self) -> Iterator[dict[str, Agreement]]:
         """Inside, products are exact and those in 8 bits are computed beside them, from the same inputs.
 
-        Fills the dictionary, when it ends, with the worse agreement of each layer's outputs and input gradients.
+        Fills the dictionary, when it ends, with the worse of each layer's outputs and input gradients.
         """
         found: dict[str, Agreement] = {}
         self.sums = {}
         try:
             yield found
             for name, both in self.sums.items():
-                found[name] = max(map(_agreement, both.values()), key=lambda own: own.badness)
+                found[name] = Agreement.worst([_agreement(sums) for sums in both.values()])
         finally:
             self.sums = None
 
