@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 from ...adapters.parts import Delta
 from ...planning.layout import SELECTIVE
 from ...streaming.saved_tensors import offloaded
-from .attention import Kernels
 from .streamed import How
 
 STREAMS = ("img", "txt", "x")  # arguments that blocks change in place
@@ -31,13 +30,13 @@ Kept = list[tuple[tuple, list[int]]]  # attention's outputs in the order of its 
 _attention_mode: ContextVar[TorchDispatchMode | None] = ContextVar("_attention_mode", default=None)
 
 
-def attended(kernels: Kernels, *args, **kwargs):
-    """Run attention. In a block that keeps its output, the recomputation returns the kept output instead.
+def attended(attention: Callable, *args, **kwargs):
+    """Run ``attention``. In a block that keeps its output, the recomputation returns the kept output instead.
 
     Only operations inside this call are intercepted. Intercepting all operations of a block would take 10% more
     processor time, and a card would wait for it.
     """
-    attention, mode = kernels.of(args, kwargs), _attention_mode.get()
+    mode = _attention_mode.get()
     if mode is None:
         return attention(*args, **kwargs)
     with mode:

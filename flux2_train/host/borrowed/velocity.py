@@ -132,5 +132,9 @@ def _transformer_options(model: ModelPatcher, wrapper: Callable) -> dict:
         patches["attn1_patch"] = [*patches.get("attn1_patch", ()), rotation.Rotations()]  # a MODEL's own come first
     # Training needs an attention with a gradient, whichever the user chose: ComfyUI's sage and flash have none.
     kernels = options.pop(OPTION, None) or Kernels()
-    options["optimized_attention_override"] = lambda _, *args, **kwargs: attended(kernels, *args, **kwargs)
+
+    def attention(_: Callable, *args, **kwargs) -> Tensor:
+        return attended(kernels.of(args, kwargs), *args, **kwargs)
+
+    options["optimized_attention_override"] = attention
     return options
