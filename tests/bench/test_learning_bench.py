@@ -67,7 +67,7 @@ def test_the_standard_set_is_what_it_does_without_a_question():
     assert parser().parse_args([]).questions == [] and parser().parse_args(["rate"]).questions == ["rate"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_nanos_own_command_teaches_through_the_bench(capsys):
     learn(["character"], 1, 1, ["steps=1"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("character seed 0: base ")]

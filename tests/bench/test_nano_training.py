@@ -182,7 +182,7 @@ def test_the_decoder_learns_and_goes_on(work, monkeypatch, capsys):
     assert torch.equal(once["encoder.weight"], load_file(work / "linear.safetensors")["encoder.weight"])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened_and_paints(work, linear, monkeypatch, capsys):
     monkeypatch.setattr(data, "BATCH", 2)
     monkeypatch.setattr(data, "EDITS", 2)

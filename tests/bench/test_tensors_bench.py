@@ -2,7 +2,6 @@
 
 import json
 
-import forks
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -51,10 +50,8 @@ def test_dtype_and_shape_are_part_of_the_hash(tmp_path):
     assert len(set(tensors.read(tmp_path / "zeros.safetensors")[1].values())) == 3
 
 
-@pytest.mark.long
-def test_a_run_that_goes_on_ends_with_the_tensors_of_one_that_was_never_interrupted(monkeypatch, full_size):
-    if not full_size:  # the same commands, forked from a process that has imported torch
-        monkeypatch.setattr(tensors, "_python", forks.run)
+@pytest.mark.slow
+def test_a_run_that_goes_on_ends_with_the_tensors_of_one_that_was_never_interrupted():
     runs = tensors.measure(tensors.ROOT, ["plain", "resume"])["runs"]
     resumed, straight = runs["resume"], runs["plain"]
     same = {name for name in straight if straight[name] == resumed[name]}

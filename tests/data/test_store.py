@@ -157,12 +157,12 @@ def finish(process) -> int:
 
 @pytest.mark.long
 def test_a_process_killed_at_any_moment_leaves_a_store_that_is_finished_later(folder, tmp_path, full_size):
-    """Killed 5 times (50 with --all) at random moments of its work, then resumed: as if nothing had happened."""
+    """Killed 3 times (50 with --all) at random moments of its work, then resumed: as if nothing had happened."""
     time.sleep(SETTLED_SECONDS)  # pictures that have just been written are not taken for known
     assert finish(start(folder, tmp_path / "whole")) == 30
     expected, rng = contents(tmp_path / "whole"), random.Random(0)
     place, caught = tmp_path / "killed", []
-    for _ in range(50 if full_size else 5):
+    for _ in range(50 if full_size else 3):
         for path in sorted(place.glob("??/*.safetensors"))[rng.randrange(20) :]:  # so that it has something to do
             path.unlink()
         process = start(folder, place)

@@ -53,7 +53,7 @@ def ranks(server):
     return found
 
 
-def test_cancelled_killed_and_to_the_end_with_the_lora_in_the_same_graph(server):
+def test_cancelled_killed_and_to_the_end_with_the_lora_in_the_same_graph(server, full_size):
     run = RunFolder(server.folder / "output" / "flux2_train" / NAME)
     cancelled = Watching(1, lambda: server.post("/interrupt", {}))
     with pytest.raises(ServerError, match="Flux2LoraTrainer: interrupted"):
@@ -63,14 +63,8 @@ def test_cancelled_killed_and_to_the_end_with_the_lora_in_the_same_graph(server)
     assert kept >= 1 and [path.name for path in run.checkpoints.iterdir()] == [f"step_{kept:08}.safetensors"]
     assert json.loads(run.job.read_text())["training"]["processes"] == 2
 
-    killed = Watching(kept + 1, lambda: ranks(server)["1"].kill())
-    with pytest.raises(
-        ServerError, match=r"Process 1 of 2 \(counted from 0\) was ended by SIGKILL.* Step \d+ is saved"
-    ):
-        server.run(graph(1000), killed)
-    seconds = time.monotonic() - killed.acted
-    assert seconds < 30 and not ranks(server) and any(f"goes on after step {kept} of" in text for text in killed.texts)
-
+    if full_size:
+        kill_one(server, kept)
     last = run.about()["step"] + 2
     through = Watching(0, lambda: None)
     history = server.run(graph(last), through)
@@ -80,4 +74,15 @@ def test_cancelled_killed_and_to_the_end_with_the_lora_in_the_same_graph(server)
     assert server.get(f"/flux2_train/run?run={NAME}")["lines"][-1]["kind"] == "ended"
     base, painted = (picture(server, history, f"i{number}").astype(int) for number in (1, 2))
     assert np.abs(base - painted).mean() > 0
-    print(f"from kill -9 of one process to the end of all: {seconds:.1f} s; finished after step {last}")
+
+
+def kill_one(server, kept):
+    """The run goes on, and one of its processes is killed: all end, and the run is saved."""
+    killed = Watching(kept + 1, lambda: ranks(server)["1"].kill())
+    with pytest.raises(
+        ServerError, match=r"Process 1 of 2 \(counted from 0\) was ended by SIGKILL.* Step \d+ is saved"
+    ):
+        server.run(graph(1000), killed)
+    seconds = time.monotonic() - killed.acted
+    assert seconds < 30 and not ranks(server) and any(f"goes on after step {kept} of" in text for text in killed.texts)
+    print(f"from kill -9 of one process to the end of all: {seconds:.1f} s")

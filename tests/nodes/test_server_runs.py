@@ -177,7 +177,7 @@ def test_many_short_runs_leave_nothing_behind(server, full_size):
     """A run's own state is 3 x 4 bytes per adapter parameter: if a tenth of one later run's were kept, or a file,
     thread or model, it would show. RSS is no measure of a few runs: it has what glibc keeps for the next request, which
     is tens of MB more in one run and less in another."""
-    count, rank = 30 if full_size else 8, 64
+    count, rank = 30 if full_size else 6, 64
     seen = []
     for number in range(count):
         server.run(graph("soak", steps=1, every=1, rank=rank, seed=100 + number))
