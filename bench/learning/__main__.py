@@ -6,18 +6,38 @@ import argparse
 import json
 import os
 import platform
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from flux2_train.atomic import write_text
 
+from . import best, order, reach, table
 from .cell import Protocol, base_scores, measure
-from .questions import QUESTIONS, STANDARD
-from .table import plot, table
+from .questions import QUESTIONS, STANDARD, Settings
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+ORDER = "selectivity"  # the question that trains nothing
+
+
+@dataclass(frozen=True)
+class Question:
+    """Its settings, what is measured of a run, and how the result is shown."""
+
+    settings: Settings
+    measure: Callable[[Sequence[str], int, Protocol], dict]
+    shown: object  # a module with ``table`` and ``plot``
+
+
+def _cell(settings: Sequence[str], seed: int, protocol: Protocol) -> dict:
+    return asdict(measure(settings, seed, protocol))
+
+
+ALL = {name: Question(settings, _cell, table) for name, settings in QUESTIONS.items()} | {
+    "best": Question(best.SETTINGS, best.measure, best), "reach": Question(reach.SETTINGS, reach.measure, reach),
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,17 +45,21 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     protocol = Protocol(options.concept, options.steps, options.prompts)
-    for question in options.questions or STANDARD:
-        path = options.out / f"learning_{question}.json"
-        result = answered(question, protocol, options.seeds, path, options.only)
-        print(f"\n{table(result)}\n{path}", flush=True)
-        plot(result, path.with_suffix(".png"))
+    for name in options.questions or STANDARD:
+        path = options.out / f"learning_{name}.json"
+        if name == ORDER:
+            result, shown = order.order(options.out), order
+            write_text(path, json.dumps(result, indent=1) + "\n")
+        else:
+            result, shown = answered(name, protocol, options.seeds, path, options.only), ALL[name].shown
+        print(f"\n{shown.table(result)}\n{path}", flush=True)
+        shown.plot(result, path.with_suffix(".png"))
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(prog="python -m bench.learning", description=f"standard set: {', '.join(STANDARD)}")
-    found.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], help="the standard set if none is named")
+    found.add_argument("questions", nargs="*", choices=[*ALL, ORDER, []], help="the standard set if none is named")
     found.add_argument("--seeds", type=int, default=5)
     found.add_argument("--concept", default=Protocol.concept)
     found.add_argument("--steps", type=int, default=0, help="0 takes the demo's")
@@ -46,35 +70,61 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def answered(question: str, protocol: Protocol, seeds: int, path: Path, only: list[str]) -> dict:
+def answered(name: str, protocol: Protocol, seeds: int, path: Path, only: list[str]) -> dict:
     """The result of a question. What its file holds already is not measured again; each new cell is written at once.
 
-    Seeds are the outer loop, so that what is there early compares all settings. Raises SystemExit if the file was made
-    by another protocol.
+    Neither is a run that another question of the folder has made on this machine, with the same changes and seed. Seeds
+    are the outer loop, so that what is there early compares all settings. Raises SystemExit if the file was made by
+    another protocol.
     """
-    result = _begun(question, protocol, path)
+    question, result = ALL[name], _begun(name, protocol, path)
     done = {(cell["setting"], cell["seed"]) for cell in result["cells"]}
     for seed in range(seeds):
-        for setting, changes in QUESTIONS[question].items():
+        for setting, changes in question.settings.items():
             if (setting, seed) in done or (only and setting not in only):
                 continue
-            found = asdict(measure(changes, seed, protocol))
+            found = _made(result, changes, seed, path) or question.measure(changes, seed, protocol)
             result["cells"].append({"setting": setting, "seed": seed, "changes": list(changes), **found})
             write_text(path, json.dumps(result, indent=1) + "\n")
-            print(f"{question}, {setting}, seed {seed}: {found}", flush=True)
+            print(f"{name}, {setting}, seed {seed}: {found}", flush=True)
     return result
 
 
-def _begun(question: str, protocol: Protocol, path: Path) -> dict:
+def _made(result: dict, changes: Sequence[str], seed: int, path: Path) -> dict:
+    """What another question has measured of the same run; empty if none has."""
+    cells = (cell for other in _alike(result, path) for cell in other["cells"])
+    same = (cell for cell in cells if (cell["changes"], cell["seed"]) == (list(changes), seed))
+    return {name: value for name, value in next(same, {}).items() if name not in ("setting", "seed", "changes")}
+
+
+def _alike(result: dict, path: Path) -> list[dict]:
+    """The results of the folder's questions of the same kind, protocol and machine."""
+    files = sorted(path.parent.glob("learning_*.json")) if result["question"] in QUESTIONS else ()
+    known = [json.loads(file.read_text()) for file in files]
+    parts = ("protocol", "machine")
+    return [each for each in known if each["question"] in QUESTIONS and all(each[p] == result[p] for p in parts)]
+
+
+def _begun(name: str, protocol: Protocol, path: Path) -> dict:
     if path.exists():
         result = json.loads(path.read_text())
         if result["protocol"] != asdict(protocol):
             raise SystemExit(f"{path} was measured as {result['protocol']}: name another folder with --out.")
         return result
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
     path.parent.mkdir(parents=True, exist_ok=True)
-    base = base_scores(protocol)
-    return {"question": question, "protocol": asdict(protocol), "machine": machine, "base": base, "cells": []}
+    result = {"question": name, "protocol": asdict(protocol), "machine": machine(), "cells": []}
+    if name in QUESTIONS:
+        result["base"] = next((each["base"] for each in _alike(result, path)), None) or base_scores(protocol)
+    return result
+
+
+def machine() -> dict:
+    """Where the cells are measured."""
+    facts = Path("/proc/cpuinfo")  # platform.processor() does not know the model on Linux
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
+            "machine": platform.machine(), "torch": torch.__version__}  # fmt: skip
 
 
 if __name__ == "__main__":

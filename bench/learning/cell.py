@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -20,10 +18,13 @@ from bench.nano import learn, score
 from bench.nano.host import use_comfyui
 from bench.nano.world import concepts, words
 
+from .trainers import Changes, Taught, Watch, by_diffusers, by_node, by_trainer
+
 HELD_OUT = 4  # pictures of the concept on which the validation loss is measured
 FEW = 4  # steps of a quick sample
-OWN = ("pictures", "trainer", "recipe")  # settings of the bench itself
+OWN = ("pictures", "trainer", "recipe", "validate")  # settings of the bench itself
 FACE = ("steps", "seed")  # what "as it comes" keeps of the demo
+TRAINERS = {"ours": by_trainer, "node": by_node, "diffusers": by_diffusers}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Measured:
     ``few_off`` the same of pictures sampled in 4 steps instead of 20, ``leak`` the score without the trigger. ``kept``
     is the share of attributes that are right on held-out prompts, ``far`` how far those pictures are from the base
     model's at the same seeds. ``selectivity`` and ``loss`` (validation) are what the run itself has measured at its
-    end, None where it has not.
+    end, ``before`` the validation loss before its first step, None where it has not.
     """
 
     concept: float
@@ -58,28 +59,39 @@ class Measured:
     far: float
     loss: float | None
     selectivity: float | None
-    steps: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Taught:
-    """A LoRA as changes of weights by layer, and what its run has measured."""
-
-    changes: dict[str, torch.Tensor]
-    loss: float | None
-    selectivity: float | None
+    before: float | None
     steps: int
     seconds: float
 
 
 def measure(settings: Sequence[str], seed: int, protocol: Protocol) -> Measured:
     """Teach and score one LoRA. Raises UserError for a setting that there is not."""
-    taught = _taught(settings, seed, protocol)
+    taught = teach(settings, seed, protocol)
+    scores = _scores(adapted(taught.changes), protocol)
+    return Measured(**scores, **_own(taught), steps=taught.steps, seconds=taught.seconds)
+
+
+def _own(taught: Taught) -> dict[str, float | None]:
+    """What the run has measured itself."""
+    validation = taught.history.validation if taught.history else {}
+    selectivity = taught.history.selectivity if taught.history else {}
+    changed, leaked = selectivity.get(taught.steps, (0.0, 0.0))
+    return {"loss": validation.get(taught.steps), "before": validation.get(0),
+            "selectivity": changed / leaked if leaked else None}  # fmt: skip
+
+
+def adapted(changes: Changes) -> nn.Module:
+    """A copy of nano's transformer with the LoRA's changes added to its weights."""
     model = copy.deepcopy(_base())
-    for name, change in taught.changes.items():
+    for name, change in changes.items():
         model.get_submodule(name).weight += change
-    return Measured(**_scores(model, protocol), **{k: v for k, v in asdict(taught).items() if k != "changes"})
+    return model
+
+
+def quick_score(model: nn.Module, protocol: Protocol, trigger: bool = True) -> float:
+    """The concept's score of pictures sampled in FEW steps, with the trigger or without it."""
+    examples, pictures = learn.concept_pictures(protocol.concept, model, trigger, protocol.prompts, steps=FEW)
+    return learn.concept_score(protocol.concept, examples, pictures)
 
 
 def base_scores(protocol: Protocol) -> dict[str, float]:
@@ -122,8 +134,8 @@ def _base() -> nn.Module:
     return score.transformer_of()
 
 
-def _taught(settings: Sequence[str], seed: int, protocol: Protocol) -> Taught:
-    """Train on a new data set of the concept; the last pictures of it are held out."""
+def teach(settings: Sequence[str], seed: int, protocol: Protocol, watch: Watch | None = None) -> Taught:
+    """Train on a new data set of the concept; the last pictures of it are held out. ``watch``: see ``trainers``."""
     use_comfyui()
     from bench.encoding import encoded
     from flux2_train.data.folder import read_folder
@@ -138,7 +150,13 @@ def _taught(settings: Sequence[str], seed: int, protocol: Protocol) -> Taught:
         caches = [
             encoded(replace(whole, items=items), clip, vae) for items in (whole.items[:count], whole.items[count:])
         ]
-        return (_by_node if own.get("trainer") == "node" else _by_trainer)(model, *caches, job.training)
+        return TRAINERS[own.get("trainer", "ours")](model, *caches, job.training, watch)
+
+
+def steps_of(settings: Sequence[str], protocol: Protocol) -> int:
+    """How many steps a run with these settings has."""
+    asked = [int(each.removeprefix("steps=")) for each in settings if each.startswith("steps=")]
+    return protocol.steps or (asked or [learn.demo_settings()["steps"]])[-1]
 
 
 def _job(settings: list[str], own: dict[str, str], seed: int, protocol: Protocol, place: Path):
@@ -153,7 +171,7 @@ def _job(settings: list[str], own: dict[str, str], seed: int, protocol: Protocol
     if "recipe" in own:
         training = replace(TrainingSettings(**{name: getattr(training, name) for name in FACE}),
                            learning_rate=training.learning_rate)  # fmt: skip
-    loss = ValidationLossSettings(every=0)
+    loss = ValidationLossSettings(every=int(own.get("validate", 0)))
     return replace(job, training=replace(training, steps=protocol.steps or training.steps, validation_loss=loss))
 
 
@@ -168,59 +186,3 @@ def _parts(job) -> tuple:
         chosen = replace(ModelSettings("nano"), precision=job.model.precision)
         model = load.load_model(load.locate_parts(chosen)[0], chosen)
     return model, clip, vae
-
-
-def _by_trainer(model, caches: tuple, held_out: tuple, config) -> Taught:
-    from flux2_train.events import Stepped
-    from flux2_train.runs.prepare import new_trainer
-
-    trainer = new_trainer(model, *caches, config, held_out=held_out)
-    seconds = 0.0
-    with closing(trainer.run()) as run:
-        for event in run:
-            seconds += event.seconds if isinstance(event, Stepped) else 0
-    history = trainer.history
-    with trainer.weights_for("export"):
-        changes = _changes(trainer.adapters.parts(), model)
-    taught, leaked = history.selectivity.get(trainer.step, (0.0, 0.0))
-    return Taught(
-        changes, history.validation.get(trainer.step), taught / leaked if leaked else None, trainer.step, seconds
-    )
-
-
-def _by_node(model, caches: tuple, held_out: tuple, config) -> Taught:
-    """ComfyUI's TrainLoraNode at the same rank, rate, steps and seed; its alpha is 1, and it adapts every layer.
-
-    With checkpointing, without which the blocks' in-place residuals break its backward pass.
-    """
-    from comfy_extras.nodes_train import TrainLoraNode
-
-    from flux2_train.adapters import read
-    from flux2_train.host.lora import apply as lora
-
-    embeds, latents = caches
-    items = embeds.dataset.items
-    values = dict(
-        model=model, latents={"samples": torch.cat([latents.latents[item.view] for item in items])},
-        positive=[[embeds.embeds[item.caption], {}] for item in items], batch_size=1, steps=config.steps,
-        grad_accumulation_steps=1, learning_rate=config.learning_rate, rank=config.rank, optimizer="AdamW",
-        loss_function="MSE", seed=config.seed, training_dtype="fp32", lora_dtype="fp32", quantized_backward=False,
-        algorithm="LoRA", gradient_checkpointing=True, checkpoint_depth=1, offloading=False,
-        existing_lora="[None]", bucket_mode=False, bypass_mode=False,
-    )  # fmt: skip
-    started = time.perf_counter()
-    tensors = TrainLoraNode.execute(**{name: [value] for name, value in values.items()}).args[0]
-    seconds = time.perf_counter() - started
-    parts, _ = read.read(tensors, lora.sizes(model), "nano")
-    return Taught(_changes(parts, model), None, None, config.steps, seconds)
-
-
-def _changes(parts: dict, model) -> dict[str, torch.Tensor]:
-    """What is added to each layer's weight, (out, in) in fp32."""
-    from flux2_train.adapters.dora import is_dora
-    from flux2_train.host.lora import apply as lora
-
-    if any(map(is_dora, parts.values())):
-        raise ValueError("DoRA adds no fixed change to a weight; this bench cannot merge it yet.")
-    sizes = lora.sizes(model)
-    return {name: part(torch.eye(sizes[name][0])).T.float() for name, part in parts.items()}

@@ -1,8 +1,9 @@
 """The questions of the bench. A question has settings; each has a name and says what it changes in the demo's job.
 
-A change is written as for the command ``train --set``; a name without a section is one of ``training``. Three more are
-the bench's own: ``pictures=N`` (16), ``trainer=node`` (ComfyUI's TrainLoraNode instead of LoRA Trainer), and
-``recipe=none``, which leaves LoRA Trainer as it comes, but for the steps.
+A change is written as for the command ``train --set``; a name without a section is one of ``training``. Four more are
+the bench's own: ``pictures=N`` (16), ``trainer=node`` (ComfyUI's TrainLoraNode instead of LoRA Trainer) or
+``diffusers`` (with peft), ``recipe=none``, which leaves LoRA Trainer as it comes, but for the steps, and
+``validate=N``, which measures the validation loss every N steps.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ QUESTIONS: dict[str, Settings] = {
         "the demo": (), "as it comes": ("recipe=none", "learning_rate=1e-3"),
         "TrainLoraNode, 5e-4": ("trainer=node", "learning_rate=5e-4"),
         "TrainLoraNode, 2e-3": ("trainer=node", "learning_rate=2e-3"),
+        "diffusers + peft, 1e-3": ("trainer=diffusers", "learning_rate=1e-3"),
     },
     "preservation": {
         "off": ("preservation=0",), "class 0.5": (), "class 1": ("preservation=1",), "class 3": ("preservation=3",),

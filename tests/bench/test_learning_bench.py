@@ -6,20 +6,21 @@ import math
 import pytest
 import torch
 
-from bench.learning.__main__ import answered, main, parser
+from bench.learning.__main__ import ALL, answered, main, parser
 from bench.learning.cell import OWN, Protocol
 from bench.learning.questions import QUESTIONS, STANDARD
 from bench.learning.table import COLUMNS, interval, plot, table
 from bench.nano.learn import job_of, learn
 
 CELL = {"concept": 80.0, "off": 0.01, "few": 60.0, "few_off": 0.02, "leak": 20.0, "kept": 90.0, "far": 0.002,
-        "loss": 0.5, "selectivity": None, "steps": 9, "seconds": 1.0}  # fmt: skip
+        "loss": 0.5, "selectivity": None, "before": 0.7, "steps": 9, "seconds": 1.0}  # fmt: skip
+SHORTEST = ["--seeds", "1", "--prompts", "1", "--threads", "1"]
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("question", ALL)
 def test_every_setting_is_one_that_a_job_has_and_changes_it(question, tmp_path):
     jobs = []
-    for changes in QUESTIONS[question].values():
+    for changes in ALL[question].settings.values():
         own = tuple(each for each in changes if each.split("=")[0] in OWN)
         jobs.append((own, job_of("style", 0, tmp_path, [each for each in changes if each not in own])))
     assert all(one != other for number, one in enumerate(jobs) for other in jobs[:number])
@@ -47,13 +48,13 @@ def test_a_table_has_the_base_and_every_setting(tmp_path):
 
 @pytest.mark.long
 def test_the_shortest_form_measures_both_trainers_and_goes_on_where_it_was_left(tmp_path, capsys):
-    short = ["trainer", "--only", "the demo", "TrainLoraNode, 2e-3", "--seeds", "1", "--steps", "1", "--prompts", "1"]
-    main([*short, "--threads", "1", "--out", str(tmp_path)])
+    short = ["trainer", "--only", "the demo", "TrainLoraNode, 2e-3", "--steps", "1", *SHORTEST]
+    main([*short, "--out", str(tmp_path)])
     path = tmp_path / "learning_trainer.json"
     first = json.loads(path.read_text())
     ours, node = first["cells"]
     assert (ours["setting"], node["setting"]) == ("the demo", "TrainLoraNode, 2e-3") and ours["selectivity"] > 0
-    assert ours["loss"] > 0 and ours["seconds"] > 0 < node["seconds"] and node["loss"] is None
+    assert ours["before"] != ours["loss"] > 0 and ours["seconds"] > 0 < node["seconds"] and node["loss"] is None
     assert 0 < ours["far"] < first["base"]["far"] + 1 and first["base"]["far"] == 0
     assert 0 < ours["off"] != ours["few_off"] > 0 and ours["few"] >= 0
     assert "| the demo | 1 |" in capsys.readouterr().out and path.with_suffix(".png").is_file()
@@ -61,6 +62,8 @@ def test_the_shortest_form_measures_both_trainers_and_goes_on_where_it_was_left(
     assert again == first
     with pytest.raises(SystemExit, match="name another folder"):
         answered("trainer", Protocol("character", 2, 1), 1, path, [])
+    (taken,) = answered("rate", Protocol("character", 1, 1), 1, tmp_path / "learning_rate.json", ["2e-3"])["cells"]
+    assert {**taken, "setting": "the demo"} == ours  # the same run, which is not made twice
 
 
 def test_the_standard_set_is_what_it_does_without_a_question():
