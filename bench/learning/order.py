@@ -1,7 +1,8 @@
 """Does a run's selectivity put runs in the order in which the scorer puts them? Read from what is measured already.
 
-All cells of all questions count, each run once: Spearman's rank correlation of selectivity, and of the score by which a
-run names its best step, with the concept's score minus the leak.
+All cells of all questions count, each run once, and each moment of the question ``best``, which is a run of so many
+steps: Spearman's rank correlation of selectivity, and of the score by which a run names its best step, with the
+concept's score minus the leak.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def order(folder: Path) -> dict:
     runs = _runs(folder)
     found = {"question": "selectivity", "protocol": {"concept": "all"}}
     for name in MEASURES:
-        points = [{"question": q, "setting": cell["setting"], "seed": cell["seed"],
+        points = [{"question": q, **{part: cell[part] for part in ("setting", "seed", "step") if part in cell},
                    "measured": own[name], "scorer": cell["concept"] - cell["leak"]}
                   for q, cell, own in runs if own.get(name) is not None]  # fmt: skip
         if len(points) > 3:
@@ -33,12 +34,17 @@ def _runs(folder: Path) -> list[tuple[str, dict, dict]]:
     seen, runs = set(), []
     for path in sorted(folder.glob("learning_*.json")):
         result = json.loads(path.read_text())
-        for cell in result.get("cells", ()):
-            key = json.dumps([result["machine"], result["protocol"], cell["changes"], cell["seed"]])
+        for cell in (part for whole in result.get("cells", ()) for part in _parts(whole)):
+            key = json.dumps([result["machine"], result["protocol"], cell["changes"], cell["seed"], cell.get("step")])
             if key not in seen and cell.get("selectivity") is not None:
                 seen.add(key)
                 runs.append((result["question"], cell, {"selectivity": cell["selectivity"], "own score": _own(cell)}))
     return runs
+
+
+def _parts(cell: dict) -> list[dict]:
+    """The moments of a run that has them, else the run."""
+    return [{**cell, **moment} for moment in cell["moments"]] if "moments" in cell else [cell]
 
 
 def _own(cell: dict) -> float | None:

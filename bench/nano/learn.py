@@ -78,16 +78,20 @@ def concept_score(name: str, examples: list, pictures: list) -> float:
 
 def learn(names: list[str], seeds: int, count: int, settings: Sequence[str] = ()) -> None:
     """Print a line per concept and seed; ``settings`` replace those of the demo. ``bench.learning`` measures more."""
-    from bench.learning.cell import Protocol, base_scores, measure
+    from bench.learning.cell import Protocol, adapted, teach
 
     for name in names:
-        protocol = Protocol(name, prompts=count)
-        before = base_scores(protocol)["concept"]
+
+        def scored(model: nn.Module, trigger: bool, name: str = name) -> float:
+            return concept_score(name, *concept_pictures(name, model, trigger, count))
+
+        before = scored(adapted({}), True)
         for seed in range(seeds):
-            found = measure(settings, seed, protocol)
-            gained, leaked = found.concept - before, found.leak - before
+            taught = teach(settings, seed, Protocol(name))
+            model = adapted(taught.changes)
+            found, leak = scored(model, True), scored(model, False)
             print(
-                f"{name} seed {seed}: base {before:.0f}, LoRA {found.concept:.0f} ({gained:+.0f}), without trigger "
-                f"{found.leak:.0f} ({leaked:+.0f}); {found.seconds:.0f} s of training",
+                f"{name} seed {seed}: base {before:.0f}, LoRA {found:.0f} ({found - before:+.0f}), without trigger "
+                f"{leak:.0f} ({leak - before:+.0f}); {taught.seconds:.0f} s of training",
                 flush=True,
             )
