@@ -2,7 +2,7 @@
 
 All cells of all questions count, each run once, and each moment of the question ``best``, which is a run of so many
 steps: Spearman's rank correlation of selectivity, and of the score by which a run names its best step, with the
-concept's score minus the leak.
+concept's score minus the leak. Moments of one run depend on each other, so one row has whole runs alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-MEASURES = ("selectivity", "own score")
+MEASURES = ("selectivity", "selectivity of whole runs", "own score")
 
 
 def order(folder: Path) -> dict:
@@ -38,13 +38,18 @@ def _runs(folder: Path) -> list[tuple[str, dict, dict]]:
             key = json.dumps([result["machine"], result["protocol"], cell["changes"], cell["seed"], cell.get("step")])
             if key not in seen and cell.get("selectivity") is not None:
                 seen.add(key)
-                runs.append((result["question"], cell, {"selectivity": cell["selectivity"], "own score": _own(cell)}))
+                own = {"selectivity": cell["selectivity"], "own score": _own(cell)}
+                whole = {MEASURES[1]: cell["selectivity"]} if cell.get("whole", True) else {}
+                runs.append((result["question"], cell, own | whole))
     return runs
 
 
 def _parts(cell: dict) -> list[dict]:
     """The moments of a run that has them, else the run."""
-    return [{**cell, **moment} for moment in cell["moments"]] if "moments" in cell else [cell]
+    if "moments" not in cell:
+        return [cell]
+    last = cell["moments"][-1]
+    return [{**cell, **moment, "whole": moment is last} for moment in cell["moments"]]
 
 
 def _own(cell: dict) -> float | None:
@@ -91,7 +96,7 @@ def plot(result: dict, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.2), dpi=100, layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2, sharey=True), MEASURES, strict=True):
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), MEASURES[::2], strict=True):
         points = result.get(name, {}).get("points", ())
         for number, question in enumerate(dict.fromkeys(p["question"] for p in points)):
             own = [p for p in points if p["question"] == question]
