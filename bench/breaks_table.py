@@ -126,7 +126,7 @@ MEMORY = (
 RUN = (
     Break("accumulate-ignored", "flux2_train/train/trainer.py", "config.accumulate * self.accelerator",
           "self.accelerator", "tests/runs/test_resume.py", "other_batches"),
-    Break("draws-not-given-back", "flux2_train/train/trainer.py", "                self.drawn = drawn\n", "",
+    Break("draws-not-given-back", "flux2_train/train/state.py", "        self.drawn = drawn\n", "",
           "tests/runs/test_resume_endings.py", "cut_in_the_middle_leaves"),
     Break("preservation-every", "flux2_train/train/objective.py", "step % self.config.preservation_options.every",
           "(step - 1) % self.config.preservation_options.every", "tests/train/test_objective.py", "every_nth"),

@@ -35,7 +35,8 @@ SPLIT = {"test_other_device", "test_bootstrap"}
 FIRST = (
     *SERVER, *BROWSER, "test_other_device", "test_load_memory", "test_server_runs", "test_memory", "test_retry",
     "test_judging", "test_processes_resume", "test_terminal_runs", "test_evaluation_processes", "test_pairs",
-    "test_terminal", "test_resume", "test_reference", "test_neighbour",
+    "test_speed_bench", "test_learning_bench", "test_gpu_bench", "test_store", "test_previews_memory",
+    "test_checkpoint_runs", "test_terminal", "test_resume", "test_reference", "test_neighbour",
 )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def test_a_run_loses_what_its_named_step_lacks_to_the_best():
     assert "| a | 0 | 150 | 56 | 100 | 60 | 4 | 56 |" in text and "best: 1 of 2 runs" in text
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_shortest_form_of_best(tmp_path, capsys):
     main(["best", "--only", "5 pictures", "--steps", "2", *SHORTEST, "--out", str(tmp_path)])
     (cell,) = json.loads((tmp_path / "learning_best.json").read_text())["cells"]
@@ -65,7 +65,7 @@ def test_the_shortest_form_of_best(tmp_path, capsys):
     assert "of 1 runs" in capsys.readouterr().out and (tmp_path / "learning_best.png").is_file()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_shortest_form_of_reach(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(reach, "WANTED", 0)  # reached at once: the run ends there
     monkeypatch.setattr(reach, "EVERY", 1)

@@ -125,7 +125,7 @@ def run(folder: Path, full: bool) -> None:
 
 
 def write_quantisable(folder: Path, full: bool) -> None:
-    write(folder / "transformer.safetensors", transformer(*((1536, 14, 2) if full else (1536, 1, 3))))
+    write(folder / "transformer.safetensors", transformer(*((1536, 14, 2) if full else (1536, 1, 2))))
     with torch.device("meta"):
         text = Qwen3_4B(quantisable(full), torch.bfloat16, None, comfy.ops.disable_weight_init).state_dict()
     shapes = [(key, tuple(value.shape)) for key, value in text.items()]
