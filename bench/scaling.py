@@ -42,7 +42,7 @@ class Problem:
 
     def words(self) -> list[str]:
         """The problem as arguments of this module's command."""
-        return [word for name, value in vars(self).items() for word in (f"--{name}", str(value))]
+        return [f"--{name}={value}" for name, value in vars(self).items()]  # a value may itself begin with a dash
 
 
 def work(problem: Problem, images: int) -> None:

@@ -22,7 +22,7 @@ def test_the_shortest_form_measures_one_process_and_two(tmp_path, capsys):
 def test_a_problem_is_passed_on_to_its_processes_as_words():
     problem = scaling.Problem("cuda", "klein-4b", "bf16", 512, 5, "--lowvram")
     words = problem.words()
-    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+    assert dict(word.split("=", 1) for word in words) == {
         "--device": "cuda", "--flavour": "klein-4b", "--precision": "bf16", "--pixels": "512", "--steps": "5",
         "--comfyui": "--lowvram",
     }  # fmt: skip

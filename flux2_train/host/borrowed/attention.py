@@ -18,6 +18,8 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..system.rates import synchronize
+
 COMFYUI = "comfyui"
 OPTION = "flux2_train_attention"  # of a borrowed MODEL's transformer options: the ``Kernels`` of its run
 TIMED = 3  # runs of each kernel, after one that is not timed
@@ -37,8 +39,7 @@ def _by_torch(backend: SDPBackend) -> Attention:
 def _by_flash_attn(q: Tensor, k: Tensor, v: Tensor, heads: int, **_) -> Tensor:
     from flash_attn import flash_attn_func
 
-    out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return out.reshape(out.shape[0], out.shape[1], -1)
+    return _joined(flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2))
 
 
 def _joined(out: Tensor) -> Tensor:
@@ -143,18 +144,13 @@ def _timed(attention: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int) ->
     seconds, results = [], ()
     for _ in range(1 + TIMED):
         inputs = [tensor.requires_grad_() for tensor in (q.detach(), k.detach(), v.detach())]
-        _wait(q.device)
+        synchronize(q.device)
         began = time.perf_counter()
         out = attention(*inputs, heads, skip_reshape=True)
         results = (out.detach(), *torch.autograd.grad(out, inputs, torch.ones_like(out)))
-        _wait(q.device)
+        synchronize(q.device)
         seconds.append(time.perf_counter() - began)
     return median(seconds[1:]), results
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.get_device_module(device.type).synchronize(device)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -1,12 +1,15 @@
 """The choice among attention's kernels: right ones with a gradient, once for each shape, the same after a resume."""
 
+# ruff: noqa: F401, F811 - pytest finds fixtures by the names that are imported, and gives them as arguments
+
 import time
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
-from support import brief_flux2, same, state_dict, tiny_caches
+from resuming import caches, model
+from support import same, state_dict
 from torch.nn.attention import SDPBackend
 
 from flux2_train import events
@@ -22,16 +25,6 @@ SHORT = TrainingSettings(
 )  # fmt: skip
 MATH = attention._by_torch(SDPBackend.MATH)
 usual = attention.attention_pytorch
-
-
-@pytest.fixture(scope="module")
-def caches():
-    return tiny_caches()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return brief_flux2()
 
 
 @pytest.fixture
