@@ -9,7 +9,7 @@ weight that they pass to ``F.linear`` is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ...errors import UserError
 from ...streaming.ring import tracked
 from . import int8
-from .eight_bit import SLOT, Slot
+from .eight_bit import SLOT, Product, Slot
 from .streamed import SOURCE, arrived
 
 # Attributes of layers whose weight is streamed, comes from dynamic VRAM, or is patched on its way
@@ -162,34 +162,29 @@ def product(layer: nn.Module, x: Tensor) -> Tensor:
 
     In 8 bits where the layer's slot says so, see ``eight_bit``.
     """
-    slot = layer.__dict__.get(SLOT)
-    if slot is None or not (slot.acts or slot.compares):
-        return _product(layer, x)
-    rows = x.reshape(-1, x.shape[-1])
-    if not slot.compares:
-        with numbers(layer, x.dtype, x.device) as (weight, bias):
-            y = int8.product(rows, weight)
-            return (y if bias is None else y.add_(bias)).view(*x.shape[:-1], -1)
-    y = _product(layer, x)
-    with numbers(layer, x.dtype, x.device) as (weight, bias):
-        exact = y.view(-1, y.shape[-1])
-        slot.compare(int8.product, rows, weight, exact if bias is None else exact - bias)
-    return y
+    return _multiplied(layer, x, _product, int8.product, adds_bias=True)
 
 
 def transposed_product(layer: nn.Module, grad: Tensor) -> Tensor:
     """``grad W`` (..., in), the gradient of ``product`` for its input, of ``grad`` (..., out); in 8 bits as there."""
-    slot = layer.__dict__.get(SLOT)
+    return _multiplied(layer, grad, _transposed_product, int8.transposed_product, adds_bias=False)
+
+
+def _multiplied(
+    layer: nn.Module, x: Tensor, exactly: Callable[[nn.Module, Tensor], Tensor], in_8_bits: Product, adds_bias: bool
+) -> Tensor:
+    slot: Slot | None = layer.__dict__.get(SLOT)
     if slot is None or not (slot.acts or slot.compares):
-        return _transposed_product(layer, grad)
-    rows = grad.reshape(-1, grad.shape[-1])
-    if not slot.compares:
-        with numbers(layer, grad.dtype, grad.device) as (weight, _):
-            return int8.transposed_product(rows, weight).view(*grad.shape[:-1], -1)
-    found = _transposed_product(layer, grad)
-    with numbers(layer, grad.dtype, grad.device) as (weight, _):
-        slot.compare(int8.transposed_product, rows, weight, found.view(-1, found.shape[-1]))
-    return found
+        return exactly(layer, x)
+    y, rows = exactly(layer, x) if slot.compares else None, x.reshape(-1, x.shape[-1])
+    with numbers(layer, x.dtype, x.device) as (weight, bias):
+        bias = bias if adds_bias else None
+        if y is None:
+            found = in_8_bits(rows, weight)
+            return (found if bias is None else found.add_(bias)).view(*x.shape[:-1], -1)
+        exact = y.view(-1, y.shape[-1])
+        slot.compare(in_8_bits, rows, weight, exact if bias is None else exact - bias)
+    return y
 
 
 def _product(layer: nn.Module, x: Tensor) -> Tensor:
