@@ -1,4 +1,4 @@
-"""What each remedy of docs/speed.md gains: a training step without any, with some of them, compiled, and in 8 bits."""
+"""What each remedy of docs/speed.md gains: a training step without any, with some of them, compiled, and so on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from flux2_train.streaming import uploads
 from flux2_train.train import guards, trainer
 
 
-def ablation(
-    flavour: str, pixels: int, precision: str, remedies: Sequence[str], compile: str = "off", speed: str = "exact"
-) -> dict:
-    """A row: ``steps.step`` with these of REMEDIES alone. Blocks are recomputed whole, so that rows have one layout."""
+def ablation(flavour: str, pixels: int, precision: str, remedies: Sequence[str], **settings: str) -> dict:
+    """A row: ``steps.step`` with these of REMEDIES alone, and its ``compile``, ``speed`` or ``attention``.
+
+    Blocks are recomputed whole, so that rows have one layout.
+    """
     with without([name for name in REMEDIES if name not in remedies]):
-        return step(flavour, pixels, precision, recompute="blocks", compile=compile, speed=speed)
+        return step(flavour, pixels, precision, recompute="blocks", **settings)
 
 
 @contextmanager

@@ -112,6 +112,6 @@ def _words(row: dict) -> Iterator[str]:
     if "peaks" in row:
         pairs = zip(row["peaks"], row["planned_peaks"], strict=True)
         yield "on each card " + ", ".join(f"{peak / GB:.2f} GB (planned {planned / GB:.2f})" for peak, planned in pairs)
-    yield from (str(row[name]) for name in ("layout", "words") if row.get(name))
+    yield from (str(row[name]) for name in ("layout", "products", "attention", "words") if row.get(name))
     if row.get("warnings"):
         yield f"warned: {' / '.join(row['warnings'])}"

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 SLOWEST = 150.0  # seconds that a row may take before it is given up
 PATIENCE = 4  # on a processor every limit is this many times as long, because other programs may use it too
 REMEDIES = ["lora", "norms", "rope", "uploads", "one-wait"]  # in the order in which they are added, see ``ablation``
+SETTINGS = {"compiled": {"compile": "on"}, "certified": {"speed": "certified"}, "fastest": {"attention": "fastest"}}
 FORMATS = ("bf16", "fp8 (scaled)", "fp8 (e4m3)", "mxfp8", "int8", "nvfp4", "int4", "fp32")
 
 
@@ -92,15 +93,13 @@ def _step(flavour: str, pixels: int, precision: str, card: int = 0, seconds: flo
 
 
 def _ablation(device: str) -> Iterator[Row]:
-    """One step without what makes it faster, then with one remedy more in each row, then compiled, and in 8 bits."""
+    """One step without what makes it faster, then with one remedy more in each row, then with one of SETTINGS each."""
     for flavour, pixels in [("nano", 256)] if device == "cpu" else [("klein-9b", 1024), ("klein-4b", 512)]:
-        what = {"flavour": flavour, "pixels": pixels, "precision": "bf16"}
-        for count, name in enumerate(("plain", *REMEDIES)):
-            yield Row(f"ablation-{flavour}-{pixels}-{name}", "ablation", {**what, "remedies": REMEDIES[:count]})
-        compiled = {**what, "remedies": REMEDIES, "compile": "on"}
-        yield Row(f"ablation-{flavour}-{pixels}-compiled", "ablation", compiled, 2 * SLOWEST)
-        certified = {**what, "remedies": REMEDIES, "speed": "certified"}
-        yield Row(f"ablation-{flavour}-{pixels}-certified", "ablation", certified, 2 * SLOWEST)
+        name, what = f"ablation-{flavour}-{pixels}", {"flavour": flavour, "pixels": pixels, "precision": "bf16"}
+        for count, remedy in enumerate(("plain", *REMEDIES)):
+            yield Row(f"{name}-{remedy}", "ablation", {**what, "remedies": REMEDIES[:count]})
+        for word, setting in SETTINGS.items():
+            yield Row(f"{name}-{word}", "ablation", {**what, "remedies": REMEDIES, **setting}, 2 * SLOWEST)
 
 
 def _several(device: str) -> Iterator[Row]:

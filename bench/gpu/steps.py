@@ -27,7 +27,7 @@ EVERY = 0.005  # seconds between two looks at the card's free memory
 
 def step(
     flavour: str, pixels: int, precision: str, card: int = 0, offload: str = "auto", recompute: str = "auto",
-    compile: str = "off", cards: str = "1", accumulate: int = 1, speed: str = "exact",
+    compile: str = "off", cards: str = "1", accumulate: int = 1, speed: str = "exact", attention: str = "comfyui",
 ) -> dict:  # fmt: skip
     """A row: the run that LoRA Trainer would make of these settings, by its own plan, for a few steps.
 
@@ -37,7 +37,7 @@ def step(
     device = model.load_device
     memory = MemorySettings(memory_limit=card * 2**30 / GB, recompute=recompute, cards=cards)
     config = TrainingSettings(rank=RANK, steps=WARMUP + STEPS, validation_items=0, offload=offload, compile=compile,
-                              accumulate=accumulate, speed=speed, memory=memory)  # fmt: skip
+                              accumulate=accumulate, speed=speed, attention=attention, memory=memory)  # fmt: skip
     trainer = new_trainer(model, *models.caches(pixels, FLAVOURS[flavour].context), config)
     seconds, traffic, warned = [], [], []
     with _watched(chosen(cards, device)) as memory, torch.inference_mode(), closing(trainer.run()) as run:
@@ -57,7 +57,7 @@ def step(
         "planned_seconds": plan.estimate.seconds, "of_products": rate / rates(device).flops, "flops": rate,
         "planned_peak": plan.estimate.peak, "traffic": traffic[-1] - traffic[-2],
         "planned_traffic": plan.estimate.traffic, "limited_by": plan.estimate.limit, "warnings": warned,
-        "products": trainer.memory.products.sentence, **memory,
+        "products": trainer.memory.products.sentence, "attention": trainer.memory.how.attention.words(), **memory,
         **({"planned_peaks": [own.peak for own in (plan.estimate, *others)]} if others else {}),
     }  # fmt: skip
     trainer.release()

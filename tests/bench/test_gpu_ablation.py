@@ -65,7 +65,8 @@ def test_each_remedy_is_taken_away_alone_and_the_same_is_learned(counted):
 def test_rows_add_one_remedy_after_the_other():
     found = chosen(rows("cuda"), ["ablation-klein-9b-*"])
     assert [row.name.removeprefix("ablation-klein-9b-1024-") for row in found] == [
-        "plain", *REMEDIES, "compiled", "certified"]  # fmt: skip
-    assert [len(row.arguments["remedies"]) for row in found] == [0, 1, 2, 3, 4, 5, 5, 5]
-    assert [row.arguments.get("compile", "off") for row in found] == ["off"] * 6 + ["on", "off"]
-    assert [row.arguments.get("speed", "exact") for row in found] == ["exact"] * 7 + ["certified"]
+        "plain", *REMEDIES, "compiled", "certified", "fastest"]  # fmt: skip
+    assert [len(row.arguments["remedies"]) for row in found] == [0, 1, 2, 3, 4, 5, 5, 5, 5]
+    assert [row.arguments.get("compile", "off") for row in found] == ["off"] * 6 + ["on", "off", "off"]
+    assert [row.arguments.get("speed", "exact") for row in found] == ["exact"] * 7 + ["certified", "exact"]
+    assert [row.arguments.get("attention", "comfyui") for row in found] == ["comfyui"] * 8 + ["fastest"]

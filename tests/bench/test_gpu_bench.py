@@ -324,3 +324,8 @@ def test_a_certified_step_is_measured(process):
     found = ask(process, "ablation", flavour="nano", pixels=64, precision="bf16", remedies=REMEDIES, speed="certified")
     assert found["seconds"] > 0 and ("layers, cosine of the gradient" in found["products"]
                                      or "exact products: 8 bits take" in found["products"])  # fmt: skip
+
+
+def test_a_step_with_the_fastest_attention_says_what_it_chose(process):
+    found = ask(process, "ablation", flavour="nano", pixels=64, precision="bf16", remedies=[], attention="fastest")
+    assert found["seconds"] > 0 and found["attention"].startswith("comfyui for 1 x 2 heads x ")
