@@ -168,8 +168,10 @@ def test_streamed_recomputed_and_resident_agree_and_exact_keeps_its_bits(options
 
 
 @pytest.mark.long
-def test_compiled_blocks_multiply_in_8_bits_too(monkeypatch):
-    monkeypatch.setattr(compiler, "BACKEND", "eager")
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_blocks_multiply_in_8_bits_too(monkeypatch, backend):
+    """With the graphs as they are traced, and as the compiler's C++."""
+    monkeypatch.setattr(compiler, "BACKEND", backend)
     model = brief_flux2(single=1)
     adapters, case = adapters_for(model), problem(2, 1, dtype=torch.float32)
     eager = learned(model, adapters, case, Layout(BLOCKS))
