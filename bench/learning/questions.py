@@ -58,6 +58,7 @@ QUESTIONS: dict[str, Settings] = {
         "as in file": (), "fp8": ("model.precision=fp8 (scaled)",), "int8": ("model.precision=int8",),
         "nvfp4": ("model.precision=nvfp4",),
     },
+    "speed": {"exact": (), "certified": ("speed=certified",), "fast": ("speed=fast",)},
     "pictures": {f"{count}": (f"pictures={count}",) for count in (5, 10, 20, 40)},
 }  # fmt: skip
 STANDARD = ("trainer", "preservation", "rate")
