@@ -180,7 +180,7 @@ DRAWN = {
 }  # fmt: skip
 
 
-SCREENS = {"templates.png": "templates.jpg", "search.png": "search.jpg"}  # make_screens.py takes the others
+SCREENS = {"templates.png": "templates.jpg", "search train lora.png": "search.jpg"}  # make_screens.py takes the others
 WIDTH = 1400  # of a screenshot in README
 
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter, defaultdict
 
 import pytest
+from browsing import SCREENSHOTS
 from xdist.scheduler import LoadScopeScheduling
 
 SECONDS = 10  # a test that takes longer without --all is named at the end
@@ -44,10 +45,13 @@ def pytest_addoption(parser) -> None:
     group = parser.getgroup("tiers")
     group.addoption("--quick", action="store_true", help="leave out tests marked long or slow")
     group.addoption("--all", action="store_true", help="run everything, long tests at full size")
+    group.addoption("--screenshots", action="store_true", help="keep what tests in the browser see, as --all does")
 
 
 def pytest_configure(config) -> None:
     config.pluginmanager.register(Summary(config))
+    if config.getoption("--screenshots") or config.getoption("--all"):
+        os.environ[SCREENSHOTS] = "1"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from browsing import click_until
+from browsing import click_until, photograph
 from frontend import (
     FRONTENDS,
     PACK,
@@ -98,7 +98,7 @@ def test_the_template_browser_lists_our_workflows_with_pictures(page, screenshot
         card.scroll_into_view_if_needed()  # a picture is fetched when it is seen
         image = card.locator("img").first
         page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
-    page.screenshot(path=screenshots / "templates.png")
+    photograph(page, screenshots, "templates")
     page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
 

@@ -4,10 +4,11 @@ import json
 import re
 
 import pytest
-from browsing import LOOK_AT, load
+from browsing import LOOK_AT, load, photograph
 from frontend import RENDERERS, WORKFLOWS, frontend, open_graph, queued, server_of, shipped, use_renderer
 from made_runs import make_run
 from pictures import picture
+from support import drawn
 from workflow_templates import TEMPLATES
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
@@ -15,11 +16,9 @@ LOCALES = WORKFLOWS.parent / "locales"
 LANGUAGES = {"es": "es-ES", "zh": "zh-CN", "ja": "ja-JP", "fr": "fr-FR"}
 TRAINER, WIDGET = "Flux2LoraTrainer", "learning_rate"
 TOOLTIP = ".p-tooltip-text, [data-testid=tooltip-content] > [role=tooltip]"  # on the pinned frontend, on newer ones
-SLOW = pytest.mark.slow
-CASES = [
-    "pinned, es", "pinned, zh",
-    *(pytest.param(name, marks=SLOW) for name in ("pinned, ja", "pinned, fr", "newest, es", "newest, zh")),
-]  # fmt: skip
+EVERY = ("pinned, es", "pinned, zh", "pinned, ja", "pinned, fr", "newest, es", "newest, zh")
+OFTEN = drawn(EVERY[:2], 1)
+CASES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
 # Looks at the trainer, and gives the middle of a widget's row on the page.
 ROW = """([type, name]) => {
     const node = app.graph._nodes.find(n => n.type === type), widget = node.widgets.find(w => w.name === name)
@@ -124,7 +123,7 @@ def test_title_inputs_and_tooltip_are_in_the_readers_language(tab, renderer, scr
     assert texts["inputs"][WIDGET]["name"] in said["labels"]
     assert said["category"] == f"FLUX.2/{main_words(language)['nodeCategories']['Train']}"
     assert tooltip(page, renderer) == texts["inputs"][WIDGET]["tooltip"]
-    page.screenshot(path=screenshots / f"locale {language}, {renderer}.png")
+    photograph(page, screenshots, f"locale {language}, {renderer}")
     if renderer == "newer nodes":
         drawn = page.locator(f"[data-node-id='{said['id']}']").inner_text()
         assert texts["display_name"] in drawn and texts["inputs"][WIDGET]["name"] in drawn
@@ -152,7 +151,7 @@ def test_help_opens_in_the_readers_language_with_its_picture(tab, screenshots):
     page.get_by_test_id("info-button").click()
     page.get_by_role("heading", name=texts["display_name"], exact=True).first.wait_for()
     page.wait_for_function("() => document.querySelector(`img[src$='Flux2LoraTrainer.webp']`)?.naturalWidth > 100")
-    page.screenshot(path=screenshots / f"help {language}.png")
+    photograph(page, screenshots, f"help {language}")
 
 
 def test_values_and_what_is_queued_stay_the_same(tab):
@@ -215,7 +214,7 @@ def test_the_tab_of_runs_and_a_runs_panel_are_in_the_readers_language(tab, run, 
     assert own["held-out"] in page.locator(".flux2-run .u-legend").inner_text()
     in_own_words(page, ".flux2-run", language, STEERED)
     in_own_words(page, ".flux2-runs", language, MANAGED)
-    page.screenshot(path=screenshots / f"runs {language}.png")
+    photograph(page, screenshots, f"runs {language}")
     page.get_by_role("button", name=own["Queue variations …"]).click()
     in_own_words(page, ".flux2-ask", language, ("Add to the queue", "Cancel"))
     page.keyboard.press("Escape")
@@ -230,13 +229,13 @@ def test_the_browser_of_pictures_is_in_the_readers_language(tab, pictures, scree
     shown = page.locator("dialog.flux2-data")
     assert shown.locator("h2").inner_text() == own["Pictures of {folder}"].replace("{folder}", pictures)
     in_own_words(page, ".flux2-data", language, CURATED)
-    page.screenshot(path=screenshots / f"pictures {language}.png")
+    photograph(page, screenshots, f"pictures {language}")
     for tool in ("Search and replace", "Tags", "Cache"):
         shown.get_by_role("button", name=own[tool], exact=True).click()
         in_own_words(page, ".flux2-data", language)
     shown.get_by_role("button", name=own["Paint mask"], exact=True).click()
     in_own_words(page, ".flux2-mask", language, ("Erase", "All", "Nothing", "Invert", "Undo", "Save", "Cancel"))
-    page.screenshot(path=screenshots / f"mask {language}.png")
+    photograph(page, screenshots, f"mask {language}")
     page.keyboard.press("Escape")
     shown.get_by_role("button", name=own["Close"], exact=True).click()
     shown.wait_for(state="detached")

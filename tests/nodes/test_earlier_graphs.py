@@ -47,6 +47,7 @@ def earlier_prompt(slug: str) -> dict:
     return prompt
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("renderer, slug", [
     *(("canvas", slug) for slug in WIRED), ("newer nodes", "flux2_lora_character"),
 ])  # fmt: skip
@@ -70,6 +71,7 @@ def parted(prompt: dict) -> tuple[list, dict]:
     return options, {name: value for name, value in inputs.items() if not name.startswith("options.")}
 
 
+@pytest.mark.drawn(cases=1)
 @pytest.mark.parametrize("slug", WIRED)
 def test_an_earlier_prompt_opens_with_its_option_nodes_wired(page, slug):
     for prompt in (earlier_prompt(slug), shipped(slug)):

@@ -1,8 +1,7 @@
 """What a person finds in the search for nodes."""
 
-from pathlib import Path
-
 import pytest
+from browsing import photograph
 from frontend import FRONTENDS, frontend, server_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.long]
@@ -21,10 +20,10 @@ def page(request):
 
 
 @pytest.fixture
-def found(page):
+def found(page, screenshots):
     """``found(query)``: the text of each result, the best first."""
 
-    def search(query: str, screenshot: Path | None = None) -> list[str]:
+    def search(query: str) -> list[str]:
         field = page.get_by_role("combobox").first
         while not field.is_visible():  # a frontend that was just opened does not hear the first clicks
             page.mouse.dblclick(900, 600)
@@ -34,8 +33,7 @@ def found(page):
         results = page.get_by_role("option")
         results.first.wait_for()
         texts = results.all_inner_texts()
-        if screenshot:
-            page.screenshot(path=screenshot)
+        photograph(page, screenshots, f"search {query}")
         page.keyboard.press("Escape")
         page.keyboard.press("Escape")
         page.wait_for_timeout(300)
@@ -44,13 +42,14 @@ def found(page):
     return search
 
 
+@pytest.mark.drawn(cases=2)
 @pytest.mark.parametrize("query", FIRST)
 def test_the_right_node_is_found_first(found, query):
     assert found(query)[0].startswith(FIRST[query])
 
 
-def test_a_person_sees_where_a_node_comes_from(page, found, screenshots):
-    assert "comfyui-flux2-train" in found("train lora", screenshots / "search.png")[0]
+def test_a_person_sees_where_a_node_comes_from(found):
+    assert "comfyui-flux2-train" in found("train lora")[0]
 
 
 @pytest.fixture
@@ -59,6 +58,7 @@ def by_use(request):
     return request.node.callspec.params["page"] == "pinned"
 
 
+@pytest.mark.drawn(cases=2)
 @pytest.mark.parametrize("query", AMONG_THREE)
 def test_one_of_ours_is_among_the_first_three(found, query, by_use):
     if query == "preview" and not by_use:

@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+from browsing import photograph
 from comfy_server import ROOT
 from frontend import (
     FRONTENDS,
@@ -32,7 +33,7 @@ SECONDS = 900
 # Every place, on a grid inside the nodes, where a wire is drawn under one: [node, x, y].
 UNDER = """() => {
     const paths = [...app.graph.links.values(), ...app.graph.reroutes.values()].map(each => each.path).filter(Boolean)
-    const context = new OffscreenCanvas(1, 1).getContext('2d'), edge = 14, step = 7, found = []
+    const context = new OffscreenCanvas(1, 1).getContext('2d'), edge = 14, step = 14, found = []
     context.lineWidth = step * 1.5
     for (const node of app.graph._nodes)
         for (let x = node.pos[0] + edge; x < node.pos[0] + node.size[0] - edge; x += step)
@@ -80,7 +81,7 @@ def add_picture(server) -> None:
 def look(request, page, screenshots):
     """``look(name)`` takes a screenshot."""
     newest = "" if request.node.callspec.params["page"] == "pinned" else ", newest"
-    return lambda name: page.screenshot(path=screenshots / f"{name}{newest}.png")
+    return lambda name: photograph(page, screenshots, f"{name}{newest}")
 
 
 @pytest.fixture(scope="module", params=RENDERERS)

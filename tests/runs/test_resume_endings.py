@@ -139,7 +139,7 @@ def without_optimizer(trainer):
     return {name: part for name, part in trainer.state_dict().items() if name != "optimizer"}
 
 
-@pytest.mark.drawn
+@pytest.mark.drawn(cases=3)
 @pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["adamw", "prodigy", "schedulefree"])
 @pytest.mark.parametrize("every, again_from", [(2, 5), (3, 4), (0, 1)])

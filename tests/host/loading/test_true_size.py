@@ -136,7 +136,7 @@ OFTEN = [
 ]  # fmt: skip
 
 
-@pytest.mark.drawn(cases=5)
+@pytest.mark.drawn(cases=4)
 @pytest.mark.long(cases=1)
 @pytest.mark.parametrize(
     "flavour, layout", [case if case in OFTEN else pytest.param(*case, marks=pytest.mark.slow) for case in TRANSFORMERS]
