@@ -6,9 +6,13 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -51,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
             result, shown = order.order(options.out), order
             write_text(path, json.dumps(result, indent=1) + "\n")
         else:
-            result, shown = answered(name, protocol, options.seeds, path, options.only), ALL[name].shown
+            result = answered(name, protocol, options.seeds, path, options.only, options.processes)
+            shown = ALL[name].shown
         print(f"\n{shown.table(result)}\n{path}", flush=True)
         shown.plot(result, path.with_suffix(".png"))
 
@@ -65,29 +70,54 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--steps", type=int, default=0, help="0 takes the demo's")
     found.add_argument("--prompts", type=int, default=Protocol.prompts, help="painted for each score")
     found.add_argument("--only", nargs="+", default=[], metavar="SETTING", help="of the question's settings, these")
-    found.add_argument("--threads", type=int, default=2)
+    found.add_argument("--threads", type=int, default=2, help="of all processes together")
+    found.add_argument("--processes", type=int, default=1, help="that measure side by side; reach wants 1")
     found.add_argument("--out", type=Path, default=RESULTS)
     return found
 
 
-def answered(name: str, protocol: Protocol, seeds: int, path: Path, only: list[str]) -> dict:
+def answered(name: str, protocol: Protocol, seeds: int, path: Path, only: list[str], processes: int = 1) -> dict:
     """The result of a question. What its file holds already is not measured again; each new cell is written at once.
 
     Neither is a run that another question of the folder has made on this machine, with the same changes and seed. Seeds
-    are the outer loop, so that what is there early compares all settings. Raises SystemExit if the file was made by
-    another protocol.
+    are the outer loop, so that what is there early compares all settings. ``processes`` measure cells side by side.
+    Raises SystemExit if the file was made by another protocol.
     """
-    question, result = ALL[name], _begun(name, protocol, path)
+    settings, result = ALL[name].settings, _begun(name, protocol, path)
     done = {(cell["setting"], cell["seed"]) for cell in result["cells"]}
-    for seed in range(seeds):
-        for setting, changes in question.settings.items():
-            if (setting, seed) in done or (only and setting not in only):
-                continue
-            found = _made(result, changes, seed, path) or question.measure(changes, seed, protocol)
-            result["cells"].append({"setting": setting, "seed": seed, "changes": list(changes), **found})
-            write_text(path, json.dumps(result, indent=1) + "\n")
-            print(f"{name}, {setting}, seed {seed}: {found}", flush=True)
+    wanted = [(setting, seed) for seed in range(seeds) for setting in settings if setting in (only or settings)]
+    cells = [Cell(name, setting, seed, protocol) for setting, seed in wanted if (setting, seed) not in done]
+    made = {cell: found for cell in cells if (found := _made(result, settings[cell.setting], cell.seed, path))}
+    for cell, found in chain(made.items(), _measured([cell for cell in cells if cell not in made], processes)):
+        changes = list(settings[cell.setting])
+        result["cells"].append({"setting": cell.setting, "seed": cell.seed, "changes": changes, **found})
+        write_text(path, json.dumps(result, indent=1) + "\n")
+        print(f"{name}, {cell.setting}, seed {cell.seed}: {found}", flush=True)
     return result
+
+
+class Cell(NamedTuple):
+    """A setting of a question, with one seed."""
+
+    question: str
+    setting: str
+    seed: int
+    protocol: Protocol
+
+
+def _measured(cells: list[Cell], processes: int) -> Iterator[tuple[Cell, dict]]:
+    """What is measured of each cell, in their order. Processes are new ones: torch's threads do not survive a fork."""
+    if processes == 1:
+        yield from ((cell, _one(cell)) for cell in cells)
+        return
+    threads = max(1, torch.get_num_threads() // processes)
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        yield from zip(cells, pool.map(_one, cells), strict=True)
+
+
+def _one(cell: Cell) -> dict:
+    question = ALL[cell.question]
+    return question.measure(question.settings[cell.setting], cell.seed, cell.protocol)
 
 
 def _made(result: dict, changes: Sequence[str], seed: int, path: Path) -> dict:
