@@ -153,6 +153,7 @@ def test_regularisation_images_are_never_held_out():
         assert [item.source for item in out.items] == [0] and len(trained_on) == 4
 
 
+@pytest.mark.long
 def test_held_out_images_of_their_own_are_measured_and_told_if_they_are_trained_on(plain):
     caches = tiny_caches(7)
     held_out = part(caches, caches[0].dataset.items[5:])

@@ -87,6 +87,7 @@ def test_auto_takes_the_fastest_that_fits_and_says_why(paths, vram, ram, expecte
     assert text.startswith(f"klein-9b, {expected} (auto: the fastest that fits ")
 
 
+@pytest.mark.long
 def test_auto_takes_only_what_this_comfyui_has(paths, monkeypatch):
     monkeypatch.setattr(quantise, "available", lambda: ["fp8 (scaled)"])
     with pytest.raises(UserError, match=r"cannot be trained here by any setting"):

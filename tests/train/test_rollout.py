@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -28,6 +29,7 @@ def trained(**changes):
     return trainer
 
 
+@cache
 def weights_of(settings):
     return state_dict(trained(rollout=settings).adapters, torch.float32)
 

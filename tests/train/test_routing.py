@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -167,6 +168,7 @@ def test_micro_batches_learn_what_the_batch_learns():
     assert one.history.losses[0] == pytest.approx(two.history.losses[0], rel=1e-5)
 
 
+@cache
 def weights_of(settings):
     return state_dict(trained(steps=4, routing=settings).adapters, torch.float32)
 

@@ -119,6 +119,7 @@ def test_a_log_that_is_gone_is_no_error(tmp_path):
     assert "they said nothing" in why(tmp_path / "log", 2)
 
 
+@pytest.mark.long
 def test_every_process_that_was_started_is_ended():
     child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'])"
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
