@@ -7,6 +7,7 @@ from pathlib import Path
 import forks
 import pytest
 
+from bench.speed import cards
 from bench.speed.ratios import ratio
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,3 +74,18 @@ def test_the_interval_holds_the_median_and_shrinks_with_more_pairs():
     assert few.high - few.low > many.high - many.low
     assert ratio([2.0] * 5, [1.0] * 5) == ratio([4.0] * 5, [2.0] * 5)
     assert ratio([2.0] * 5, [1.0] * 5).low == 2.0
+
+
+@pytest.mark.long
+def test_seconds_on_cards_are_added_up(capsys):
+    cards.main(["--flavours", "klein-4b", "--resolutions", "512"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].split(", ")[0].removeprefix("| ") for row in rows] == [card.name for card in cards.CARDS]
+    for card, (*_, arithmetic, memory, bus, seconds, limit) in zip(cards.CARDS, rows, strict=True):
+        arithmetic, memory, bus, seconds = map(float, (arithmetic, memory, bus, seconds))
+        assert seconds == pytest.approx(max(arithmetic + memory, bus), abs=0.011) and memory > 0
+        # Two operations for each token and number of 3.9 G, in two products at least, in four where blocks are
+        # recomputed; of a double block each token sees one half. Attention comes to them.
+        passes = [products * 2 * 1536 / card.flops for products in (2 * 2.9e9, 4 * 4.5e9)]
+        assert passes[0] - 0.005 < arithmetic < passes[1] + 0.005
+        assert limit.removesuffix(" |") in ("arithmetic", "memory", "bus")
