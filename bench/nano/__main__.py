@@ -23,7 +23,8 @@ def _decoder(options: argparse.Namespace) -> None:
     from .decoder import train_decoder
     from .score import transformer_of
 
-    train_decoder(options.steps, options.work, transformer_of(options.work) if options.sampled else None)
+    transformer = transformer_of(options.work) if options.sampled else None
+    train_decoder(options.steps, options.work, transformer, options.seed, options.rate)
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
 def _training_jobs(jobs) -> None:
     from flux2_train.nano import WEIGHTS
 
+    from .decoder import RATE
     from .train import STEPS, WORK
 
     train = jobs.add_parser("train", help="fit the encoder and train the transformer, or go on training")
@@ -83,6 +85,8 @@ def _training_jobs(jobs) -> None:
     train.add_argument("--weights", type=Path, help="begin a new run with the weights in this file")
     decoder = jobs.add_parser("decoder", help="train the decoder's convolutions on latents with errors")
     decoder.add_argument("--steps", type=int, default=1500)
+    decoder.add_argument("--seed", type=int, default=0)
+    decoder.add_argument("--rate", type=float, default=RATE, help="a third of it to go on with what is learned")
     decoder.add_argument("--sampled", action="store_true", help="with errors that the transformer in WORK makes, too")
     install = jobs.add_parser("install", help="write the weights that the pack ships, from WORK")
     install.add_argument("folder", type=Path, nargs="?", default=WEIGHTS)

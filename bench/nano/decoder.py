@@ -35,7 +35,9 @@ LATEST = 0.7  # largest t from which the transformer takes latents back
 FREE_SHARE = 0.5  # pictures that are no scenes of the world: any colours, any place, free strokes
 
 
-def train_decoder(steps: int, work: Path, transformer: nn.Module | None = None, seed: int = 0) -> OverlapAutoencoder:
+def train_decoder(
+    steps: int, work: Path, transformer: nn.Module | None = None, seed: int = 0, rate: float = RATE
+) -> OverlapAutoencoder:
     """Fit the convolutions, write ``work``/vae.safetensors and return them.
 
     What ``work`` has of an earlier fit is where this one begins; the rate falls to zero at ``steps``.
@@ -49,7 +51,7 @@ def train_decoder(steps: int, work: Path, transformer: nn.Module | None = None, 
     noted, losses = time.monotonic(), []
     for step in range(steps):
         losses.append(_loss(model, random.Random(f"{seed}/{steps}/{step}"), transformer))
-        update(refining, momentum, RATE * min(1, (step + 1) / 20, 1.5 * (1 - step / steps)))
+        update(refining, momentum, rate * min(1, (step + 1) / 20, 1.5 * (1 - step / steps)))
         if step % 50 == 49:
             print(step + 1, f"{np.mean(losses):.4f}", f"{(time.monotonic() - noted) / 50:.2f} s", flush=True)
             noted, losses = time.monotonic(), []
@@ -88,12 +90,16 @@ def _save(model: OverlapAutoencoder, path: Path) -> None:
 
 
 def _loss(model: OverlapAutoencoder, rng: random.Random, transformer: nn.Module | None) -> float:
-    """Gradients of the mean absolute error, which likes flat tones and sharp edges; returns it."""
+    """Gradients of the error, which it returns: the mean absolute one, and the root of the mean squared one.
+
+    The first likes flat tones and sharp edges. The second is what the reconstruction is measured by.
+    """
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     pixels, latents = example(model, rng, generator, transformer)
     with half_products():
         painted = model.refined(latents)
-    loss = (painted.float() - pixels).abs().mean()
+    error = painted.float() - pixels
+    loss = error.abs().mean() + error.square().mean().sqrt()
     loss.backward()
     return loss.item()
 

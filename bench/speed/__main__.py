@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OTHERS = [name for name in CONTENDERS if name != "ours"]
 SIZES = ("hidden", "double", "single", "context", "tokens", "text", "rank")
 OVERHEAD = {"hidden": 128, "double": 8, "single": 24, "context": 64, "tokens": 16, "text": 16, "rank": 4}
-TRAINERS = [name for name in OTHERS if not name.startswith(("routed", "compiled", "int8"))]
+TRAINERS = ["diffusers", "node", "node_bypass"]
 
 
 class Worker:
@@ -81,23 +81,30 @@ def measure(problem: Problem, names: list[str], pairs: int, warmup: int, threads
 
 def report(title: str, found: dict[str, dict]) -> dict:
     """Print medians and ratios of one mode; return them."""
-    print(f"\n{title}\n{'':12} {'s/step':>8} {'adds':>8} {'peak MB':>8}   ours / it, median and 95 % interval")
+    print(f"\n{title}\n{'':18} {'s/step':>8} {'adds':>8} {'peak MB':>8}   ours / it, median and 95 % interval")
     rows = {}
     for name, values in found.items():
         if "error" in values:
             rows[name] = values
-            print(f"{name:12} cannot: {values['error']}")
+            print(f"{name:18} cannot: {values['error']}")
             continue
         row = rows[name] = {key: statistics.median(values[key]) for key in ("seconds", "adds", "peak_mb")}
         if name != "ours" and "error" not in found["ours"]:
-            times = ratio(found["ours"]["seconds"], values["seconds"])
-            row["time_ratio"] = asdict(times)
-            row["adds_ratio"] = asdict(ratio(found["ours"]["adds"], values["adds"]))
-            row["memory_ratio"] = statistics.median(found["ours"]["peak_mb"]) / row["peak_mb"]
+            row |= _ratios(found["ours"], values)
         text = _compared(row) if "time_ratio" in row else ""
-        print(f"{name:12} {row['seconds']:8.3f} {row['adds']:8.0f} {row['peak_mb']:8.0f}   {text}")
+        print(f"{name:18} {row['seconds']:8.3f} {row['adds']:8.0f} {row['peak_mb']:8.0f}   {text}")
         row |= {"all_seconds": values["seconds"], "all_adds": values["adds"], "losses": values["loss"]}
+    if {"compiled", "diffusers"} <= {name for name, row in rows.items() if "error" not in row}:
+        rows["compiled"]["against_diffusers"] = compared = _ratios(found["compiled"], found["diffusers"])
+        print(f"compiled / diffusers: {_compared(compared)}")
     return rows
+
+
+def _ratios(ours: dict, theirs: dict) -> dict:
+    """Of seconds, processor time and peaks of pairs of steps."""
+    memory = statistics.median(ours["peak_mb"]) / statistics.median(theirs["peak_mb"])
+    return {"time_ratio": asdict(ratio(ours["seconds"], theirs["seconds"])),
+            "adds_ratio": asdict(ratio(ours["adds"], theirs["adds"])), "memory_ratio": memory}  # fmt: skip
 
 
 def _compared(row: dict) -> str:

@@ -70,8 +70,11 @@ def routed_25(problem: Problem, done: Done) -> None:
     ours(problem, done, ratio=0.25)
 
 
-def diffusers(problem: Problem, done: Done) -> None:
-    """diffusers' Flux2Transformer2DModel with peft's LoRA on the same Linears, called as its pipeline calls it."""
+def diffusers(problem: Problem, done: Done, compile: bool = False) -> None:
+    """diffusers' Flux2Transformer2DModel with peft's LoRA on the same Linears, called as its pipeline calls it.
+
+    ``compile``: whether its blocks run through torch.compile, each kind compiled once.
+    """
     import peft
 
     from bench.as_diffusers import diffusers_transformer
@@ -85,6 +88,8 @@ def diffusers(problem: Problem, done: Done) -> None:
         p.data = p.data.float()
     if problem.checkpointing:
         transformer.enable_gradient_checkpointing()
+    if compile:
+        transformer.compile_repeated_blocks()
     dtype, device = transformer.x_embedder.weight.dtype, problem.device
     text = problem.inputs()[1].to(device, dtype)
     zero, side = torch.tensor([0]), torch.arange(round(problem.tokens**0.5))
@@ -99,6 +104,11 @@ def diffusers(problem: Problem, done: Done) -> None:
         return found.transpose(1, 2).reshape(x_t.shape)
 
     train(problem, predict, parameters, done)
+
+
+def diffusers_compiled(problem: Problem, done: Done) -> None:
+    """diffusers and peft with compiled blocks."""
+    diffusers(problem, done, compile=True)
 
 
 def node(problem: Problem, done: Done, bypass: bool = False) -> None:
@@ -153,5 +163,5 @@ def with_short_text(model, tokens: int):
 
 CONTENDERS = {
     "ours": ours, "diffusers": diffusers, "node": node, "node_bypass": node_bypass, "routed_50": routed_50,
-    "routed_25": routed_25, "compiled": compiled, "int8": int8,
+    "routed_25": routed_25, "compiled": compiled, "diffusers_compiled": diffusers_compiled, "int8": int8,
 }  # fmt: skip
