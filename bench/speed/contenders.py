@@ -143,8 +143,10 @@ def comfyui_model(problem: Problem):
     import_comfyui(*(["--cpu"] if problem.device == "cpu" else []))
     import comfy.sd
 
-    with torch.inference_mode():
-        model = comfy.sd.load_diffusion_model(problem.weights)
+    dtype = getattr(torch, problem.dtype)
+    with torch.inference_mode():  # on a CPU ComfyUI would keep half-precision weights in fp32, and compute in fp32
+        model = comfy.sd.load_diffusion_model(problem.weights, model_options={"dtype": dtype})
+    model.set_model_compute_dtype(None if dtype == torch.float32 else dtype)
     return model if problem.text == TEXT else with_short_text(model, problem.text)
 
 
