@@ -98,7 +98,7 @@ def _by_rows(matrix: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
 def _scaled(matrix: Tensor, before: Tensor | None, right: Tensor, after: Tensor | None) -> Tensor:
     """``matrix`` times the columns ``before``, quantised, times int8 ``right``, times the columns ``after``."""
     found = matrix.new_empty(len(matrix), right.shape[1])
-    for rows in _chunks(*found.shape, AT_ONCE):
+    for rows in _chunks(len(matrix), max(right.shape), AT_ONCE):
         values, scales = _by_rows(matrix[rows], before)
         _write(found[rows], _integers(values, right), scales, after)
     return found

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from counted import META, Live
 from support import adapters_for, brief_flux2, problem
 from test_compiled import gradients
 from test_reference import _plain as plain
@@ -11,6 +12,7 @@ from flux2_train.host.borrowed.borrow import Borrowed, borrow_as, linears, train
 from flux2_train.host.borrowed.eight_bit import EightBit
 from flux2_train.host.borrowed.frozen import numbers, product, transposed_product
 from flux2_train.host.system import compiler
+from flux2_train.planning.estimate import IN_INT8
 from flux2_train.planning.layout import BLOCKS, LEAF, OFF, Layout
 
 CPU = torch.device("cpu")
@@ -96,6 +98,23 @@ def test_weights_stored_in_int8_are_used_as_they_are(format):
         x = turned(whole, group)
         exact = x @ plain(layer.weight).double().T
         assert (product(layer, x.float()) - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(2304, 256), (256, 1024), (256, 256)])
+def test_the_planner_counts_what_is_alive_on_a_card(monkeypatch, dtype, shape):
+    """Beside what is returned, of many tokens."""
+    most = 1 << 16
+    monkeypatch.setattr(int8, "AT_ONCE", most)
+    own, x, grad = (torch.empty(each, dtype=dtype, device=META) for each in (shape, (4096, shape[1]), (4096, shape[0])))
+    weight = int8.quantised(own)
+    for function, arguments in (
+        (int8.quantised, (own,)), (int8.product, (x, weight)), (int8.transposed_product, (grad, weight))
+    ):  # fmt: skip
+        with Live() as live:
+            returned = function(*arguments)
+        kept = returned.values if function is int8.quantised else returned
+        assert 4 * most < live.most - kept.nbytes <= (IN_INT8 + 0.1) * most
 
 
 def test_a_row_that_is_not_finite_stays_so():
