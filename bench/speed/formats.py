@@ -3,8 +3,9 @@
 Steps of a run with the demo's settings are computed again in each format, with all Linears of the blocks in 8 bits, and
 the run goes on with the exact step: all formats meet the same weights, LoRA and batches. ``--outliers 32`` makes some
 hidden channels of nano's MLPs 32 times as large, and the weights behind them as much smaller, so that nano computes the
-same. The first two rows are the engine's own code. The numbers of the others are rounded to their format and multiplied
-in fp32, which is kinder to fp8 than a card, whose sums of fp8 products have fewer bits.
+same. The first row is the engine's own code, the second is the same without its rotation. The numbers of the others,
+which rotate nothing, are rounded to their format and multiplied in fp32, which is kinder to fp8 than a card, whose sums
+of fp8 products have fewer bits.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ from flux2_train.train.speed.products import Gradient, Products, agreement_of  #
 SMALLEST = torch.finfo(torch.float32).tiny  # scale of zeros alone
 BEHIND = {"mlp.0": "mlp.2", "linear1": "linear2"}  # the Linears before and behind a block's activation
 APART = 64  # one outlier among so many channels
-GROUP = 256  # the widest rotation that ComfyUI's kernels have
 COLUMNS = (
     ("outputs", median, "{:.1%}"), ("worst outputs", max, "{:.1%}"), ("input gradients", median, "{:.1%}"),
     ("worst input gradients", max, "{:.1%}"), ("adapters", median, "{:.1%}"), ("cosine", median, "{:.4f}"),
@@ -91,15 +91,10 @@ class Format(NamedTuple):
         return {"quantised": self.quantised, "product": self.product, "transposed_product": self.transposed_product}
 
 
-def rotated(weight: Tensor) -> int8.Numbers:
-    """As files have it whose weights are rotated (convrot). The engine rotates the inputs then."""
-    return int8.Numbers(*int8._by_rows(int8._rotated(weight, GROUP)), GROUP)
-
-
-OWN = "int8, scales of tokens and output channels"
+OWN = "int8, rotated, scales of tokens and output channels"
 FORMATS: dict[str, dict[str, Callable]] = {
     OWN: {"quantised": int8.quantised},
-    "the same, rotated": {"quantised": rotated},
+    "the same, not rotated": {"group_of": lambda width: 0},
     "int8, scales of tokens and the whole weight": Format(torch.round, 127, of_all, of_rows).functions(),
     "fp8, scales of tokens and output channels": Format(e4m3, 448, of_rows, of_rows).functions(),
     "fp8, scales of tokens and the whole weight": Format(e4m3, 448, of_all, of_rows).functions(),

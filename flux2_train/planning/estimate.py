@@ -13,7 +13,7 @@ from .activations import ROPE, Block, Numbers, Tokens, double_block, single_bloc
 from .layout import SELECTIVE, SLOTS, Layout, groups
 from .work import AT_ONCE, Machine, Work
 
-IN_INT8 = 9  # bytes for each number that is converted at a time: in int8, int32 and fp32
+IN_INT8 = 13  # bytes for each number that is converted at a time: in int8, int32, fp32, and rotated in fp32 again
 IN_ONE_STEP = 2  # formats.Precision.dequantising where a kernel dequantises in one step
 OVERLAP = 1.15  # a step with transfers beside arithmetic takes this many times the longer of both: bench/gpu checks it
 

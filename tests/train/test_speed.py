@@ -93,17 +93,18 @@ def test_the_cosine_it_states_is_that_of_the_first_steps_gradients(parts, faster
     assert "comparing 8-bit products with exact ones" in said(received, events.Phase)
 
 
-def outlier(model):
-    """One input channel of a layer is a thousand times as large, and its weights are as much smaller."""
+def outlier(model, larger):
+    """One input channel of a layer is so many times as large, and its weights are as much smaller."""
     before, layer = linears(model)["double_blocks.0.img_mlp.0"], linears(model)[BAD]
     with torch.inference_mode():
-        before.weight[-1] *= 1000  # of the half that multiplies the activation
-        layer.weight[:, -1] /= 1000
+        before.weight[-1] *= larger  # of the half that multiplies the activation
+        layer.weight[:, -1] /= larger
     return model
 
 
 def test_a_layer_with_a_huge_channel_stays_exact_and_a_resumed_run_keeps_that(faster):
-    parts = outlier(brief_flux2()), *tiny_caches()
+    """Rotation spreads it among the 64 numbers of its group, which then are far larger than the other groups'."""
+    parts = outlier(brief_flux2(), 1000), *tiny_caches()
     trainer, received = train(parts, CERTIFIED)
     chosen = trainer.memory.products.choice.layers
     assert BAD not in chosen and len(chosen) >= LAYERS - 2
@@ -119,6 +120,15 @@ def test_a_layer_with_a_huge_channel_stays_exact_and_a_resumed_run_keeps_that(fa
     assert products(received)[0] == "exact products until 8 bits are compared with them"
 
 
+@pytest.mark.parametrize("rotates", [True, False])
+def test_a_large_channel_keeps_no_layer_exact_because_rows_are_rotated(faster, monkeypatch, rotates):
+    """Without rotation it does."""
+    if not rotates:
+        monkeypatch.setattr(int8, "group_of", lambda width: 0)
+    trainer, _ = train((outlier(brief_flux2(), 64), *tiny_caches()), replace(CERTIFIED, steps=1))
+    assert (BAD in trainer.memory.products.choice.layers) == rotates
+
+
 def test_layers_are_given_back_until_the_whole_gradient_is_close(parts, faster, monkeypatch):
     """The bound lies between the error of all layers and that of the best."""
     whole = train(parts, replace(CERTIFIED, steps=1))[0].memory.products.choice.whole
@@ -127,8 +137,11 @@ def test_layers_are_given_back_until_the_whole_gradient_is_close(parts, faster, 
     choice = trainer.memory.products.choice
     assert 0 < len(choice.layers) < LAYERS and choice.whole.error <= 0.9 * whole.error
     monkeypatch.setattr(of_speed, "WHOLE_COSINE", 1.0)
-    _, received = train(parts, replace(CERTIFIED, steps=1))
-    assert products(received)[1].startswith("exact products: in 8 bits the cosine of the gradient is 0.99")
+    trainer, received = train(parts, replace(CERTIFIED, steps=1))
+    whole = trainer.memory.products.choice.whole
+    assert not trainer.memory.products.choice.layers and 0.999 < whole.cosine < 1
+    told = f"exact products: in 8 bits the cosine of the gradient is {whole.cosine:.4f}"
+    assert products(received)[1].startswith(told)
     monkeypatch.setattr(certifying, "LAYER_ERROR", 1e-6)
     _, received = train(parts, replace(CERTIFIED, steps=1))
     assert products(received)[1] == f"exact products: the error of 8 bits is within the bounds in 0 of {LAYERS} layers"
@@ -195,7 +208,7 @@ def test_the_plan_counts_what_is_converted_at_a_time():
     eight_bit, block = replace(exact, eight_bit=True), Tokens(1, 64, 16)
     wide = 4096 * 36864  # a single block's first Linear
     added = [b.top - a.top for a, b in zip(blocks_of(exact, block), blocks_of(eight_bit, block), strict=True)]
-    assert max(added) == wide + 9 * AT_ONCE and min(added) > 0
+    assert max(added) == wide + 13 * AT_ONCE and min(added) > 0
 
 
 def test_report_and_lora_say_it(parts, faster, tmp_path):

@@ -1,8 +1,10 @@
 """Matrix products of int8 numbers in place of a frozen Linear's, forward and backward, from one int8 weight.
 
 Every token is quantised by its own largest number, and the weight by that of each output channel, so that a large
-number takes bits from its own row alone. In backward the channels' scales are multiplied into the gradient before its
-tokens are quantised: what is left of the weight are the same int8 numbers. Sums are exact, in int32.
+number takes bits from its own row alone. Before that, rows of tokens and weight are rotated, which keeps their products
+as they are and spreads a large number over its neighbours (QuaRot, arXiv 2404.00456; ComfyUI's convrot). In backward
+the channels' scales are multiplied into the gradient before its tokens are quantised: what is left of the weight are
+the same int8 numbers. The product is rotated back. Sums are exact, in int32.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from ..system.compiler import reason_of
 LARGEST = 127
 ALIGNED = 32  # cuBLASLt on Turing wants multiples of it where newer cards want multiples of 8
 IN_CACHE = 1 << 17  # numbers that a CPU converts at a time
+GROUPS = 64, 16  # numbers that are rotated together: a group of 256 takes four times as long as one of 64
 INT8_LAYOUT = "TensorWiseINT8Layout"  # comfy-kitchen's name of what ComfyUI calls int8_tensorwise
 
 
 class Numbers(NamedTuple):
     """A weight (out, in): int8 ``values`` times ``scales`` (out, 1) in fp32.
 
-    ``group``: every so many numbers of a row were multiplied by a Hadamard matrix before (convrot); 0 if none were.
+    ``group``: every so many numbers of a row were rotated before, multiplied by a Hadamard matrix; 0 if none were.
     """
 
     values: Tensor
@@ -45,18 +48,32 @@ def stored(weight: Tensor) -> Numbers | None:
 
 
 def quantised(weight: Tensor) -> Numbers:
-    """A plain weight (out, in) with a scale for each output channel."""
-    return Numbers(*_by_rows(weight))
+    """A plain weight (out, in), rotated where ``group_of`` its input can be, with a scale for each output channel."""
+    group = group_of(weight.shape[1])
+    return Numbers(*_by_rows(weight, group=group), group)
+
+
+def group_of(width: int) -> int:
+    """How many numbers of a row of this width are rotated together: a power of 4 that divides it, 0 if none does."""
+    return next((group for group in GROUPS if width % group == 0), 0)
 
 
 def product(x: Tensor, weight: Numbers) -> Tensor:
     """``x W^T`` (R, out) in the dtype of ``x`` (R, in)."""
-    return _scaled(_rotated(x, weight.group), None, weight.values.t(), weight.scales.t())
+    found = x.new_empty(len(x), len(weight.values))
+    for rows in _chunks(len(x), max(weight.values.shape), AT_ONCE):
+        values, scales = _by_rows(x[rows], group=weight.group)
+        _write(found[rows], _integers(values, weight.values.t()), scales, columns=weight.scales.t())
+    return found
 
 
 def transposed_product(grad: Tensor, weight: Numbers) -> Tensor:
     """``grad W`` (R, in) in the dtype of ``grad`` (R, out)."""
-    return _rotated(_scaled(grad, weight.scales.t(), weight.values, None), weight.group)
+    found = grad.new_empty(len(grad), weight.values.shape[1])
+    for rows in _chunks(len(grad), max(weight.values.shape), AT_ONCE):
+        values, scales = _by_rows(grad[rows], columns=weight.scales.t())
+        _write(found[rows], _integers(values, weight.values), scales, group=weight.group)
+    return found
 
 
 def fits(into: int, out: int) -> bool:
@@ -80,40 +97,40 @@ def problem(device: torch.device) -> str:
     return "" if right else "it computes wrong numbers"
 
 
-def _by_rows(matrix: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``matrix`` (R, C), times ``columns`` (1, C) if given, as int8 values (R, C) and a scale (R, 1) for each row.
+def _by_rows(matrix: Tensor, columns: Tensor | None = None, group: int = 0) -> tuple[Tensor, Tensor]:
+    """``matrix`` (R, C) as int8 values (R, C) and a scale (R, 1) for each row, in fp32.
 
-    Rounded to the nearest, halves to even. A row that is not finite gets a scale that is not finite.
+    Before that it is multiplied by ``columns`` (1, C), or rotated by ``group``. Rounded to the nearest, halves to even.
+    A row that is not finite gets a scale that is not finite.
     """
     values = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
     scales = torch.empty(len(matrix), 1, dtype=torch.float32, device=matrix.device)
     for rows, room in _parts(matrix):
-        part = matrix[rows] if columns is None else torch.mul(matrix[rows], columns, out=room)
+        part = _changed(matrix[rows], columns, group, room)
         largest = torch.maximum(part.amax(1, keepdim=True), -part.amin(1, keepdim=True))
         scales[rows] = scale = largest.float() / LARGEST
         values[rows] = torch.mul(part, torch.where(scale == 0, 0.0, 1 / scale), out=room).round_()
     return values, scales
 
 
-def _scaled(matrix: Tensor, before: Tensor | None, right: Tensor, after: Tensor | None) -> Tensor:
-    """``matrix`` times the columns ``before``, quantised, times int8 ``right``, times the columns ``after``."""
-    found = matrix.new_empty(len(matrix), right.shape[1])
-    for rows in _chunks(len(matrix), max(right.shape), AT_ONCE):
-        values, scales = _by_rows(matrix[rows], before)
-        _write(found[rows], _integers(values, right), scales, after)
-    return found
-
-
-def _write(found: Tensor, integers: Tensor, scales: Tensor, after: Tensor | None) -> None:
+def _write(found: Tensor, integers: Tensor, scales: Tensor, columns: Tensor | None = None, group: int = 0) -> None:
+    """``integers`` (R, C) times ``scales`` (R, 1), then times ``columns`` (1, C) or rotated by ``group``."""
     for rows, room in _parts(found):
         if found.device.type == "cpu":
             room.copy_(integers[rows]).mul_(scales[rows])  # faster there than a product of two dtypes
         else:
             torch.mul(integers[rows], scales[rows], out=room)
-        if after is None:
-            found[rows] = room
-        else:
-            torch.mul(room, after, out=found[rows])
+        there = found[rows]
+        changed = _changed(room, columns, group, there)
+        if changed is not there:
+            there.copy_(changed)
+
+
+def _changed(part: Tensor, columns: Tensor | None, group: int, room: Tensor) -> Tensor:
+    """``part`` (R, C) times ``columns`` (1, C), in ``room``, or rotated by ``group``; ``part`` itself if neither."""
+    if columns is not None:
+        return torch.mul(part, columns, out=room)
+    return _rotated(part, group, room) if group else part
 
 
 def _integers(a: Tensor, b: Tensor) -> Tensor:
@@ -140,11 +157,19 @@ def _chunks(rows: int, columns: int, most: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def _rotated(x: Tensor, group: int) -> Tensor:
-    """``x`` with every ``group`` numbers of a row multiplied by the Hadamard matrix, which is its own inverse."""
-    if not group:
-        return x
-    return (x.unflatten(-1, (-1, group)) @ _hadamard(group, x.dtype, x.device)).flatten(-2)
+def _rotated(matrix: Tensor, group: int, room: Tensor) -> Tensor:
+    """``matrix`` (R, C) with every ``group`` numbers of a row multiplied by the Hadamard matrix, its own inverse.
+
+    Of the dtypes of ``matrix`` and ``room`` (R, C) in that of fewer bits, but not in fp16, because a rotated number may
+    be 8 times as large as the largest one before. It is written to ``room`` if that has this dtype.
+    """
+    dtype = min(matrix.dtype, room.dtype, key=lambda each: each.itemsize)
+    dtype = torch.float32 if dtype == torch.float16 else dtype
+    groups, right = matrix.reshape(-1, group).to(dtype), _hadamard(group, dtype, matrix.device)
+    if room.dtype != dtype:
+        return (groups @ right).view(matrix.shape)
+    torch.mm(groups, right, out=room.view(-1, group))
+    return room
 
 
 @cache

@@ -17,7 +17,7 @@ from flux2_train.planning.layout import BLOCKS, LEAF, OFF, Layout
 
 CPU = torch.device("cpu")
 NAME = "single_blocks.0.linear2"  # (128, 512)
-AS_STORED = {"int8": 0, "int8_convrot": 64}  # the group that is rotated
+AS_STORED = {"int8": 0, "int8_convrot": 64}  # the group that is rotated; of other formats every weight is rotated
 FORMATS = ["fp32", "bf16", "scaled_fp8_e4m3", "mxfp8", "nvfp4", "convrot_w4a4", *AS_STORED]
 STREAMED = Layout(BLOCKS, streamed=(0, 2), grouped=LEAF)
 
@@ -40,7 +40,7 @@ def step_of(rows):
 
 def bounds(x, grad, weight, format):
     """The largest error of each output and, as the norm of a row, of the input's gradient; all in float64."""
-    x, weight = (turned(each, AS_STORED.get(format, 0)) for each in (x, weight))
+    x, weight = (turned(each, AS_STORED.get(format, 64)) for each in (x, weight))
     scales = step_of(weight.view(1, -1)).expand(len(weight), 1) if format == "int8" else step_of(weight)
     of_x, of_weight = step_of(x) / 2, (0 if format in AS_STORED else scales / 2) * torch.ones_like(weight)
     forward = of_x * (weight.abs() + of_weight).sum(1) + x.abs() @ of_weight.T
@@ -100,14 +100,61 @@ def test_weights_stored_in_int8_are_used_as_they_are(format):
         assert (product(layer, x.float()) - exact).norm() <= 1e-6 * exact.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("width", "group"), [(512, 64), (192, 64), (96, 16), (40, 0)])
+def test_a_weight_is_rotated_where_its_width_allows(width, group):
+    """Products against those of integers that explicit rotations give in float64."""
+    x, weight, grad = drawn(19, width, 1).double(), drawn(96, width, 2).double(), drawn(19, 96, 3).double()
+    found = int8.quantised(weight.float())
+    assert found.group == int8.group_of(width) == group
+    rotated = turned(weight, group)
+    scales = step_of(rotated)
+    values = (rotated / scales).round()
+    assert (found.scales - scales).abs().max() <= 1e-5 * scales.max()
+    assert (found.values != values).float().mean() < 1e-3 and (found.values - values).abs().max() <= 1
+    tokens, folded = turned(x, group), grad * scales.T
+    y = (tokens / step_of(tokens)).round() @ values.T * step_of(tokens) * scales.T
+    dx = turned((folded / step_of(folded)).round() @ values * step_of(folded), group)
+    own = int8.product(x.float(), found), int8.transposed_product(grad.float(), found)
+    for one, right in zip(own, (y, dx), strict=True):
+        assert ((one - right).norm(dim=1) <= 2e-3 * right.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("group", [16, 64, 256])
+def test_rotations_are_orthonormal(group):
+    x = drawn(5, 512, 0)
+    once = int8._rotated(x, group, torch.empty_like(x))
+    assert torch.allclose(once.double(), turned(x.double(), group), rtol=1e-5, atol=1e-5 * x.abs().max())
+    assert torch.allclose(once.norm(dim=1), x.norm(dim=1), rtol=1e-5)
+    assert torch.allclose(int8._rotated(once, group, torch.empty_like(x)), x, rtol=1e-4, atol=1e-5 * x.abs().max())
+    half = int8._rotated(x.bfloat16(), group, torch.empty_like(x))
+    assert half.dtype == torch.bfloat16 and (half - once).norm() <= 1e-2 * once.norm()
+    huge = 6e4 * hadamard(group)[:2].sign().half()  # would be too large for fp16
+    assert int8._rotated(huge, group, torch.empty(2, group)).isfinite().all()
+
+
+def test_a_channel_of_large_numbers_costs_no_bits(monkeypatch):
+    """32 times as large as the others, with weights as much smaller: rotated rows are close, others are not."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, grad = (torch.randn(each, generator=generator) for each in ((64, 512), (96, 512), (64, 96)))
+    x[:, 7], weight[:, 7] = 32 * x[:, 7], weight[:, 7] / 32
+    errors = []
+    for _ in range(2):
+        numbers_of = int8.quantised(weight)
+        pairs = (int8.product(x, numbers_of), x @ weight.T), (int8.transposed_product(grad, numbers_of), grad @ weight)
+        errors.append([((own - right).norm() / right.norm()).item() for own, right in pairs])
+        monkeypatch.setattr(int8, "group_of", lambda width: 0)
+    (y, dx), (plain_y, plain_dx) = errors
+    assert y < 0.02 and dx < 0.02 and plain_y > 0.05 and dx <= 1.05 * plain_dx
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(2304, 256), (256, 1024), (256, 256)])
 def test_the_planner_counts_what_is_alive_on_a_card(monkeypatch, dtype, shape):
     """Beside what is returned, of many tokens."""
     most = 1 << 16
     monkeypatch.setattr(int8, "AT_ONCE", most)
     own, x, grad = (torch.empty(each, dtype=dtype, device=META) for each in (shape, (4096, shape[1]), (4096, shape[0])))
-    weight = int8.quantised(own)
+    weight = int8.quantised(own)  # makes the small matrix of the rotation
     for function, arguments in (
         (int8.quantised, (own,)), (int8.product, (x, weight)), (int8.transposed_product, (grad, weight))
     ):  # fmt: skip
