@@ -16,7 +16,6 @@ import time
 from collections import Counter, defaultdict
 
 import pytest
-from browsing import SCREENSHOTS
 from xdist.scheduler import LoadScopeScheduling
 
 SECONDS = 10  # a test that takes longer without --all is named at the end
@@ -51,7 +50,7 @@ def pytest_addoption(parser) -> None:
 def pytest_configure(config) -> None:
     config.pluginmanager.register(Summary(config))
     if config.getoption("--screenshots") or config.getoption("--all"):
-        os.environ[SCREENSHOTS] = "1"
+        os.environ["FLUX2_TEST_SCREENSHOTS"] = "1"  # which browsing.py reads
 
 
 @pytest.hookimpl(optionalhook=True)

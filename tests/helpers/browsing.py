@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-SCREENSHOTS = "FLUX2_TEST_SCREENSHOTS"  # variable that is set where screenshots are kept
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -168,7 +167,7 @@ def clear_toasts(page) -> None:
 
 def photograph(page, folder: Path, name: str) -> None:
     """Keep a picture of the page, to be looked at: with ``--screenshots`` or ``--all``."""
-    if not os.environ.get(SCREENSHOTS):
+    if not os.environ.get("FLUX2_TEST_SCREENSHOTS"):
         return
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=folder / f"{name}.png")
