@@ -328,4 +328,6 @@ def test_a_certified_step_is_measured(process):
 
 def test_a_step_with_the_fastest_attention_says_what_it_chose(process):
     found = ask(process, "ablation", flavour="nano", pixels=64, precision="bf16", remedies=[], attention="fastest")
-    assert found["seconds"] > 0 and found["attention"].startswith("comfyui for 1 x 2 heads x ")
+    chosen, shape, _ = found["attention"].partition(" for 1 x 2 heads x ")
+    # On a CPU both are the same kernel, whose times differ by chance
+    assert found["seconds"] > 0 and chosen in ("comfyui", "flash") and shape
