@@ -137,6 +137,7 @@ def test_auto_reads_no_weights_from_disk_where_another_precision_fits(paths):
     assert chosen.precision != AS_IN_FILE and "disk" not in text
 
 
+@pytest.mark.long
 def test_a_card_that_is_too_small_is_named_without_host_memory_for_a_mapped_file(paths):
     with pytest.raises(UserError, match=r"1.0 GB are free\. ") as error:
         chosen_precision(paths, "dev", AS_IN_FILE, vram=1, ram=4)

@@ -30,6 +30,7 @@ def work_of(flavour="dev", cards=(), **more):
     st.lists(st.integers(1, 100), min_size=4, max_size=60), st.integers(0, 200),
     st.lists(st.floats(1, 100), min_size=1, max_size=4),
 )  # fmt: skip
+@pytest.mark.long
 def test_every_block_lies_on_one_card_and_every_card_has_one(sizes, outside, free):
     counts = split(sizes, outside, free)
     assert len(counts) == len(free) and sum(counts) == len(sizes) and all(counts)

@@ -183,6 +183,7 @@ def test_auto_keeps_compiled_blocks_that_are_faster_also_when_resumed(parts, fig
     assert blocks(received) == [found] and resumed.memory.how.ran and resumed.step == 6
 
 
+@pytest.mark.long
 def test_auto_gives_up_what_is_not_faster_also_when_resumed(parts, figures):
     figures(1.0, 1.5)
     parts = parts[0], *tiny_caches(1)  # of one size

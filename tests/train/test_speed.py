@@ -129,6 +129,7 @@ def test_a_large_channel_keeps_no_layer_exact_because_rows_are_rotated(faster, m
     assert (BAD in trainer.memory.products.choice.layers) == rotates
 
 
+@pytest.mark.long
 def test_layers_are_given_back_until_the_whole_gradient_is_close(parts, faster, monkeypatch):
     """The bound lies between the error of all layers and that of the best."""
     whole = train(parts, replace(CERTIFIED, steps=1))[0].memory.products.choice.whole
@@ -181,6 +182,7 @@ def test_a_gradient_that_is_not_finite_decides_nothing(parts, faster, monkeypatc
     assert trainer.memory.products.choice is not None
 
 
+@pytest.mark.long
 def test_int8_numbers_are_kept_as_long_as_there_is_room(parts):
     """The plan counts them. A smaller layout does without; so does a plan that streams, or a limit without room."""
     trainer = new_trainer(*parts, FAST)

@@ -67,6 +67,7 @@ def test_the_same_seed_gives_the_same_lora(nano, robot, plain):
     assert not same(plain, lora_of(nano, robot, seed=1))
 
 
+@pytest.mark.long
 def test_a_folders_own_batch_is_trained_and_planned_like_the_runs(nano, robot):
     dataset = replace(robot.latents.dataset, sources=(replace(robot.latents.dataset.sources[0], batch=2),))
     own = replace(robot, embeds=replace(robot.embeds, dataset=dataset), latents=replace(robot.latents, dataset=dataset))
