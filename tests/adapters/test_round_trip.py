@@ -125,6 +125,7 @@ def test_stock_bypass_and_lora_apply_on_every_base(kind, base, tmp_path, caplog)
         assert error(predict(stock(model, path, True, caplog)), expected) < EXACT
 
 
+@pytest.mark.long(cases=6)
 @pytest.mark.parametrize("base", ["int8", "int8_convrot", "convrot_w4a4"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layer_adds_the_same_beside_quantised_activations(kind, base, tmp_path, caplog):

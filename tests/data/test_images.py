@@ -140,6 +140,7 @@ def scene(size: tuple[int, int]) -> Image.Image:
     return image
 
 
+@pytest.mark.long(cases=8)
 @pytest.mark.parametrize("orientation", [1, *ORIENTATIONS])
 @pytest.mark.parametrize("size, box, shrink", [
     ((128, 96), (3.0, 5.0, 1603.0, 1205.0), 4), ((64, 64), (0.0, 0.0, 1200.0, 1200.0), 8),

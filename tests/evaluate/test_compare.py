@@ -68,6 +68,7 @@ def test_every_picture_is_the_samplers(nano, loras, rows):
     assert not any(torch.equal(a, b) for i, a in enumerate(flat) for b in flat[:i])
 
 
+@pytest.mark.long
 def test_the_grid_has_a_row_per_lora_and_a_column_per_strength(rows):
     grid = numpy.asarray(labelled(rows, ["a", "b"], STRENGTHS, 0))
     step = 32 + sheets.GAP

@@ -197,6 +197,7 @@ def test_a_mean_of_the_weights_is_exported_and_the_weights_go_on(plain):
             assert torch.allclose(mean, p, atol=1e-7)
 
 
+@pytest.mark.long
 def test_validation_looks_at_the_mean_only_if_asked_to():
     def last(**ema):
         trainer, _ = run(ema=EmaSettings(**ema), validation_items=2, steps=3)

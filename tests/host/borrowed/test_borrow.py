@@ -157,7 +157,7 @@ def test_training_on_a_distilled_model_names_the_base_file(nano, monkeypatch):
     assert "Train on flux-2-klein-base-9b.safetensors" in identify.distilled_warning(distilled.clone())
 
 
-@pytest.mark.long(cases=4)
+@pytest.mark.long(cases=2)
 @pytest.mark.parametrize("format", ["fp32", "bf16", "scaled_fp8_e4m3", "nvfp4_awq"])
 @pytest.mark.parametrize("kind", [{}, {"dora": True}], ids=["lora", "dora"])
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -217,6 +217,7 @@ def learned(model, adapters, case, layout, on=True, **how):
         return gradients(borrowed, adapters, case)
 
 
+@pytest.mark.long(cases=1)
 @pytest.mark.parametrize("options", [{}, {"dora": True}, {"kind": "lokr"}, {"kind": "loha"}])
 def test_streamed_recomputed_and_resident_agree_and_exact_keeps_its_bits(options):
     model = brief_flux2(format="int8_convrot" if not options else "fp32")

@@ -84,6 +84,7 @@ def test_only_a_weight_that_acts_as_it_is_counts_as_resident():
     assert resident(layer, torch.float32, CPU) is None
 
 
+@pytest.mark.long(cases=3)
 @pytest.mark.parametrize("format", ["fp32", "bf16", "scaled_fp8_e4m3", "nvfp4_awq"])
 @pytest.mark.parametrize("strength", [1.0, -0.5])
 def test_it_is_the_sum_of_layer_and_adapter(monkeypatch, format, strength):

@@ -118,6 +118,7 @@ def waves(t):
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
+@pytest.mark.long(cases=2)
 @pytest.mark.parametrize("name", ["lora", *sorted(ADAPTERS.keys() - {"dora"})])  # whose norm is fp32 in any dtype
 def test_what_differs_in_fp32_is_rounding(name, all_in_float64):
     """Every parameter drawn, in float64: nothing is left of it there. 1e-9 allows for 10^6 roundings in a row."""

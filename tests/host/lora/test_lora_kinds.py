@@ -57,6 +57,7 @@ def with_weights(changed, weights, strength):
     return other
 
 
+@pytest.mark.long(cases=4)
 @pytest.mark.drawn(cases=16)
 @pytest.mark.parametrize(("what", "strength"), [(what, (1.0, -0.6)[n % 2]) for n, what in enumerate(FILES)])
 def test_lora_apply_acts_so_merged_and_in_bypass(model, weights, what, strength):
