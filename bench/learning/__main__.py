@@ -6,42 +6,22 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from flux2_train.atomic import write_text
 
-from . import best, order, reach, table
-from .cell import Protocol, base_scores, measure
-from .questions import QUESTIONS, STANDARD, Settings
+from . import order
+from .cell import Protocol, base_scores
+from .cells import ALL, Cell, measured
+from .questions import QUESTIONS, STANDARD
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 ORDER = "selectivity"  # the question that trains nothing
-
-
-@dataclass(frozen=True)
-class Question:
-    """Its settings, what is measured of a run, and how the result is shown."""
-
-    settings: Settings
-    measure: Callable[[Sequence[str], int, Protocol], dict]
-    shown: object  # a module with ``table`` and ``plot``
-
-
-def _cell(settings: Sequence[str], seed: int, protocol: Protocol) -> dict:
-    return asdict(measure(settings, seed, protocol))
-
-
-ALL = {name: Question(settings, _cell, table) for name, settings in QUESTIONS.items()} | {
-    "best": Question(best.SETTINGS, best.measure, best), "reach": Question(reach.SETTINGS, reach.measure, reach),
-}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -88,36 +68,12 @@ def answered(name: str, protocol: Protocol, seeds: int, path: Path, only: list[s
     wanted = [(setting, seed) for seed in range(seeds) for setting in settings if setting in (only or settings)]
     cells = [Cell(name, setting, seed, protocol) for setting, seed in wanted if (setting, seed) not in done]
     made = {cell: found for cell in cells if (found := _made(result, settings[cell.setting], cell.seed, path))}
-    for cell, found in chain(made.items(), _measured([cell for cell in cells if cell not in made], processes)):
+    for cell, found in chain(made.items(), measured([cell for cell in cells if cell not in made], processes)):
         changes = list(settings[cell.setting])
         result["cells"].append({"setting": cell.setting, "seed": cell.seed, "changes": changes, **found})
         write_text(path, json.dumps(result, indent=1) + "\n")
         print(f"{name}, {cell.setting}, seed {cell.seed}: {found}", flush=True)
     return result
-
-
-class Cell(NamedTuple):
-    """A setting of a question, with one seed."""
-
-    question: str
-    setting: str
-    seed: int
-    protocol: Protocol
-
-
-def _measured(cells: list[Cell], processes: int) -> Iterator[tuple[Cell, dict]]:
-    """What is measured of each cell, in their order. Processes are new ones: torch's threads do not survive a fork."""
-    if processes == 1:
-        yield from ((cell, _one(cell)) for cell in cells)
-        return
-    threads = max(1, torch.get_num_threads() // processes)
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        yield from zip(cells, pool.map(_one, cells), strict=True)
-
-
-def _one(cell: Cell) -> dict:
-    question = ALL[cell.question]
-    return question.measure(question.settings[cell.setting], cell.seed, cell.protocol)
 
 
 def _made(result: dict, changes: Sequence[str], seed: int, path: Path) -> dict:

@@ -52,7 +52,10 @@ RESOLUTIONS = (1024, 512)
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of a step, by what takes them: ``arithmetic`` and ``memory`` add up, ``bus`` goes on beside them."""
+    """Seconds that a step takes for its arithmetic, for reading and writing the card's memory, and for the bus.
+
+    The card does arithmetic and memory one after the other. The bus brings weights at the same time.
+    """
 
     arithmetic: float
     memory: float
@@ -60,10 +63,12 @@ class Seconds:
 
     @property
     def all(self) -> float:
+        """The whole step."""
         return max(self.arithmetic + self.memory, self.bus)
 
     @property
     def limit(self) -> str:
+        """What takes longest."""
         parts = {"arithmetic": self.arithmetic, "memory": self.memory}
         return "bus" if self.bus >= self.arithmetic + self.memory else max(parts, key=parts.get)
 
@@ -85,7 +90,8 @@ def traffic(row: Flavour, resolution: int, checkpointing: bool, rank: int) -> fl
         _counted(row.hidden, row.text_length, resolution, checkpointing, rank, *blocks)
         for blocks in ((1, 1), (2, 1), (1, 2))
     )
-    rest = 3 * one - double - single  # what lies outside of blocks
+    # ``one`` has a block of each kind, so ``double - one`` and ``single - one`` are the bytes of one block each.
+    rest = one - (double - one) - (single - one)
     return SHARE**2 * (rest + row.double_blocks * (double - one) + row.single_blocks * (single - one))
 
 

@@ -66,6 +66,15 @@ def test_the_shortest_form_measures_both_trainers_and_goes_on_where_it_was_left(
     assert {**taken, "setting": "the demo"} == ours  # the same run, which is not made twice
 
 
+@pytest.mark.slow
+def test_two_processes_measure_the_cells_of_a_question(tmp_path):
+    names = ["the demo", "TrainLoraNode, 2e-3"]
+    short = ["trainer", "--only", *names, "--steps", "1", *SHORTEST, "--processes", "2", "--out", str(tmp_path)]
+    main(short)
+    cells = json.loads((tmp_path / "learning_trainer.json").read_text())["cells"]
+    assert [cell["setting"] for cell in cells] == names and all(cell["seconds"] > 0 for cell in cells)
+
+
 def test_the_standard_set_is_what_it_does_without_a_question():
     assert parser().parse_args([]).questions == [] and parser().parse_args(["rate"]).questions == ["rate"]
 
