@@ -55,6 +55,16 @@ def compiled(problem: Problem, done: Done) -> None:
     ours(problem, done, compile=True)
 
 
+def keeping_memory(problem: Problem, done: Done) -> None:
+    """The engine without ``host.system.heap``: glibc keeps freed memory for reuse, also above 1 GB of weights."""
+    from contextlib import nullcontext
+
+    from flux2_train.host.borrowed import borrow
+
+    borrow.freed_at_once = lambda *_: nullcontext()
+    ours(problem, done)
+
+
 def int8(problem: Problem, done: Done) -> None:
     """The engine as with speed 'fast': all Linears of the blocks in int8."""
     ours(problem, done, eight_bit=True)
@@ -166,4 +176,5 @@ def with_short_text(model, tokens: int):
 CONTENDERS = {
     "ours": ours, "diffusers": diffusers, "node": node, "node_bypass": node_bypass, "routed_50": routed_50,
     "routed_25": routed_25, "compiled": compiled, "diffusers_compiled": diffusers_compiled, "int8": int8,
+    "keeping_memory": keeping_memory,
 }  # fmt: skip

@@ -322,6 +322,11 @@ class _LiveDelta(PlainLora):
         return self.plain and (self.adapters.config.compute != "fp32" or dtype == torch.float32)
 
     @property
+    def reads_output(self) -> bool:
+        """See ``PlainLora``."""
+        return self.adapters.config.dora
+
+    @property
     def uncompiled(self) -> str:
         """See ``PlainLora``."""
         config = self.adapters.config

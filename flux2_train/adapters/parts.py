@@ -53,6 +53,11 @@ class PlainLora:
         raise NotImplementedError
 
     @property
+    def reads_output(self) -> bool:
+        """Whether it computes with ``y``, and does not only add to it."""
+        raise NotImplementedError
+
+    @property
     def uncompiled(self) -> str:
         """Why a block with this adapter cannot be compiled, as a half sentence; empty if it can."""
         raise NotImplementedError

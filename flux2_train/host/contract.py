@@ -122,6 +122,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         Need("comfy.utils:common_upscale", "scales reference images"),
     ),
     TRAINING: (
+        Need("comfy.ldm.flux.layers:ModulationOut", "whether adapters act on the modulation of blocks"),
         Need("comfy.ldm.flux.layers:DoubleStreamBlock", "the blocks that are recomputed and streamed"),
         Need("comfy.ldm.flux.layers:SingleStreamBlock", "the blocks that are recomputed and streamed"),
         Need("comfy.ldm.modules.attention:attention_pytorch", "attention with a gradient"),

@@ -15,6 +15,7 @@ from .work import AT_ONCE, Machine, Work
 
 IN_INT8 = 13  # bytes for each number that is converted at a time: in int8, int32, fp32, and rotated in fp32 again
 IN_ONE_STEP = 2  # formats.Precision.dequantising where a kernel dequantises in one step
+UNREAD = ("linear2", "mlp.2")  # ends of the names of Linears that a recomputation leaves out (host.borrowed.unread)
 OVERLAP = 1.15  # a step with transfers beside arithmetic takes this many times the longer of both: bench/gpu checks it
 
 
@@ -273,30 +274,36 @@ def _operations(work: Work, layout: Layout, routed: bool) -> float:
     """Floating-point operations of a step: two for each weight and token, four for each pair of tokens and channel.
 
     In forwards: forward is 1; backward is 1 for frozen Linears, whose weights get no gradient, and 2.5 for attention
-    (Dao 2023); recomputation is 1; adapters are 3 in total.
+    (Dao 2023); recomputation is 1, but for Linears whose outputs it leaves out; adapters are 3 in total.
     """
-    per_block, adapters = _forward(work, routed)
+    per_block, unread, adapters = _forward(work, routed)
     images = [work.image_at(number, routed) for number in range(len(per_block))]
     attention = [4.0 * (image + work.text) ** 2 * work.weights.hidden for image in images]
     trained = 3 * adapters
     for number, block in enumerate(per_block):
         trained += 2 * block + 3.5 * attention[number]
         if layout.recomputes(number):
-            trained += block + (0 if layout.checkpointing == SELECTIVE else attention[number])
+            trained += block - unread[number] + (0 if layout.checkpointing == SELECTIVE else attention[number])
     forward = sum(per_block) + sum(attention) + adapters
     samples = work.batch * work.accumulate
     return samples * (work.passes.trained * work.passes.graphs * trained + work.passes.plain * forward)
 
 
 @lru_cache(maxsize=64)
-def _forward(work: Work, routed: bool) -> tuple[list[float], float]:
-    """Operations of one sample's forward pass in each block's Linears, and in all adapters."""
-    per_block, adapters = [], 0.0
+def _forward(work: Work, routed: bool) -> tuple[list[float], list[float], float]:
+    """Operations of one sample's forward pass: in each block's Linears, in those of it in UNREAD, in all adapters."""
+    per_block, unread, adapters = [], [], 0.0
     for number, inside in enumerate(_inside(work).values()):
         seen = {name: _seen(work, name, work.image_at(number, routed)) for name in inside}
-        per_block.append(sum(2.0 * seen[name] * math.prod(work.weights.linears[name]) for name in inside))
+        of_linear = {name: 2.0 * seen[name] * math.prod(work.weights.linears[name]) for name in inside}
+        per_block.append(sum(of_linear.values()))
+        unread.append(sum(of_linear[name] for name in inside if name.endswith(UNREAD) and _only_added_to(work, name)))
         adapters += sum(2.0 * seen[name] * work.sites[name][1] for name in inside if name in work.sites)
-    return per_block, adapters
+    return per_block, unread, adapters
+
+
+def _only_added_to(work: Work, linear: str) -> bool:
+    return linear not in work.sites or work.kind != "dora"
 
 
 def _seen(work: Work, linear: str, image: int) -> int:

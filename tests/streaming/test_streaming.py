@@ -244,7 +244,7 @@ def test_however_it_is_streamed(layout, kind, via):
     assert equal(results(model, adapters, case, Borrowed(layout, via())), expected)
 
 
-@pytest.mark.parametrize("reads", [3, 13, 20, 31])
+@pytest.mark.parametrize("reads", [3, 13, 18, 28])
 def test_a_step_after_one_that_broke_off_is_right(reads):
     """In forward (12 reads), recomputation and backward."""
     model = brief_flux2()

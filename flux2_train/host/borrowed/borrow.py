@@ -44,6 +44,7 @@ from .lora_linear import lora_linear
 from .recompute import Adapted, Recompute
 from .routing import routed
 from .streamed import SOURCE, StreamedWeights, can_stream, only, portions_of
+from .unread import unread_linears
 
 KEY = "flux2_train"
 BLOCK_KINDS = (flux_layers.DoubleStreamBlock, flux_layers.SingleStreamBlock)
@@ -295,6 +296,7 @@ class _Swap:
             return _Forward(_rms_norm, module, original, {}, self.device if self.passing else None)
         if isinstance(module, BLOCK_KINDS):
             number = block_number(name, self.doubles)
+            self.recompute.unread[number] = unread_linears(module, name, self.deltas)
             run = _Forward(routed, self.recompute, self._block(module, name, original), number)
             return _Forward(self.passing.block, number, run) if self.passing else run
         if self.passing and module is self.transformer.final_layer:

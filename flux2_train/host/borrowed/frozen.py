@@ -25,6 +25,7 @@ from ...streaming.ring import tracked
 from . import int8
 from .eight_bit import SLOT, Product, Slot
 from .streamed import SOURCE, arrived
+from .unread import in_its_place, is_unread
 
 # Attributes of layers whose weight is streamed, comes from dynamic VRAM, or is patched on its way
 _FETCHED = {SOURCE, "_v", "weight_lowvram_function"}
@@ -160,8 +161,10 @@ def numbers(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Itera
 def product(layer: nn.Module, x: Tensor) -> Tensor:
     """``x W^T + b`` (..., out) with the layer's weight in the dtype and on the device of ``x`` (..., in).
 
-    In 8 bits where the layer's slot says so, see ``eight_bit``.
+    In 8 bits where the layer's slot says so, see ``eight_bit``; not multiplied where nobody reads it, see ``unread``.
     """
+    if is_unread(layer, x.dtype):
+        return in_its_place(x, layer.out_features)
     return _multiplied(layer, x, _product, int8.product, adds_bias=True)
 
 

@@ -15,6 +15,7 @@ from ...adapters.parts import Factors
 from ...streaming.ring import tracked
 from .frozen import product, transposed_product
 from .streamed import SOURCE
+from .unread import is_unread
 
 
 class LoraLinear(torch.autograd.Function):
@@ -42,7 +43,8 @@ def adapted_product(layer: nn.Module, x: Tensor, factors: Factors) -> tuple[Tens
     inputs = x.contiguous()  # a slice of attention's output is copied once for both products, and not saved
     y = product(layer, inputs)
     narrow = F.linear(inputs.view(-1, x.shape[-1]), factors.down)
-    y.view(-1, y.shape[-1]).addmm_(narrow, factors.up.t(), alpha=factors.scale)
+    if not is_unread(layer, x.dtype):
+        y.view(-1, y.shape[-1]).addmm_(narrow, factors.up.t(), alpha=factors.scale)
     return y, narrow
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 from ...adapters.parts import Delta
 from ...planning.layout import SELECTIVE
 from ...streaming.saved_tensors import offloaded
 from .streamed import How
+from .unread import Recomputing, has_gradient
 
 STREAMS = ("img", "txt", "x")  # arguments that blocks change in place
 # Kernels of attention. On CUDA and ROCm shape and dtype decide which one runs; a CPU has one.
@@ -90,8 +91,11 @@ def _versions(outputs: tuple) -> list[int]:
     return [output._version for output in outputs if isinstance(output, Tensor)]
 
 
-def _keeping_attention() -> tuple:
-    """Contexts for a block's first run and for its recomputation.
+Contexts = tuple[AbstractContextManager, AbstractContextManager]  # for a block's first run and its recomputation
+
+
+def _keeping_attention() -> Contexts:
+    """Contexts in which attention runs once.
 
     torch's own create_selective_checkpoint_contexts cannot be used: from torch 2.14 on (2.11 did not) it raises if the
     second run calls any operation more often than the first, which happens when weights come through a ring of buffers.
@@ -128,10 +132,12 @@ class Recompute:
 
     A generator's state is kept and set back for the recomputation only if an adapter draws random numbers, because that
     takes time in every block. Autograd recomputes in threads of its own, where the adapters have to act as before.
+    ``unread``: the Linears of each block that a recomputation need not multiply, see ``unread.py``.
     """
 
     def __init__(self, how: How, adapted: Adapted | None = None):
         self.how, self.adapted = how, adapted or Adapted({})
+        self.unread: dict[int, frozenset[nn.Module]] = {}
 
     def __call__(self, original: Callable, number: int, *args, **kwargs):
         layout = self.how.layout
@@ -139,15 +145,27 @@ class Recompute:
             return original(*args, **kwargs)
         streams = {name: kwargs.pop(name) for name in STREAMS if name in kwargs}
         run = partial(_on_copies, self.adapted.as_now(original), args[1:], kwargs, tuple(streams))
-        contexts = noop_context_fn
-        if layout.checkpointing == SELECTIVE:
-            contexts = _keeping_attention
+        unread = frozenset() if has_gradient(kwargs.get("vec")) else self.unread.get(number, frozenset())
+        contexts = partial(self._contexts, layout.checkpointing == SELECTIVE, unread)
         with offloaded() if layout.offload_activations else nullcontext():
             # Passed as arguments of their own, so that hooks on saved tensors, which count or move them, see these too.
             tensors = *args[:1], *streams.values()
             return checkpoint(
                 run, *tensors, use_reentrant=False, context_fn=contexts, preserve_rng_state=self.adapted.draw()
             )  # fmt: skip
+
+    @staticmethod
+    def _contexts(keeps_attention: bool, unread: frozenset[nn.Module]) -> Contexts:
+        if not keeps_attention:
+            return nullcontext(), Recomputing(unread)
+        first, second = _keeping_attention()
+        return first, _both(second, Recomputing(unread))
+
+
+@contextmanager
+def _both(first: AbstractContextManager, second: AbstractContextManager) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 def _on_copies(original: Callable, args: tuple, kwargs: dict, names: tuple[str, ...], *streams: Tensor):

@@ -83,7 +83,7 @@ def test_without_the_layer_norm_copies_gradients_are_wrong(monkeypatch, rope_in_
     except RuntimeError as error:
         assert "inplace" in str(error) or "in-place" in str(error)
     else:
-        assert max(((a - b).norm() / a.norm()).item() for a, b in zip(right, wrong, strict=True)) > 1e-4
+        assert not all((a - b).norm() <= 1e-4 * a.norm() for a, b in zip(right, wrong, strict=True))
 
 
 def test_no_base_weight_is_saved_for_backward():
