@@ -25,7 +25,7 @@ LEVEL = 0.1, 0.02  # a lower plan saves these shares of activations and workspac
 class Pins:
     """What the user has fixed; the planner chooses what is None.
 
-    ``streaming``: whether the device can stream; ``selective``: whether attention's output can be kept.
+    ``streaming``: whether the device can stream.
     """
 
     checkpointing: str | None = None
@@ -37,7 +37,6 @@ class Pins:
     ahead: bool = True
     micro_batch: int | None = None
     streaming: bool = True
-    selective: bool = True
 
 
 FREE = Pins()
@@ -107,14 +106,10 @@ def combinations(work: Work, pins: Pins, most: int = 0) -> Iterator[Layout]:
     """Every layout that the pins allow, without streaming; micro-batches of ``most`` samples at most, 0: the batch."""
     shared = Layout(grouped=pins.grouped, per_group=pins.per_group, ahead=pins.ahead)
     for batch in [pins.micro_batch] if pins.micro_batch else _halves(most or work.batch):
-        for kind in [pins.checkpointing] if pins.checkpointing else _kinds(pins):
+        for kind in [pins.checkpointing] if pins.checkpointing else [OFF, SELECTIVE, BLOCKS]:
             for every in [1] if kind == OFF else [pins.every] if pins.every else INTERVALS:
                 for moved in _offloads(kind, every, pins):
                     yield replace(shared, checkpointing=kind, every=every, offload_activations=moved, micro_batch=batch)
-
-
-def _kinds(pins: Pins) -> list[str]:
-    return [OFF, SELECTIVE, BLOCKS] if pins.selective else [OFF, BLOCKS]
 
 
 def _offloads(kind: str, every: int, pins: Pins) -> list[bool]:
@@ -161,13 +156,10 @@ def smallest(work: Work, machine: Machine, pins: Pins) -> Plan:
 def lower(work: Work, machine: Machine, plan: Plan, pins: Pins) -> Plan | None:
     """The fastest plan that takes clearly less memory than this one; None if there is none.
 
-    For a run that ran out of memory although its plan fits. Of the pins only what the device and the blocks can do, and
-    how weights are streamed, is kept.
+    For a run that ran out of memory although its plan fits. Of the pins only what the device can do, and how weights
+    are streamed, is kept.
     """
-    free = Pins(
-        streaming=pins.streaming, grouped=pins.grouped, per_group=pins.per_group, ahead=pins.ahead,
-        selective=pins.selective,
-    )  # fmt: skip
+    free = Pins(streaming=pins.streaming, grouped=pins.grouped, per_group=pins.per_group, ahead=pins.ahead)
     peak, parts = plan.estimate.peak, plan.estimate.parts
     target = peak - max(LEVEL[0] * (parts["activations"] + parts["workspace"]), LEVEL[1] * peak)
     below = replace(machine, vram=target * (1 + ACCURACY) + ROOM)

@@ -198,8 +198,6 @@ class TrainingSettings(Settings):
             yield f"learning_rate is {self.learning_rate:g}: nothing would be learned. 1e-4 suits most, 1e-3 nano."
         if self.offload == OFF and self.memory.streams:
             yield "offload is 'off', but Memory says how much to stream; set offload to 'auto' or Memory's amount to 0."
-        if self.compile == ON and self.memory.recompute == "selective":
-            yield "compile is 'on', and compiled blocks compute attention again too; set recompute of Memory to 'auto'."
         if self.compile == ON and self.attention == FASTEST:
             yield "compile is 'on', and torch chooses the attention of compiled blocks; set attention to 'comfyui'."
         if self.compile == ON and self.memory.cards != "1":

@@ -285,8 +285,6 @@ class RunMemory:
 
 def _against_compiling(config: TrainingSettings, adapters: Adapters, cards: Cards | None) -> str:
     """Why no block of a run can be compiled, as far as it is known before the first step; empty if one can."""
-    if config.memory.recompute == SELECTIVE:
-        return "recompute of Memory is 'selective', and compiled blocks compute attention again too"
     if cards and cards.several:
         return "compiled blocks run on one card"
     reasons = {delta.uncompiled for delta in adapters.deltas().values()}

@@ -119,7 +119,6 @@ def pins_of(config: TrainingSettings, model: ModelPatcher) -> Pins:
         memory.stream,
         min(memory.micro_batch, config.batch) or (None if gpu or memory.memory_limit else config.batch),
         gpu or bool(streamed) or bool(away),
-        config.compile != ON,  # compiled blocks compute attention again
     )
 
 

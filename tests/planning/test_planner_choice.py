@@ -8,7 +8,7 @@ from test_planner import GB, work_of
 from flux2_train.flavours import FLAVOURS
 from flux2_train.planning import planner
 from flux2_train.planning.estimate import estimate
-from flux2_train.planning.layout import BLOCKS, OFF, SELECTIVE, Layout, spread
+from flux2_train.planning.layout import SELECTIVE, Layout, spread
 from flux2_train.planning.planner import FILLING, FULL, STREAMING, Pins, needed
 from flux2_train.planning.work import Machine
 
@@ -62,17 +62,6 @@ def test_for_a_clear_gain_a_card_is_filled(flavour, precision):
 def test_a_plan_that_leaves_room_and_streams_nothing_is_taken_as_it_is(flavour):
     work, machine = work_of(FLAVOURS[flavour], rank=16), Machine(100 * GB)
     assert planner.choose(work, machine) == fastest(work, machine)
-
-
-def test_where_attention_cannot_be_kept_blocks_are_recomputed_whole_or_not_at_all():
-    work, found = work_of(FLAVOURS["klein-9b"], rank=16), set()
-    for size in range(12, 120, 4):
-        machine = replace(CARD, vram=size * 2**30 - 1e9)
-        plan, free = planner.choose(work, machine, Pins(selective=False)), planner.choose(work, machine)
-        found.add((plan.layout.checkpointing, free.layout.checkpointing))
-        lower = planner.lower(work, machine, plan, Pins(selective=False))
-        assert lower is None or lower.layout.checkpointing != SELECTIVE
-    assert found == {(BLOCKS, BLOCKS), (BLOCKS, SELECTIVE), (OFF, OFF)}
 
 
 def test_what_the_user_pins_is_not_weighed():

@@ -16,10 +16,8 @@ from flux2_train.host.borrowed.cards import Cards
 from flux2_train.host.borrowed.compiled import Compiled
 from flux2_train.host.system import compiler
 from flux2_train.planning import compiling
-from flux2_train.planning.layout import BLOCKS, SELECTIVE
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
-from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train import out_of_memory, packing, trainer
 from flux2_train.train.out_of_memory import RunMemory
@@ -155,14 +153,6 @@ def test_this_machines_compiler_works():
     assert compiler.problem(CPU) == ""
 
 
-def test_compiled_blocks_recompute_attention_too(parts):
-    trainer = new_trainer(*parts, COMPILED)
-    assert trainer.memory.plan.layout.checkpointing == BLOCKS and not trainer.memory.pins.selective
-    assert new_trainer(*parts, AUTO).memory.pins.selective  # whether that is faster is measured
-    with pytest.raises(UserError, match="compile is 'on', and compiled blocks compute attention again too"):
-        replace(COMPILED, memory=MemorySettings(recompute=SELECTIVE))
-
-
 @pytest.mark.long
 def test_auto_keeps_compiled_blocks_that_are_faster_also_when_resumed(parts, figures):
     figures(1.0, 0.25)
@@ -212,13 +202,10 @@ def test_auto_stays_off_where_no_block_can_be_compiled_and_says_why(parts, trace
     assert blocks(received) == [said(received, events.Warned)[0].removesuffix(".").replace(
         "Blocks are not compiled, and the run goes on as with compile 'off'", "not compiled")]  # fmt: skip
     assert same(lora(tried), lora(train(parts, replace(loha, compile="off"))[0]))
-    selective = replace(AUTO, memory=MemorySettings(recompute=SELECTIVE))
     two = Cards((CPU, torch.device("meta")), (3, 3))
     against = out_of_memory._against_compiling
-    assert "recompute of Memory is 'selective'" in against(selective, tried.adapters, None)
     plain = new_trainer(*parts, AUTO).adapters
     assert against(AUTO, plain, two) == "compiled blocks run on one card" and not against(AUTO, plain, None)
-    assert new_trainer(*parts, selective).memory.plan.layout.checkpointing == SELECTIVE
 
 
 def test_auto_finds_out_that_another_node_keeps_blocks_from_being_compiled(parts, figures):

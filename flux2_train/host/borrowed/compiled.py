@@ -24,7 +24,7 @@ from ...adapters.parts import Delta, PlainLora
 from ...adapters.sums import scalar
 from ...streaming.ring import tracked
 from ..system import compiler
-from . import opaque
+from . import opaque, opaque_attention
 from .frozen import fetched, rms_scale
 from .recompute import STREAMS
 from .rotation import Rotations
@@ -33,8 +33,10 @@ ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch")
 FROZEN, FUSED, SUMMED = "frozen", "fused", "summed"  # a Linear alone, with a plain LoRA, with another adapter
 
 
-def _attention(_: Callable, *args, **kwargs) -> Tensor:
-    return attention_pytorch(*args, **kwargs)
+def _attention(_: Callable, q: Tensor, k: Tensor, v: Tensor, *args, mask: Tensor | None = None, **kwargs) -> Tensor:
+    if mask is None and torch.is_grad_enabled():
+        return torch.ops.flux2_train.attention.default(q, k, v)[0]
+    return attention_pytorch(q, k, v, *args, mask=mask, **kwargs)
 
 
 OPTIONS = {"optimized_attention_override": _attention}
@@ -105,6 +107,7 @@ class _Kind:
         linears, norms = _of_kind(block, _is_linear), _of_kind(block, _is_rms_norm)
         self.linears = [_Linear(number, linears[number].out_features, each) for number, each in enumerate(how)]
         self.norms = [_RMSNorm(norm.eps) for norm in norms]
+        opaque_attention.register()
         places = zip([*linears, *norms], [*self.linears, *self.norms], strict=True)
         self.twin = _twin(block, {id(module): stand_in for module, stand_in in places})
         own = FunctionType(_run.__code__.replace(), _run.__globals__)  # torch counts graphs by code, for each kind anew

@@ -44,7 +44,7 @@ def attended(attention: Callable, *args, **kwargs):
         return attention(*args, **kwargs)
 
 
-class _Keeping(TorchDispatchMode):
+class Keeping(TorchDispatchMode):
     """Keeps attention's outputs in the first run."""
 
     def __init__(self, kept: Kept):
@@ -58,7 +58,7 @@ class _Keeping(TorchDispatchMode):
         return outputs
 
 
-class _Giving(_Keeping):
+class Giving(Keeping):
     """Returns the kept outputs in the recomputation, instead of running attention again."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -101,7 +101,7 @@ def _keeping_attention() -> Contexts:
     second run calls any operation more often than the first, which happens when weights come through a ring of buffers.
     """
     kept: Kept = []
-    return _attended_in(_Keeping(kept)), _attended_in(_Giving(kept))
+    return _attended_in(Keeping(kept)), _attended_in(Giving(kept))
 
 
 class Adapted:

@@ -1,7 +1,7 @@
 """Products that a recomputation leaves out, because nobody reads them.
 
 A block is recomputed for what autograd has to know of it again. The outputs of its last Linears are only added to the
-residual, and autograd needs neither of them: multiplying them again would be a tenth of the arithmetic of a step.
+residual, and autograd needs neither of them: multiplying them again would be a tenth of a step's products.
 """
 
 from __future__ import annotations

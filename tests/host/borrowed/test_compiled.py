@@ -6,12 +6,12 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from support import adapters_for, brief_flux2, loss_of, problem
 
 from flux2_train.errors import UserError
-from flux2_train.host.borrowed import opaque
+from flux2_train.host.borrowed import opaque, opaque_attention, recompute
 from flux2_train.host.borrowed.borrow import Borrowed, borrow, borrow_as, training_mode
 from flux2_train.host.borrowed.routing import Route
 from flux2_train.host.borrowed.velocity import velocity
 from flux2_train.host.system import compiler
-from flux2_train.planning.layout import BLOCKS, LEAF, OFF, Layout
+from flux2_train.planning.layout import BLOCKS, LEAF, OFF, SELECTIVE, Layout
 
 KINDS = 2  # double and single blocks
 STREAMED = Layout(BLOCKS, streamed=(0, 2), grouped=LEAF)
@@ -65,6 +65,7 @@ def compiled(model, adapters, case, layouts, how=None):
             with training_mode():
                 yield gradients(borrowed, adapters, case)
     assert not how.notes and not opaque._blocks  # nothing ran eagerly, and no layer is held
+    assert not opaque_attention._kept
 
 
 @pytest.mark.long
@@ -75,7 +76,7 @@ def test_gradients_are_those_of_blocks_that_are_not_compiled(monkeypatch):
     adapters, case = adapters_for(model), problem(2, 1, dtype=torch.float32)
     expected = by_eager(model, adapters, case)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for found in compiled(model, adapters, case, [STREAMED, Layout(OFF)]):
+    for found in compiled(model, adapters, case, [STREAMED, Layout(SELECTIVE), Layout(OFF)]):
         require_equal(found, expected, case)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == KINDS
 
@@ -153,8 +154,28 @@ def test_strength_and_scale_are_inputs():
     assert isinstance(added.part.scale, torch.Tensor) and added.part.scale == 2 and added.strength == 1
 
 
+def test_attention_runs_once_where_its_output_is_kept(graphs, monkeypatch):
+    """What it gave is given to the recomputation, and to backward, which never runs it."""
+    given, original = [], recompute.Giving.__torch_dispatch__
+
+    def dispatch(self, function, types, args=(), kwargs=None):
+        given.append(function in recompute.ATTENTION)
+        return original(self, function, types, args, kwargs)
+
+    monkeypatch.setattr(recompute.Giving, "__torch_dispatch__", dispatch)
+    model = brief_flux2()
+    adapters, case = adapters_for(model), problem(1, dtype=torch.float32)
+    expected, counts = by_eager(model, adapters, case), []
+    for found in compiled(model, adapters, case, [Layout(OFF), Layout(BLOCKS), Layout(SELECTIVE)]):
+        require_equal(found, expected, case)
+        counts.append(sum(given))
+        given.clear()
+    blocks = 3
+    assert counts == [blocks, blocks, 2 * blocks] and len(graphs.seen) == KINDS
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [Layout(OFF), STREAMED])
+@pytest.mark.parametrize("layout", [Layout(OFF), Layout(SELECTIVE), STREAMED])
 @pytest.mark.parametrize("options", ADAPTERS)
 def test_inductor(layout, options):
     model = brief_flux2()
@@ -223,3 +244,18 @@ def test_comfyuis_own_compiling_is_not_touched():
     set_torch_compile_wrapper(both, backend="inductor")
     with pytest.raises(UserError, match="The MODEL is compiled"), borrow_as(both, {}, Borrowed(Layout(OFF))):
         pass
+
+
+def test_the_attention_operator_is_what_the_compiler_is_told():
+    """Shapes, memory layout and gradients, checked by torch, with two heads: with one all layouts are the same."""
+    opaque_attention.register()
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 7, 2, 8, generator=generator).transpose(1, 2).requires_grad_() for _ in range(3))
+    ops, tests = torch.ops.flux2_train, ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(ops.attention.default, (q, k, v), test_utils=tests)
+    out, number = ops.attention(q, k, v)
+    inputs = [tensor.detach() for tensor in (torch.randn_like(out), q, k, v, out, number)]
+    torch.library.opcheck(ops.attention_back.default, inputs, test_utils=("test_schema", "test_faketensor"))
+    found = torch.autograd.grad(out, (q, k, v), inputs[0])
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    assert torch.equal(out, exact) and all(map(torch.equal, found, torch.autograd.grad(exact, (q, k, v), inputs[0])))

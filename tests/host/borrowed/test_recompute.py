@@ -94,7 +94,7 @@ def step_of_a_model(layout):
 def test_only_attentions_own_operations_are_looked_at(monkeypatch):
     """A dispatch mode over whole blocks, which have hundreds of operations, makes a card wait for the processor."""
     seen = []
-    for kind in (recompute._Keeping, recompute._Giving):
+    for kind in (recompute.Keeping, recompute.Giving):
 
         def dispatch(self, function, types, args=(), kwargs=None, original=kind.__torch_dispatch__):
             seen.append(function)

@@ -1,0 +1,107 @@
+"""Attention as an operator that a compiler calls and does not look into, so that a recomputation can leave it out.
+
+The operator runs ComfyUI's attention, and remembers what its kernel has given: the output, and what the kernel's own
+backward needs beside it. Backward builds torch's graph of attention from these and from query, key and value, without
+running attention again. So the kernel is the one that torch chooses, with its own backward, on every device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor
+from torch._C import DispatchKey
+
+from .opaque import NAMESPACE
+from .recompute import Giving, Keeping, Kept, attended
+
+SCHEMAS = {
+    "attention": "(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor)",
+    "attention_back": "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor number) "
+    "-> (Tensor, Tensor, Tensor)",
+}
+_numbers = itertools.count()
+_kept: dict[int, Kept] = {}
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attention_pytorch(q, k, v, q.shape[1], skip_reshape=True)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The output (B, T, H D) for (B, H, T, D), and the number under which the kernel's outputs are kept.
+
+    They are kept as long as the tensor with that number is: until autograd or a recomputation lets go of it.
+    """
+    kept: Kept = []
+    with _autograd():  # kernels give what backward needs only where a gradient is wanted
+        out = attended(partial(_noting, kept), *_leaves(q, k, v)).detach()
+    number = torch.tensor(next(_numbers))
+    _kept[number.item()] = kept
+    weakref.finalize(number, _kept.pop, number.item(), None)
+    return out, number
+
+
+def _noting(kept: Kept, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with Keeping(kept):
+        return _run(q, k, v)
+
+
+def _attention_back(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, number: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``q``, ``k`` and ``v`` as (B, T, H, D): kernels differ in how they lay them out in memory."""
+    kept = list(_kept[number.item()])
+    with _autograd():
+        inputs = _leaves(q, k, v)
+        with Giving(kept):
+            found = _run(*inputs)
+        gradients = torch.autograd.grad(found, inputs, grad)
+        return tuple(each.transpose(1, 2).contiguous() for each in gradients)
+
+
+@contextmanager
+def _autograd() -> Iterator[None]:
+    """Autograd, below which operators run, inside one."""
+    with torch._C._SetExcludeDispatchKeyGuard(DispatchKey.AutogradFunctionality, False), torch.enable_grad():
+        yield
+
+
+def _leaves(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().requires_grad_() for tensor in tensors]
+
+
+def _shape(q, k, v):
+    batch, heads, tokens, width = q.shape
+    return q.new_empty(batch, tokens, heads * width), torch.empty((), dtype=torch.int64)
+
+
+def _shape_of_back(grad, q, k, v, out, number):
+    return tuple(each.new_empty(each.transpose(1, 2).shape) for each in (q, k, v))
+
+
+@cache
+def register() -> torch.library.Library:
+    """Register both operators with torch, once. They live as long as the library that is returned."""
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    kernels = {"attention": (_attention, _shape), "attention_back": (_attention_back, _shape_of_back)}
+    for name, (kernel, shape) in kernels.items():
+        library.define(f"{name}{SCHEMAS[name]}", tags=torch.Tag.pt2_compliant_tag)
+        library.impl(name, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", shape, lib=library)
+    backward = getattr(torch.ops, NAMESPACE).attention_back.default
+
+    def keep(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, *output)
+
+    def back(ctx, grad, _):
+        return tuple(each.transpose(1, 2) for each in backward(grad, *ctx.saved_tensors))
+
+    torch.library.register_autograd(f"{NAMESPACE}::attention", back, setup_context=keep, lib=library)
+    return library
