@@ -18,12 +18,12 @@ from flux2_train.train import guards, trainer
 
 
 def ablation(flavour: str, pixels: int, precision: str, remedies: Sequence[str], **settings: str) -> dict:
-    """A row: ``steps.step`` with these of REMEDIES alone, and its ``compile``, ``speed`` or ``attention``.
+    """A row: ``steps.step`` with these of REMEDIES alone, and its ``compile``, ``speed``, ``attention``, ``recompute``.
 
-    Blocks are recomputed whole, so that rows have one layout.
+    Blocks are recomputed whole where nothing else is asked for, so that rows have one layout.
     """
     with without([name for name in REMEDIES if name not in remedies]):
-        return step(flavour, pixels, precision, recompute="blocks", **settings)
+        return step(flavour, pixels, precision, **{"recompute": "blocks", **settings})
 
 
 @contextmanager
@@ -64,4 +64,5 @@ WITHOUT: dict[str, list[tuple[object, str, object]]] = {
     "uploads": [(uploads, "PINNING", set())],
     "one-wait": [(trainer, "clip", _read(guards.clip)),
                  (guards.DeadAdapters, "sizes", _read(guards.DeadAdapters.sizes))],
+    "unread": [(borrow, "unread_linears", lambda *_: frozenset())],
 }  # fmt: skip

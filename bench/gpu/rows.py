@@ -8,8 +8,11 @@ from fnmatch import fnmatchcase
 
 SLOWEST = 150.0  # seconds that a row may take before it is given up
 PATIENCE = 4  # on a processor every limit is this many times as long, because other programs may use it too
-REMEDIES = ["lora", "norms", "rope", "uploads", "one-wait"]  # in the order in which they are added, see ``ablation``
-SETTINGS = {"compiled": {"compile": "on"}, "certified": {"speed": "certified"}, "fastest": {"attention": "fastest"}}
+REMEDIES = ["lora", "norms", "rope", "uploads", "one-wait", "unread"]  # in the order in which rows add them
+SETTINGS = {
+    "compiled": {"compile": "on"}, "certified": {"speed": "certified"}, "fastest": {"attention": "fastest"},
+    "kept": {"recompute": "selective"}, "compiled-kept": {"compile": "on", "recompute": "selective"},
+}  # fmt: skip
 FORMATS = ("bf16", "fp8 (scaled)", "fp8 (e4m3)", "mxfp8", "int8", "nvfp4", "int4", "fp32")
 
 

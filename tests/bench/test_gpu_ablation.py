@@ -14,12 +14,12 @@ from flux2_train.settings.training import TrainingSettings
 from flux2_train.streaming import uploads
 
 pytestmark = pytest.mark.long  # bench is for developers
-SHORT = TrainingSettings(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0, checkpointing=False)
+SHORT = TrainingSettings(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0)
 # By remedy a function, and whether it runs less often with the remedy, or more often.
 CALLED = {
     "lora": ((borrow, "lora_linear"), True), "norms": ((frozen, "fetched"), False),
     "rope": ((rotation, "_has_kernel"), True), "uploads": ((uploads, "_pinned"), True),
-    "one-wait": ((torch.Tensor, "cpu"), False),
+    "one-wait": ((torch.Tensor, "cpu"), False), "unread": ((frozen, "in_its_place"), True),
 }  # fmt: skip
 
 
@@ -65,8 +65,9 @@ def test_each_remedy_is_taken_away_alone_and_the_same_is_learned(counted):
 def test_rows_add_one_remedy_after_the_other():
     found = chosen(rows("cuda"), ["ablation-klein-9b-*"])
     assert [row.name.removeprefix("ablation-klein-9b-1024-") for row in found] == [
-        "plain", *REMEDIES, "compiled", "certified", "fastest"]  # fmt: skip
-    assert [len(row.arguments["remedies"]) for row in found] == [0, 1, 2, 3, 4, 5, 5, 5, 5]
-    assert [row.arguments.get("compile", "off") for row in found] == ["off"] * 6 + ["on", "off", "off"]
-    assert [row.arguments.get("speed", "exact") for row in found] == ["exact"] * 7 + ["certified", "exact"]
-    assert [row.arguments.get("attention", "comfyui") for row in found] == ["comfyui"] * 8 + ["fastest"]
+        "plain", *REMEDIES, "compiled", "certified", "fastest", "kept", "compiled-kept"]  # fmt: skip
+    assert [len(row.arguments["remedies"]) for row in found] == [0, 1, 2, 3, 4, 5, *[6] * 6]
+    given = ("flavour", "pixels", "precision", "remedies")
+    assert [{k: v for k, v in row.arguments.items() if k not in given} for row in found] == [
+        *[{}] * 7, {"compile": "on"}, {"speed": "certified"}, {"attention": "fastest"}, {"recompute": "selective"},
+        {"compile": "on", "recompute": "selective"}]  # fmt: skip

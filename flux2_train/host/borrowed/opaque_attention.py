@@ -3,6 +3,9 @@
 The operator runs ComfyUI's attention, and remembers what its kernel has given: the output, and what the kernel's own
 backward needs beside it. Backward builds torch's graph of attention from these and from query, key and value, without
 running attention again. So the kernel is the one that torch chooses, with its own backward, on every device.
+
+torch keeps compiled graphs on disk and knows operators by their names alone: one whose results come to have another
+shape or layout needs another name.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from .recompute import Giving, Keeping, Kept, attended
 
 SCHEMAS = {
     "attention": "(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor)",
-    "attention_back": "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor number) "
+    "attention_gradients": "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor number) "
     "-> (Tensor, Tensor, Tensor)",
 }
 _numbers = itertools.count()
@@ -53,7 +56,7 @@ def _noting(kept: Kept, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _run(q, k, v)
 
 
-def _attention_back(
+def _attention_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, number: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``q``, ``k`` and ``v`` as (B, T, H, D): kernels differ in how they lay them out in memory."""
@@ -90,12 +93,12 @@ def _shape_of_back(grad, q, k, v, out, number):
 def register() -> torch.library.Library:
     """Register both operators with torch, once. They live as long as the library that is returned."""
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
-    kernels = {"attention": (_attention, _shape), "attention_back": (_attention_back, _shape_of_back)}
+    kernels = {"attention": (_attention, _shape), "attention_gradients": (_attention_gradients, _shape_of_back)}
     for name, (kernel, shape) in kernels.items():
         library.define(f"{name}{SCHEMAS[name]}", tags=torch.Tag.pt2_compliant_tag)
         library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", shape, lib=library)
-    backward = getattr(torch.ops, NAMESPACE).attention_back.default
+    backward = getattr(torch.ops, NAMESPACE).attention_gradients.default
 
     def keep(ctx, inputs, output):
         ctx.save_for_backward(*inputs, *output)
