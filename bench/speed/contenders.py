@@ -13,11 +13,15 @@ from .problem import TARGETS, TEXT, Problem, train
 Done = Callable[[float | None], None]  # told the step's loss where it is known
 
 
-def ours(problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False, eight_bit: bool = False) -> None:
+def ours(
+    problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False, eight_bit: bool = False,
+    kept: bool = False,
+) -> None:  # fmt: skip
     """The engine on the MODEL that ComfyUI's loader gives a graph.
 
     ``ratio``: of the tokens that blocks 2 to -3 see. ``compile``: whether blocks run through torch.compile.
-    ``eight_bit``: whether the blocks' Linears are multiplied in int8.
+    ``eight_bit``: whether the blocks' Linears are multiplied in int8. ``kept``: whether a recomputation is given the
+    outputs of attention.
     """
     model = comfyui_model(problem)
     from flux2_train.adapters import targets
@@ -27,7 +31,7 @@ def ours(problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False
     from flux2_train.host.borrowed.eight_bit import EightBit
     from flux2_train.host.borrowed.routing import Route
     from flux2_train.host.borrowed.velocity import Condition, velocity
-    from flux2_train.planning.layout import BLOCKS, OFF, Layout
+    from flux2_train.planning.layout import BLOCKS, OFF, SELECTIVE, Layout
     from flux2_train.settings.adapter import AdapterSettings
 
     layers = linears(model)
@@ -43,7 +47,8 @@ def ours(problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False
         routes = [Route(2, problem.double + problem.single - 3, kept)] if ratio < 1 else []
         return velocity(borrowed, x_t, t, [condition], routes)
 
-    how = Borrowed(Layout(BLOCKS if problem.checkpointing else OFF), compiled=compile)
+    recomputed = SELECTIVE if kept else BLOCKS
+    how = Borrowed(Layout(recomputed if problem.checkpointing else OFF), compiled=compile)
     fast = EightBit(model)
     fast.chosen, how.eight_bit = fast.possible, fast if eight_bit else None
     fast.keep(True)
@@ -54,6 +59,16 @@ def ours(problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False
 def compiled(problem: Problem, done: Done) -> None:
     """The engine with compiled blocks; its first step compiles them."""
     ours(problem, done, compile=True)
+
+
+def kept(problem: Problem, done: Done) -> None:
+    """The engine as it comes where memory has room: a recomputation is given the outputs of attention."""
+    ours(problem, done, kept=True)
+
+
+def compiled_kept(problem: Problem, done: Done) -> None:
+    """The same with compiled blocks."""
+    ours(problem, done, compile=True, kept=True)
 
 
 def keeping_memory(problem: Problem, done: Done) -> None:
@@ -175,5 +190,5 @@ def with_short_text(model, tokens: int):
 CONTENDERS = {
     "ours": ours, "diffusers": diffusers, "node": node, "node_bypass": node_bypass, "routed_50": routed_50,
     "routed_25": routed_25, "compiled": compiled, "diffusers_compiled": diffusers_compiled, "int8": int8,
-    "keeping_memory": keeping_memory,
+    "keeping_memory": keeping_memory, "kept": kept, "compiled_kept": compiled_kept,
 }  # fmt: skip

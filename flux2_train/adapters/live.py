@@ -261,8 +261,7 @@ class Adapters(nn.Module):
         with torch.no_grad():
             if self.casts is None:
                 return tuple(matrix.to(dtype) for matrix in pair)
-            if dtype not in self.casts:
-                self.casts[dtype] = self._all_cast(dtype)
+            self.casts[dtype] = self.casts.get(dtype) or self._all_cast(dtype)
             return self.casts[dtype][name]
 
     def _all_cast(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
@@ -297,7 +296,8 @@ class _LiveDelta(PlainLora):
 
     def __init__(self, adapters: Adapters, name: str):
         self.adapters, self.name, self.layer = adapters, name, adapters.layer(name)
-        self.plain = adapters.config.kind == "lora" and not adapters.config.dora
+        self.reads_output, kind = adapters.config.dora, adapters.config.kind
+        self.plain = kind == "lora" and not self.reads_output
 
     def __call__(self, x: Tensor, y: Tensor, base: Base) -> Tensor | None:
         return self.adapters._scaled(self.name, x, y, base)
@@ -320,11 +320,6 @@ class _LiveDelta(PlainLora):
     def fuses(self, dtype: torch.dtype) -> bool:
         """See ``PlainLora``."""
         return self.plain and (self.adapters.config.compute != "fp32" or dtype == torch.float32)
-
-    @property
-    def reads_output(self) -> bool:
-        """See ``PlainLora``."""
-        return self.adapters.config.dora
 
     @property
     def uncompiled(self) -> str:

@@ -30,7 +30,12 @@ class Factors(NamedTuple):
 
 
 class PlainLora:
-    """A Delta that may be a plain LoRA at the moment, which a Linear can add inside its own matrix product."""
+    """A Delta that may be a plain LoRA at the moment, which a Linear can add inside its own matrix product.
+
+    ``reads_output``: whether it computes with the Linear's output ``y``, and does not only add to it.
+    """
+
+    reads_output: bool
 
     def parameters(self) -> tuple[Tensor, Tensor]:
         """The trained ``down`` and ``up``."""
@@ -50,11 +55,6 @@ class PlainLora:
 
     def sum_of(self, dtype: torch.dtype, device: torch.device, base: Base) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Its call as a function of ``x`` and ``y`` alone, with gradients; None if nothing is added now."""
-        raise NotImplementedError
-
-    @property
-    def reads_output(self) -> bool:
-        """Whether it computes with ``y``, and does not only add to it."""
         raise NotImplementedError
 
     @property

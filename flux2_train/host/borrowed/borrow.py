@@ -306,9 +306,8 @@ class _Swap:
         return None
 
     def _block(self, module: nn.Module, name: str, original: Callable) -> Callable:
-        if self.compiled is None:
-            return original
-        return while_training(self.compiled.block(module, name, original), original)
+        own = self.compiled and self.compiled.block(module, name, original)
+        return while_training(own, original) if own else original
 
 
 def _is_taken(module: nn.Module) -> bool:

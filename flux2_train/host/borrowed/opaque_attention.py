@@ -4,8 +4,8 @@ The operator runs ComfyUI's attention, and remembers what its kernel has given: 
 backward needs beside it. Backward builds torch's graph of attention from these and from query, key and value, without
 running attention again. So the kernel is the one that torch chooses, with its own backward, on every device.
 
-torch keeps compiled graphs on disk and knows operators by their names alone: one whose results come to have another
-shape or layout needs another name.
+torch keeps compiled graphs and their backward on disk, and knows operators by their names alone. Whoever changes what
+an operator gives, or its backward, has to change its name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 
 import torch
@@ -60,10 +60,10 @@ def _attention_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, number: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``q``, ``k`` and ``v`` as (B, T, H, D): kernels differ in how they lay them out in memory."""
-    kept = list(_kept[number.item()])
+    kept = list(_kept.get(number.item(), ()))  # empty where torch has no kernel of its own for these inputs
     with _autograd():
         inputs = _leaves(q, k, v)
-        with Giving(kept):
+        with Giving(kept) if kept else nullcontext():
             found = _run(*inputs)
         gradients = torch.autograd.grad(found, inputs, grad)
         return tuple(each.transpose(1, 2).contiguous() for each in gradients)
