@@ -125,7 +125,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         Need("comfy.ldm.flux.layers:ModulationOut", "whether adapters act on the modulation of blocks"),
         Need("comfy.ldm.flux.layers:DoubleStreamBlock", "the blocks that are recomputed and streamed"),
         Need("comfy.ldm.flux.layers:SingleStreamBlock", "the blocks that are recomputed and streamed"),
-        Need("comfy.ldm.modules.attention:attention_pytorch", "attention with a gradient"),
+        Need("comfy.ldm.modules.attention:attention_pytorch", "attention with a gradient", ("mask", "skip_reshape")),
         Need("comfy.ops:cast_bias_weight", "a layer's weight as it acts",
              ("dtype", "device", "bias_dtype", "offloadable")),
         Need("comfy.ops:uncast_bias_weight", "gives that weight back"),
