@@ -95,10 +95,11 @@ def report(title: str, found: dict[str, dict]) -> dict:
         text = _compared(row) if "time_ratio" in row else ""
         print(f"{name:18} {row['seconds']:8.3f} {row['adds']:8.0f} {row['peak_mb']:8.0f}   {text}")
         row |= {"all_seconds": values["seconds"], "all_adds": values["adds"], "losses": values["loss"]}
-    measured = [name for name, row in rows.items() if "error" not in row]
-    for name in (name for name in OWN if {name, "diffusers"} <= set(measured)):
-        rows[name]["against_diffusers"] = compared = _ratios(found[name], found["diffusers"])
-        print(f"{name} / diffusers: {_compared(compared)}")
+    measured = {name for name, row in rows.items() if "error" not in row}
+    for name in OWN:
+        if {name, "diffusers"} <= measured:
+            rows[name]["against_diffusers"] = compared = _ratios(found[name], found["diffusers"])
+            print(f"{name} / diffusers: {_compared(compared)}")
     return rows
 
 

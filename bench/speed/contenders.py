@@ -15,13 +15,13 @@ Done = Callable[[float | None], None]  # told the step's loss where it is known
 
 def ours(
     problem: Problem, done: Done, ratio: float = 1.0, compile: bool = False, eight_bit: bool = False,
-    kept: bool = False,
+    selective: bool = False,
 ) -> None:  # fmt: skip
     """The engine on the MODEL that ComfyUI's loader gives a graph.
 
     ``ratio``: of the tokens that blocks 2 to -3 see. ``compile``: whether blocks run through torch.compile.
-    ``eight_bit``: whether the blocks' Linears are multiplied in int8. ``kept``: whether a recomputation is given the
-    outputs of attention.
+    ``eight_bit``: whether the blocks' Linears are multiplied in int8. ``selective``: whether a recomputation is
+    given the outputs of attention.
     """
     model = comfyui_model(problem)
     from flux2_train.adapters import targets
@@ -47,7 +47,7 @@ def ours(
         routes = [Route(2, problem.double + problem.single - 3, kept)] if ratio < 1 else []
         return velocity(borrowed, x_t, t, [condition], routes)
 
-    recomputed = SELECTIVE if kept else BLOCKS
+    recomputed = SELECTIVE if selective else BLOCKS
     how = Borrowed(Layout(recomputed if problem.checkpointing else OFF), compiled=compile)
     fast = EightBit(model)
     fast.chosen, how.eight_bit = fast.possible, fast if eight_bit else None
@@ -63,12 +63,12 @@ def compiled(problem: Problem, done: Done) -> None:
 
 def kept(problem: Problem, done: Done) -> None:
     """The engine as it comes where memory has room: a recomputation is given the outputs of attention."""
-    ours(problem, done, kept=True)
+    ours(problem, done, selective=True)
 
 
 def compiled_kept(problem: Problem, done: Done) -> None:
     """The same with compiled blocks."""
-    ours(problem, done, compile=True, kept=True)
+    ours(problem, done, compile=True, selective=True)
 
 
 def keeping_memory(problem: Problem, done: Done) -> None:

@@ -191,11 +191,7 @@ class Adapters(nn.Module):
         return {name: mapped(self.part(name, torch.float32), lambda t: t.cpu().clone()) for name in self.names}
 
     def deltas(self) -> dict[str, Delta]:
-        """By Linear name a function ``(x, y, base)`` that returns what to add to the base's output, or None.
-
-        ``x`` (..., in) and ``y`` (..., out) are the Linear's input and output, ``base(dtype, device)`` is a context
-        manager giving its weight and bias.
-        """
+        """By Linear name a function that gives what to add to the base's output: see ``parts.Delta``."""
         return {name: _LiveDelta(self, name) for name in self.names}
 
     @property
@@ -261,7 +257,8 @@ class Adapters(nn.Module):
         with torch.no_grad():
             if self.casts is None:
                 return tuple(matrix.to(dtype) for matrix in pair)
-            self.casts[dtype] = self.casts.get(dtype) or self._all_cast(dtype)
+            if dtype not in self.casts:
+                self.casts[dtype] = self._all_cast(dtype)
             return self.casts[dtype][name]
 
     def _all_cast(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
@@ -296,8 +293,8 @@ class _LiveDelta(PlainLora):
 
     def __init__(self, adapters: Adapters, name: str):
         self.adapters, self.name, self.layer = adapters, name, adapters.layer(name)
-        self.reads_output, kind = adapters.config.dora, adapters.config.kind
-        self.plain = kind == "lora" and not self.reads_output
+        self.reads_output = adapters.config.dora
+        self.plain = adapters.config.kind == "lora" and not adapters.config.dora
 
     def __call__(self, x: Tensor, y: Tensor, base: Base) -> Tensor | None:
         return self.adapters._scaled(self.name, x, y, base)

@@ -10,12 +10,11 @@ from functools import lru_cache
 from ..formats import dequantising
 from . import cards
 from .activations import ROPE, Block, Numbers, Tokens, double_block, single_block
-from .layout import SELECTIVE, SLOTS, Layout, groups
+from .layout import SELECTIVE, SLOTS, UNREAD, Layout, groups
 from .work import AT_ONCE, Machine, Work
 
 IN_INT8 = 13  # bytes for each number that is converted at a time: in int8, int32, fp32, and rotated in fp32 again
 IN_ONE_STEP = 2  # formats.Precision.dequantising where a kernel dequantises in one step
-UNREAD = ("linear2", "mlp.2")  # ends of the names of Linears that a recomputation leaves out (host.borrowed.unread)
 OVERLAP = 1.15  # a step with transfers beside arithmetic takes this many times the longer of both: bench/gpu checks it
 
 

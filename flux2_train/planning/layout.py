@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 OFF, SELECTIVE, BLOCKS = "off", "selective", "blocks"  # recomputed in backward: nothing, all but attention, everything
 WHOLE, LEAF = "block", "leaf"  # a group of streamed weights consists of whole blocks, or of a single Linear
+UNREAD = ("linear2", "mlp.2")  # ends of the names of Linears that a recomputation leaves out, see host.borrowed.unread
 SLOTS = 2  # buffers of the ring: one in use, one on its way
 
 

@@ -16,8 +16,10 @@ from flux2_train.host.borrowed.cards import Cards
 from flux2_train.host.borrowed.compiled import Compiled
 from flux2_train.host.system import compiler
 from flux2_train.planning import compiling
+from flux2_train.planning.layout import SELECTIVE
 from flux2_train.runs.prepare import new_trainer
 from flux2_train.settings.adapter import AdapterSettings
+from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.train import out_of_memory, packing, trainer
 from flux2_train.train.out_of_memory import RunMemory
@@ -153,6 +155,15 @@ def test_this_machines_compiler_works():
     assert compiler.problem(CPU) == ""
 
 
+def test_compiled_blocks_may_keep_attentions_output(parts, traced):
+    kept = replace(COMPILED, memory=MemorySettings(recompute=SELECTIVE))
+    trained, _ = train(parts, kept)
+    assert trained.memory.plan.layout.checkpointing == SELECTIVE and trained.memory.how.ran
+    of_off = lora(train(parts, replace(kept, compile="off"))[0])
+    for name, value in lora(trained).items():
+        assert (value - of_off[name]).norm() <= 1e-3 * of_off[name].norm()
+
+
 @pytest.mark.long
 def test_auto_keeps_compiled_blocks_that_are_faster_also_when_resumed(parts, figures):
     figures(1.0, 0.25)
@@ -206,6 +217,8 @@ def test_auto_stays_off_where_no_block_can_be_compiled_and_says_why(parts, trace
     against = out_of_memory._against_compiling
     plain = new_trainer(*parts, AUTO).adapters
     assert against(AUTO, plain, two) == "compiled blocks run on one card" and not against(AUTO, plain, None)
+    selective = replace(AUTO, memory=MemorySettings(recompute=SELECTIVE))
+    assert new_trainer(*parts, selective).memory.plan.layout.checkpointing == SELECTIVE
 
 
 def test_auto_finds_out_that_another_node_keeps_blocks_from_being_compiled(parts, figures):

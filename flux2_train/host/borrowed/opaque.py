@@ -102,20 +102,29 @@ def _wide(x, block, layer, out):
 @cache
 def operators() -> SimpleNamespace:
     """The operators, registered with torch when they are first asked for."""
-    library = torch.library.Library(NAMESPACE, "FRAGMENT")
     kernels = {"frozen": _frozen, "frozen_back": _frozen_back, "adapted": _adapted, "lora": _lora,
                "lora_back": _lora_back}  # fmt: skip
     shapes = {"lora": _shape_of_lora, "lora_back": _shape_of_lora_back}
-    for name, schema in SCHEMAS.items():
+    found = registered(SCHEMAS, kernels, {name: shapes.get(name, _wide) for name in SCHEMAS})
+    _differentiate(found)
+    return found
+
+
+def registered(schemas: dict[str, str], kernels: dict[str, Callable], shapes: dict[str, Callable]) -> SimpleNamespace:
+    """Operators by name, without gradients yet; they live as long as their ``library``, which is among them.
+
+    ``kernels`` compute, and ``shapes`` give empty tensors in the shape and memory layout of what they return.
+    """
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    for name, schema in schemas.items():
         library.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
         library.impl(name, kernels[name], "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes.get(name, _wide), lib=library)
-    found = {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in SCHEMAS}
-    _differentiate(library, SimpleNamespace(**found))
+        torch.library.register_fake(f"{NAMESPACE}::{name}", shapes[name], lib=library)
+    found = {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in schemas}
     return SimpleNamespace(library=library, **found)
 
 
-def _differentiate(library: torch.library.Library, ops: SimpleNamespace) -> None:
+def _differentiate(ops: SimpleNamespace) -> None:
     def keep_frozen(ctx, inputs, output):
         x, block, layer, _ = inputs
         ctx.save_for_backward(block)
@@ -134,5 +143,5 @@ def _differentiate(library: torch.library.Library, ops: SimpleNamespace) -> None
         x, narrow, scale, block = ctx.saved_tensors
         return *ops.lora_back(grad, x, narrow, scale, block, ctx.layer), None, None, None
 
-    torch.library.register_autograd(f"{NAMESPACE}::frozen", frozen_back, setup_context=keep_frozen, lib=library)
-    torch.library.register_autograd(f"{NAMESPACE}::lora", lora_back, setup_context=keep_lora, lib=library)
+    torch.library.register_autograd(f"{NAMESPACE}::frozen", frozen_back, setup_context=keep_frozen, lib=ops.library)
+    torch.library.register_autograd(f"{NAMESPACE}::lora", lora_back, setup_context=keep_lora, lib=ops.library)

@@ -15,13 +15,14 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
+from types import SimpleNamespace
 
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 from torch._C import DispatchKey
 
-from .opaque import NAMESPACE
+from .opaque import NAMESPACE, registered
 from .recompute import Giving, Keeping, Kept, attended
 
 SCHEMAS = {
@@ -45,9 +46,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     kept: Kept = []
     with _autograd():  # kernels give what backward needs only where a gradient is wanted
         out = attended(partial(_noting, kept), *_leaves(q, k, v)).detach()
-    number = torch.tensor(next(_numbers))
-    _kept[number.item()] = kept
-    weakref.finalize(number, _kept.pop, number.item(), None)
+    own = next(_numbers)
+    _kept[own], number = kept, torch.tensor(own)
+    weakref.finalize(number, _kept.pop, own, None)
     return out, number
 
 
@@ -85,26 +86,21 @@ def _shape(q, k, v):
     return q.new_empty(batch, tokens, heads * width), torch.empty((), dtype=torch.int64)
 
 
-def _shape_of_back(grad, q, k, v, out, number):
+def _shape_of_gradients(grad, q, k, v, out, number):
     return tuple(each.new_empty(each.transpose(1, 2).shape) for each in (q, k, v))
 
 
 @cache
-def register() -> torch.library.Library:
-    """Register both operators with torch, once. They live as long as the library that is returned."""
-    library = torch.library.Library(NAMESPACE, "FRAGMENT")
-    kernels = {"attention": (_attention, _shape), "attention_gradients": (_attention_gradients, _shape_of_back)}
-    for name, (kernel, shape) in kernels.items():
-        library.define(f"{name}{SCHEMAS[name]}", tags=torch.Tag.pt2_compliant_tag)
-        library.impl(name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", shape, lib=library)
-    backward = getattr(torch.ops, NAMESPACE).attention_gradients.default
+def register() -> SimpleNamespace:
+    """Both operators, registered with torch when they are first asked for."""
+    kernels = {"attention": _attention, "attention_gradients": _attention_gradients}
+    ops = registered(SCHEMAS, kernels, {"attention": _shape, "attention_gradients": _shape_of_gradients})
 
     def keep(ctx, inputs, output):
         ctx.save_for_backward(*inputs, *output)
 
     def back(ctx, grad, _):
-        return tuple(each.transpose(1, 2) for each in backward(grad, *ctx.saved_tensors))
+        return tuple(each.transpose(1, 2) for each in ops.attention_gradients(grad, *ctx.saved_tensors))
 
-    torch.library.register_autograd(f"{NAMESPACE}::attention", back, setup_context=keep, lib=library)
-    return library
+    torch.library.register_autograd(f"{NAMESPACE}::attention", back, setup_context=keep, lib=ops.library)
+    return ops

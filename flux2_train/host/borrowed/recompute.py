@@ -28,6 +28,7 @@ ATTENTION = [
     if hasattr(torch.ops.aten, name)
 ]  # fmt: skip
 Kept = list[tuple[tuple, list[int]]]  # attention's outputs in the order of its calls, and the versions of these tensors
+Contexts = tuple[AbstractContextManager, AbstractContextManager]  # for a block's first run and its recomputation
 _attention_mode: ContextVar[TorchDispatchMode | None] = ContextVar("_attention_mode", default=None)
 
 
@@ -89,9 +90,6 @@ def _alias(outputs: tuple) -> tuple[tuple, list[int]]:
 
 def _versions(outputs: tuple) -> list[int]:
     return [output._version for output in outputs if isinstance(output, Tensor)]
-
-
-Contexts = tuple[AbstractContextManager, AbstractContextManager]  # for a block's first run and its recomputation
 
 
 def _keeping_attention() -> Contexts:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 
 import torch
-from comfy.ldm.flux.layers import DoubleStreamBlock, ModulationOut, SingleStreamBlock
+from comfy.ldm.flux.layers import ModulationOut
 from torch import Tensor, nn
 
 from ...adapters.parts import Delta, PlainLora
+from ...planning.layout import UNREAD
 
 _unread: ContextVar[frozenset[nn.Module]] = ContextVar("_unread", default=frozenset())
 
@@ -26,17 +27,8 @@ def unread_linears(block: nn.Module, name: str, deltas: Mapping[str, Delta]) -> 
     """
     if block.modulation:
         return frozenset()
-    last = [each for each in _last(block) if _only_added_to(deltas.get(f"{name}.{each}"))]
-    return frozenset(map(block.get_submodule, last))
-
-
-def _last(block: nn.Module) -> tuple[str, ...]:
-    if isinstance(block, SingleStreamBlock):
-        return ("linear2",)
-    if isinstance(block, DoubleStreamBlock):
-        mlps = {"img_mlp": block.img_mlp, "txt_mlp": block.txt_mlp}
-        return tuple(f"{name}.{len(mlp) - 1}" for name, mlp in mlps.items() if isinstance(mlp, nn.Sequential))
-    return ()
+    last = {each: layer for each, layer in block.named_modules() if each.endswith(UNREAD)}
+    return frozenset(layer for each, layer in last.items() if _only_added_to(deltas.get(f"{name}.{each}")))
 
 
 def _only_added_to(delta: Delta | None) -> bool:
@@ -44,9 +36,9 @@ def _only_added_to(delta: Delta | None) -> bool:
 
 
 def has_gradient(modulation: object) -> bool:
-    """Whether a block's ``vec`` has a gradient, because adapters lie on what computes it.
+    """Whether a block's modulation, ``vec``, requires a gradient. It does where adapters act on what computes it.
 
-    The outputs of the last Linears are multiplied by a part of it, so its gradient depends on them.
+    The block multiplies the outputs of its last Linears by a part of ``vec``, so that gradient depends on them.
     """
     if isinstance(modulation, ModulationOut):
         modulation = modulation.shift, modulation.scale, modulation.gate

@@ -256,7 +256,7 @@ def test_the_attention_operator_is_what_the_compiler_is_told():
     out, number = ops.attention(q, k, v)
     inputs = [tensor.detach() for tensor in (torch.randn_like(out), q, k, v, out, number)]
     torch.library.opcheck(ops.attention_gradients.default, inputs, test_utils=("test_schema", "test_faketensor"))
-    del number  # autograd keeps what it needs
+    del number  # only autograd holds it now, and the operator has to find its kept outputs all the same
     found = torch.autograd.grad(out, (q, k, v), inputs[0])
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     assert torch.equal(out, exact) and all(map(torch.equal, found, torch.autograd.grad(exact, (q, k, v), inputs[0])))
