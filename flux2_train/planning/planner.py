@@ -153,6 +153,11 @@ def smallest(work: Work, machine: Machine, pins: Pins) -> Plan:
     return min(plans, key=lambda plan: plan.estimate.peak)
 
 
+def within(work: Work, machine: Machine, pins: Pins) -> Plan:
+    """The fastest plan that fits; if none does the smallest one, because nothing is refused."""
+    return _fastest(list(fitting_plans(work, machine, pins)) or [smallest(work, machine, pins)])
+
+
 def lower(work: Work, machine: Machine, plan: Plan, pins: Pins) -> Plan | None:
     """The fastest plan that takes clearly less memory than this one; None if there is none.
 

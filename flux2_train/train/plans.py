@@ -19,7 +19,7 @@ from ..host.system.machine import machine
 from ..host.system.memory import pinnable, without_reserved
 from ..planning.estimate import estimate
 from ..planning.layout import BLOCKS, LEAF, OFF, WHOLE
-from ..planning.planner import GB, Pins, Plan, choose, most_in_flight, smallest
+from ..planning.planner import GB, Pins, Plan, choose, most_in_flight, within
 from ..planning.work import Machine, Passes, Work
 from ..settings.memory import ALL, AUTO, ON
 from ..settings.optimizer import OTHER
@@ -29,6 +29,8 @@ from ..settings.training import EXACT, TrainingSettings
 from .other_optimizers import state_bytes
 from .preview_request import PreviewRequest
 from .routing import resolved
+
+SHARE = 0.5  # of the free memory, without a GPU: other programs need some of it, and swapping would cost far more time
 
 
 def passes_of(config: TrainingSettings) -> Passes:
@@ -107,11 +109,9 @@ def pins_of(config: TrainingSettings, model: ModelPatcher) -> Pins:
     checkpointing = OFF if not config.checkpointing else None if memory.recompute == AUTO else memory.recompute
     away = None if memory.offload_activations == AUTO else memory.offload_activations == ON
     streamed = _streamed(config, model)
-    if not gpu and not memory.memory_limit:  # no limit is known: checkpoint blocks, and nothing more
-        checkpointing = checkpointing or BLOCKS
     return Pins(
         checkpointing or (BLOCKS if away else None),
-        memory.recompute_every or (1 if away or not (gpu or memory.memory_limit) else None),
+        memory.recompute_every or (1 if away else None),
         away if away is not None or gpu else False,
         streamed,
         LEAF if memory.group_offload == LEAF else WHOLE,
@@ -162,12 +162,15 @@ def may_overlap(config: TrainingSettings) -> bool:
 
 
 def plan(work: Work, pins: Pins, computer: Machine, binding: bool) -> Plan:
-    """The plan of a run. If ``binding``, it has to fit the computer: raises UserError if no plan does."""
+    """The plan of a run. If ``binding``, it has to fit the computer: raises UserError if no plan does.
+
+    Else nothing is refused. A plan that recomputes less is taken where it leaves other programs enough of the memory.
+    """
     if binding:
         return choose(work, computer, pins)
     boundless = Machine(float("inf"), float("inf"), computer.bus, computer.flops)
-    least = smallest(work, boundless, pins).layout
-    layout = replace(least, in_flight=most_in_flight(work, least))
+    found = within(work, replace(boundless, vram=SHARE * computer.vram), pins).layout
+    layout = replace(found, in_flight=most_in_flight(work, found))
     return Plan(layout, estimate(work, layout, boundless))
 
 

@@ -10,11 +10,13 @@ from bench.gpu.ablation import WITHOUT, without
 from bench.gpu.rows import REMEDIES, chosen, rows
 from flux2_train.host.borrowed import borrow, frozen, rotation
 from flux2_train.runs.prepare import new_trainer
+from flux2_train.settings.memory import MemorySettings
 from flux2_train.settings.training import TrainingSettings
 from flux2_train.streaming import uploads
 
 pytestmark = pytest.mark.long  # bench is for developers
-SHORT = TrainingSettings(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0)
+RECOMPUTED = MemorySettings(recompute="blocks", recompute_every=1)
+SHORT = TrainingSettings(name="short", steps=2, rank=2, learning_rate=2e-3, validation_items=0, memory=RECOMPUTED)
 # By remedy a function, and whether it runs less often with the remedy, or more often.
 CALLED = {
     "lora": ((borrow, "lora_linear"), True), "norms": ((frozen, "fetched"), False),

@@ -77,7 +77,8 @@ def failing(where, at):
     {"memory": MemorySettings(group_offload="leaf")}, {"memory": MemorySettings(group_offload="block",
     blocks_per_group=2)},
     {"memory": MemorySettings(blocks_to_swap=3, stream=False)}, {"offload": "all"}, {"offload": "off"},
-    {"memory": MemorySettings(recompute="selective")}, {"memory": MemorySettings(recompute_every=2)},
+    {"memory": MemorySettings(recompute="selective")}, {"memory": MemorySettings(recompute="blocks")},
+    {"memory": MemorySettings(recompute="blocks", recompute_every=2)},
     {"memory": MemorySettings(offload_activations="on")}, {"checkpointing": False},
 ], ids=str)  # fmt: skip
 def test_every_layout_gives_the_same_lora(parts, plain, changes):
@@ -85,7 +86,8 @@ def test_every_layout_gives_the_same_lora(parts, plain, changes):
     assert same(lora(trainer), plain)
     said = next(event.text for event in received if isinstance(event, events.Planned))
     layout, default = trainer.memory.plan.layout, train_layout(parts)
-    assert (layout == default) == (changes == {"offload": "off"})
+    assert (layout == default) == (changes in ({"offload": "off"}, {"checkpointing": False}))
+    assert layout.checkpointing == asked_recomputation(changes)
     assert ("streamed" in said) == bool(layout.streamed)
     assert len(layout.streamed) == {2: 2, 40: 1}.get(first_amount(changes), 3 if layout.streamed else 0)
 
@@ -93,6 +95,12 @@ def test_every_layout_gives_the_same_lora(parts, plain, changes):
 def first_amount(changes):
     memory = changes.get("memory", MemorySettings())
     return memory.blocks_to_swap or memory.offload_percent
+
+
+def asked_recomputation(changes):
+    """As asked for; moved activations are those of recomputed blocks, and there is room for all others."""
+    memory = changes.get("memory", MemorySettings())
+    return "blocks" if memory.offload_activations == "on" else memory.recompute.replace("auto", "off")
 
 
 def train_layout(parts):
@@ -167,7 +175,7 @@ def test_a_batch_is_split_with_the_same_loss_and_gradients(parts, monkeypatch):
 
 
 def test_without_a_level_left_the_error_is_the_devices_own(parts):
-    trainer = new_trainer(*parts, SHORT)
+    trainer = new_trainer(*parts, replace(SHORT, memory=MemorySettings(recompute="blocks", recompute_every=1)))
     state = trainer.generator.get_state()
     with (
         failing("backward", 3), pytest.raises(torch.OutOfMemoryError), torch.inference_mode(),
