@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from flux2_train.atomic import write_text
+from flux2_train.host.system.facts import processor
 
 from . import order
 from .cell import Protocol, base_scores
@@ -61,14 +62,16 @@ def answered(name: str, protocol: Protocol, seeds: int, path: Path, only: list[s
 
     Neither is a run that another question of the folder has made on this machine, with the same changes and seed. Seeds
     are the outer loop, so that what is there early compares all settings. ``processes`` measure cells side by side.
-    Raises SystemExit if the file was made by another protocol.
+    A cell of another machine than the file's says so. Raises SystemExit if the file was made by another protocol.
     """
     settings, result = ALL[name].settings, _begun(name, protocol, path)
     done = {(cell["setting"], cell["seed"]) for cell in result["cells"]}
     wanted = [(setting, seed) for seed in range(seeds) for setting in settings if setting in (only or settings)]
     cells = [Cell(name, setting, seed, protocol) for setting, seed in wanted if (setting, seed) not in done]
     made = {cell: found for cell in cells if (found := _made(result, settings[cell.setting], cell.seed, path))}
-    for cell, found in chain(made.items(), measured([cell for cell in cells if cell not in made], processes)):
+    where = {} if machine() == result["machine"] else {"machine": machine()}
+    new = ((cell, {**found, **where}) for cell, found in measured([c for c in cells if c not in made], processes))
+    for cell, found in chain(made.items(), new):
         changes = list(settings[cell.setting])
         result["cells"].append({"setting": cell.setting, "seed": cell.seed, "changes": changes, **found})
         write_text(path, json.dumps(result, indent=1) + "\n")
@@ -106,11 +109,8 @@ def _begun(name: str, protocol: Protocol, path: Path) -> dict:
 
 def machine() -> dict:
     """Where the cells are measured."""
-    facts = Path("/proc/cpuinfo")  # platform.processor() does not know the model on Linux
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
-            "machine": platform.machine(), "torch": torch.__version__}  # fmt: skip
+    return {"processor": processor(), "cores": os.cpu_count(), "machine": platform.machine(),
+            "torch": torch.__version__}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from flux2_train.host.system.bootstrap import find_comfyui
+from flux2_train.host.system.facts import comfyui_version, processor
 
 from .contenders import CONTENDERS
 from .problem import Problem, write_weights
@@ -118,17 +118,13 @@ def _compared(row: dict) -> str:
 
 def machine(threads: int) -> dict:
     """What was measured on: processor or GPU, threads, versions."""
-    facts = Path("/proc/cpuinfo")  # platform.processor() does not know the model on Linux
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    cpus = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    comfyui = (find_comfyui() / "comfyui_version.py").read_text().split('"')[-2]
     return {
-        "processor": cpus[0] if cpus else platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": threads,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "comfyui": comfyui,
+        "comfyui": comfyui_version(),
         **{name: version(name) for name in ("torch", "diffusers", "peft")},
     }
 

@@ -113,8 +113,8 @@ class TrainingSettings(Settings):
     )
     checkpointing: bool = setting(
         True,
-        "Recompute each block instead of keeping its activations: far less memory, nearly half more time. Turn it "
-        "off only if the card has room to spare.",
+        "Where memory is short, blocks are recomputed instead of keeping their activations: far less memory, about a "
+        "third more time. Off keeps all activations; a run that does not fit so is refused.",
         **RARE,
     )
     validation_items: int = setting(

@@ -62,8 +62,12 @@ def test_the_shortest_form_measures_both_trainers_and_goes_on_where_it_was_left(
     assert again == first
     with pytest.raises(SystemExit, match="name another folder"):
         answered("trainer", Protocol("character", 2, 1), 1, path, [])
-    (taken,) = answered("rate", Protocol("character", 1, 1), 1, tmp_path / "learning_rate.json", ["2e-3"])["cells"]
+    rate = tmp_path / "learning_rate.json"
+    (taken,) = answered("rate", Protocol("character", 1, 1), 1, rate, ["2e-3"])["cells"]
     assert {**taken, "setting": "the demo"} == ours  # the same run, which is not made twice
+    rate.write_text(json.dumps(json.loads(rate.read_text()) | {"machine": {"cores": 0}}))
+    old, new = answered("rate", Protocol("character", 1, 1), 1, rate, ["1e-3"])["cells"]
+    assert old == taken and new["machine"] == first["machine"]  # which is not the file's
 
 
 @pytest.mark.slow
