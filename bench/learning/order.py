@@ -57,7 +57,7 @@ def _own(cell: dict) -> float | None:
     if cell.get("before") is None:
         return None
     gained = cell["before"] - cell["loss"]
-    return gained * (1 - 1 / cell["selectivity"]) if gained > 0 else gained
+    return gained * (1 - 1 / cell["selectivity"] ** 2) if gained > 0 else gained
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:

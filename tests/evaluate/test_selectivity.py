@@ -145,7 +145,7 @@ def test_the_best_step_has_gained_most_that_belongs_to_the_trigger():
     history = History(validation={0: 1.0, 10: 0.8, 20: 0.7, 30: 0.65, 40: 1.2})
     assert best_step(history) == 30 and score(history, 0) == -math.inf == score(history, 5)
     history.selectivity = {10: (0.2, 0.02), 20: (0.3, 0.03), 30: (0.4, 0.2), 40: (0.5, 0.01)}
-    assert score(history, 20) == pytest.approx(0.3 * 0.9) and score(history, 30) == pytest.approx(0.35 * 0.5)
+    assert score(history, 20) == pytest.approx(0.3 * 0.99) and score(history, 30) == pytest.approx(0.35 * 0.75)
     assert best_step(history) == 20 and score(history, 40) == pytest.approx(-0.2)
     assert best_step(History()) is None and best_step(History(validation={0: 1.0})) is None
     assert best_step(History(validation={20: 0.7, 30: 0.6, 40: math.nan})) == 30
