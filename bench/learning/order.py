@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from flux2_train.evaluate.best import less_leak
+
 MEASURES = ("selectivity", "selectivity of whole runs", "own score")
 
 
@@ -53,11 +55,10 @@ def _parts(cell: dict) -> list[dict]:
 
 
 def _own(cell: dict) -> float | None:
-    """As in ``flux2_train.evaluate.best``; None where the loss before training was not noted."""
+    """The score by which a run names its best step; None where the loss before training was not noted."""
     if cell.get("before") is None:
         return None
-    gained = cell["before"] - cell["loss"]
-    return gained * (1 - 1 / cell["selectivity"] ** 2) if gained > 0 else gained
+    return less_leak(cell["before"] - cell["loss"], 1 / cell["selectivity"])
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:

@@ -24,7 +24,12 @@ def score(history: History, step: int) -> float:
         return -math.inf
     gained = history.validation.get(0, 0.0) - loss  # without L_0 only the order of losses is known: all are below 0
     taught, leaked = history.selectivity.get(step, (1.0, 0.0))
-    return gained * (1 - (leaked / taught) ** 2) if gained > 0 and taught else gained
+    return less_leak(gained, leaked / taught if taught else 0.0)
+
+
+def less_leak(gained: float, leaked: float) -> float:
+    """The score of a LoRA whose validation loss has fallen by ``gained``; ``leaked``: the share that leaks."""
+    return gained * (1 - leaked**2) if gained > 0 else gained
 
 
 def best_step(history: History) -> int | None:

@@ -153,8 +153,8 @@ def smallest(work: Work, machine: Machine, pins: Pins) -> Plan:
     return min(plans, key=lambda plan: plan.estimate.peak)
 
 
-def within(work: Work, machine: Machine, pins: Pins) -> Plan:
-    """The fastest plan that fits; if none does the smallest one, because nothing is refused."""
+def fastest_or_smallest(work: Work, machine: Machine, pins: Pins) -> Plan:
+    """The fastest plan that fits. If none fits, the smallest one: no run is refused."""
     return _fastest(list(fitting_plans(work, machine, pins)) or [smallest(work, machine, pins)])
 
 

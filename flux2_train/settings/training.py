@@ -114,7 +114,7 @@ class TrainingSettings(Settings):
     checkpointing: bool = setting(
         True,
         "Where memory is short, blocks are recomputed instead of keeping their activations: far less memory, about a "
-        "third more time. Off keeps all activations; a run that does not fit so is refused.",
+        "third more time. Off keeps all activations, and a run that then does not fit is refused.",
         **RARE,
     )
     validation_items: int = setting(

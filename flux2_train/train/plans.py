@@ -19,7 +19,7 @@ from ..host.system.machine import machine
 from ..host.system.memory import pinnable, without_reserved
 from ..planning.estimate import estimate
 from ..planning.layout import BLOCKS, LEAF, OFF, WHOLE
-from ..planning.planner import GB, Pins, Plan, choose, most_in_flight, within
+from ..planning.planner import GB, Pins, Plan, choose, fastest_or_smallest, most_in_flight
 from ..planning.work import Machine, Passes, Work
 from ..settings.memory import ALL, AUTO, ON
 from ..settings.optimizer import OTHER
@@ -164,12 +164,12 @@ def may_overlap(config: TrainingSettings) -> bool:
 def plan(work: Work, pins: Pins, computer: Machine, binding: bool) -> Plan:
     """The plan of a run. If ``binding``, it has to fit the computer: raises UserError if no plan does.
 
-    Else nothing is refused. A plan that recomputes less is taken where it leaves other programs enough of the memory.
+    Otherwise no run is refused: the plan is the fastest that takes at most SHARE of the free memory, or the smallest.
     """
     if binding:
         return choose(work, computer, pins)
     boundless = Machine(float("inf"), float("inf"), computer.bus, computer.flops)
-    found = within(work, replace(boundless, vram=SHARE * computer.vram), pins).layout
+    found = fastest_or_smallest(work, replace(boundless, vram=SHARE * computer.vram), pins).layout
     layout = replace(found, in_flight=most_in_flight(work, found))
     return Plan(layout, estimate(work, layout, boundless))
 
