@@ -61,4 +61,4 @@ QUESTIONS: dict[str, Settings] = {
     "speed": {"exact": (), "certified": ("speed=certified",), "fast": ("speed=fast",)},
     "pictures": {f"{count}": (f"pictures={count}",) for count in (5, 10, 20, 40)},
 }  # fmt: skip
-STANDARD = ("trainer", "preservation", "rate")
+STANDARD = ("trainer", "rate")

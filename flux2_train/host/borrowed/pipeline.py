@@ -47,6 +47,13 @@ class Lanes:
         # By unit: the card it waits for, whether to go backward, and the turn that must have come there.
         self.waiting: dict[int, tuple[torch.device, bool, int]] = {}
         self.failed = False
+        self.started = False  # whether all threads run; no unit begins before
+
+    def start(self) -> None:
+        """Let the units begin."""
+        with self.changed:
+            self.started = True
+            self.changed.notify_all()
 
     def forward(self, unit: int, old: torch.device | None, new: torch.device, gradients: bool) -> None:
         """Let go of one card and wait for another. Raises Stopped if a unit has failed."""
@@ -250,6 +257,7 @@ def in_flight(cards: Sequence[torch.device], jobs: Sequence[Callable[[], T]], mo
 
     def work() -> None:
         try:
+            lanes.until(lambda: lanes.started)
             with torch.inference_mode(False), torch.enable_grad(), current(cards[0]):
                 for number, job in units:
                     results[number] = _run(Unit(lanes, number), job)
@@ -279,10 +287,14 @@ def _run(own: Unit, job: Callable[[], T]) -> T:
 
 
 def _run_threads(threads: list[threading.Thread], lanes: Lanes) -> None:
-    """Run to the end of all, also if this thread is interrupted meanwhile."""
+    """Run to the end of all, also if this thread is interrupted meanwhile.
+
+    An interruption may come while a thread starts that has no ident yet. Nobody waits for it, but it begins no unit.
+    """
     try:
         for thread in threads:
             thread.start()
+        lanes.start()
         _join(threads)
     except BaseException:
         lanes.fail()

@@ -155,6 +155,21 @@ def test_ctrl_c_stops_all_units():
     assert threading.active_count() == before and len(watched.backward[CARDS[0]]) < 400
 
 
+def test_ctrl_c_while_threads_start_begins_no_unit(monkeypatch):
+    start, begun, ran = threading.Thread.start, [], []
+
+    def start_and_interrupt(thread):
+        start(thread)
+        begun.append(thread)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.in_flight(CARDS, [lambda: ran.append(0)] * 50, 3)
+    assert len(begun) == 3 and not any(thread.is_alive() for thread in begun) and not ran
+
+
 def test_a_cancel_is_heard_beside_a_lack_of_memory():
     both = threading.Barrier(2)
 
