@@ -74,6 +74,7 @@ def answered(name: str, protocol: Protocol, seeds: int, path: Path, only: list[s
     for cell, found in chain(made.items(), new):
         changes = list(settings[cell.setting])
         result["cells"].append({"setting": cell.setting, "seed": cell.seed, "changes": changes, **found})
+        result["cells"].sort(key=lambda each: (each["seed"], list(settings).index(each["setting"])))
         write_text(path, json.dumps(result, indent=1) + "\n")
         print(f"{name}, {cell.setting}, seed {cell.seed}: {found}", flush=True)
     return result

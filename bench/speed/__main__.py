@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OTHERS = [name for name in CONTENDERS if name != "ours"]
 SIZES = ("hidden", "double", "single", "context", "tokens", "text", "rank")
 OVERHEAD = {"hidden": 128, "double": 8, "single": 24, "context": 64, "tokens": 16, "text": 16, "rank": 4}
+MEMORY = ("peak_mb", "own_mb")  # of the process; without what it held before it loaded weights
 TRAINERS = ["diffusers", "node", "node_bypass"]
 OWN = ("compiled", "kept", "compiled_kept")  # of the engine, in other ways than as "ours"
 
@@ -63,7 +64,7 @@ def measure(problem: Problem, names: list[str], pairs: int, warmup: int, threads
     They step in turn, the order turned round every time, so that what the machine does meanwhile meets all of them.
     """
     workers = {name: Worker(name, problem, threads, log) for name in names}
-    found = {name: {"seconds": [], "adds": [], "peak_mb": [], "loss": []} for name in names}
+    found = {name: {"seconds": [], "adds": [], "peak_mb": [], "own_mb": [], "loss": []} for name in names}
     try:
         for turn in range(warmup + pairs):
             for name in list(workers) if turn % 2 else reversed(workers):
@@ -82,18 +83,20 @@ def measure(problem: Problem, names: list[str], pairs: int, warmup: int, threads
 
 def report(title: str, found: dict[str, dict]) -> dict:
     """Print medians and ratios of one mode; return them."""
-    print(f"\n{title}\n{'':18} {'s/step':>8} {'adds':>8} {'peak MB':>8}   ours / it, median and 95 % interval")
+    head = f"{'s/step':>8} {'adds':>8} {'peak MB':>8} {'own MB':>8}"
+    print(f"\n{title}\n{'':18} {head}   ours / it, median and 95 % interval")
     rows = {}
     for name, values in found.items():
         if "error" in values:
             rows[name] = values
             print(f"{name:18} cannot: {values['error']}")
             continue
-        row = rows[name] = {key: statistics.median(values[key]) for key in ("seconds", "adds", "peak_mb")}
+        row = rows[name] = {key: statistics.median(values[key]) for key in ("seconds", "adds", *MEMORY)}
         if name != "ours" and "error" not in found["ours"]:
             row |= _ratios(found["ours"], values)
         text = _compared(row) if "time_ratio" in row else ""
-        print(f"{name:18} {row['seconds']:8.3f} {row['adds']:8.0f} {row['peak_mb']:8.0f}   {text}")
+        figures = f"{row['seconds']:8.3f} {row['adds']:8.0f} {row['peak_mb']:8.0f} {row['own_mb']:8.0f}"
+        print(f"{name:18} {figures}   {text}")
         row |= {"all_seconds": values["seconds"], "all_adds": values["adds"], "losses": values["loss"]}
     measured = {name for name, row in rows.items() if "error" not in row}
     for name in OWN:
@@ -105,15 +108,17 @@ def report(title: str, found: dict[str, dict]) -> dict:
 
 def _ratios(ours: dict, theirs: dict) -> dict:
     """Of seconds, processor time and peaks of pairs of steps."""
-    memory = statistics.median(ours["peak_mb"]) / statistics.median(theirs["peak_mb"])
+    memory, own = (statistics.median(ours[key]) / statistics.median(theirs[key]) for key in MEMORY)
     return {"time_ratio": asdict(ratio(ours["seconds"], theirs["seconds"])),
-            "adds_ratio": asdict(ratio(ours["adds"], theirs["adds"])), "memory_ratio": memory}  # fmt: skip
+            "adds_ratio": asdict(ratio(ours["adds"], theirs["adds"])),
+            "memory_ratio": memory, "own_ratio": own}  # fmt: skip
 
 
 def _compared(row: dict) -> str:
     times, adds = Ratio(**row["time_ratio"]), Ratio(**row["adds_ratio"])
     processor = f"{adds.median:.3f} [{adds.low:.3f}, {adds.high:.3f}]"
-    return f"time {times}, processor {processor}, memory {row['memory_ratio']:.2f}"
+    memory = f"memory {row['memory_ratio']:.2f}, without libraries {row['own_ratio']:.2f}"
+    return f"time {times}, processor {processor}, {memory}"
 
 
 def machine(threads: int) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from safetensors.torch import load_file
@@ -161,10 +162,28 @@ def node_bypass(problem: Problem, done: Done) -> None:
     node(problem, done, bypass=True)
 
 
-def comfyui_model(problem: Problem):
+def import_libraries(name: str, problem: Problem) -> None:
+    """Import what a contender needs before it loads weights."""
+    if name.startswith("diffusers"):
+        import_module("peft")
+        import_module("bench.as_diffusers")
+        return
+    use_comfyui(problem)
+    for module in ("comfy.sd", "comfy_extras.nodes_train", "flux2_train.adapters.live",
+                   "flux2_train.host.borrowed.borrow"):  # fmt: skip
+        import_module(module)
+
+
+def use_comfyui(problem: Problem) -> None:
+    """Make ComfyUI's modules importable, for the problem's device."""
     from flux2_train.host.system.bootstrap import import_comfyui
 
     import_comfyui(*(["--cpu"] if problem.device == "cpu" else []))
+
+
+def comfyui_model(problem: Problem):
+    """The problem's weights as the MODEL that ComfyUI's loader gives a graph."""
+    use_comfyui(problem)
     import comfy.sd
 
     dtype = getattr(torch, problem.dtype)

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import torch
 
-from .contenders import CONTENDERS
+from .contenders import CONTENDERS, import_libraries
 from .problem import Problem
 
 
 def main(name: str, problem: Problem, threads: int) -> None:
-    """Answer ``{"seconds": s, "adds": a, "peak_mb": m, "loss": l}`` per line; ``{"error": sentence}`` if it cannot."""
+    """Answer a line for each step, as ``Meter.done`` writes it; ``{"error": sentence}`` if the contender cannot."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     torch.set_num_threads(threads)
     meter = Meter(problem.device, answers)
     meter.wait()
     try:
+        import_libraries(name, problem)
+        meter.begin()
         CONTENDERS[name](problem, meter.done)
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).partition('. ')[0]}"
@@ -42,7 +44,11 @@ class Meter:
     """Between two lines: how long, how much processor time, and the most memory the process (or the GPU) held."""
 
     def __init__(self, device: str, answers):
-        self.device, self.answers = device, answers
+        self.device, self.answers, self.libraries = device, answers, 0
+
+    def begin(self) -> None:
+        """The libraries are imported: what the process holds now is theirs. On a GPU they hold nothing that counts."""
+        self.libraries = _held("VmRSS") if self.device == "cpu" else 0
 
     def wait(self) -> None:
         if not sys.stdin.readline():
@@ -51,11 +57,17 @@ class Meter:
         self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
     def done(self, loss: float | None) -> None:
-        """A step is done: answer, and wait for the next line."""
+        """A step is done: answer, and wait for the next line.
+
+        ``peak_mb`` is the most memory that the process, or torch on the GPU, has held in the step; ``own_mb`` leaves
+        out what the process held before it loaded weights.
+        """
         if self.device != "cpu":
             torch.cuda.synchronize()
         seconds, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu_started
-        found = {"seconds": seconds, "adds": cpu / small_add(), "peak_mb": self._peak() / 2**20, "loss": loss}
+        peak = self._peak()
+        memory = {"peak_mb": peak / 2**20, "own_mb": (peak - self.libraries) / 2**20}
+        found = {"seconds": seconds, "adds": cpu / small_add(), **memory, "loss": loss}
         self.answers.write(json.dumps(found) + "\n")
         self.wait()
 
@@ -68,8 +80,13 @@ class Meter:
     def _peak(self) -> float:
         if self.device != "cpu":
             return torch.cuda.max_memory_allocated()
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        return _held("VmHWM")
+
+
+def _held(what: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at most."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(what))
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

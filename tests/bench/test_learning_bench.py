@@ -66,7 +66,7 @@ def test_the_shortest_form_measures_both_trainers_and_goes_on_where_it_was_left(
     (taken,) = answered("rate", Protocol("character", 1, 1), 1, rate, ["2e-3"])["cells"]
     assert {**taken, "setting": "the demo"} == ours  # the same run, which is not made twice
     rate.write_text(json.dumps(json.loads(rate.read_text()) | {"machine": {"cores": 0}}))
-    old, new = answered("rate", Protocol("character", 1, 1), 1, rate, ["1e-3"])["cells"]
+    new, old = answered("rate", Protocol("character", 1, 1), 1, rate, ["1e-3"])["cells"]
     assert old == taken and new["machine"] == first["machine"]  # which is not the file's
 
 

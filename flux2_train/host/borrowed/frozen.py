@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import comfy.model_management
 import comfy.ops
@@ -24,6 +25,7 @@ from ...errors import UserError
 from ...streaming.ring import tracked
 from . import int8
 from .eight_bit import SLOT, Product, Slot
+from .libraries import USUAL, Library
 from .streamed import SOURCE, arrived
 from .unread import in_its_place, is_unread
 
@@ -158,19 +160,19 @@ def numbers(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Itera
             yield int8.stored(weight), bias
 
 
-def product(layer: nn.Module, x: Tensor) -> Tensor:
+def product(layer: nn.Module, x: Tensor, library: Library = USUAL) -> Tensor:
     """``x W^T + b`` (..., out) with the layer's weight in the dtype and on the device of ``x`` (..., in).
 
     In 8 bits where the layer's slot says so, see ``eight_bit``; not multiplied where nobody reads it, see ``unread``.
     """
     if is_unread(layer, x.dtype):
         return in_its_place(x, layer.out_features)
-    return _multiplied(layer, x, _product, int8.product, adds_bias=True)
+    return _multiplied(layer, x, partial(_product, library), int8.product, adds_bias=True)
 
 
-def transposed_product(layer: nn.Module, grad: Tensor) -> Tensor:
+def transposed_product(layer: nn.Module, grad: Tensor, library: Library = USUAL) -> Tensor:
     """``grad W`` (..., in), the gradient of ``product`` for its input, of ``grad`` (..., out); in 8 bits as there."""
-    return _multiplied(layer, grad, _transposed_product, int8.transposed_product, adds_bias=False)
+    return _multiplied(layer, grad, partial(_transposed_product, library), int8.transposed_product, adds_bias=False)
 
 
 def _multiplied(
@@ -190,20 +192,20 @@ def _multiplied(
     return y
 
 
-def _product(layer: nn.Module, x: Tensor) -> Tensor:
+def _product(library: Library, layer: nn.Module, x: Tensor) -> Tensor:
     own = resident(layer, x.dtype, x.device)
     if own is not None:
-        return F.linear(x, own)
+        return library.product(x, own, None)
     with fetched(layer, x.dtype, x.device) as (weight, bias):
-        return F.linear(x, weight, bias)
+        return library.product(x, weight, bias)
 
 
-def _transposed_product(layer: nn.Module, grad: Tensor) -> Tensor:
+def _transposed_product(library: Library, layer: nn.Module, grad: Tensor) -> Tensor:
     own = resident(layer, grad.dtype, grad.device)
     if own is not None:
-        return grad @ own
+        return library.transposed(grad, own)
     with fetched(layer, grad.dtype, grad.device) as (weight, _):
-        return grad @ weight
+        return library.transposed(grad, weight)
 
 
 class FrozenLinear(torch.autograd.Function):

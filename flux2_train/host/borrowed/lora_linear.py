@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...adapters.parts import Factors
 from ...streaming.ring import tracked
 from .frozen import product, transposed_product
+from .libraries import USUAL, Library
 from .streamed import SOURCE
 from .unread import is_unread
 
@@ -38,10 +39,10 @@ class LoraLinear(torch.autograd.Function):
         return *gradients(ctx.layer, grad, *ctx.saved_tensors, ctx.factors, ctx.needs_input_grad[:3]), None, None
 
 
-def adapted_product(layer: nn.Module, x: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
+def adapted_product(layer: nn.Module, x: Tensor, factors: Factors, library: Library = USUAL) -> tuple[Tensor, Tensor]:
     """``y`` (..., out) of ``LoraLinear`` and the narrow product ``z`` (rows of ``x``, rank), without gradients."""
     inputs = x.contiguous()  # a slice of attention's output is copied once for both products, and not saved
-    y = product(layer, inputs)
+    y = product(layer, inputs, library)
     narrow = F.linear(inputs.view(-1, x.shape[-1]), factors.down)
     if not is_unread(layer, x.dtype):
         y.view(-1, y.shape[-1]).addmm_(narrow, factors.up.t(), alpha=factors.scale)
@@ -49,18 +50,19 @@ def adapted_product(layer: nn.Module, x: Tensor, factors: Factors) -> tuple[Tens
 
 
 def gradients(
-    layer: nn.Module, grad: Tensor, x: Tensor, narrow: Tensor, factors: Factors, needs: tuple[bool, ...] = (True,) * 3
-) -> tuple[Tensor | None, ...]:
+    layer: nn.Module, grad: Tensor, x: Tensor, narrow: Tensor, factors: Factors, needs: tuple[bool, ...] = (True,) * 3,
+    library: Library = USUAL,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """``dx``, ``dA`` and ``dB`` of ``LoraLinear`` for ``grad`` (..., out); None for those that are not needed."""
     down, up, scale = factors
     rows, grad = x.reshape(-1, x.shape[-1]), grad.to(x.dtype).reshape(-1, grad.shape[-1])
     needs_x, needs_down, needs_up = needs
-    of_up = _scaled(grad.t() @ narrow, scale) if needs_up else None
-    of_narrow = _scaled(grad @ up, scale)
+    of_up = _scaled(library.over_rows(grad, narrow), scale) if needs_up else None
+    of_narrow = _scaled(library.transposed(grad, up), scale)
     of_down = of_narrow.t() @ rows if needs_down else None
     of_x = None
     if needs_x:
-        of_x = transposed_product(layer, grad).addmm_(of_narrow, down).view(x.shape)
+        of_x = transposed_product(layer, grad, library).addmm_(of_narrow, down).view(x.shape)
     return of_x, of_down, of_up
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ...adapters.parts import Factors, PlainLora
 from .frozen import product, transposed_product
+from .libraries import fastest
 from .lora_linear import adapted_product, gradients
 
 NAMESPACE = "flux2_train"
@@ -31,21 +33,33 @@ SCHEMAS = {
     "-> (Tensor, Tensor, Tensor)",
 }
 _numbers = itertools.count()
-_blocks: dict[int, Sequence[Layer]] = {}
+_blocks: dict[int, Block] = {}
 
 
 class Layer(NamedTuple):
-    """A Linear of a block. ``forward`` runs it eagerly with its adapter; ``lora`` is that adapter if it is plain."""
+    """A Linear of a block. ``forward`` runs it eagerly with its adapter; ``lora`` is that adapter if it is plain.
+
+    ``reads_stream``: its input is a stream of the block after norm and modulation, and nothing else.
+    """
 
     module: nn.Module
     forward: Callable[[Tensor], Tensor]
     lora: PlainLora | None = None
+    reads_stream: bool = False
+
+
+@dataclass
+class Block:
+    """A block's layers. ``begins_gradients``: its streams and modulation need no gradients, as in the first block."""
+
+    layers: Sequence[Layer]
+    begins_gradients: bool = False
 
 
 def numbered(layers: Sequence[Layer]) -> Tensor:
     """The number under which operators find the layers of a block until ``forget``."""
     number = next(_numbers)
-    _blocks[number] = layers
+    _blocks[number] = Block(layers)
     with torch.inference_mode(False):  # where models are borrowed it is on, and autograd saves no tensor made in it
         return torch.tensor(number)
 
@@ -55,16 +69,28 @@ def forget(block: Tensor) -> None:
     _blocks.pop(block.item(), None)
 
 
+def begin_gradients(block: Tensor, begins: bool) -> None:
+    """Say whether gradients begin in this block: its own streams and modulation then need none."""
+    _blocks[block.item()].begins_gradients = begins
+
+
 def _layer(block: Tensor, layer: int) -> Layer:
-    return _blocks[block.item()][layer]
+    return _blocks[block.item()].layers[layer]
+
+
+def _needs_input_gradient(block: Tensor, layer: int) -> bool:
+    own = _blocks[block.item()]
+    return not (own.begins_gradients and own.layers[layer].reads_stream)
 
 
 def _frozen(x: Tensor, block: Tensor, layer: int, out: int) -> Tensor:
-    return product(_layer(block, layer).module, x)
+    return product(_layer(block, layer).module, x, fastest(x))
 
 
 def _frozen_back(grad: Tensor, block: Tensor, layer: int, wide: int) -> Tensor:
-    return transposed_product(_layer(block, layer).module, grad)
+    if not _needs_input_gradient(block, layer):
+        return grad.new_zeros(*grad.shape[:-1], wide)
+    return transposed_product(_layer(block, layer).module, grad, fastest(grad))
 
 
 def _adapted(x: Tensor, block: Tensor, layer: int, out: int) -> Tensor:
@@ -73,16 +99,18 @@ def _adapted(x: Tensor, block: Tensor, layer: int, out: int) -> Tensor:
 
 def _lora(x: Tensor, down: Tensor, up: Tensor, scale: Tensor, block: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     """See ``lora_linear.adapted_product``."""
-    module, _, lora = _layer(block, layer)
-    return adapted_product(module, x, Factors(*lora.cast(x.dtype), scale.item()))
+    own = _layer(block, layer)
+    return adapted_product(own.module, x, Factors(*own.lora.cast(x.dtype), scale.item()), fastest(x))
 
 
 def _lora_back(
     grad: Tensor, x: Tensor, narrow: Tensor, scale: Tensor, block: Tensor, layer: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``lora_linear.gradients``."""
-    module, _, lora = _layer(block, layer)
-    return gradients(module, grad, x, narrow, Factors(*lora.cast(x.dtype), scale.item()))
+    """See ``lora_linear.gradients``; a gradient that nobody needs is zero."""
+    own, needed = _layer(block, layer), _needs_input_gradient(block, layer)
+    factors, needs = Factors(*own.lora.cast(x.dtype), scale.item()), (needed, True, True)
+    of_x, of_down, of_up = gradients(own.module, grad, x, narrow, factors, needs, fastest(x))
+    return torch.zeros_like(x) if of_x is None else of_x, of_down, of_up
 
 
 def _shape_of_lora(x, down, up, scale, block, layer):

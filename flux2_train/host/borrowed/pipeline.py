@@ -48,12 +48,25 @@ class Lanes:
         self.waiting: dict[int, tuple[torch.device, bool, int]] = {}
         self.failed = False
         self.started = False  # whether all threads run; no unit begins before
+        self.ended = 0  # threads that compute nothing any more
 
     def start(self) -> None:
         """Let the units begin."""
         with self.changed:
             self.started = True
             self.changed.notify_all()
+
+    def end(self) -> None:
+        """A thread computes nothing any more."""
+        with self.changed:
+            self.ended += 1
+            self.changed.notify_all()
+
+    def wait_for_end(self, threads: int) -> None:
+        """Wait until so many threads have ended."""
+        with self.changed:
+            while self.ended < threads:
+                self.changed.wait(TICK)
 
     def forward(self, unit: int, old: torch.device | None, new: torch.device, gradients: bool) -> None:
         """Let go of one card and wait for another. Raises Stopped if a unit has failed."""
@@ -265,6 +278,8 @@ def in_flight(cards: Sequence[torch.device], jobs: Sequence[Callable[[], T]], mo
             if not isinstance(error, Stopped):
                 errors.append(error)
             lanes.fail()
+        finally:
+            lanes.end()
 
     _run_threads([threading.Thread(target=work, daemon=True) for _ in range(most)], lanes)
     if not errors:
@@ -289,21 +304,19 @@ def _run(own: Unit, job: Callable[[], T]) -> T:
 def _run_threads(threads: list[threading.Thread], lanes: Lanes) -> None:
     """Run to the end of all, also if this thread is interrupted meanwhile.
 
-    An interruption may come while a thread starts that has no ident yet. Nobody waits for it, but it begins no unit.
+    After an interrupted ``join`` Python 3.11 takes a thread that still runs for one that has ended. So threads say
+    themselves that they end. An interruption while they start lets no unit begin, and nobody waits for them then.
     """
     try:
         for thread in threads:
             thread.start()
         lanes.start()
-        _join(threads)
+        lanes.wait_for_end(len(threads))
+        for thread in threads:
+            thread.join()
     except BaseException:
         lanes.fail()
         raise
     finally:
-        _join([thread for thread in threads if thread.ident is not None])
-
-
-def _join(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(TICK)
+        if lanes.started:
+            lanes.wait_for_end(len(threads))

@@ -6,7 +6,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from support import adapters_for, brief_flux2, loss_of, problem
 
 from flux2_train.errors import UserError
-from flux2_train.host.borrowed import opaque, opaque_attention, recompute
+from flux2_train.host.borrowed import frozen, lora_linear, opaque, opaque_attention, recompute
 from flux2_train.host.borrowed.borrow import Borrowed, borrow, borrow_as, training_mode
 from flux2_train.host.borrowed.routing import Route
 from flux2_train.host.borrowed.velocity import velocity
@@ -260,3 +260,26 @@ def test_the_attention_operator_is_what_the_compiler_is_told():
     found = torch.autograd.grad(out, (q, k, v), inputs[0])
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     assert torch.equal(out, exact) and all(map(torch.equal, found, torch.autograd.grad(exact, (q, k, v), inputs[0])))
+
+
+@pytest.mark.long
+def test_gradients_that_nobody_needs_are_not_computed(monkeypatch):
+    """Those of the first block's streams, before which no adapter acts: the same products as without compiling."""
+    multiplied = []
+    for module in (frozen, lora_linear, opaque):
+        original = module.transposed_product
+
+        def noting(layer, grad, *args, original=original):
+            multiplied.append(id(layer))
+            return original(layer, grad, *args)
+
+        monkeypatch.setattr(module, "transposed_product", noting)
+    monkeypatch.setattr(compiler, "BACKEND", "aot_eager")
+    model = brief_flux2()
+    adapters, case = adapters_for(model), problem(2, 1, dtype=torch.float32)
+    expected = by_eager(model, adapters, case)
+    eager = sorted(multiplied)
+    multiplied.clear()
+    (found,) = compiled(model, adapters, case, [Layout(OFF)])
+    require_equal(found, expected, case)
+    assert sorted(multiplied) == eager and len(set(eager)) < len(adapters.names)
