@@ -136,8 +136,8 @@ def score(work: Path, count: int = 200, **sampling) -> None:
     rng = random.Random(2)
     triples = [random_edit(rng) for _ in range(max(count // 4, 1))]
     known = autoencoder.encode(data.to_pixels([scenes.draw(before, scenes.SIZES[0]) for before, _, _ in triples]))
-    told, after = [instruction for _, instruction, _ in triples], [spec for _, _, spec in triples]
-    pictures = paint(model, autoencoder, told, scenes.SIZES[0], reference=known, **sampling)
+    instructions, after = [instruction for _, instruction, _ in triples], [spec for _, _, spec in triples]
+    pictures = paint(model, autoencoder, instructions, scenes.SIZES[0], reference=known, **sampling)
     tally, likeness = compared(after, pictures)
     print(f"edits: {100 * tally.share():.1f} % of attributes right ({tally.table()}), likeness {likeness:.3f}")
 

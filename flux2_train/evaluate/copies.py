@@ -75,15 +75,15 @@ def _placed(latents: Tensor) -> Tensor:
     return adaptive_avg_pool2d(latents.detach().float().cpu(), GRID).flatten(1)
 
 
-def warnings_of(told: set[tuple[int, str]], step: int, pictures: Sequence[PreviewPicture]) -> Iterator[Warned]:
+def warnings_of(warned: set[tuple[int, str]], step: int, pictures: Sequence[PreviewPicture]) -> Iterator[Warned]:
     """A warning for each of ``pictures``, painted after ``step`` steps, that is a copy.
 
-    ``told`` are (number of the prompt, copied file) that were told before; the new ones are added.
+    ``warned`` are (number of the prompt, copied file) of earlier warnings; the new ones are added.
     """
     for picture in pictures:
         nearest = picture.nearest
-        if nearest and nearest.copied and (picture.number, nearest.name) not in told:
-            told.add((picture.number, nearest.name))
+        if nearest and nearest.copied and (picture.number, nearest.name) not in warned:
+            warned.add((picture.number, nearest.name))
             yield Warned(
                 f"Preview {picture.number} ({shown(picture.label, 40)}) copies the training picture "
                 f"{shown(nearest.name)} after {counted(step, 'step')}: it is {nearest.distance:.2f} of the usual "

@@ -38,11 +38,11 @@ class Imported:
     def text(self) -> str:
         """The whole report: the table, how many keys became what, and what to know before training."""
         numbers = counts(self.rows)
-        told = ", ".join(f"{number} {verdict}" for verdict, number in numbers.items())
+        verdicts = ", ".join(f"{number} {verdict}" for verdict, number in numbers.items())
         defaults = counted(sum(row.absent for row in self.rows), "further row is", "further rows are")
         parts = [
             f"A configuration of {self.trainer}.", table(self.rows),
-            f"{counted(sum(numbers.values()), 'key')}: {told}. {defaults} that trainer's defaults.",
+            f"{counted(sum(numbers.values()), 'key')}: {verdicts}. {defaults} that trainer's defaults.",
             *(["Rows with ! make the result differ from that trainer's."] if any(r.differs for r in self.rows) else []),
             *(f"Note: {note}" for note in self.notes), *(f"No job: {blocker}" for blocker in self.blockers),
         ]  # fmt: skip

@@ -70,7 +70,7 @@ class Levels:
     def __init__(self, rules: Sequence[Rule], draft: Draft):
         self.rules, self.draft, self.rows = rules, draft, []
         self.given: dict[str, dict[str, Any]] = {}  # the keys of each level by its prefix
-        self.told: set[str] = set()  # whole keys that have a row
+        self.with_row: set[str] = set()  # whole keys that have a row
 
     def add(self, *levels: tuple[str, Mapping[str, Any]]) -> None:
         """A data set more. ``levels`` are prefix and keys of those that it inherits, and at last its own."""
@@ -81,8 +81,8 @@ class Levels:
         for row in apply(self.rules, self.draft.section(values, levels[-1][0], self.draft.new_dataset())):
             owner = next((prefix for prefix, own in reversed(levels) if row.short in own), levels[-1][0])
             key = owner + row.short
-            if row.absent or key not in self.told:
-                self.told.add(key)
+            if row.absent or key not in self.with_row:
+                self.with_row.add(key)
                 self.rows.append(replace(row, key=key, part=owner))
 
     def finished(self) -> list[Row]:
@@ -90,7 +90,7 @@ class Levels:
         why = "every data set below says otherwise, or there is none"
         unused = [
             Row(prefix + key, value, NOT_APPLICABLE, why=why, part=prefix)
-            for prefix, own in self.given.items() for key, value in own.items() if prefix + key not in self.told
+            for prefix, own in self.given.items() for key, value in own.items() if prefix + key not in self.with_row
         ]  # fmt: skip
         order = list(self.given)
         return sorted([*self.rows, *unused], key=lambda row: order.index(row.part))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .autoencoder import CHANNELS, PatchAutoencoder
 
 FOLD = 4  # pixels a side that become channels
-SEEN, TOLD = 96, 24  # channels of what is seen in the latents, and of what a folded pixel is told of it
+SEEN, FEATURES = 96, 24  # channels of what is computed from the latents, and of what each folded pixel gets of it
 WIDTH, BLOCKS = 64, 2
 STRENGTH = 0.1  # of what is added, which is small beside the linear picture
 
@@ -39,8 +39,8 @@ class OverlapAutoencoder(PatchAutoencoder):
         folded = 3 * FOLD * FOLD
         self.refine_see = layers.Conv2d(CHANNELS, SEEN, 3, padding=1)
         self.refine_seen = Block(layers, SEEN)
-        self.refine_tell = layers.Conv2d(SEEN, TOLD * FOLD * FOLD, 1)
-        self.refine_in = layers.Conv2d(folded + TOLD, WIDTH, 3, padding=1)
+        self.refine_tell = layers.Conv2d(SEEN, FEATURES * FOLD * FOLD, 1)
+        self.refine_in = layers.Conv2d(folded + FEATURES, WIDTH, 3, padding=1)
         self.refine_blocks = nn.ModuleList(Block(layers, WIDTH) for _ in range(BLOCKS))
         self.refine_out = layers.Conv2d(WIDTH, folded, 3, padding=1)
         for parameter in self.refine_out.parameters():
@@ -60,8 +60,8 @@ class OverlapAutoencoder(PatchAutoencoder):
         """The linear picture with what the convolutions add to it, not clipped."""
         rough = self.rough(latents)
         seen = self.refine_seen(self.refine_see(latents))
-        told = nn.functional.pixel_shuffle(self.refine_tell(nn.functional.silu(seen)), FOLD)
-        x = self.refine_in(torch.cat((nn.functional.pixel_unshuffle(rough, FOLD), told), 1))
+        features = nn.functional.pixel_shuffle(self.refine_tell(nn.functional.silu(seen)), FOLD)
+        x = self.refine_in(torch.cat((nn.functional.pixel_unshuffle(rough, FOLD), features), 1))
         for block in self.refine_blocks:
             x = block(x)
         return rough + STRENGTH * nn.functional.pixel_shuffle(self.refine_out(nn.functional.silu(x)), FOLD)

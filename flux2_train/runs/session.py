@@ -257,8 +257,8 @@ class Session:
             last = write_results(self.trainer, self.loras, self.folder, beside=self._beside)
             best = self.checkpoint_writer.best_path()
             saved = (last, []) if plateau else with_best(self.trainer, self.loras, self.folder, best, last)
-            results, told = saved  # on a plateau the last one is the best already
-            self._tell(*told)
+            results, events = saved  # on a plateau the last one is the best already
+            self._tell(*events)
         except BaseException as error:  # the last checkpoint exists: queueing again only repeats the saving
             ended["why"] = _reason(error)
             self._attempt("run.json", lambda: self.folder.note(status=FAILED, **ended))

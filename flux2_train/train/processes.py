@@ -145,7 +145,7 @@ class Pace:
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.begun, self.took = accelerator, 0.0, 0.0
         self.seconds: deque[list[float]] = deque(maxlen=PACE_STEPS)  # of each process, in the last steps
-        self.told: set[int] = set()
+        self.named: set[int] = set()
 
     def begin(self) -> None:
         """A step begins here."""
@@ -179,9 +179,9 @@ class Pace:
         means = [fmean(each) for each in zip(*self.seconds, strict=True)]
         slowest = max(range(len(means)), key=means.__getitem__)
         others = median(means[:slowest] + means[slowest + 1 :])
-        if slowest in self.told or means[slowest] < SLOW * others:
+        if slowest in self.named or means[slowest] < SLOW * others:
             return ""
-        self.told.add(slowest)
+        self.named.add(slowest)
         return (
             f"Process {slowest} of {len(means)} (counted from 0) takes {means[slowest]:.2f} s for its share of a step "
             f"and the others {others:.2f} s: they wait for it. Look what else its card or its computer does."

@@ -184,8 +184,8 @@ class Trainer(Steerable):
             yield measured
             return
         slow = self.slow_steps.check(seconds, self.memory.expected, self.memory.spills, self.device.type == "cpu")
-        told = ((self.divergence.check(measured.loss), (LOWER_RATE,)), (slow, (PAUSE,)), (self.pace.slow(), ()))
-        yield from (Warned(warning, remedies) for warning, remedies in told if warning)
+        warnings = ((self.divergence.check(measured.loss), (LOWER_RATE,)), (slow, (PAUSE,)), (self.pace.slow(), ()))
+        yield from (Warned(warning, remedies) for warning, remedies in warnings if warning)
         yield Stepped(step, self.total, measured.loss, self.history.smoothed[-1], measured.preservation, seconds)
 
     def _step(self, borrowed: ModelPatcher, step: int, batch: list[Sample]) -> Measured | Warned:

@@ -53,7 +53,7 @@ async def _asked(request: web.Request, name: str = "run") -> RunFolder:
     return await asyncio.to_thread(existing, files.run_folder(), run_name(request.query.get(name)))
 
 
-async def _told(request: web.Request) -> tuple[RunFolder, dict[str, Any]]:
+async def _run_and_values(request: web.Request) -> tuple[RunFolder, dict[str, Any]]:
     """The run that the request's JSON names, and all of that JSON."""
     given = await body(request, A_RUN)
     return await asyncio.to_thread(existing, files.run_folder(), run_name(given.get("run"))), given
@@ -186,7 +186,7 @@ async def job(request: web.Request) -> web.Response:
 @in_words
 async def delete(request: web.Request) -> web.Response:
     """POST {"run": NAME}: remove the run's folder, unless it is being trained."""
-    folder, _ = await _told(request)
+    folder, _ = await _run_and_values(request)
     await asyncio.to_thread(remove_run, folder.path.parent, folder.name)
     return web.json_response({})
 
@@ -194,7 +194,7 @@ async def delete(request: web.Request) -> web.Response:
 @in_words
 async def lora(request: web.Request) -> web.Response:
     """POST {"run": NAME, "step": NUMBER}: queue the writing of a LoRA file from that checkpoint."""
-    folder, given = await _told(request)
+    folder, given = await _run_and_values(request)
     step = given.get("step")
     if type(step) is not int or step not in await asyncio.to_thread(checkpoint_steps, folder):
         raise UserError(f"The run {folder.name} has no checkpoint {shown(str(step))}.")

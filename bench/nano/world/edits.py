@@ -50,8 +50,8 @@ def _dress(spec: Spec, rng: random.Random, words: Words) -> tuple[str, Spec]:
     if i is None:
         return "", spec
     who = words(spec.objects[i].name)
-    told = f"give the {who} {words(hat)}" if hat else f"take off the hat of the {who}"
-    return told, _with(spec, i, hat=hat)
+    instruction = f"give the {who} {words(hat)}" if hat else f"take off the hat of the {who}"
+    return instruction, _with(spec, i, hat=hat)
 
 
 def _pose(spec: Spec, rng: random.Random, words: Words) -> tuple[str, Spec]:

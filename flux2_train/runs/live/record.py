@@ -28,11 +28,11 @@ CURVES = ("loss", "smoothed", "preservation", "seconds")
 
 
 class Record:
-    """A listener that writes ``record.jsonl``. ``told`` are the new lines that no listener has been told of yet."""
+    """A listener that writes ``record.jsonl``. ``unsent`` are the new lines that no listener has received yet."""
 
     def __init__(self, trainer: Trainer, folder: RunFolder):
         self.trainer, self.folder = trainer, folder
-        self.told: list[events.Recorded] = []
+        self.unsent: list[events.Recorded] = []
         self.lines, self.whole = _lines_of(folder.record)
         self.steps: list[events.Stepped] = []
         self.last = self.measured = 0.0
@@ -56,7 +56,7 @@ class Record:
 
     def news(self) -> list[Event]:
         """What to tell now, each once."""
-        news, self.told = self.told, []
+        news, self.unsent = self.unsent, []
         return news
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class Record:
             file.write(("" if self.whole else "\n").encode() + text.encode())
         self.whole = True
         first, self.lines = self.lines, self.lines + len(entries)
-        self.told.append(events.Recorded(first, tuple(entries)))
+        self.unsent.append(events.Recorded(first, tuple(entries)))
 
     def _entry(self, event: Event) -> dict | None:
         match event:

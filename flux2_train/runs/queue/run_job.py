@@ -114,8 +114,8 @@ def encode_all(job: Job, report: Report, clip=None, vae=None) -> list[tuple]:
     datasets = [_read(requests, report) for requests in (job.dataset, job.held_out) if requests]
 
     def embeds(dataset):
-        told = partial(report, "encoding captions")
-        return encoding.encode_captions(clip, dataset, job.embeds, job.previews, told, job.training.slider.texts)
+        progress = partial(report, "encoding captions")
+        return encoding.encode_captions(clip, dataset, job.embeds, job.previews, progress, job.training.slider.texts)
 
     def latents(dataset):
         return encoding.encode_images(vae, dataset, job.latents, partial(report, "encoding images"))

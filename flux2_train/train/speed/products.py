@@ -58,8 +58,8 @@ class Products:
     @property
     def warnings(self) -> list[str]:
         """What the user should know before the first step."""
-        told = f"Products are exact, and the run goes on as with speed 'exact': {self.problem}."
-        return [told] if self.problem else []
+        sentence = f"Products are exact, and the run goes on as with speed 'exact': {self.problem}."
+        return [sentence] if self.problem else []
 
     @property
     def undecided(self) -> bool:
