@@ -2,12 +2,13 @@
 
 The score of a step is what its LoRA has gained, less what of it leaks:
 
-    score = (L_0 - L) (1 - (leaked / taught)^2)
+    score = (L_0 - L) (1 - share^2),    share = min(leaked / taught, 0.9)
 
 L is the validation loss at that step and L_0 the one before the first step. The share that leaks is squared because a
-small one paints no leak: on nano the scorer sees one where the share is above a quarter (docs/learning.md). Where the
-loss has risen, the score is L_0 - L, below 0. Where selectivity is not measured, the second factor is 1, and the lowest
-loss is the best.
+small one paints no leak: on nano the scorer sees one where the share is above a quarter (docs/learning.md). A share
+above 0.9 counts as 0.9: such a LoRA acts nearly the same without its trigger, as LoRAs trained without preservation do,
+and the small differences between its steps are chance, so the loss decides. Where the loss has risen, the score is
+L_0 - L, below 0. Where selectivity is not measured, the second factor is 1, and the lowest loss is the best.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import math
 
 from ..train.history import History
+
+LARGEST_SHARE = 0.9  # of what leaks; above it differences are chance
 
 
 def score(history: History, step: int) -> float:
@@ -29,7 +32,7 @@ def score(history: History, step: int) -> float:
 
 def less_leak(gained: float, leaked: float) -> float:
     """The score of a LoRA whose validation loss has fallen by ``gained``; ``leaked``: the share that leaks."""
-    return gained * (1 - leaked**2) if gained > 0 else gained
+    return gained * (1 - min(leaked, LARGEST_SHARE) ** 2) if gained > 0 else gained
 
 
 def best_step(history: History) -> int | None:

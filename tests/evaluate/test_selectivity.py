@@ -151,6 +151,14 @@ def test_the_best_step_has_gained_most_that_belongs_to_the_trigger():
     assert best_step(History(validation={20: 0.7, 30: 0.6, 40: math.nan})) == 30
 
 
+def test_where_nearly_all_leaks_the_loss_names_the_best_step():
+    history = History(validation={0: 1.0, 10: 0.8, 20: 0.7, 30: 0.71}, selectivity={10: (1.03, 1.0), 30: (0.99, 1.0)})
+    history.selectivity[20] = (1.01, 1.0)
+    assert best_step(history) == 20 and score(history, 20) == pytest.approx(0.3 * (1 - 0.9**2))
+    history.selectivity[10] = (1.0, 0.2)
+    assert best_step(history) == 10
+
+
 def test_nothing_leaked_and_nothing_changed_have_words_too():
     assert (
         SelectivityMeasured(1, 0.2, 0.0).selectivity == math.inf and SelectivityMeasured(1, 0.0, 0.0).selectivity == 1
