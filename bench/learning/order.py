@@ -97,9 +97,10 @@ def plot(result: dict, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.2), dpi=100, layout="constrained")
+    questions = list(dict.fromkeys(p["question"] for p in result.get(MEASURES[0], {}).get("points", ())))
     for axes, name in zip(figure.subplots(1, 2, sharey=True), MEASURES[::2], strict=True):
         points = result.get(name, {}).get("points", ())
-        for number, question in enumerate(dict.fromkeys(p["question"] for p in points)):
+        for number, question in enumerate(questions):
             own = [p for p in points if p["question"] == question]
             axes.plot([p["measured"] for p in own], [p["scorer"] for p in own], ".", color=f"C{number % 10}",
                       label=question)  # fmt: skip
