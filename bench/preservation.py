@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from bench import memory
 from bench.speed.__main__ import machine
 from bench.speed.contenders import comfyui_model
 from bench.speed.problem import Problem, write_weights
@@ -59,29 +60,11 @@ def measured(trainer) -> tuple[float, float]:
     """(seconds, MB that the step needed above what was there before) of a run's one step."""
     from flux2_train.events import Stepped
 
-    before = reset_memory(trainer.device)
+    memory.reset_peak(trainer.device)
+    before = memory.in_use(trainer.device)
     with torch.inference_mode(), closing(trainer.run()) as run:
         (seconds,) = [event.seconds for event in run if isinstance(event, Stepped)]
-    return seconds, (peak_memory(trainer.device) - before) / 2**20
-
-
-def reset_memory(device: torch.device) -> int:
-    """Start the peak anew; the bytes in use now."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes in use since ``reset_memory``."""
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
-    return int(line.split()[1]) * 1024
+    return seconds, (memory.peak(trainer.device) - before) / 2**20
 
 
 def compare(model, data, problem: Problem, rounds: int) -> dict:

@@ -6,9 +6,10 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
 import torch
+
+from bench import memory
 
 from .contenders import CONTENDERS, import_libraries
 from .problem import Problem
@@ -47,13 +48,13 @@ class Meter:
         self.device, self.answers, self.libraries = device, answers, 0
 
     def begin(self) -> None:
-        """The libraries are imported: what the process holds now is theirs. On a GPU they hold nothing that counts."""
-        self.libraries = _held("VmRSS") if self.device == "cpu" else 0
+        """Note what the libraries hold: they are imported, and no weight is loaded. On a GPU that is nothing."""
+        self.libraries = memory.in_use(self.device)
 
     def wait(self) -> None:
         if not sys.stdin.readline():
             os._exit(0)  # told to stop: nothing is worth cleaning up
-        self._reset_peak()
+        memory.reset_peak(self.device)
         self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
     def done(self, loss: float | None) -> None:
@@ -65,28 +66,11 @@ class Meter:
         if self.device != "cpu":
             torch.cuda.synchronize()
         seconds, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu_started
-        peak = self._peak()
-        memory = {"peak_mb": peak / 2**20, "own_mb": (peak - self.libraries) / 2**20}
-        found = {"seconds": seconds, "adds": cpu / small_add(), **memory, "loss": loss}
+        peak = memory.peak(self.device)
+        found = {"seconds": seconds, "adds": cpu / small_add(), "peak_mb": peak / 2**20,
+                 "own_mb": (peak - self.libraries) / 2**20, "loss": loss}  # fmt: skip
         self.answers.write(json.dumps(found) + "\n")
         self.wait()
-
-    def _reset_peak(self) -> None:
-        if self.device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
-        elif os.path.exists("/proc/self/clear_refs"):
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def _peak(self) -> float:
-        if self.device != "cpu":
-            return torch.cuda.max_memory_allocated()
-        return _held("VmHWM")
-
-
-def _held(what: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(what))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .autoencoder import CHANNELS, PatchAutoencoder
 
 FOLD = 4  # pixels a side that become channels
-SEEN, FEATURES = 96, 24  # channels of what is computed from the latents, and of what each folded pixel gets of it
+SEEN, FEATURES = 96, 24  # channels that are computed from the latents, and those that each folded pixel gets
 WIDTH, BLOCKS = 64, 2
 STRENGTH = 0.1  # of what is added, which is small beside the linear picture
 

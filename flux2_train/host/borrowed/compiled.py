@@ -172,11 +172,11 @@ class _Block:
 
     def __init__(self, owner: Compiled, module: nn.Module, original: Callable, deltas: Sequence[Delta | None]):
         self.owner, self.module, self.original, self.deltas = owner, module, original, deltas
-        self.layers, self.norms = _of_kind(module, _is_linear), _of_kind(module, _is_rms_norm)
-        names = (name for name, each in module.named_modules() if _is_linear(each))
+        layers = {name: each for name, each in module.named_modules() if _is_linear(each)}
+        self.layers, self.norms = list(layers.values()), _of_kind(module, _is_rms_norm)
         self.number = opaque.numbered(
             [opaque.Layer(layer, layer.forward, delta, name.endswith(READ_STREAMS))
-             for name, layer, delta in zip(names, self.layers, deltas, strict=True)]
+             for (name, layer), delta in zip(layers.items(), deltas, strict=True)]
         )  # fmt: skip
         self.kept: list[dict] = [{} for _ in self.norms]  # new whenever the model has been moved, as this object is
         self.reason = next(_reasons(module, deltas), "")
@@ -210,7 +210,8 @@ class _Block:
         ]
         kwargs = {**kwargs, "transformer_options": OPTIONS}
         if grad:
-            begins = not self.module.modulation and not _need_gradients(args, kwargs)  # its own may have adapters
+            # A modulation of the block's own may have adapters.
+            begins = not (self.module.modulation or has_gradient([*args, *kwargs.values()]))
             opaque.begin_gradients(self.number, begins)
             args, kwargs = _differentiable(args, kwargs)
         with tracked(grad):
@@ -262,12 +263,6 @@ def _of_others(kwargs: dict) -> str:
     found = [patch for name in ATTENTION_PATCHES for patch in patches.get(name, ())]
     others = any(not isinstance(patch, Rotations) for patch in found)
     return "another node has patched its attention" if others else ""
-
-
-def _need_gradients(args: tuple, kwargs: dict) -> bool:
-    """Whether a block's streams or its modulation need gradients."""
-    streams = [*args[:1], *(kwargs[name] for name in STREAMS if name in kwargs)]
-    return has_gradient(streams) or has_gradient(kwargs.get("vec")) or has_gradient(args[1:])
 
 
 def _differentiable(args: tuple, kwargs: dict) -> tuple[tuple, dict]:

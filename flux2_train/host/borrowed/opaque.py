@@ -110,7 +110,7 @@ def _lora_back(
     own, needed = _layer(block, layer), _needs_input_gradient(block, layer)
     factors, needs = Factors(*own.lora.cast(x.dtype), scale.item()), (needed, True, True)
     of_x, of_down, of_up = gradients(own.module, grad, x, narrow, factors, needs, fastest(x))
-    return torch.zeros_like(x) if of_x is None else of_x, of_down, of_up
+    return x.new_zeros(x.shape) if of_x is None else of_x, of_down, of_up
 
 
 def _shape_of_lora(x, down, up, scale, block, layer):

@@ -305,7 +305,7 @@ def _run_threads(threads: list[threading.Thread], lanes: Lanes) -> None:
     """Run to the end of all, also if this thread is interrupted meanwhile.
 
     After an interrupted ``join`` Python 3.11 takes a thread that still runs for one that has ended. So threads say
-    themselves that they end. An interruption while they start lets no unit begin, and nobody waits for them then.
+    themselves that they end. If the interruption comes while they start, no unit begins, and nobody has to wait.
     """
     try:
         for thread in threads:
@@ -316,7 +316,6 @@ def _run_threads(threads: list[threading.Thread], lanes: Lanes) -> None:
             thread.join()
     except BaseException:
         lanes.fail()
-        raise
-    finally:
         if lanes.started:
             lanes.wait_for_end(len(threads))
+        raise

@@ -35,16 +35,17 @@ def _only_added_to(delta: Delta | None) -> bool:
     return delta is None or (isinstance(delta, PlainLora) and not delta.reads_output)
 
 
-def has_gradient(modulation: object) -> bool:
-    """Whether a block's modulation, ``vec``, requires a gradient. It does where adapters act on what computes it.
+def has_gradient(argument: object) -> bool:
+    """Whether an argument of a block, or one in a list of them, requires a gradient.
 
-    The block multiplies the outputs of its last Linears by a part of ``vec``, so that gradient depends on them.
+    The modulation, ``vec``, does where adapters act on what computes it. The block multiplies the outputs of its last
+    Linears by a part of ``vec``, so that gradient depends on them.
     """
-    if isinstance(modulation, ModulationOut):
-        modulation = modulation.shift, modulation.scale, modulation.gate
-    if isinstance(modulation, tuple | list):
-        return any(map(has_gradient, modulation))
-    return isinstance(modulation, Tensor) and modulation.requires_grad
+    if isinstance(argument, ModulationOut):
+        argument = argument.shift, argument.scale, argument.gate
+    if isinstance(argument, tuple | list):
+        return any(map(has_gradient, argument))
+    return isinstance(argument, Tensor) and argument.requires_grad
 
 
 class Recomputing:

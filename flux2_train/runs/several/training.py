@@ -80,18 +80,18 @@ def train(
     """
     with tempfile.TemporaryDirectory(prefix="flux2_train") as temporary:
         folder = Path(temporary)
-        begun, log, path = folder / "run.json", folder / "log.txt", folder / "job.json"
+        run_file, log, path = folder / "run.json", folder / "log.txt", folder / "job.json"
         job = replace(job, output=Output(str(place.loras.absolute()), str(place.runs.absolute())))
         write_text(path, job.to_json())
         count = job.training.processes
-        tell = ["--tell", str(begun), str(os.getpid())]
+        tell = ["--tell", str(run_file), str(os.getpid())]
         words = ["train", str(path), "--resume", resume, *tell, launch.comfyui_options(place.options)]
         line = launch.command(count, words, torch.get_num_threads() // count)
         listen(Phase(f"starting {count} processes"))
         before = {each: size_of(each) for each in place.runs.glob("*/record.jsonl")}
         processes = launch.start(line, log, place.comfyui)
         try:
-            run = _Watched(processes, begun, followed, listen, check, before).to_the_end()
+            run = _Watched(processes, run_file, followed, listen, check, before).to_the_end()
         finally:
             launch.end(processes)
         if run is None or run.about().get("status") != FINISHED:  # finished: the LoRA is saved, however they end
@@ -103,10 +103,10 @@ class _Watched:
     """The processes of a run while they train."""
 
     def __init__(
-        self, processes: subprocess.Popen, begun: Path, followed: Followed, listen: Listen, check: Callable[[], None],
-        before: dict[Path, int],
+        self, processes: subprocess.Popen, run_file: Path, followed: Followed, listen: Listen,
+        check: Callable[[], None], before: dict[Path, int],
     ):  # fmt: skip
-        self.processes, self.begun, self.followed = processes, begun, followed
+        self.processes, self.run_file, self.followed = processes, run_file, followed
         self.listen, self.check, self.before = listen, check, before
         self.run: RunFolder | None = None
         self.record: Record | None = None
@@ -125,8 +125,8 @@ class _Watched:
         return self.run
 
     def _look(self) -> None:
-        if self.run is None and self.begun.is_file():
-            self.run = RunFolder(Path(from_json(read_text(self.begun, MOST_BYTES))["folder"]))
+        if self.run is None and self.run_file.is_file():
+            self.run = RunFolder(Path(from_json(read_text(self.run_file, MOST_BYTES))["folder"]))
             self.record = Record(self.run, self.followed, self.before.get(self.run.record, 0))
             self.listen(Started(self.run.path))
         for event in self.record.news() if self.record else ():
