@@ -22,7 +22,7 @@ from .trainers import Changes, Taught, Watch, by_diffusers, by_node, by_trainer
 
 HELD_OUT = 4  # pictures of the concept on which the validation loss is measured
 FEW = 4  # steps of a quick sample
-OWN = ("pictures", "trainer", "recipe", "validate")  # settings of the bench itself
+OWN = ("pictures", "trainer", "recipe", "validate", "sample")  # settings of the bench itself
 FACE = ("steps", "seed")  # what "as it comes" keeps of the demo
 TRAINERS = {"ours": by_trainer, "node": by_node, "diffusers": by_diffusers}
 
@@ -67,7 +67,7 @@ class Measured:
 def measure(settings: Sequence[str], seed: int, protocol: Protocol) -> Measured:
     """Teach and score one LoRA. Raises UserError for a setting that there is not."""
     taught = teach(settings, seed, protocol)
-    scores = _scores(adapted(taught.changes), protocol)
+    scores = _scores(adapted(taught.changes, _own_settings(settings).get("sample", "")), protocol)
     return Measured(**scores, **_own(taught), steps=taught.steps, seconds=taught.seconds)
 
 
@@ -80,9 +80,9 @@ def _own(taught: Taught) -> dict[str, float | None]:
             "selectivity": changed / leaked if leaked else None}  # fmt: skip
 
 
-def adapted(changes: Changes) -> nn.Module:
-    """A copy of nano's transformer with the LoRA's changes added to its weights."""
-    model = copy.deepcopy(_base())
+def adapted(changes: Changes, precision: str = "") -> nn.Module:
+    """A copy of nano's transformer, with its weights as ``precision`` rounds them, and the LoRA's changes added."""
+    model = copy.deepcopy(_base(precision))
     for name, change in changes.items():
         model.get_submodule(name).weight += change
     return model
@@ -130,8 +130,18 @@ def _base_pictures(count: int) -> list[np.ndarray]:
 
 
 @cache
-def _base() -> nn.Module:
-    return score.transformer_of()
+def _base(precision: str = "") -> nn.Module:
+    """nano's transformer in fp32. Its Linears have the numbers that Load FLUX.2 gives them in ``precision``."""
+    model = score.transformer_of()
+    if precision:
+        from flux2_train.host.borrowed.borrow import linears
+        from flux2_train.host.borrowed.frozen import fetched
+
+        loaded = _loaded(precision)  # its weights can be read as long as it is held
+        for name, layer in linears(loaded).items():
+            with fetched(layer, torch.float32, torch.device("cpu")) as (weight, _), torch.no_grad():
+                model.get_submodule(name).weight.copy_(weight)
+    return model
 
 
 def teach(settings: Sequence[str], seed: int, protocol: Protocol, watch: Watch | None = None) -> Taught:
@@ -140,7 +150,7 @@ def teach(settings: Sequence[str], seed: int, protocol: Protocol, watch: Watch |
     from bench.encoding import encoded
     from flux2_train.data.folder import read_folder
 
-    own = dict(each.split("=", 1) for each in settings if each.split("=")[0] in OWN)
+    own = _own_settings(settings)
     count = int(own.get("pictures", 16))
     with tempfile.TemporaryDirectory() as place, torch.inference_mode():
         job = _job([each for each in settings if each.split("=")[0] not in OWN], own, seed, protocol, Path(place))
@@ -151,6 +161,10 @@ def teach(settings: Sequence[str], seed: int, protocol: Protocol, watch: Watch |
             encoded(replace(whole, items=items), clip, vae) for items in (whole.items[:count], whole.items[count:])
         ]
         return TRAINERS[own.get("trainer", "ours")](model, *caches, job.training, watch)
+
+
+def _own_settings(settings: Sequence[str]) -> dict[str, str]:
+    return dict(each.split("=", 1) for each in settings if each.split("=")[0] in OWN)
 
 
 def steps_of(settings: Sequence[str], protocol: Protocol) -> int:
@@ -178,11 +192,19 @@ def _job(settings: list[str], own: dict[str, str], seed: int, protocol: Protocol
 def _parts(job) -> tuple:
     """nano's MODEL in the precision that the job asks for, CLIP and VAE."""
     from bench.nano.host import load_flux2
-    from flux2_train.host.loading import load
     from flux2_train.settings.model import ModelSettings
 
     model, clip, vae = load_flux2()
     if job.model and job.model.precision != ModelSettings("nano").precision:
-        chosen = replace(ModelSettings("nano"), precision=job.model.precision)
-        model = load.load_model(load.locate_parts(chosen)[0], chosen)
+        model = _loaded(job.model.precision)
     return model, clip, vae
+
+
+def _loaded(precision: str):
+    """nano's MODEL in a precision."""
+    from flux2_train.host.loading import load
+    from flux2_train.settings.model import ModelSettings
+
+    chosen = replace(ModelSettings("nano"), precision=precision)
+    with torch.inference_mode():  # as nodes run
+        return load.load_model(load.locate_parts(chosen)[0], chosen)

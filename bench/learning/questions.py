@@ -1,9 +1,10 @@
 """The questions of the bench. A question has settings; each has a name and says what it changes in the demo's job.
 
-A change is written as for the command ``train --set``; a name without a section is one of ``training``. Four more are
+A change is written as for the command ``train --set``; a name without a section is one of ``training``. Five more are
 the bench's own: ``pictures=N`` (16), ``trainer=node`` (ComfyUI's TrainLoraNode instead of LoRA Trainer) or
-``diffusers`` (with peft), ``recipe=none``, which leaves LoRA Trainer as it comes, but for the steps, and
-``validate=N``, which measures the validation loss every N steps.
+``diffusers`` (with peft), ``recipe=none``, which leaves LoRA Trainer as it comes, but for the steps,
+``validate=N``, which measures the validation loss every N steps, and ``sample=PRECISION``: the base model's weights are
+rounded to it before the LoRA paints.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ Settings = dict[str, tuple[str, ...]]
 # preservation and s times the clipping limit, settings differ in nothing but the guidance.
 EQUAL_UPDATE = ("training.optimizer.max_grad_norm=3", "preservation=1.5")
 EACH_STEP = ("preservation=1", "training.preservation_options.every=1")
+LOKR = ("training.adapter.kind=lokr",)
 # With half of nano's few tokens routed past the middle blocks a step takes 0.91 of the time (on an idle core).
 AS_LONG = 330
 QUESTIONS: dict[str, Settings] = {
@@ -39,7 +41,8 @@ QUESTIONS: dict[str, Settings] = {
     },
     "adapter": {
         "rank 4": ("rank=4",), "rank 16": (), "rank 64": ("rank=64",), "alpha 4": ("alpha=4",),
-        "rsLoRA": ("alpha=64",), "lokr": ("training.adapter.kind=lokr",),
+        "rsLoRA": ("alpha=64",), "dora": ("training.adapter.dora=true",), "lokr": LOKR,
+        "lokr, 1e-2": (*LOKR, "learning_rate=1e-2"), "lokr, 3e-2": (*LOKR, "learning_rate=3e-2"),
     },
     "layers": {"all": (), "attention": ("targets=attention",), "mlp": ("targets=mlp",), "tiny": ("targets=tiny",)},
     "times": {
@@ -56,7 +59,9 @@ QUESTIONS: dict[str, Settings] = {
     },
     "precision": {
         "as in file": (), "fp8": ("model.precision=fp8 (scaled)",), "int8": ("model.precision=int8",),
-        "nvfp4": ("model.precision=nvfp4",),
+        "nvfp4": ("model.precision=nvfp4",), "sampled in fp8": ("sample=fp8 (scaled)",),
+        "sampled in int8": ("sample=int8",), "sampled in nvfp4": ("sample=nvfp4",),
+        "nvfp4 in both": ("model.precision=nvfp4", "sample=nvfp4"),
     },
     "speed": {"exact": (), "certified": ("speed=certified",), "fast": ("speed=fast",)},
     "pictures": {f"{count}": (f"pictures={count}",) for count in (5, 10, 20, 40)},

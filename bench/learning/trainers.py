@@ -228,10 +228,13 @@ def _diffusers_loss(transformer, sample, draws, places: tuple[Tensor, Tensor]) -
 
 
 def _changes(parts: dict, model) -> Changes:
-    from flux2_train.adapters.dora import is_dora
-    from flux2_train.host.lora import apply as lora
+    """What the parts add to the weights of a MODEL, which DoRA's depend on."""
+    from flux2_train.adapters.dora import change
+    from flux2_train.host.borrowed.borrow import linears
+    from flux2_train.host.borrowed.frozen import fetched
 
-    if any(map(is_dora, parts.values())):
-        raise ValueError("DoRA adds no fixed change to a weight; this bench cannot merge it yet.")
-    sizes = lora.sizes(model)
-    return {name: part(torch.eye(sizes[name][0])).T.float() for name, part in parts.items()}
+    found, layers = {}, linears(model)
+    for name, part in parts.items():
+        with fetched(layers[name], torch.float32, torch.device("cpu")) as (weight, _):
+            found[name] = change(part, weight).float()
+    return found
