@@ -276,8 +276,9 @@ def _operations(work: Work, layout: Layout, routed: bool) -> float:
     (Dao 2023); recomputation is 1, but for Linears whose outputs it leaves out; adapters are 3 in total.
     """
     per_block, unread, adapters = _forward(work, routed)
-    images = [work.image_at(number, routed) for number in range(len(per_block))]
-    attention = [4.0 * (image + work.text) ** 2 * work.weights.hidden for image in images]
+    seen = [work.image_at(number, routed) + work.text for number in range(len(per_block))]
+    pairs = [tokens * _read(work, number, routed) for number, tokens in enumerate(seen)]
+    attention = [4.0 * each * work.weights.hidden for each in pairs]
     trained = 3 * adapters
     for number, block in enumerate(per_block):
         trained += 2 * block + 3.5 * attention[number]
@@ -294,11 +295,29 @@ def _forward(work: Work, routed: bool) -> tuple[list[float], list[float], float]
     per_block, unread, adapters = [], [], 0.0
     for number, inside in enumerate(_inside(work).values()):
         seen = {name: _seen(work, name, work.image_at(number, routed)) for name in inside}
-        of_linear = {name: 2.0 * seen[name] * math.prod(work.weights.linears[name]) for name in inside}
+        read = _read(work, number, routed)
+        of_linear = {name: 2.0 * _multiplied(work, name, seen[name], min(seen[name], read)) for name in inside}
         per_block.append(sum(of_linear.values()))
         unread.append(sum(of_linear[name] for name in inside if name.endswith(UNREAD) and _only_added_to(work, name)))
         adapters += sum(2.0 * seen[name] * work.sites[name][1] for name in inside if name in work.sites)
     return per_block, unread, adapters
+
+
+def _read(work: Work, block: int, routed: bool) -> int:
+    """Tokens whose outputs are read of a block: all, but in the last one the image's, see ``host.borrowed.last_block``.
+
+    All of them too where a route ends with the last block.
+    """
+    image = work.image_at(block, routed)
+    on_route = routed and any(first <= block <= last for first, last, _ in work.routes)
+    is_last = block == len(_inside(work)) - 1
+    return image - work.references if is_last and not on_route else image + work.text
+
+
+def _multiplied(work: Work, linear: str, seen: int, read: int) -> int:
+    """Numbers of a weight times tokens that are multiplied by them. Tokens that nobody reads give keys and values."""
+    keys_and_values = 2 * work.weights.hidden**2 if linear.endswith("linear1") else 0
+    return read * math.prod(work.weights.linears[linear]) + (seen - read) * keys_and_values
 
 
 def _only_added_to(work: Work, linear: str) -> bool:

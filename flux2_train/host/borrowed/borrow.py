@@ -40,6 +40,7 @@ from .cards import Cards, Passing, block_number
 from .compiled import Compiled, while_training
 from .eight_bit import EightBit
 from .frozen import fetched, frozen_linear, frozen_rms_norm
+from .last_block import LastBlock
 from .lora_linear import lora_linear
 from .recompute import Adapted, Recompute
 from .routing import routed
@@ -95,8 +96,8 @@ class Borrowed:
 
 def linears(model: ModelPatcher) -> dict[str, nn.Module]:
     """Every Linear of a MODEL's transformer by its dotted name, quantised ones (which are no nn.Linear) included."""
-    modules = model.model.diffusion_model.named_modules()
-    return {name: m for name, m in modules if hasattr(m, "in_features") and hasattr(m, "weight")}
+    layers = model.model.diffusion_model.named_modules()
+    return {name: m for name, m in layers if hasattr(m, "in_features") and hasattr(m, "weight")}
 
 
 def borrow(
@@ -153,9 +154,8 @@ def training_mode() -> Iterator[None]:
 
 
 def _require_uncompiled(model: ModelPatcher) -> None:
-    wrappers = model.wrappers.get(WrappersMP.APPLY_MODEL, {})
     modules = [*model.object_patches.values(), *model.model.diffusion_model.modules()]
-    if COMPILE_KEY in wrappers or any(map(_is_compiled, modules)):
+    if COMPILE_KEY in model.wrappers.get(WrappersMP.APPLY_MODEL, {}) or any(map(_is_compiled, modules)):
         raise UserError(
             "The MODEL is compiled, and compiled code keeps weights that training must not hold: wire the model into "
             "LoRA Trainer from before the node that compiles it, and compile what LoRA Apply gives."
@@ -236,8 +236,7 @@ class _Swap:
 
     def _stream(self) -> None:
         """Stream the layers that the layout names, and no others."""
-        layers = self._layers()
-        elsewhere = self._elsewhere(layers)
+        elsewhere = self._elsewhere(layers := self._layers())
         if self.how.streamed is None:
             self._open(list(elsewhere))
         portions = portions_of(layers, self.how.layout)
@@ -297,7 +296,7 @@ class _Swap:
         if isinstance(module, BLOCK_KINDS):
             number = block_number(name, self.doubles)
             self.recompute.unread[number] = unread_linears(module, name, self.deltas)
-            run = _Forward(routed, self.recompute, self._block(module, name, original), number)
+            run = _Forward(routed, self.recompute, self._block(module, number, name, original), number)
             return _Forward(self.passing.block, number, run) if self.passing else run
         if self.passing and module is self.transformer.final_layer:
             return _Forward(self.passing.last, original)
@@ -305,9 +304,10 @@ class _Swap:
             return _Forward(self.passing.begin, original)
         return None
 
-    def _block(self, module: nn.Module, name: str, original: Callable) -> Callable:
+    def _block(self, module: nn.Module, number: int, name: str, original: Callable) -> Callable:
         own = self.compiled and self.compiled.block(module, name, original)
-        return while_training(own, original) if own else original
+        run = while_training(own, original) if own else original
+        return LastBlock(module, number, run) if module in self.transformer.single_blocks[-1:] else run
 
 
 def _is_taken(module: nn.Module) -> bool:

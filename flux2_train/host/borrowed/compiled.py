@@ -17,6 +17,7 @@ from typing import Protocol
 import comfy.model_management
 import torch
 import torch.nn.functional as F
+from comfy.ldm.flux.layers import SingleStreamBlock
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from ...adapters.parts import Delta, PlainLora
 from ...adapters.sums import scalar
 from ...streaming.ring import tracked
 from ..system import compiler
-from . import opaque, opaque_attention
+from . import last_block, opaque, opaque_attention
 from .frozen import fetched, rms_scale
 from .recompute import STREAMS
 from .rotation import Rotations
@@ -37,10 +38,11 @@ FROZEN, FUSED, SUMMED = "frozen", "fused", "summed"  # a Linear alone, with a pl
 
 def _attention(_: Callable, q: Tensor, k: Tensor, v: Tensor, *args, mask: Tensor | None = None, **kwargs) -> Tensor:
     if mask is None and torch.is_grad_enabled():
-        return torch.ops.flux2_train.attention.default(q, k, v)[0]
+        return torch.ops.flux2_train.block_attention.default(q, k, v, kwargs["transformer_options"][CALL])[0]
     return attention_pytorch(q, k, v, *args, mask=mask, **kwargs)
 
 
+CALL = "flux2_train_call"  # of a twin's transformer options: the tensor of ``opaque.Call``
 OPTIONS = {"optimized_attention_override": _attention}
 
 
@@ -173,9 +175,10 @@ class _Block:
     def __init__(self, owner: Compiled, module: nn.Module, original: Callable, deltas: Sequence[Delta | None]):
         self.owner, self.module, self.original, self.deltas = owner, module, original, deltas
         layers = {name: each for name, each in module.named_modules() if _is_linear(each)}
+        columns = last_block.columns_of(module) if isinstance(module, SingleStreamBlock) else {}
         self.layers, self.norms = list(layers.values()), _of_kind(module, _is_rms_norm)
         self.number = opaque.numbered(
-            [opaque.Layer(layer, layer.forward, delta, name.endswith(READ_STREAMS))
+            [opaque.Layer(layer, layer.forward, delta, name.endswith(READ_STREAMS), columns.get(layer))
              for (name, layer), delta in zip(layers.items(), deltas, strict=True)]
         )  # fmt: skip
         self.kept: list[dict] = [{} for _ in self.norms]  # new whenever the model has been moved, as this object is
@@ -192,7 +195,7 @@ class _Block:
         if reason:
             self.owner.refuse(key, reason)
             return self.original(*args, **kwargs)
-        values = self._values(key[1], stream)
+        values = self._values(key[1], stream, [*args, *kwargs.values()])
         if values is None:
             return self.original(*args, **kwargs)
         try:
@@ -208,32 +211,32 @@ class _Block:
         scales = [
             rms_scale(norm, stream.dtype, stream.device, kept) for norm, kept in zip(self.norms, self.kept, strict=True)
         ]
-        kwargs = {**kwargs, "transformer_options": OPTIONS}
+        kwargs = {**kwargs, "transformer_options": {**OPTIONS, CALL: values[0][0]}}
         if grad:
-            # A modulation of the block's own may have adapters.
-            begins = not (self.module.modulation or has_gradient([*args, *kwargs.values()]))
-            opaque.begin_gradients(self.number, begins)
             args, kwargs = _differentiable(args, kwargs)
         with tracked(grad):
             found = kind(values, scales, args, kwargs)
         self.owner.how.ran = True
         return found
 
-    def _values(self, how: Sequence[str], stream: Tensor) -> list[tuple] | None:
+    def _values(self, how: Sequence[str], stream: Tensor, arguments: Sequence) -> list[tuple] | None:
         """What the stand-ins of the Linears compute with; None if a gradient is needed of an adapter that is off."""
         if not torch.is_grad_enabled():
-            return [(self.number,)] * len(self.layers)
+            return [(opaque.Call(self.number).tensor(),)] * len(self.layers)
+        # A modulation of the block's own may have adapters.
+        begins = not (self.module.modulation or has_gradient(arguments))
+        call = opaque.Call(self.number, begins, last_block.rows()).tensor()
         found = [self._value(*each, stream) for each in zip(how, self.layers, self.deltas, strict=True)]
-        return None if None in found else found
+        return None if None in found else [(call, *each) for each in found]
 
     def _value(self, how: str, layer: nn.Module, delta: Delta | None, stream: Tensor) -> tuple | None:
         if how == FROZEN:
-            return (self.number,)
+            return ()
         if how == FUSED:
             factors = delta.factors(stream.dtype)
-            return None if factors is None else (self.number, *delta.parameters(), scalar(factors.scale))
+            return None if factors is None else (*delta.parameters(), scalar(factors.scale))
         added = delta.sum_of(stream.dtype, stream.device, partial(fetched, layer))
-        return None if added is None else (self.number, added)
+        return None if added is None else (added,)
 
 
 def _how(delta: Delta | None, dtype: torch.dtype) -> str:

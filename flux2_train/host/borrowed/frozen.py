@@ -25,6 +25,7 @@ from ...errors import UserError
 from ...streaming.ring import tracked
 from . import int8
 from .eight_bit import SLOT, Product, Slot
+from .last_block import library_of
 from .libraries import USUAL, Library
 from .streamed import SOURCE, arrived
 from .unread import in_its_place, is_unread
@@ -213,12 +214,12 @@ class FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, layer: nn.Module) -> Tensor:
-        ctx.layer, ctx.dtype = layer, x.dtype
-        return product(layer, x)
+        ctx.layer, ctx.dtype, ctx.library = layer, x.dtype, library_of(layer, USUAL)
+        return product(layer, x, ctx.library)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return transposed_product(ctx.layer, grad.to(ctx.dtype)), None
+        return transposed_product(ctx.layer, grad.to(ctx.dtype), ctx.library), None
 
 
 def frozen_linear(layer: nn.Module, x: Tensor) -> Tensor:

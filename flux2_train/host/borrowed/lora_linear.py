@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...adapters.parts import Factors
 from ...streaming.ring import tracked
 from .frozen import product, transposed_product
+from .last_block import library_of
 from .libraries import USUAL, Library
 from .streamed import SOURCE
 from .unread import is_unread
@@ -29,14 +30,15 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, down: Tensor, up: Tensor, factors: Factors, layer: nn.Module) -> Tensor:
-        y, narrow = adapted_product(layer, x, factors)
+        ctx.layer, ctx.factors, ctx.library = layer, factors, library_of(layer, USUAL)
+        y, narrow = adapted_product(layer, x, factors, ctx.library)
         ctx.save_for_backward(x, narrow)
-        ctx.layer, ctx.factors = layer, factors
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *gradients(ctx.layer, grad, *ctx.saved_tensors, ctx.factors, ctx.needs_input_grad[:3]), None, None
+        known = *ctx.saved_tensors, ctx.factors, ctx.needs_input_grad[:3], ctx.library
+        return *gradients(ctx.layer, grad, *known), None, None
 
 
 def adapted_product(layer: nn.Module, x: Tensor, factors: Factors, library: Library = USUAL) -> tuple[Tensor, Tensor]:

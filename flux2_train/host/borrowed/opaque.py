@@ -1,7 +1,8 @@
 """Products with borrowed weights as operators that a compiler calls and does not look into.
 
 A compiled block names its layers by numbers: the block's in a tensor, because a plain number would make a graph for
-each block, and the layer's own, which is the same in all blocks of a kind. The weight is looked up, fetched,
+each block, and the layer's own, which is the same in all blocks of a kind. The tensor also says how this call of the
+block differs from others, see ``Call``. The weight is looked up, fetched,
 dequantised and patched when the operator runs, in forward and again in backward, as in a block that is not compiled.
 No graph holds one.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ...adapters.parts import Factors, PlainLora
 from .frozen import product, transposed_product
-from .libraries import fastest
+from .last_block import Rows, leaving_out
+from .libraries import Library, fastest
 from .lora_linear import adapted_product, gradients
 
 NAMESPACE = "flux2_train"
@@ -33,83 +34,99 @@ SCHEMAS = {
     "-> (Tensor, Tensor, Tensor)",
 }
 _numbers = itertools.count()
-_blocks: dict[int, Block] = {}
+_blocks: dict[int, Sequence[Layer]] = {}
 
 
 class Layer(NamedTuple):
     """A Linear of a block. ``forward`` runs it eagerly with its adapter; ``lora`` is that adapter if it is plain.
 
-    ``reads_stream``: its input is a stream of the block after norm and modulation, and nothing else.
+    ``reads_stream``: its input is a stream of the block after norm and modulation, and nothing else. ``columns``: the
+    outputs that other rows than the image's need of it if the block is the last one, see ``last_block``.
     """
 
     module: nn.Module
     forward: Callable[[Tensor], Tensor]
     lora: PlainLora | None = None
     reads_stream: bool = False
+    columns: slice | None = None
 
 
-@dataclass
-class Block:
-    """A block's layers. ``begins_gradients``: its streams and modulation need no gradients, as in the first block."""
-
-    layers: Sequence[Layer]
-    begins_gradients: bool = False
-
-
-def numbered(layers: Sequence[Layer]) -> Tensor:
+def numbered(layers: Sequence[Layer]) -> int:
     """The number under which operators find the layers of a block until ``forget``."""
     number = next(_numbers)
-    _blocks[number] = Block(layers)
-    with torch.inference_mode(False):  # where models are borrowed it is on, and autograd saves no tensor made in it
-        return torch.tensor(number)
+    _blocks[number] = layers
+    return number
 
 
-def forget(block: Tensor) -> None:
+def forget(number: int) -> None:
     """Let go of the layers of a block."""
-    _blocks.pop(block.item(), None)
+    _blocks.pop(number, None)
 
 
-def begin_gradients(block: Tensor, begins: bool) -> None:
-    """Say whether gradients begin in this block: its own streams and modulation then need none."""
-    _blocks[block.item()].begins_gradients = begins
+class Call(NamedTuple):
+    """A call of a block, as operators know it.
+
+    ``begins_gradients``: its streams and modulation need no gradients, as in the first block. ``rows``: those that are
+    read of the last block.
+    """
+
+    number: int
+    begins_gradients: bool = False
+    rows: Rows | None = None
+
+    def tensor(self) -> Tensor:
+        """What a graph hands on, of five numbers."""
+        with torch.inference_mode(False):  # where models are borrowed it is on, and autograd saves no tensor made in it
+            return torch.tensor([self.number, self.begins_gradients, *(self.rows or (0, 0, 0))])
+
+    @classmethod
+    def of(cls, block: Tensor) -> Call:
+        """The call in ``tensor``, which is read at once: to take single numbers of it takes longer."""
+        number, begins, *rows = block.tolist()
+        return cls(number, bool(begins), Rows(*rows) if rows[-1] else None)
 
 
-def _layer(block: Tensor, layer: int) -> Layer:
-    return _blocks[block.item()].layers[layer]
+def _known(block: Tensor, layer: int) -> tuple[Layer, Call]:
+    call = Call.of(block)
+    return _blocks[call.number][layer], call
 
 
-def _needs_input_gradient(block: Tensor, layer: int) -> bool:
-    own = _blocks[block.item()]
-    return not (own.begins_gradients and own.layers[layer].reads_stream)
+def _library(tensor: Tensor, own: Layer, call: Call) -> Library:
+    library = fastest(tensor)
+    return leaving_out(library, own.module, call.rows, own.columns) if call.rows and own.columns else library
 
 
 def _frozen(x: Tensor, block: Tensor, layer: int, out: int) -> Tensor:
-    return product(_layer(block, layer).module, x, fastest(x))
+    own, call = _known(block, layer)
+    return product(own.module, x, _library(x, own, call))
 
 
 def _frozen_back(grad: Tensor, block: Tensor, layer: int, wide: int) -> Tensor:
-    if not _needs_input_gradient(block, layer):
+    own, call = _known(block, layer)
+    if call.begins_gradients and own.reads_stream:
         return grad.new_zeros(*grad.shape[:-1], wide)
-    return transposed_product(_layer(block, layer).module, grad, fastest(grad))
+    return transposed_product(own.module, grad, _library(grad, own, call))
 
 
 def _adapted(x: Tensor, block: Tensor, layer: int, out: int) -> Tensor:
-    return _layer(block, layer).forward(x)
+    return _known(block, layer)[0].forward(x)
 
 
 def _lora(x: Tensor, down: Tensor, up: Tensor, scale: Tensor, block: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     """See ``lora_linear.adapted_product``."""
-    own = _layer(block, layer)
-    return adapted_product(own.module, x, Factors(*own.lora.cast(x.dtype), scale.item()), fastest(x))
+    own, call = _known(block, layer)
+    factors = Factors(*own.lora.cast(x.dtype), scale.item())
+    return adapted_product(own.module, x, factors, _library(x, own, call))
 
 
 def _lora_back(
     grad: Tensor, x: Tensor, narrow: Tensor, scale: Tensor, block: Tensor, layer: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``lora_linear.gradients``; a gradient that nobody needs is zero."""
-    own, needed = _layer(block, layer), _needs_input_gradient(block, layer)
-    factors, needs = Factors(*own.lora.cast(x.dtype), scale.item()), (needed, True, True)
-    of_x, of_down, of_up = gradients(own.module, grad, x, narrow, factors, needs, fastest(x))
+    own, call = _known(block, layer)
+    needs = (not (call.begins_gradients and own.reads_stream), True, True)
+    factors = Factors(*own.lora.cast(x.dtype), scale.item())
+    of_x, of_down, of_up = gradients(own.module, grad, x, narrow, factors, needs, _library(x, own, call))
     return x.new_zeros(x.shape) if of_x is None else of_x, of_down, of_up
 
 

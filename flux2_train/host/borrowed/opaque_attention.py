@@ -22,12 +22,12 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 from torch._C import DispatchKey
 
-from .opaque import NAMESPACE, registered
+from .opaque import NAMESPACE, Call, registered
 from .recompute import Giving, Keeping, Kept, attended
 
 SCHEMAS = {
-    "attention": "(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor)",
-    "attention_gradients": "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor number) "
+    "block_attention": "(Tensor q, Tensor k, Tensor v, Tensor block) -> (Tensor, Tensor)",
+    "block_attention_gradients": "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor block, Tensor out, Tensor number) "
     "-> (Tensor, Tensor, Tensor)",
 }
 _numbers = itertools.count()
@@ -38,14 +38,17 @@ def _run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention_pytorch(q, k, v, q.shape[1], skip_reshape=True)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _attention(q: Tensor, k: Tensor, v: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     """The output (B, T, H D) for (B, H, T, D), and the number under which the kernel's outputs are kept.
 
-    They are kept as long as the tensor with that number is: until autograd or a recomputation lets go of it.
+    ``block`` is an ``opaque.Call``; of the last block, rows that nobody reads are zero. Kept outputs stay as
+    long as the tensor with that number does: until autograd or a recomputation lets go of it.
     """
     kept: Kept = []
+    rows = Call.of(block).rows
     with _autograd():  # kernels give what backward needs only where a gradient is wanted
-        out = attended(partial(_noting, kept), *_leaves(q, k, v)).detach()
+        out = attended(partial(_noting, kept), *_leaves(rows.read(q, 2) if rows else q, k, v)).detach()
+    out = rows.whole(out) if rows else out
     own = next(_numbers)
     _kept[own], number = kept, torch.tensor(own)
     weakref.finalize(number, _kept.pop, own, None)
@@ -58,16 +61,19 @@ def _noting(kept: Kept, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attention_gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, number: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, block: Tensor, out: Tensor, number: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``q``, ``k`` and ``v`` as (B, T, H, D): kernels differ in how they lay them out in memory."""
     kept = list(_kept.get(number.item(), ()))  # empty where torch has no kernel of its own for these inputs
+    rows = Call.of(block).rows
+    q, grad = (rows.read(q, 2), rows.read(grad, 1)) if rows else (q, grad)
     with _autograd():
         inputs = _leaves(q, k, v)
         with Giving(kept) if kept else nullcontext():
             found = _run(*inputs)
         gradients = torch.autograd.grad(found, inputs, grad)
-        return tuple(each.transpose(1, 2).contiguous() for each in gradients)
+        of_q, of_k, of_v = (each.transpose(1, 2).contiguous() for each in gradients)
+        return rows.whole(of_q) if rows else of_q, of_k, of_v
 
 
 @contextmanager
@@ -81,26 +87,27 @@ def _leaves(*tensors: Tensor) -> list[Tensor]:
     return [tensor.detach().requires_grad_() for tensor in tensors]
 
 
-def _shape(q, k, v):
+def _shape(q, k, v, block):
     batch, heads, tokens, width = q.shape
     return q.new_empty(batch, tokens, heads * width), torch.empty((), dtype=torch.int64)
 
 
-def _shape_of_gradients(grad, q, k, v, out, number):
+def _shape_of_gradients(grad, q, k, v, block, out, number):
     return tuple(each.new_empty(each.transpose(1, 2).shape) for each in (q, k, v))
 
 
 @cache
 def register() -> SimpleNamespace:
     """Both operators, registered with torch when they are first asked for."""
-    kernels = {"attention": _attention, "attention_gradients": _attention_gradients}
-    ops = registered(SCHEMAS, kernels, {"attention": _shape, "attention_gradients": _shape_of_gradients})
+    kernels = dict(zip(SCHEMAS, (_attention, _attention_gradients), strict=True))
+    ops = registered(SCHEMAS, kernels, dict(zip(SCHEMAS, (_shape, _shape_of_gradients), strict=True)))
 
     def keep(ctx, inputs, output):
         ctx.save_for_backward(*inputs, *output)
 
     def back(ctx, grad, _):
-        return tuple(each.transpose(1, 2) for each in ops.attention_gradients(grad, *ctx.saved_tensors))
+        found = ops.block_attention_gradients(grad, *ctx.saved_tensors)
+        return *(each.transpose(1, 2) for each in found), None
 
-    torch.library.register_autograd(f"{NAMESPACE}::attention", back, setup_context=keep, lib=ops.library)
+    torch.library.register_autograd(f"{NAMESPACE}::block_attention", back, setup_context=keep, lib=ops.library)
     return ops

@@ -17,6 +17,7 @@ from ...streaming.uploads import uploaded
 from . import rotation
 from .attention import OPTION, Kernels
 from .compute import in_training_dtype
+from .last_block import IMAGE_TOKENS, attention_of_read
 from .pipeline import enter
 from .recompute import attended
 from .routing import KEY, Route, TokenRouting
@@ -113,9 +114,10 @@ def _apply(model: ModelPatcher, x_t: Tensor, t: Tensor, inputs: dict, routes: Se
         # In a unit the output stays on the last card. Nothing reads what apply_model makes of what is returned here.
         return raw[-1] if raw[-1].device == x.device else x
 
-    options = _transformer_options(model, keep_output)
+    options, tokens = _transformer_options(model, keep_output), x_t[0, 0].numel()
+    options[IMAGE_TOKENS] = tokens
     if routes:
-        options[KEY] = TokenRouting(routes, x_t[0, 0].numel(), x_t.device)
+        options[KEY] = TokenRouting(routes, tokens, x_t.device)
     with in_training_dtype(model):
         model.model.apply_model(x_t, t, transformer_options=options, **inputs)
     # The transformer's own output: apply_model returns x - t * velocity, and dividing that by a small t is inexact.
@@ -133,8 +135,11 @@ def _transformer_options(model: ModelPatcher, wrapper: Callable) -> dict:
     # Training needs an attention with a gradient, whichever the user chose: ComfyUI's sage and flash have none.
     kernels = options.pop(OPTION, None) or Kernels()
 
-    def attention(_: Callable, *args, **kwargs) -> Tensor:
+    def attention(*args, **kwargs) -> Tensor:
         return attended(kernels.of(args, kwargs), *args, **kwargs)
 
-    options["optimized_attention_override"] = attention
+    def override(_: Callable, *args, **kwargs) -> Tensor:
+        return attention_of_read(attention, *args, **kwargs)
+
+    options["optimized_attention_override"] = override
     return options

@@ -252,10 +252,11 @@ def test_the_attention_operator_is_what_the_compiler_is_told():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 7, 2, 8, generator=generator).transpose(1, 2).requires_grad_() for _ in range(3))
     ops, tests = torch.ops.flux2_train, ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(ops.attention.default, (q, k, v), test_utils=tests)
-    out, number = ops.attention(q, k, v)
-    inputs = [tensor.detach() for tensor in (torch.randn_like(out), q, k, v, out, number)]
-    torch.library.opcheck(ops.attention_gradients.default, inputs, test_utils=("test_schema", "test_faketensor"))
+    block = opaque.Call(0).tensor()
+    torch.library.opcheck(ops.block_attention.default, (q, k, v, block), test_utils=tests)
+    out, number = ops.block_attention(q, k, v, block)
+    inputs = [tensor.detach() for tensor in (torch.randn_like(out), q, k, v, block, out, number)]
+    torch.library.opcheck(ops.block_attention_gradients.default, inputs, test_utils=("test_schema", "test_faketensor"))
     del number  # only autograd holds it now, and the operator has to find its kept outputs all the same
     found = torch.autograd.grad(out, (q, k, v), inputs[0])
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
