@@ -310,7 +310,7 @@ def _read(work: Work, block: int, routed: bool) -> int:
     """
     image = work.image_at(block, routed)
     on_route = routed and any(first <= block <= last for first, last, _ in work.routes)
-    is_last = block == len(_inside(work)) - 1
+    is_last = block == len(_inside(work)) - 1 and any(name.startswith(cards.LAST) for name in work.weights.linears)
     return image - work.references if is_last and not on_route else image + work.text
 
 

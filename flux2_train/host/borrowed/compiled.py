@@ -27,7 +27,7 @@ from ...streaming.ring import tracked
 from ..system import compiler
 from . import last_block, opaque, opaque_attention
 from .frozen import fetched, rms_scale
-from .recompute import STREAMS
+from .recompute import STREAMS, keeps_attention
 from .rotation import Rotations
 from .unread import has_gradient
 
@@ -37,12 +37,15 @@ FROZEN, FUSED, SUMMED = "frozen", "fused", "summed"  # a Linear alone, with a pl
 
 
 def _attention(_: Callable, q: Tensor, k: Tensor, v: Tensor, *args, mask: Tensor | None = None, **kwargs) -> Tensor:
-    if mask is None and torch.is_grad_enabled():
-        return torch.ops.flux2_train.block_attention.default(q, k, v, kwargs["transformer_options"][CALL])[0]
-    return attention_pytorch(q, k, v, *args, mask=mask, **kwargs)
+    call = kwargs["transformer_options"].get(CALL)
+    if call is None or mask is not None:
+        return attention_pytorch(q, k, v, *args, mask=mask, **kwargs)
+    return torch.ops.flux2_train.block_attention.default(q, k, v, call)[0]
 
 
-CALL = "flux2_train_call"  # of a twin's transformer options: the tensor of ``opaque.Call``
+# Of a twin's transformer options, where attention's output is kept: the tensor of ``opaque.Call``. Elsewhere the
+# compiler sees attention as it is, which costs a fast card's processor less than an operator of ours.
+CALL = "flux2_train_call"
 OPTIONS = {"optimized_attention_override": _attention}
 
 
@@ -211,7 +214,8 @@ class _Block:
         scales = [
             rms_scale(norm, stream.dtype, stream.device, kept) for norm, kept in zip(self.norms, self.kept, strict=True)
         ]
-        kwargs = {**kwargs, "transformer_options": {**OPTIONS, CALL: values[0][0]}}
+        options = {**OPTIONS, CALL: values[0][0]} if grad and keeps_attention() else OPTIONS
+        kwargs = {**kwargs, "transformer_options": options}
         if grad:
             args, kwargs = _differentiable(args, kwargs)
         with tracked(grad):

@@ -1,5 +1,7 @@
 """Attention as an operator that a compiler calls and does not look into, so that a recomputation can leave it out.
 
+It is used where attention's output is kept (``recompute`` ``selective``).
+
 The operator runs ComfyUI's attention, and remembers what its kernel has given: the output, and what the kernel's own
 backward needs beside it. Backward builds torch's graph of attention from these and from query, key and value, without
 running attention again. So the kernel is the one that torch chooses, with its own backward, on every device.

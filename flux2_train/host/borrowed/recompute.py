@@ -45,6 +45,11 @@ def attended(attention: Callable, *args, **kwargs):
         return attention(*args, **kwargs)
 
 
+def keeps_attention() -> bool:
+    """Whether the block that runs now keeps attention's output, or is given it."""
+    return _attention_mode.get() is not None
+
+
 class Keeping(TorchDispatchMode):
     """Keeps attention's outputs in the first run."""
 

@@ -129,7 +129,7 @@ def test_attention_has_the_queries_of_the_image_alone(last, monkeypatch, compile
     monkeypatch.setattr(module, "attention_pytorch", noting)
     monkeypatch.setattr(compiler, "BACKEND", "eager")
     model, case = brief_flux2(), problem(1, 1, dtype=torch.float32)
-    step(model, adapters_for(model), case, Borrowed(Layout(OFF), compiled=compiles))
+    step(model, adapters_for(model), case, Borrowed(Layout(SELECTIVE), compiled=compiles))
     total = TEXT + IMAGE + REFERENCE
     assert queries[:3] == [(total, total), (total, total), (IMAGE, total)]  # double, single, the last one
 

@@ -50,7 +50,7 @@ def test_the_faster_library_is_used(monkeypatch, faster):
     other = ("USUAL", USUAL) if faster else ("ONEDNN", ONEDNN)
     monkeypatch.setattr(libraries, other[0], other[1]._replace(product=slow(other[1])))
     monkeypatch.setattr(libraries, "_fastest_of_cpu", libraries._fastest_of_cpu.__wrapped__)
-    found = fastest(torch.zeros(1))
+    found = fastest(torch.zeros(libraries.SMALL))
     assert (found is libraries.ONEDNN) == faster
 
 
@@ -66,9 +66,11 @@ def test_a_library_that_rounds_more_is_not_used(monkeypatch):
     assert libraries._fastest_of_cpu.__wrapped__() is USUAL
 
 
-def test_other_dtypes_and_devices_keep_torchs_own():
-    assert fastest(torch.zeros(1, dtype=torch.bfloat16)) is USUAL
-    assert fastest(torch.zeros(1, device="meta")) is USUAL
+def test_other_dtypes_and_devices_and_small_tensors_keep_torchs_own(monkeypatch):
+    monkeypatch.setattr(libraries, "_fastest_of_cpu", lambda: ONEDNN)
+    large = torch.zeros(libraries.SMALL)
+    assert fastest(large) is ONEDNN
+    assert all(fastest(each) is USUAL for each in (large.bfloat16(), large.to("meta"), large[1:]))
 
 
 @pytest.mark.long
