@@ -14,7 +14,9 @@ from pathlib import Path
 
 from flux2_train.evaluate.best import less_leak
 
-MEASURES = ("selectivity", "selectivity of whole runs", "own score")
+MEASURES = SELECTIVITY, OF_WHOLE_RUNS, SCORE = (
+    "selectivity", "selectivity of whole runs", "the score that names the best step",
+)  # fmt: skip
 
 
 def order(folder: Path) -> dict:
@@ -40,8 +42,8 @@ def _runs(folder: Path) -> list[tuple[str, dict, dict]]:
             key = json.dumps([result["machine"], result["protocol"], cell["changes"], cell["seed"], cell.get("step")])
             if key not in seen and cell.get("selectivity") is not None:
                 seen.add(key)
-                own = {"selectivity": cell["selectivity"], "own score": _own(cell)}
-                whole = {MEASURES[1]: cell["selectivity"]} if cell.get("whole", True) else {}
+                own = {SELECTIVITY: cell["selectivity"], SCORE: _own(cell)}
+                whole = {OF_WHOLE_RUNS: cell["selectivity"]} if cell.get("whole", True) else {}
                 runs.append((result["question"], cell, own | whole))
     return runs
 
@@ -94,19 +96,20 @@ def table(result: dict) -> str:
 
 def plot(result: dict, path: Path) -> None:
     """The scorer's figure of every run over what the run says of itself."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.2), dpi=100, layout="constrained")
-    questions = list(dict.fromkeys(p["question"] for p in result.get(MEASURES[0], {}).get("points", ())))
-    for axes, name in zip(figure.subplots(1, 2, sharey=True), MEASURES[::2], strict=True):
+    figure, colors = Figure(figsize=(9, 4.2), dpi=100, layout="constrained"), colormaps["tab20"].colors
+    questions = list(dict.fromkeys(p["question"] for p in result.get(SELECTIVITY, {}).get("points", ())))
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), (SELECTIVITY, SCORE), strict=True):
         points = result.get(name, {}).get("points", ())
         for number, question in enumerate(questions):
             own = [p for p in points if p["question"] == question]
-            axes.plot([p["measured"] for p in own], [p["scorer"] for p in own], ".", color=f"C{number % 10}",
+            axes.plot([p["measured"] for p in own], [p["scorer"] for p in own], ".", color=colors[number % len(colors)],
                       label=question)  # fmt: skip
         axes.set_xlabel(name)
         axes.grid(alpha=0.25)
-        if points:
-            axes.legend(fontsize=8)
+    if questions:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # where it hides no point
     figure.axes[0].set_ylabel("concept - leak")
     figure.savefig(path)

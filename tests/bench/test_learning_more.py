@@ -37,7 +37,7 @@ def test_the_order_of_all_runs_is_read_from_the_files_of_the_other_questions(tmp
     main(["selectivity", "--out", str(tmp_path)])
     assert "| selectivity | 5 | 0.90 |" in capsys.readouterr().out
     result = json.loads((tmp_path / "learning_selectivity.json").read_text())
-    assert result["own score"]["rho"] == pytest.approx(1) and (tmp_path / "learning_selectivity.png").is_file()
+    assert result[order.SCORE]["rho"] == pytest.approx(1) and (tmp_path / "learning_selectivity.png").is_file()
     moments = [{"step": n, **{k: cells[n][k] for k in ("concept", "leak", "selectivity", "loss")}} for n in (0, 4)]
     of_best = {"setting": "a", "seed": 0, "changes": [], "moments": moments, "before": 0.3}
     path = tmp_path / "learning_best.json"
