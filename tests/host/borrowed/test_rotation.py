@@ -5,7 +5,7 @@ import pytest
 import torch
 from support import adapters_for, brief_flux2, loss_of, problem
 
-from flux2_train.host.borrowed import rotation
+from flux2_train.host.borrowed import last_block, rotation
 from flux2_train.host.borrowed.borrow import borrow, training_mode
 from flux2_train.host.borrowed.rotation import Rotations
 
@@ -69,7 +69,9 @@ def test_every_block_rotates_so_and_a_models_own_patch_comes_first(monkeypatch):
             loss = loss_of(borrowed, case)
             return [loss.detach(), *torch.autograd.grad(loss, adapters.trainable())]
 
-    ours = results(model)
+    with monkeypatch.context() as patches:  # beside another node's patch the last block leaves out nothing
+        patches.setattr(last_block, "read_rows", lambda *_: None)
+        ours = results(model)
     patched = model.clone()
     patched.set_model_attn1_patch(lambda q, k, v, pe=None, **_: seen.append(pe is not None) or {})
     assert all(torch.equal(a, b) for a, b in zip(results(patched), ours, strict=True))
