@@ -21,7 +21,7 @@ def peak(device: str | torch.device) -> int:
 
 
 def reset_peak(device: str | torch.device) -> None:
-    """Start the peak anew, where the system can do it."""
+    """Reset the recorded peak to the memory in use now, if the system can do that."""
     if not _is_cpu(device):
         torch.cuda.reset_peak_memory_stats()
     elif os.path.exists(RESET):

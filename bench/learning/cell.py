@@ -137,7 +137,7 @@ def _base(precision: str = "") -> nn.Module:
         from flux2_train.host.borrowed.borrow import linears
         from flux2_train.host.borrowed.frozen import fetched
 
-        loaded = _loaded(precision)  # its weights can be read as long as it is held
+        loaded = _loaded(precision)  # weights can be read only while this variable keeps the MODEL alive
         for name, layer in linears(loaded).items():
             with fetched(layer, torch.float32, torch.device("cpu")) as (weight, _), torch.no_grad():
                 model.get_submodule(name).weight.copy_(weight)

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OTHERS = [name for name in CONTENDERS if name != "ours"]
 SIZES = ("hidden", "double", "single", "context", "tokens", "text", "rank")
 OVERHEAD = {"hidden": 128, "double": 8, "single": 24, "context": 64, "tokens": 16, "text": 16, "rank": 4}
-MEMORY = ("peak_mb", "own_mb")  # the process's peak, and the same without what it held before it loaded weights
+MEMORY = ("peak_mb", "own_mb")  # the peak of the process, and the peak minus its memory before it loaded weights
 TRAINERS = ["diffusers", "node", "node_bypass"]
 OWN = ("compiled", "kept", "compiled_kept")  # of the engine, in other ways than as "ours"
 

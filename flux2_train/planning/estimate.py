@@ -275,10 +275,7 @@ def _operations(work: Work, layout: Layout, routed: bool) -> float:
     In forwards: forward is 1; backward is 1 for frozen Linears, whose weights get no gradient, and 2.5 for attention
     (Dao 2023); recomputation is 1, but for Linears whose outputs it leaves out; adapters are 3 in total.
     """
-    per_block, unread, adapters = _forward(work, routed)
-    seen = [work.image_at(number, routed) + work.text for number in range(len(per_block))]
-    pairs = [tokens * _read(work, number, routed) for number, tokens in enumerate(seen)]
-    attention = [4.0 * each * work.weights.hidden for each in pairs]
+    per_block, attention, unread, adapters = _forward(work, routed)
     trained = 3 * adapters
     for number, block in enumerate(per_block):
         trained += 2 * block + 3.5 * attention[number]
@@ -290,17 +287,18 @@ def _operations(work: Work, layout: Layout, routed: bool) -> float:
 
 
 @lru_cache(maxsize=64)
-def _forward(work: Work, routed: bool) -> tuple[list[float], list[float], float]:
-    """Operations of one sample's forward pass: in each block's Linears, in those of it in UNREAD, in all adapters."""
-    per_block, unread, adapters = [], [], 0.0
+def _forward(work: Work, routed: bool) -> tuple[list[float], list[float], list[float], float]:
+    """Operations of one sample's forward pass: each block's Linears, attention and UNREAD Linears, and all adapters."""
+    per_block, attention, unread, adapters = [], [], [], 0.0
     for number, inside in enumerate(_inside(work).values()):
-        seen = {name: _seen(work, name, work.image_at(number, routed)) for name in inside}
-        read = _read(work, number, routed)
+        image, read = work.image_at(number, routed), _read(work, number, routed)
+        seen = {name: _seen(work, name, image) for name in inside}
+        attention.append(4.0 * (image + work.text) * read * work.weights.hidden)
         of_linear = {name: 2.0 * _multiplied(work, name, seen[name], min(seen[name], read)) for name in inside}
         per_block.append(sum(of_linear.values()))
         unread.append(sum(of_linear[name] for name in inside if name.endswith(UNREAD) and _only_added_to(work, name)))
         adapters += sum(2.0 * seen[name] * work.sites[name][1] for name in inside if name in work.sites)
-    return per_block, unread, adapters
+    return per_block, attention, unread, adapters
 
 
 def _read(work: Work, block: int, routed: bool) -> int:

@@ -96,8 +96,8 @@ class Borrowed:
 
 def linears(model: ModelPatcher) -> dict[str, nn.Module]:
     """Every Linear of a MODEL's transformer by its dotted name, quantised ones (which are no nn.Linear) included."""
-    layers = model.model.diffusion_model.named_modules()
-    return {name: m for name, m in layers if hasattr(m, "in_features") and hasattr(m, "weight")}
+    modules = model.model.diffusion_model.named_modules()
+    return {name: m for name, m in modules if hasattr(m, "in_features") and hasattr(m, "weight")}
 
 
 def borrow(

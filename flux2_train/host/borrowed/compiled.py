@@ -43,8 +43,8 @@ def _attention(_: Callable, q: Tensor, k: Tensor, v: Tensor, *args, mask: Tensor
     return torch.ops.flux2_train.block_attention.default(q, k, v, call)[0]
 
 
-# Of a twin's transformer options, where attention's output is kept: the tensor of ``opaque.Call``. Elsewhere the
-# compiler sees attention as it is, which costs a fast card's processor less than an operator of ours.
+# Of a twin's transformer options, where attention's output is kept: the tensor of ``opaque.Call``. Elsewhere torch
+# compiles the call of attention, because an operator of ours takes more processor time, for which a fast card waits.
 CALL = "flux2_train_call"
 OPTIONS = {"optimized_attention_override": _attention}
 

@@ -42,7 +42,7 @@ class Rows(NamedTuple):
         return (slice(*ends) for ends in ((0, self.start), (self.stop, self.total)) if ends[0] < ends[1])
 
     def read(self, tensor: Tensor, dim: int) -> Tensor:
-        """The rows of a tensor that are read, which lie along ``dim``."""
+        """The image's rows of a tensor; its dimension ``dim`` counts the rows."""
         return tensor.narrow(dim, self.start, self.stop - self.start)
 
     def whole(self, tensor: Tensor) -> Tensor:

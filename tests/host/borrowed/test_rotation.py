@@ -69,7 +69,7 @@ def test_every_block_rotates_so_and_a_models_own_patch_comes_first(monkeypatch):
             loss = loss_of(borrowed, case)
             return [loss.detach(), *torch.autograd.grad(loss, adapters.trainable())]
 
-    with monkeypatch.context() as patches:  # beside another node's patch the last block leaves out nothing
+    with monkeypatch.context() as patches:  # a patched MODEL computes all rows of its last block
         patches.setattr(last_block, "read_rows", lambda *_: None)
         ours = results(model)
     patched = model.clone()
