@@ -138,7 +138,9 @@ def read_rows(total: int, number: int, options: dict) -> Rows | None:
     All of them while another node has patched a block, because that node may read any of them, and where token
     routing lets the block see fewer tokens.
     """
-    text, image, routing = options.get("img_slice", (0,))[0], options.get(IMAGE_TOKENS, 0), options.get(ROUTING)
+    if "img_slice" not in options:  # ComfyUI does not say where the text ends
+        return None
+    text, image, routing = options["img_slice"][0], options.get(IMAGE_TOKENS, 0), options.get(ROUTING)
     routed = routing is not None and any(route.first <= number <= route.last for route in routing.routes)
     if routed or not 0 < image < total or not comfy.model_management.in_training or _patched(options):
         return None

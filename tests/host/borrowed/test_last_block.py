@@ -165,3 +165,11 @@ def test_not_outside_of_training(last):
         velocity(borrowed, *case[:3])
         assert not comfy.model_management.in_training
     assert last == [None]
+
+
+def test_not_where_comfyui_does_not_say_where_the_text_ends(monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    known = {"img_slice": [TEXT, TEXT + IMAGE], last_block.IMAGE_TOKENS: IMAGE}
+    assert last_block.read_rows(TEXT + IMAGE, 2, known) == (TEXT, TEXT + IMAGE, TEXT + IMAGE)
+    del known["img_slice"]
+    assert last_block.read_rows(TEXT + IMAGE, 2, known) is None
